@@ -1,0 +1,15 @@
+"""Training-free mitigation of hallucination in vision-language models, in JAX.
+
+Letters used in names, einsum strings and sharding rules alike:
+
+| letter | dim | letter | dim |
+|---|---|---|---|
+| B | batch | D | model dim |
+| T | query length | F | feed-forward |
+| S | key length | V | vocabulary |
+| N | query heads | L | layers |
+| K | key/value heads | P | image patches |
+| G | query heads per key head | M | merged image tokens |
+| H | head dim | C | channels |
+| E | input features of a map | R | rank |
+"""

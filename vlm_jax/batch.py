@@ -1,0 +1,72 @@
+"""The padded batch that `processing` makes and `models` reads: the one seam between words and arrays.
+
+Every leaf has the batch as its leading dimension, so one `PartitionSpec("data")` shards all of it.
+"""
+
+import dataclasses
+import enum
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+class Kind(enum.IntEnum):
+    """What a token is. Every mask and every "visual tokens" rule of every method is read off it."""
+
+    PAD = 0
+    SYSTEM = 1  # before the first image of the sample
+    IMAGE = 2  # a placeholder that a merged image token replaces
+    TEXT = 3  # everything else, generated tokens included
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of each sample as groups of patches, padded.
+
+    A group is one image for a CLIP tower and one attention window for a Qwen2.5-VL tower, so that
+    windowed attention is a batched block and never a masked square.
+
+    Attributes:
+        patches_bgue: float32 [B, groups, patches in a group, C * frames * patch * patch] normalised
+            pixels, flattened in that order; zero where padded.
+        ids_bgu: int32 [B, groups, patches] index of the image within its sample, -1 where padded.
+        positions_bgu2: int32 [B, groups, patches, 2] row and column of the patch in its image.
+    """
+
+    patches_bgue: Array
+    ids_bgu: Array
+    positions_bgu2: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Prompts, right-padded to one length.
+
+    Attributes:
+        tokens_bt: int32 [B, T] token ids; image tokens hold the placeholder id, pads any valid id.
+        kinds_bt: int8 [B, T] `Kind` of each token.
+        positions_bt3: int32 [B, T, 3] rotary positions (time, height, width); the three are equal
+            for families without m-rope.
+        slots_bt: int32 [B, T] for image tokens the index of their merged feature among the sample's
+            features [M, D] in group order (groups x merged patches, flattened); 0 elsewhere.
+        lengths_b: int32 [B] number of real tokens.
+        next_position_b: int32 [B] rotary position of the first generated token.
+        images: the samples' images, or None when no sample has one.
+    """
+
+    tokens_bt: Array
+    kinds_bt: Array
+    positions_bt3: Array
+    slots_bt: Array
+    lengths_b: Array
+    next_position_b: Array
+    images: Images | None
+
+    @property
+    def size(self) -> int:
+        """Number of samples B."""
+        return self.tokens_bt.shape[0]
