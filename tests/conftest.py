@@ -11,6 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+pytest_plugins = ["tests.tiny_fixtures"]
+
 
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:

@@ -1,0 +1,409 @@
+"""Tiny random checkpoints in the published layouts, made by the torch reference classes.
+
+Every parameter is drawn at random, norms and biases too: fresh models have unit norms and zero
+biases, behind which a swapped norm or a forgotten bias would hide. torch and transformers are
+imported inside the functions, so that tests without a reference need neither.
+"""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+NAMINGS = ("hub", "saved", "memory")
+DTYPES = ("float32", "bfloat16", "float16")
+
+_QWEN_SPECIALS = [
+    f"<|{name}|>"
+    for name in (
+        "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start",
+        "box_end", "quad_start", "quad_end", "vision_start", "vision_end", "vision_pad",
+        "image_pad", "video_pad",
+    )
+]  # fmt: skip
+_QWEN_VOCAB = 288  # the tokenizer knows 275: released heads are wider than their tokenizers too
+_LLAVA_VOCAB = 384
+
+_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+TEXT_ONLY_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for item in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ item['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def llava(
+    folder: str | pathlib.Path,
+    *,
+    naming: str = "hub",
+    dtype: str = "float32",
+    shards: int = 1,
+    template: str | None = LLAVA_TEMPLATE,
+    nested: bool = False,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **root: Any,
+) -> pathlib.Path:
+    """Writes a LLaVA-1.5 folder: CLIP at 56 pixels with a class token, Llama with 4:2 heads.
+
+    Args:
+        folder: where to write; created.
+        naming: "hub" (released names), "saved" (as transformers 5 saves) or "memory" (state dict).
+        dtype: of the tensors on disk.
+        shards: safetensors files; more than one come with an index.
+        template: chat template; None writes none.
+        nested: whether config.json has every field, as transformers 5 writes it, or is sparse.
+        seed: of the parameters.
+        text, vision, root: fields of the configs that replace the tiny ones, e.g.
+            `text=dict(num_key_value_heads=4)`.
+
+    Returns:
+        The folder.
+    """
+    import transformers
+
+    folder = pathlib.Path(folder)
+    tokenizer = _llava_tokenizer(template)
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "ignore_index": -100,
+        "image_token_index": image_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "text_config": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 112,
+            "max_position_embeddings": 2048,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "torch_dtype": dtype,
+            "vocab_size": _LLAVA_VOCAB,
+            **(text or {}),
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 48,
+            "image_size": 56,
+            "intermediate_size": 80,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "patch_size": 14,
+            "projection_dim": 32,
+            "vocab_size": 32000,
+            **(vision or {}),
+        },
+        **root,
+    }
+    size = config["vision_config"]["image_size"]
+    tokenizer.save_pretrained(folder)
+    _write(folder, "config.json", config)
+    _write(
+        folder,
+        "generation_config.json",
+        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id},
+    )
+    _write(
+        folder,
+        "preprocessor_config.json",
+        {
+            "crop_size": {"height": size, "width": size},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": _CLIP_MEAN,
+            "image_processor_type": "CLIPImageProcessor",
+            "image_std": _CLIP_STD,
+            "processor_class": "LlavaProcessor",
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+            "size": {"shortest_edge": size},
+        },
+    )
+    _write(
+        folder,
+        "processor_config.json",
+        {
+            "image_token": "<image>",
+            "num_additional_image_tokens": 1,
+            "patch_size": config["vision_config"]["patch_size"],
+            "processor_class": "LlavaProcessor",
+            "vision_feature_select_strategy": config["vision_feature_select_strategy"],
+        },
+    )
+    _weights(
+        transformers.LlavaForConditionalGeneration, folder, naming, dtype, shards, nested, seed
+    )
+    return folder
+
+
+def qwen2_5_vl(
+    folder: str | pathlib.Path,
+    *,
+    naming: str = "hub",
+    dtype: str = "float32",
+    shards: int = 1,
+    template: str | None = QWEN_TEMPLATE,
+    nested: bool = False,
+    seed: int = 0,
+    tied: bool = False,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **root: Any,
+) -> pathlib.Path:
+    """Writes a Qwen2.5-VL folder: 4:2 heads, m-rope [2, 3, 3], 2x2-unit windows, full layers 1, 3.
+
+    Args: as `llava`; `tied` shares the head with the embedding table; `nested` also moves the text
+        fields into `text_config`, where the released folders keep them at the root.
+
+    Returns:
+        The folder.
+    """
+    import transformers
+
+    folder = pathlib.Path(folder)
+    tokenizer = _qwen_tokenizer(template)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _QWEN_SPECIALS}
+    config = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "image_token_id": ids["<|image_pad|>"],
+        "initializer_range": 0.02,
+        "intermediate_size": 112,
+        "max_position_embeddings": 4096,
+        "max_window_layers": 3,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "rope_theta": 1000000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": tied,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "depth": 4,
+            "fullatt_block_indexes": [1, 3],
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "in_chans": 3,
+            "intermediate_size": 52,
+            "model_type": "qwen2_5_vl",
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 56,
+            **(vision or {}),
+        },
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "vocab_size": _QWEN_VOCAB,
+        **(text or {}),
+        **root,
+    }
+    tokenizer.save_pretrained(folder)
+    _write(folder, "config.json", config)
+    _write(
+        folder,
+        "generation_config.json",
+        {
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+    )
+    _write(
+        folder,
+        "preprocessor_config.json",
+        {
+            "image_mean": _CLIP_MEAN,
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_std": _CLIP_STD,
+            "max_pixels": 28 * 28 * 64,
+            "merge_size": 2,
+            "min_pixels": 28 * 28 * 4,
+            "patch_size": 14,
+            "processor_class": "Qwen2_5_VLProcessor",
+            "temporal_patch_size": 2,
+        },
+    )
+    _weights(
+        transformers.Qwen2_5_VLForConditionalGeneration, folder, naming, dtype, shards, nested, seed
+    )
+    return folder
+
+
+def reference(folder: str | pathlib.Path, attention: str = "sdpa", dtype: str = "float32"):
+    """Loads a folder with torch, on the CPU, in eval mode; `attention` is "sdpa" or "eager"."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    return model.eval()
+
+
+def rename(name: str, family: str, naming: str) -> str:
+    """The name on disk, in a naming style, of a parameter of the torch model in memory."""
+    if naming == "memory":
+        return name
+    if family == "qwen2_5_vl":
+        rules = [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")]
+    else:
+        tower = "vision_tower.vision_model." if naming == "hub" else "vision_tower."
+        rules = [
+            (r"^model\.vision_tower\.", tower),
+            (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+            (r"^model\.language_model\.", "language_model.model."),
+            (r"^lm_head\.", "language_model.lm_head."),
+        ]
+    for pattern, prefix in rules:
+        name, count = re.subn(pattern, prefix, name)
+        if count:
+            break
+    return name
+
+
+def _write(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
+    (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _weights(model_class, folder, naming, dtype, shards, nested, seed) -> None:
+    import torch
+    import transformers
+
+    if naming not in NAMINGS:
+        raise ValueError(f"naming must be one of {NAMINGS}, not {naming!r}")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = model_class(config)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, parameter in sorted(model.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            value = 0.2 * noise
+        elif parameter.ndim == 1 and "class_embedding" not in name:
+            value = 1 + 0.2 * noise
+        else:
+            # Unit-variance outputs, but louder queries and keys, so that attention has preferences.
+            loud = 2.0 if re.search(r"\.[qk]_proj\.", name) else 1.0
+            value = loud * noise / parameter[0].numel() ** 0.5
+        tensors[rename(name, config.model_type, naming)] = value.to(getattr(torch, dtype))
+    _save_shards(folder, tensors, shards)
+    if nested:
+        config.architectures = [model_class.__name__]
+        config.dtype = dtype
+        config.save_pretrained(folder)
+
+
+def _save_shards(folder: pathlib.Path, tensors: dict[str, Any], shards: int) -> None:
+    from safetensors.torch import save_file
+
+    names = sorted(tensors)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for index in range(shards):
+        file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[index::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    index_json = {
+        "metadata": {"total_size": total},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    _write(folder, "model.safetensors.index.json", index_json)
+
+
+def _byte_symbols() -> list[str]:
+    """The printable stand-ins of the 256 bytes in byte-level BPE."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
+def _qwen_tokenizer(template: str | None):
+    from transformers import Qwen2Tokenizer
+
+    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
+    symbols = [*_byte_symbols(), *("".join(pair) for pair in merges)]
+    tokenizer = Qwen2Tokenizer(
+        vocab={symbol: index for index, symbol in enumerate(symbols)},
+        merges=merges,
+        eos_token="<|im_end|>",
+        extra_special_tokens=_QWEN_SPECIALS,
+    )
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _llava_tokenizer(template: str | None):
+    from transformers import LlamaTokenizer
+
+    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
+    symbols = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581"]
+    symbols += [chr(c) for c in range(33, 127)] + ["".join(pair) for pair in merges]
+    tokenizer = LlamaTokenizer(
+        vocab={symbol: index for index, symbol in enumerate(symbols)},
+        merges=merges,
+        add_bos_token=True,
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
