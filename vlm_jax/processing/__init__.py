@@ -1,0 +1,10 @@
+"""Images and chats to `Batch`, tokens to text.
+
+Knows transformers' tokenizers and PIL image processors; knows nothing of devices or weights.
+"""
+
+from vlm_jax.processing.buckets import bucket
+from vlm_jax.processing.images import MAX_IMAGE_PIXELS, ImageSource
+from vlm_jax.processing.processor import Processor
+
+__all__ = ["MAX_IMAGE_PIXELS", "ImageSource", "Processor", "bucket"]

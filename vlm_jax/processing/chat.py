@@ -1,0 +1,108 @@
+"""The folder's chat template: a user's turn and its images become one templated string."""
+
+import json
+import pathlib
+
+from vlm_jax.errors import CheckpointError, PromptError
+
+_PROBE = "probe of the template"
+
+
+def read_template(folder: pathlib.Path, tokenizer) -> str | None:
+    """Returns the template that transformers' processor would use, or None where there is none.
+
+    In its order: `processor_config.json`, `chat_template.json` (older folders),
+    `chat_template.jinja`, then whatever the tokenizer brought along.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+            if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
+                return content["chat_template"]
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+class Chat:
+    """Puts user turns through a chat template.
+
+    Templates take a turn's content as a list of images and texts, or (older ones) as a string
+    only; which of them this one is, is found out by rendering a probe. A string-only template gets
+    the images in the family's conventional form before the text.
+
+    Args:
+        tokenizer: the folder's tokenizer.
+        template: Jinja source, or None: then `render` raises.
+        image_token: the placeholder's text.
+        image_text: what one image looks like in a string-only turn.
+    """
+
+    def __init__(self, tokenizer, template: str | None, image_token: str, image_text: str):
+        self._tokenizer, self._template = tokenizer, template
+        self._image_token, self._image_text = image_token, image_text
+        self._takes_lists: bool | None = None
+
+    def render(self, prompt: str, images: int, where: str = "The prompt") -> str:
+        """Returns the templated text of one user turn, ready for the assistant's answer.
+
+        A prompt that holds as many placeholders as there are images says where they go; otherwise
+        the images come before the text.
+
+        Raises:
+            PromptError: the prompt is empty, its placeholders are not as many as its images, or
+                the template refuses it.
+            CheckpointError: the folder has no chat template.
+        """
+        if not isinstance(prompt, str):
+            raise PromptError(f"{where} must be a string, not {type(prompt).__name__}.")
+        if not prompt.strip():
+            raise PromptError(f"{where} is empty; a prompt needs at least one word.")
+        placed = prompt.count(self._image_token)
+        if placed and placed != images:
+            raise PromptError(
+                f"{where} has {placed} {self._image_token} placeholder(s) but {images} image(s); "
+                "give one image per placeholder, or leave the placeholders out."
+            )
+        leading = 0 if placed else images
+        if self.takes_lists:
+            content = [{"type": "image"}] * leading + [{"type": "text", "text": prompt}]
+        else:
+            content = self._image_text * leading + prompt
+        try:
+            return self._apply(content)
+        except Exception as error:  # templates raise errors of their own making
+            raise PromptError(f"{where} was refused by the chat template: {error}.") from None
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether the template places images and texts of a content list itself."""
+        if self._template is None:
+            raise CheckpointError(
+                "The model folder has no chat template; add its chat_template.jinja, or pass "
+                "already templated texts."
+            )
+        if self._takes_lists is None:
+            try:
+                probe = self._apply([{"type": "image"}, {"type": "text", "text": _PROBE}])
+            except Exception:  # a string-only template fails on a list in ways of its own
+                probe = ""
+            # A template that prints the list as Python prints it shows its keys.
+            self._takes_lists = (
+                probe.count(self._image_token) == 1 and _PROBE in probe and "'type'" not in probe
+            )
+        return self._takes_lists
+
+    def _apply(self, content: str | list[dict[str, str]]) -> str:
+        return self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )

@@ -1,0 +1,104 @@
+"""Decoding images from paths or PIL objects, with errors that name the sample and the file.
+
+A path is read as transformers' `load_image` reads it: EXIF orientation applied, then converted to
+RGB. A PIL image is the caller's own: it goes on as it is, orientation tag and transparency
+included, and the folder's image processor makes RGB of it (transparency over white).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import PIL.Image
+import PIL.ImageOps
+
+from vlm_jax.errors import PromptError
+
+ImageSource = PIL.Image.Image | str | os.PathLike
+
+# Pillow warns of a decompression bomb from here on: a quarter of a GiB of RGB.
+MAX_IMAGE_PIXELS = 89_478_485
+
+
+def describe(source: ImageSource) -> str:
+    """Returns the words that an error calls an image by."""
+    if isinstance(source, PIL.Image.Image):
+        name = getattr(source, "filename", "")
+        return str(name) if name else f"a PIL image of {source.width}x{source.height} pixels"
+    return os.fspath(source)
+
+
+def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXELS):
+    """Returns a decoded PIL image.
+
+    Args:
+        source: a path or a PIL image.
+        where: which image of which sample this is, for errors.
+        max_pixels: refuse more pixels than this, before they are decoded.
+
+    Raises:
+        PromptError: the file is missing or is not a whole image, the image has too many pixels or
+            none, or `source` is neither a path nor a PIL image.
+    """
+    if isinstance(source, PIL.Image.Image):
+        _check_size(source, where, max_pixels)
+        _decode(source.load, source, where)
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise PromptError(
+            f"{where} must be a path or a PIL image, not {type(source).__name__}; images are given "
+            "as one list per sample, such as [[first], [second, third]]."
+        )
+    if not os.path.isfile(source):
+        raise PromptError(f"{where}: no such file: {describe(source)}.")
+    image = _decode(lambda: PIL.Image.open(source), source, where)
+    with image:
+        _check_size(image, where, max_pixels)
+        return _decode(lambda: PIL.ImageOps.exif_transpose(image).convert("RGB"), source, where)
+
+
+def _decode(step: Callable, source: ImageSource, where: str):
+    try:
+        return step()
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise PromptError(
+            f"{where} ({describe(source)}) is over Pillow's pixel limit: {error}"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise errors of any type
+        raise PromptError(
+            f"{where} ({describe(source)}) is corrupt or not an image: {error}."
+        ) from None
+
+
+def _check_size(image: PIL.Image.Image, where: str, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels == 0:
+        raise PromptError(f"{where} ({describe(image)}) has no pixels.")
+    if pixels > max_pixels:
+        raise PromptError(
+            f"{where} ({describe(image)}) has {image.width}x{image.height} = {pixels} pixels, more "
+            f"than the budget of {max_pixels}; make it smaller or raise max_image_pixels."
+        )
+
+
+def check_nesting(images: Sequence[Sequence[ImageSource]] | None, size: int) -> list[list]:
+    """Returns one list of images per sample, or raises `PromptError` if it is not that."""
+    if images is None:
+        return [[] for _ in range(size)]
+    if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
+        raise PromptError("images must be a list, per sample, of lists of images, not one image.")
+    if len(images) != size:
+        raise PromptError(
+            f"There are image lists for {len(images)} samples but {size} prompts; give one list of "
+            "images per prompt (an empty list for none)."
+        )
+    for index, group in enumerate(images):
+        if isinstance(group, (str, os.PathLike, PIL.Image.Image)) or not isinstance(
+            group, Sequence
+        ):
+            raise PromptError(
+                f"Sample {index}: its images must be a list of paths or PIL images, not "
+                f"{type(group).__name__}; put a single image in a list of its own."
+            )
+    return [list(group) for group in images]

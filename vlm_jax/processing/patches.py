@@ -1,0 +1,114 @@
+"""One image cut into groups of patches, the way its vision tower wants them."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import PIL.Image
+from transformers import BaseImageProcessor
+
+from vlm_jax.config import ClipVisionConfig, QwenVisionConfig
+from vlm_jax.errors import CheckpointError
+from vlm_jax.processing.windows import window_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """The patches of one image in groups, and where its image tokens find their features.
+
+    Attributes:
+        patches_gue: float32 [groups, patches in a group, C * frames * patch * patch], zero where
+            padded.
+        real_gu: bool [groups, patches], False where padded.
+        positions_gu2: int32 [groups, patches, 2] row and column of each patch.
+        slots_m: int32 [image tokens] feature of each image token among this image's features.
+        grid: rows and columns of image tokens (for m-rope).
+    """
+
+    patches_gue: np.ndarray
+    real_gu: np.ndarray
+    positions_gu2: np.ndarray
+    slots_m: np.ndarray
+    grid: tuple[int, int]
+
+
+class Clip:
+    """Square images in one group each: a CLIP tower's row-major patches.
+
+    Raises:
+        CheckpointError: the image processor does not make images of the tower's size.
+    """
+
+    group_multiple = 1
+
+    def __init__(self, config: ClipVisionConfig, image_processor: BaseImageProcessor):
+        self.config, self.image_processor = config, image_processor
+        self.patches_per_group = config.num_patches
+        self.slots_per_group = config.tokens_per_image
+        self.patch_features = config.num_channels * config.patch_size**2
+
+    def __call__(self, image: PIL.Image.Image) -> Patches:
+        """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
+        pixels = self.image_processor(images=[image], return_tensors="np")["pixel_values"]
+        config = self.config
+        expected = (1, config.num_channels, config.image_size, config.image_size)
+        if pixels.shape != expected:
+            raise CheckpointError(
+                f"preprocessor_config.json makes images of shape {pixels.shape[1:]} but the vision "
+                f"tower of config.json takes {expected[1:]}; correct its size and crop_size."
+            )
+        side, patch = config.image_size // config.patch_size, config.patch_size
+        # An image size that is not a multiple of the patch loses its last pixels, as a
+        # convolution with that stride loses them.
+        chw = pixels[0, :, : side * patch, : side * patch]
+        cells = chw.reshape(config.num_channels, side, patch, side, patch)
+        patches = cells.transpose(1, 3, 0, 2, 4).reshape(1, side * side, self.patch_features)
+        return Patches(
+            patches_gue=patches.astype(np.float32, copy=False),
+            real_gu=np.ones((1, side * side), bool),
+            positions_gu2=_row_major(side)[None],
+            slots_m=np.arange(config.tokens_per_image, dtype=np.int32),
+            grid=(side, side),
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _row_major(side: int) -> np.ndarray:
+    return np.indices((side, side), np.int32).reshape(2, -1).T
+
+
+class Qwen:
+    """Images of any size in attention windows: the Qwen2.5-VL tower's groups.
+
+    Raises:
+        CheckpointError: the image processor cuts patches other than the tower's.
+    """
+
+    # Images give window counts of any size, so these are bucketed coarsely.
+    group_multiple = 8
+
+    def __init__(self, config: QwenVisionConfig, image_processor: BaseImageProcessor):
+        self.config, self.image_processor = config, image_processor
+        self.slots_per_group = config.window_units**2
+        self.patches_per_group = self.slots_per_group * config.merge_size**2
+        self.patch_features = (
+            config.num_channels * config.temporal_patch_size * config.patch_size**2
+        )
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            ours, theirs = getattr(config, name), getattr(image_processor, name, None)
+            if ours != theirs:
+                raise CheckpointError(
+                    f"preprocessor_config.json says {name} = {theirs} but the vision tower of "
+                    f"config.json has {ours}; they must be equal."
+                )
+
+    def __call__(self, image: PIL.Image.Image) -> Patches:
+        """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
+        made = self.image_processor(images=[image], return_tensors="np")
+        flat, (_, rows, cols) = made["pixel_values"], made["image_grid_thw"][0].tolist()
+        layout = window_layout(rows, cols, self.config.merge_size, self.config.window_units)
+        real = layout.index_gu >= 0
+        patches = np.zeros((*real.shape, self.patch_features), np.float32)
+        patches[real] = flat[layout.index_gu[real]]
+        grid = rows // self.config.merge_size, cols // self.config.merge_size
+        return Patches(patches, real, layout.positions_gu2, layout.slots_m, grid)
