@@ -1,0 +1,170 @@
+"""CHAIR: how much of what a caption names is not in the image (Rohrbach et al., 2018).
+
+Scoring yields integers for each caption; totals add up in any order and `report` forms the ratios
+once.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from vlm_jax.evals.records import ImageId
+from vlm_jax.evals.tallies import Statistic, Totals, f1, ratio
+from vlm_jax.evals.vocabulary import Mention, Vocabulary, coco_vocabulary
+
+COUNTS = (
+    "captions",
+    "hallucinated_captions",
+    "object_mentions",
+    "hallucinated_mentions",
+    "gt_objects",
+    "recalled_objects",
+    "mentioned_types",
+    "words",
+)
+
+
+def _precision_mentions(totals: Totals):
+    return ratio(
+        totals["object_mentions"] - totals["hallucinated_mentions"], totals["object_mentions"]
+    )
+
+
+def _precision_types(totals: Totals):
+    return ratio(totals["recalled_objects"], totals["mentioned_types"])
+
+
+def _recall(totals: Totals):
+    return ratio(totals["recalled_objects"], totals["gt_objects"])
+
+
+METRICS: dict[str, Statistic] = {
+    "C_S": lambda totals: ratio(totals["hallucinated_captions"], totals["captions"]),
+    "C_I": lambda totals: ratio(totals["hallucinated_mentions"], totals["object_mentions"]),
+    "recall": _recall,
+    "F1": lambda totals: f1(_precision_mentions(totals), _recall(totals)),
+    "F1_types": lambda totals: f1(_precision_types(totals), _recall(totals)),
+    "precision_types": _precision_types,
+    "length": lambda totals: ratio(totals["words"], totals["captions"]),
+}
+"""Metrics as functions of totals. All are fractions but `length`, in words a caption.
+
+C_S: captions with a hallucinated object; C_I: hallucinated mentions among object mentions, over
+    the corpus;
+recall: ground-truth objects named; F1: of 1 - C_I and recall; F1_types: of the precision over
+    distinct
+objects and recall (the form in the VISTA code).
+"""
+
+
+@dataclass(frozen=True)
+class ScoredMention:
+    """An object mention with its verdict; `group` is its label in the partner table, if it has
+    one."""
+
+    start: int
+    end: int
+    surface: str
+    node: str
+    hallucinated: bool
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """One caption's mentions, in order, and its tally."""
+
+    mentions: tuple[ScoredMention, ...]
+    tally: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ChairScorer:
+    """Scores captions against the objects of their image.
+
+    Attributes:
+        truth: image id -> node words in the image.
+        vocabulary: finds object mentions in text.
+        groups: optional labels of objects by image (image id -> node word -> label), by which
+            hallucinations are counted apart, for example {7: {"cup": "partner"}}.
+    """
+
+    truth: Mapping[ImageId, Collection[str]]
+    vocabulary: Vocabulary = field(default_factory=coco_vocabulary)
+    groups: Mapping[ImageId, Mapping[str, str]] | None = None
+
+    def score(self, image: ImageId, caption: str) -> CaptionScore:
+        """Scores one caption.
+
+        With `groups`, the tally also has `hallucinated_mentions/<label>` and
+        `hallucinated_captions/<label>` for every label, with "other" for unlabelled objects.
+
+        Raises:
+            ValueError: the truth lacks the image.
+        """
+        if image not in self.truth:
+            raise ValueError(
+                f"image {image!r} has no ground truth; name a truth file that covers it"
+            )
+        present = self.truth[image]
+        reading = self.vocabulary.read(caption)
+        labels = {} if self.groups is None else self.groups.get(image, {})
+        mentions = tuple(_judge(mention, present, labels) for mention in reading.mentions)
+        named = {mention.node for mention in mentions}
+        wrong = sum(mention.hallucinated for mention in mentions)
+        tally = {
+            "captions": 1,
+            "hallucinated_captions": int(wrong > 0),
+            "object_mentions": len(mentions),
+            "hallucinated_mentions": wrong,
+            "gt_objects": len(set(present)),
+            "recalled_objects": len(named.intersection(present)),
+            "mentioned_types": len(named),
+            "words": reading.length,
+        }
+        if self.groups is not None:
+            tally |= self._group_tally(mentions)
+        return CaptionScore(mentions, tally)
+
+    def tally(self, image: ImageId, caption: str) -> dict[str, int]:
+        """The integers of one caption; see `COUNTS`."""
+        return self.score(image, caption).tally
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that hallucinations are counted apart by, "other" last; empty without
+        groups."""
+        if self.groups is None:
+            return ()
+        named = {label for image in self.groups.values() for label in image.values()} - {"other"}
+        return (*sorted(named), "other")
+
+    def _group_tally(self, mentions: tuple[ScoredMention, ...]) -> dict[str, int]:
+        wrong = [mention.group or "other" for mention in mentions if mention.hallucinated]
+        tally = {}
+        for label in self.labels:
+            tally[f"hallucinated_mentions/{label}"] = wrong.count(label)
+            tally[f"hallucinated_captions/{label}"] = int(label in wrong)
+        return tally
+
+
+def _judge(mention: Mention, present: Collection[str], labels: Mapping[str, str]) -> ScoredMention:
+    return ScoredMention(*mention, mention.node not in present, labels.get(mention.node))
+
+
+def metrics(totals: Totals) -> dict[str, Statistic]:
+    """The metrics that some totals allow: `METRICS`, and C_S and C_I by label where they were
+    counted."""
+    available = dict(METRICS)
+    for name in totals:
+        kind, _, label = name.partition("/")
+        if label and kind == "hallucinated_captions":
+            available[f"C_S/{label}"] = lambda t, name=name: ratio(t[name], t["captions"])
+        elif label and kind == "hallucinated_mentions":
+            available[f"C_I/{label}"] = lambda t, name=name: ratio(t[name], t["object_mentions"])
+    return available
+
+
+def report(totals: Totals) -> dict[str, float]:
+    """The metrics of some totals; every ratio over nothing is 0."""
+    return {name: statistic(totals) for name, statistic in metrics(totals).items()}

@@ -1,0 +1,229 @@
+"""The `results.json` document and the plain-text tables that jobs print."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.errors import UserError
+from vlm_jax.evals.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Results:
+    """One arm's results on one benchmark.
+
+    Attributes:
+        benchmark: its name.
+        metrics: name -> value with interval; fractions unless `units` says otherwise.
+        counts: name -> total.
+        n: items scored.
+        differences: metric -> paired difference from the baseline arm, where there is one.
+        units: unit of the metrics that are not fractions.
+        config: the settings that made the result.
+        versions: package -> version.
+        seeds: purpose -> seed.
+        device: what the model ran on.
+        protocol: hash of everything that must be equal for two results to be comparable.
+        notes: anything a reader must know, one sentence each.
+    """
+
+    benchmark: str
+    metrics: Mapping[str, Interval]
+    counts: Mapping[str, int]
+    n: int
+    differences: Mapping[str, Interval] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: package_versions())
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    device: str = "none (scored without a model)"
+    protocol: str = ""
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document; NaN becomes null."""
+        return {
+            "benchmark": self.benchmark,
+            "metrics": {name: interval_fields(entry) for name, entry in self.metrics.items()},
+            "differences": {
+                name: interval_fields(entry) for name, entry in self.differences.items()
+            },
+            "counts": dict(self.counts),
+            "n": self.n,
+            "units": dict(self.units),
+            "config": dict(self.config),
+            "versions": dict(self.versions),
+            "seeds": dict(self.seeds),
+            "device": self.device,
+            "protocol": self.protocol,
+            "notes": list(self.notes),
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Writes the document, whole or not at all."""
+        return write_json(path, self.document())
+
+    def table(self) -> str:
+        """A readable table of the metrics, then the counts and the notes."""
+        lines = [metric_table([(self.benchmark, self)])]
+        lines.append("  ".join(f"{name} {count}" for name, count in self.counts.items()))
+        lines.extend(f"note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def read_results(path: str | Path) -> Results:
+    """Reads a `results.json` back.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or lacks a field.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Results(
+            benchmark=document["benchmark"],
+            metrics=_intervals(document["metrics"]),
+            differences=_intervals(document.get("differences", {})),
+            counts=document["counts"],
+            n=document["n"],
+            units=document.get("units", {}),
+            config=document["config"],
+            versions=document["versions"],
+            seeds=document["seeds"],
+            device=document["device"],
+            protocol=document.get("protocol", ""),
+            notes=tuple(document.get("notes", ())),
+        )
+    except OSError as error:
+        raise UserError(f"cannot read results {path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a results document: {error}") from error
+    except KeyError as error:
+        raise UserError(f"{path} is not a results document: field {error} is missing") from error
+
+
+def interval_fields(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON: value, low, high; null where it is not a number."""
+    ends = (interval.value, interval.low, interval.high)
+    return {
+        name: float(end) if math.isfinite(end) else None
+        for name, end in zip(("value", "low", "high"), ends)
+    }
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """A short hash of a protocol: equal for equal content, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def package_versions(packages: Iterable[str] = ("vlm_jax", "numpy")) -> dict[str, str]:
+    """Versions of Python and of some installed packages; "source" for one that is not installed."""
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "source"
+    return versions
+
+
+def write_json(path: str | Path, document: Any) -> Path:
+    """Writes JSON under a temporary sibling name and renames it, so that no half-written file is
+    seen.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    path = Path(path)
+    text = json.dumps(document, indent=2, allow_nan=False, default=_plain) + "\n"
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def metric_table(arms: Sequence[tuple[str, Results]], metrics: Sequence[str] | None = None) -> str:
+    """A table with a row an arm and a column a metric, "value [low, high]" in each cell.
+
+    Fractions are shown in percent. Where an arm has differences from a baseline, a second row
+    under it shows them, "*" marking an interval that excludes 0.
+    """
+    if not arms:
+        raise ValueError("a table needs at least one arm")
+    names = list(metrics or dict.fromkeys(name for _, arm in arms for name in arm.metrics))
+    units = {name: unit for _, arm in arms for name, unit in arm.units.items()}
+    headers = ["", *(f"{name} ({units.get(name, '%')})" for name in names), "n"]
+    rows = []
+    for label, arm in arms:
+        cells = [_cell(arm.metrics.get(name), name in units) for name in names]
+        rows.append([label, *cells, str(arm.n)])
+        if arm.differences:
+            cells = [_cell(arm.differences.get(name), name in units, signed=True) for name in names]
+            rows.append(["  vs baseline", *cells, ""])
+    return format_table(headers, rows)
+
+
+def format_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligns a table of texts: first column left, others right, a rule under the headers."""
+    cells = [list(headers), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    lines = [
+        "  ".join(_align(text, width, i) for i, (text, width) in enumerate(zip(row, widths)))
+        for row in cells
+    ]
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _align(text: str, width: int, column: int) -> str:
+    return text.rjust(width) if column else text.ljust(width)
+
+
+def _cell(entry: Interval | None, plain: bool, signed: bool = False) -> str:
+    if entry is None or math.isnan(entry.value):
+        return "-"
+    scale = 1 if plain else 100
+    sign = "+" if signed else ""
+    text = f"{scale * entry.value:{sign}.1f}"
+    if math.isnan(entry.low) or math.isnan(entry.high):
+        return text
+    mark = "*" if signed and entry.excludes_zero else ""
+    return f"{text}{mark} [{scale * entry.low:{sign}.1f}, {scale * entry.high:{sign}.1f}]"
+
+
+def _intervals(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:
+    return {
+        name: Interval(
+            *(math.nan if entry[end] is None else entry[end] for end in ("value", "low", "high"))
+        )
+        for name, entry in fields.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars, tuples and paths as JSON values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    raise TypeError(f"{type(value).__name__} {value!r} does not fit into JSON")

@@ -1,0 +1,276 @@
+"""Readers of ground truth: which objects are in which image, and which answers questions want.
+
+Objects come from an object table (TSV), COCO annotation JSON (instances and captions, several
+files merged) or rows of captions and instances; questions from POPE files. `read_truth` tells them
+apart by content.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_jax.errors import AnswersError
+from vlm_jax.evals.answers import question_id
+from vlm_jax.evals.records import (
+    ImageId,
+    Row,
+    image_id,
+    parse_rows,
+    read_text,
+    row_image_id,
+    row_text,
+)
+from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
+
+_TABLE_HEADER = "# categories:"
+
+
+@dataclass(frozen=True)
+class ObjectTruth:
+    """The objects of every image: image id -> node words.
+
+    Attributes:
+        objects: image id -> node words; an image without objects has an empty set.
+        categories: the node words there are, in the order of the source.
+    """
+
+    objects: Mapping[ImageId, frozenset[str]]
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One yes/no question about an image; `label` is "yes" or "no"."""
+
+    id: int | str
+    image: str
+    text: str
+    label: str
+
+
+def read_truth(
+    paths: str | Path | Sequence[str | Path], vocabulary: Vocabulary | None = None
+) -> ObjectTruth | tuple[Question, ...]:
+    """Reads ground truth of either kind from one file or several files of one kind.
+
+    Args:
+        paths: object tables, COCO annotation JSON, caption-and-instance rows, or POPE question
+            files.
+        vocabulary: finds objects in reference captions and names categories; the default is our
+            own table.
+
+    Raises:
+        AnswersError: a file is of no known kind, of another kind than the first, or has a
+            malformed row.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not paths:
+        raise AnswersError("no truth file given; name an object table, COCO JSON or question file")
+    vocabulary = vocabulary or coco_vocabulary()
+    builder = _ObjectBuilder(vocabulary)
+    questions: dict[int | str, Question] = {}
+    for path in map(Path, paths):
+        _read_one(path, builder, questions)
+    if questions and builder.objects:
+        raise AnswersError(
+            f"truth files {', '.join(map(str, paths))} mix questions and objects; give one kind"
+        )
+    return tuple(questions.values()) if questions else builder.build()
+
+
+def read_object_truth(
+    paths: str | Path | Sequence[str | Path], vocabulary: Vocabulary | None = None
+) -> ObjectTruth:
+    """`read_truth` for objects; refuses question files."""
+    truth = read_truth(paths, vocabulary)
+    if not isinstance(truth, ObjectTruth):
+        raise AnswersError(
+            f"{paths} holds yes/no questions; captions need the objects of each image"
+        )
+    return truth
+
+
+def read_questions(paths: str | Path | Sequence[str | Path]) -> tuple[Question, ...]:
+    """`read_truth` for yes/no questions; refuses object tables."""
+    truth = read_truth(paths)
+    if isinstance(truth, ObjectTruth):
+        raise AnswersError(
+            f"{paths} holds objects of images; a file of labelled questions is needed"
+        )
+    return truth
+
+
+def object_table(truth: ObjectTruth) -> str:
+    """Writes an object table: a header naming the categories, then "image id TAB category
+    indices"."""
+    index = {name: number for number, name in enumerate(truth.categories)}
+    lines = [f"{_TABLE_HEADER} {'|'.join(truth.categories)}"]
+    for image, objects in truth.objects.items():
+        unknown = sorted(objects - index.keys())
+        if unknown:
+            raise ValueError(
+                f"image {image} has objects {unknown} that are not among the categories"
+            )
+        lines.append(f"{image}\t{','.join(map(str, sorted(index[name] for name in objects)))}")
+    return "\n".join(lines) + "\n"
+
+
+class _ObjectBuilder:
+    """Objects of images gathered over several files."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.objects: dict[ImageId, set[str]] = {}
+        self.categories: dict[str, None] = {}
+
+    def add(self, image: ImageId, nodes: Iterable[str]) -> None:
+        self.objects.setdefault(image, set()).update(nodes)
+
+    def node(self, category: str) -> str:
+        """The node word of a category name; a name outside the vocabulary stands for itself."""
+        return self.vocabulary.node(category) or category
+
+    def build(self) -> ObjectTruth:
+        categories = tuple(self.categories) or self.vocabulary.categories
+        return ObjectTruth(
+            {key: frozenset(nodes) for key, nodes in self.objects.items()}, categories
+        )
+
+
+def _read_one(path: Path, builder: _ObjectBuilder, questions: dict[int | str, Question]) -> None:
+    text = read_text(path)
+    start = text.lstrip()[: len(_TABLE_HEADER)]
+    if start == _TABLE_HEADER:
+        return _read_table(path, text, builder)
+    if not start:
+        raise AnswersError(f"{path} is empty; expected ground truth")
+    if start[0] not in "{[":
+        raise AnswersError(
+            f'{path} is neither JSON nor an object table (first line "{_TABLE_HEADER} a|b|c"); '
+            f"it starts with {start!r}"
+        )
+    document = _coco_document(text)
+    if document is not None:
+        return _read_coco(path, document, builder)
+    for row in parse_rows(path, text):
+        if "label" in row.fields:
+            _add_question(row, questions)
+        elif "captions" in row.fields or "instances" in row.fields:
+            _add_described_image(row, builder)
+        else:
+            have = ", ".join(repr(key) for key in row.fields) or "nothing"
+            raise row.error(
+                "is not ground truth: expected 'label' (a question), 'captions' and 'instances' "
+                f"(an image), or COCO's 'annotations'; has {have}"
+            )
+    return None
+
+
+def _read_table(path: Path, text: str, builder: _ObjectBuilder) -> None:
+    header, *lines = text.strip("\n").split("\n")
+    categories = tuple(name.strip() for name in header[len(_TABLE_HEADER) :].split("|"))
+    if not all(categories) or len(set(categories)) < len(categories):
+        raise AnswersError(f"{path} line 1: category names must be distinct and not empty")
+    builder.categories.update(dict.fromkeys(categories))
+    nodes = tuple(builder.node(name) for name in categories)
+    cells = {str(number): node for number, node in enumerate(nodes)}
+    seen: dict[ImageId, int] = {}
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
+        image, _, indices = line.rstrip("\r").partition("\t")
+        try:
+            key = image_id(image)
+            found = [cells[cell.strip()] for cell in indices.split(",")] if indices.strip() else []
+        except KeyError as error:
+            raise AnswersError(
+                f"{path} line {number}: category index {error.args[0]!r} is not a number from 0 to "
+                f"{len(categories) - 1}"
+            ) from error
+        except ValueError as error:
+            raise AnswersError(f"{path} line {number}: {error}") from error
+        if key in seen:
+            raise AnswersError(
+                f"{path} line {number}: second row of image {key} (the first is on line "
+                f"{seen[key]})"
+            )
+        seen[key] = number
+        builder.add(key, found)
+    if not seen:
+        raise AnswersError(f"{path} names categories but no image")
+
+
+def _coco_document(text: str) -> dict[str, Any] | None:
+    """The COCO annotation document a text is, None where it is something else."""
+    if not text.lstrip().startswith("{") or '"annotations"' not in text:
+        return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document.get("annotations"), list) else None
+
+
+def _read_coco(path: Path, document: dict[str, Any], builder: _ObjectBuilder) -> None:
+    names: dict[Any, str] = {}
+    for place, category in enumerate(document.get("categories") or ()):
+        try:
+            names[category["id"]] = builder.node(category["name"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AnswersError(f"{path}: categories[{place}] needs 'id' and 'name'") from error
+    builder.categories.update(dict.fromkeys(names.values()))
+    for place, image in enumerate(document.get("images") or ()):
+        if not isinstance(image, dict) or "id" not in image:
+            raise AnswersError(f"{path}: images[{place}] needs 'id'")
+        builder.add(_coco_image(path, f"images[{place}]", image["id"]), ())
+    for place, annotation in enumerate(document["annotations"]):
+        where = f"annotations[{place}]"
+        if not isinstance(annotation, dict) or "image_id" not in annotation:
+            raise AnswersError(f"{path}: {where} needs 'image_id'")
+        image = _coco_image(path, where, annotation["image_id"])
+        if isinstance(annotation.get("caption"), str):
+            builder.add(image, builder.vocabulary.objects([annotation["caption"]]))
+        elif annotation.get("category_id") in names:
+            builder.add(image, [names[annotation["category_id"]]])
+        else:
+            raise AnswersError(
+                f"{path}: {where} needs a 'caption' or a 'category_id' that 'categories' defines, "
+                f"has category_id {annotation.get('category_id')!r}"
+            )
+
+
+def _coco_image(path: Path, where: str, value: object) -> ImageId:
+    try:
+        return image_id(value)
+    except ValueError as error:
+        raise AnswersError(f"{path}: {where}: {error}") from error
+
+
+def _add_described_image(row: Row, builder: _ObjectBuilder) -> None:
+    image = row_image_id(row, ("image_id", "id", "image"))
+    if image in builder.objects:
+        raise row.error(f"second row of image {image}; keep one")
+    captions, instances = row.fields.get("captions", []), row.fields.get("instances", [])
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise row.error("captions must be a list of texts")
+    if not isinstance(instances, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("category"), str) for entry in instances
+    ):
+        raise row.error("instances must be a list of objects with a 'category'")
+    builder.add(image, builder.vocabulary.objects(captions))
+    builder.add(image, (builder.node(entry["category"]) for entry in instances))
+
+
+def _add_question(row: Row, questions: dict[int | str, Question]) -> None:
+    key = question_id(row)
+    label = row.fields["label"]
+    if not isinstance(label, str) or label.strip().lower() not in ("yes", "no"):
+        raise row.error(f"label must be 'yes' or 'no', found {label!r}")
+    if key in questions:
+        raise row.error(f"second question {key}; score one split (one question file) at a time")
+    image = row_text(row, ("image",))
+    questions[key] = Question(
+        key, image, row_text(row, ("text", "question")), label.strip().lower()
+    )
