@@ -1,0 +1,137 @@
+"""The architectures of the testbed's models, as published `config.json` files, and their chat forms.
+
+A family is one entry here: its configuration, its special tokens and how a chat is laid out. All
+else in this room reads these and knows no family.
+"""
+
+import dataclasses
+from typing import Any
+
+from vlm_jax.config import VLMConfig, parse_config
+from vlm_jax.errors import ConfigError
+from vlm_jax.testbed.language import WORDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One published architecture at the testbed's size.
+
+    Attributes:
+        name: `model_type` in `config.json`.
+        image_size: side of the scenes in pixels.
+        patch: side in pixels of the patches that vision pre-training labels.
+        specials: special tokens; ids 0, 1, ... in this order, before the words.
+        unknown, pad, bos, eos, image: which of them is which; `bos` is None where a family has none.
+        before, between, after: text of a chat before its images, after them, and after the user's
+            turn, where the answer begins.
+    """
+
+    name: str
+    image_size: int
+    patch: int
+    specials: tuple[str, ...]
+    unknown: str
+    pad: str
+    bos: str | None
+    eos: str
+    image: str
+    before: str
+    between: str
+    after: str
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The whole vocabulary, by id."""
+        return self.specials + WORDS
+
+
+LLAVA = Family(
+    name="llava",
+    image_size=56,
+    patch=8,
+    specials=("<unk>", "<s>", "</s>", "<pad>", "<image>"),
+    unknown="<unk>",
+    pad="<pad>",
+    bos="<s>",
+    eos="</s>",
+    image="<image>",
+    before="USER: ",
+    between="\n",
+    after=" ASSISTANT:",
+)
+
+FAMILIES = {family.name: family for family in (LLAVA,)}
+
+
+def get_family(name: str) -> Family:
+    """Looks a family up by its `model_type`.
+
+    Raises:
+        ConfigError: there is no testbed of this family.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"there is no testbed of family {name!r}: choose {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def _llava_config(family: Family) -> dict[str, Any]:
+    ids = {token: index for index, token in enumerate(family.tokens)}
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "dtype": "float16",
+        "image_token_index": ids[family.image],
+        "image_seq_length": 49,
+        "pad_token_id": ids[family.pad],
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": False,
+        # The tower is trained to label its last layer, so that is the layer that is read.
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": len(family.tokens),
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 256,
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": ids["<s>"],
+            "eos_token_id": ids["</s>"],
+            "pad_token_id": ids[family.pad],
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_channels": 3,
+            "image_size": family.image_size,
+            "patch_size": family.patch,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "projection_dim": 128,
+        },
+    }
+
+
+_CONFIGS = {"llava": _llava_config}
+
+
+def hf_config(family: Family) -> dict[str, Any]:
+    """Returns the family's `config.json` as a parsed object."""
+    return _CONFIGS[family.name](family)
+
+
+def model_config(family: str = "llava") -> VLMConfig:
+    """Returns the architecture of the family's testbed model."""
+    return parse_config(hf_config(get_family(family)), f"testbed {family}")
