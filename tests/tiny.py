@@ -337,7 +337,7 @@ def _weights(model_class, folder, naming, dtype, shards, nested, seed) -> None:
             value = 1 + 0.2 * noise
         else:
             # Unit-variance outputs, but louder queries and keys, so that attention has preferences.
-            loud = 2.0 if re.search(r"\.[qk]_proj\.", name) else 1.0
+            loud = 1.5 if re.search(r"\.[qk]_proj\.", name) else 1.0
             value = loud * noise / parameter[0].numel() ** 0.5
         tensors[rename(name, config.model_type, naming)] = value.to(getattr(torch, dtype))
     _save_shards(folder, tensors, shards)

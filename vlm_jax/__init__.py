@@ -13,3 +13,7 @@ Letters used in names, einsum strings and sharding rules alike:
 | H | head dim | C | channels |
 | E | input features of a map | R | rank |
 """
+
+from vlm_jax.api import VLM, Answer, load
+
+__all__ = ["VLM", "Answer", "load"]

@@ -1,15 +1,16 @@
-"""The padded batch that `processing` makes and `models` reads: the one seam between words and arrays.
+"""The padded batch that `processing` makes and `models` reads: where words become arrays.
 
 Every leaf has the batch as its leading dimension, so one `PartitionSpec("data")` shards all of it.
 """
 
 import dataclasses
 import enum
+from typing import Any
 
 import jax
-import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = Any
+"""NumPy on the host, `jax.Array` on devices."""
 
 
 class Kind(enum.IntEnum):

@@ -18,11 +18,12 @@ FAMILIES = ("llava", "qwen2_5_vl")
 _TEXT_TYPES = ("llama", "qwen2", "mistral", "qwen2_5_vl_text")
 _REQUIRED = object()
 
-# Defaults of transformers' config classes, by model_type; `_REQUIRED` marks what we refuse to guess.
+# Defaults of transformers' config classes, by model_type; `_REQUIRED` marks what we do not guess.
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": dict(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-        num_attention_heads=32, rms_norm_eps=1e-6, rope_theta=1e4, hidden_act="silu", eos_token_id=2,
+        num_attention_heads=32, rms_norm_eps=1e-6, rope_theta=1e4, hidden_act="silu",
+        eos_token_id=2,
     ),
     "mistral": dict(
         vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
@@ -167,7 +168,7 @@ class VLMConfig:
 
 
 class _Fields:
-    """A JSON object with the defaults of its model type, and errors that name the file and field."""
+    """A JSON object with its model type's defaults, and errors that name file and field."""
 
     def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
         self.values, self.defaults, self.where = values, defaults, where
@@ -200,7 +201,9 @@ def _rope(fields: _Fields) -> tuple[float, float, tuple[int, int, int] | None]:
     theta = float(rope.get("rope_theta") or fields.get("rope_theta"))
     section = rope.get("mrope_section")
     if section is not None and len(section) != 3:
-        raise ConfigError(f"{fields.where}: mrope_section must have three entries, not {section!r}.")
+        raise ConfigError(
+            f"{fields.where}: mrope_section must have three entries, not {section!r}."
+        )
     factor = float(rope.get("factor", 1.0)) if kind == "linear" else 1.0
     return theta, factor, tuple(section) if section is not None else None
 
@@ -208,7 +211,8 @@ def _rope(fields: _Fields) -> tuple[float, float, tuple[int, int, int] | None]:
 def _decoder(fields: _Fields, model_type: str, tied: bool) -> DecoderConfig:
     heads, width = fields.need("num_attention_heads"), fields.need("hidden_size")
     if fields.get("hidden_act") != "silu":
-        raise ConfigError(f"{fields.where}: hidden_act {fields.get('hidden_act')!r} is not 'silu'.")
+        act = fields.get("hidden_act")
+        raise ConfigError(f"{fields.where}: hidden_act must be 'silu', not {act!r}.")
     if fields.get("mlp_bias", False):
         raise ConfigError(f"{fields.where}: mlp_bias=true is not supported.")
     max_positions = fields.get("max_position_embeddings", 32768 if "qwen" in model_type else 2048)
@@ -255,7 +259,7 @@ def _clip(fields: _Fields, layers: tuple[int, ...], keep_class_token: bool) -> C
     for layer in layers:
         if not -depth - 1 <= layer <= depth:
             raise ConfigError(
-                f"{fields.where}: vision_feature_layer {layer} is outside a tower of {depth} layers."
+                f"{fields.where}: vision_feature_layer {layer} is outside its {depth} layers."
             )
     config = ClipVisionConfig(
         hidden_size=fields.need("hidden_size"),
@@ -292,13 +296,12 @@ def _llava(root: Mapping[str, Any], where: str) -> VLMConfig:
         )
     vision = root.get("vision_config") or _LLAVA_TOWER
     if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise ConfigError(
-            f"{where}: vision tower {vision['model_type']!r} is not supported (clip_vision_model is)."
-        )
+        raise ConfigError(f"{where}: vision tower {vision['model_type']!r} is not supported.")
     strategy = root.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise ConfigError(
-            f"{where}: vision_feature_select_strategy must be 'default' or 'full', not {strategy!r}."
+            f"{where}: vision_feature_select_strategy must be 'default' or "
+            f"'full', not {strategy!r}."
         )
     layer = root.get("vision_feature_layer", -2)
     layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)

@@ -1,4 +1,4 @@
-"""The errors that a user can cause, each a `ValueError` whose message names the thing and the remedy."""
+"""Errors that a user can cause: `ValueError`s whose message names the thing and the remedy."""
 
 
 class UserError(ValueError):

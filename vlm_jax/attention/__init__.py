@@ -1,0 +1,21 @@
+"""The one place where attention happens: arrays in, arrays out.
+
+The primitive attends to one segment of keys and returns its output and its log-sum-exp; outputs of
+segments merge exactly by log-sum-exp. A prompt cache, the tokens generated so far, and the masses
+on image, system and text are all segments. This room knows neither Flax nor a model family.
+"""
+
+from vlm_jax.attention.attend import BACKENDS, attend
+from vlm_jax.attention.dense import dense_attention, dense_weights
+from vlm_jax.attention.segment import NEVER, Segment, Visibility, merge
+
+__all__ = [
+    "BACKENDS",
+    "NEVER",
+    "Segment",
+    "Visibility",
+    "attend",
+    "dense_attention",
+    "dense_weights",
+    "merge",
+]

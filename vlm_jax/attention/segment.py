@@ -1,0 +1,104 @@
+"""Segments of keys, who sees them, and the exact merge of what was read from each."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+NEVER = np.iinfo(np.int32).max
+"""The order of a key that no query may see: padding."""
+
+MASKED = -1e30
+"""Logit of a masked key. Finite, so that a fully masked row stays finite and weighs nothing."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """Where a row of queries, or of keys, stands: a query sees a key when both rules allow it.
+
+    Attributes:
+        order: int32 [B, length]; visible when the key's order <= the query's (causality; `NEVER`
+            for padding). None when order does not matter.
+        group: int32 [B, length]; visible when equal (images packed in one row). None when there is
+            one group.
+    """
+
+    order: Int[Array, "B length"] | None = None
+    group: Int[Array, "B length"] | None = None
+
+    def sees(self, keys: "Visibility") -> Bool[Array, "B T S"] | None:
+        """Returns which keys each query sees, or None when it sees all."""
+        visible = None
+        if self.order is not None and keys.order is not None:
+            visible = keys.order[:, None, :] <= self.order[:, :, None]
+        if self.group is not None and keys.group is not None:
+            same = keys.group[:, None, :] == self.group[:, :, None]
+            visible = same if visible is None else visible & same
+        return visible
+
+    def slice(self, start: int | Array, length: int) -> "Visibility":
+        """Returns `length` places from `start` (static or traced)."""
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length, axis=1), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Keys and values that queries attend to together.
+
+    Attributes:
+        k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order.
+        seen: order and group of each key.
+        kinds_bs: int8 [B, S] `Kind` of each key, for steering; None where no one asks.
+    """
+
+    k_bksh: Float[Array, "B K S H"]
+    v_bksh: Float[Array, "B K S H"]
+    seen: Visibility = Visibility()
+    kinds_bs: Int[Array, "B S"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of key slots S."""
+        return self.k_bksh.shape[2]
+
+    def slice(self, start: int | Array, length: int) -> "Segment":
+        """Returns `length` keys from `start` (static or traced)."""
+        cut = lambda a, axis: jax.lax.dynamic_slice_in_dim(a, start, length, axis=axis)
+        kinds = None if self.kinds_bs is None else cut(self.kinds_bs, 1)
+        return Segment(
+            cut(self.k_bksh, 2), cut(self.v_bksh, 2), self.seen.slice(start, length), kinds
+        )
+
+    def write(self, k_bksh: Array, v_bksh: Array, start: int | Array) -> "Segment":
+        """Returns the segment with new keys and values put at `start`."""
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+            old, new.astype(old.dtype), start, axis=2
+        )
+        return dataclasses.replace(
+            self, k_bksh=put(self.k_bksh, k_bksh), v_bksh=put(self.v_bksh, v_bksh)
+        )
+
+
+def merge(
+    outs: Sequence[Float[Array, "B T N H"]], lses: Sequence[Float[Array, "B T N"]]
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Merges what was read from disjoint segments into what one softmax over all of them reads.
+
+    Args:
+        outs: normalised float32 output of each segment.
+        lses: log of the sum of exponentiated logits of each segment.
+
+    Returns:
+        The merged output and log-sum-exp. `exp(lse_segment - lse)` is the segment's mass.
+    """
+    if len(outs) == 1:
+        return outs[0], lses[0]
+    stacked = jnp.stack(lses)
+    lse = jax.nn.logsumexp(stacked, axis=0)
+    masses = jnp.exp(stacked - lse)
+    return jnp.sum(masses[..., None] * jnp.stack(outs), axis=0), lse

@@ -1,0 +1,116 @@
+"""The causal decoder of every family: grouped-query attention, rotary, SwiGLU, RMS norms."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.attention import Segment, Visibility, attend
+from vlm_jax.config import DecoderConfig
+from vlm_jax.models.layers import ACTIVATIONS, ones, rms_norm, rotate, text_angles, weight, zeros
+
+Remember = Callable[[int, Array, Array], Sequence[Segment]]
+"""(layer, new keys, new values) -> the segments that this layer's queries attend to."""
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU with residuals."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        d, f = config.hidden_size, config.intermediate_size
+        n, k, h = config.num_heads, config.num_kv_heads, config.head_dim
+        self.eps = config.rms_norm_eps
+        self.attn_norm_d = ones(d)
+        self.wq_dnh = weight(rngs, d, n, h, fan_in=d)
+        self.wk_dkh = weight(rngs, d, k, h, fan_in=d)
+        self.wv_dkh = weight(rngs, d, k, h, fan_in=d)
+        self.wo_nhd = weight(rngs, n, h, d, fan_in=n * h)
+        self.bq_nh = zeros(n, h) if config.qkv_bias else None
+        self.bk_kh = zeros(k, h) if config.qkv_bias else None
+        self.bv_kh = zeros(k, h) if config.qkv_bias else None
+        self.bo_d = zeros(d) if config.o_bias else None
+        self.mlp_norm_d = ones(d)
+        self.w_gate_df = weight(rngs, d, f, fan_in=d)
+        self.w_up_df = weight(rngs, d, f, fan_in=d)
+        self.w_down_fd = weight(rngs, f, d, fan_in=f)
+
+    def __call__(
+        self,
+        x_btd: Float[Array, "B T D"],
+        angles: Float[Array, "B T H/2"],
+        seen: Visibility,
+        remember: Callable[[Array, Array], Sequence[Segment]],
+        causal: bool,
+    ) -> Float[Array, "B T D"]:
+        """Maps hidden states; see `Decoder.__call__` for the arguments."""
+        normed = rms_norm(x_btd, self.attn_norm_d[...], self.eps)
+        q_btnh = _plus(jnp.einsum("btd,dnh->btnh", normed, self.wq_dnh[...]), self.bq_nh)
+        k_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wk_dkh[...]), self.bk_kh)
+        v_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wv_dkh[...]), self.bv_kh)
+        q_btnh, k_btkh = rotate(q_btnh, angles), rotate(k_btkh, angles)
+        segments = remember(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
+        out_btnh = attend(q_btnh, segments, seen, causal=causal)
+        x_btd = x_btd + _plus(jnp.einsum("btnh,nhd->btd", out_btnh, self.wo_nhd[...]), self.bo_d)
+        normed = rms_norm(x_btd, self.mlp_norm_d[...], self.eps)
+        gate_btf = jnp.einsum("btd,df->btf", normed, self.w_gate_df[...])
+        up_btf = jnp.einsum("btd,df->btf", normed, self.w_up_df[...])
+        hidden_btf = ACTIVATIONS["silu"](gate_btf) * up_btf
+        return x_btd + jnp.einsum("btf,fd->btd", hidden_btf, self.w_down_fd[...])
+
+
+def _plus(x: Array, bias: nnx.Param | None) -> Array:
+    return x if bias is None else x + bias[...]
+
+
+class Decoder(nnx.Module):
+    """Embeddings in, hidden states or logits out."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        v, d = config.vocab_size, config.hidden_size
+        self.embed_vd = weight(rngs, v, d, fan_in=d)
+        self.layers = nnx.List([DecoderLayer(config, rngs) for _ in range(config.num_layers)])
+        self.final_norm_d = ones(d)
+        self.head_dv = None if config.tie_embeddings else weight(rngs, d, v, fan_in=d)
+
+    def embed(self, tokens_bt: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Looks tokens up in the embedding table."""
+        return self.embed_vd[...][tokens_bt]
+
+    def __call__(
+        self,
+        x_btd: Float[Array, "B T D"],
+        positions_bt3: Int[Array, "B T 3"],
+        seen: Visibility,
+        remember: Remember,
+        causal: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """Runs all layers.
+
+        Args:
+            x_btd: embeddings.
+            positions_bt3: rotary positions (time, height, width).
+            seen: order and group of each query.
+            remember: where each layer's new keys and values go, and what its queries attend to.
+            causal: see `vlm_jax.attention.attend`.
+
+        Returns:
+            Hidden states after the final norm.
+        """
+        c = self.config
+        angles = text_angles(
+            positions_bt3, c.head_dim, c.rope_theta, c.rope_factor, c.mrope_section
+        )
+        for index, layer in enumerate(self.layers):
+            bound = lambda k, v, index=index: remember(index, k, v)
+            x_btd = layer(x_btd, angles, seen, bound, causal)
+        return rms_norm(x_btd, self.final_norm_d[...], c.rms_norm_eps)
+
+    def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
+        """Projects hidden states on the vocabulary; float32 or wider."""
+        kind = jnp.promote_types(hidden.dtype, jnp.float32)
+        if self.head_dv is None:
+            table = self.embed_vd[...]
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=kind)
+        return jnp.einsum("...d,dv->...v", hidden, self.head_dv[...], preferred_element_type=kind)

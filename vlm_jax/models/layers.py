@@ -1,0 +1,95 @@
+"""Small pieces that several towers share: norms, activations, rotary embeddings, parameters."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+def weight(rngs: nnx.Rngs, *shape: int, fan_in: int) -> nnx.Param:
+    """Declares a matrix: float32, normal with standard deviation fan_in ** -0.5."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5)
+
+
+def zeros(*shape: int) -> nnx.Param:
+    """Declares a bias: float32 zeros."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+def ones(*shape: int) -> nnx.Param:
+    """Declares a norm's gain: float32 ones."""
+    return nnx.Param(jnp.ones(shape, jnp.float32))
+
+
+def rms_norm(x: Float[Array, "*b D"], gain_d: Float[Array, " D"], eps: float) -> Array:
+    """Divides by the root mean square and applies the gain, in float32, and rounds once."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (normed * gain_d).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "*b D"], scale_d: Array, bias_d: Array, eps: float) -> Array:
+    """Standardises over the last dim, scales and shifts, in float32, and rounds once."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return (normed * scale_d + bias_d).astype(x.dtype)
+
+
+def quick_gelu(x: Array) -> Array:
+    """The sigmoid approximation of GELU that the original CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
+    """Returns the dim / 2 rotary frequencies theta ** (-2 i / dim), float32."""
+    return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / dim)).astype(np.float32)
+
+
+def text_angles(
+    positions_bt3: Int[Array, "B T 3"],
+    head_dim: int,
+    theta: float,
+    factor: float,
+    sections: tuple[int, int, int] | None,
+) -> Float[Array, "B T H/2"]:
+    """Returns rotary angles of a decoder.
+
+    With m-rope the frequencies are dealt out in three runs, of the lengths in `sections`, to the
+    time, height and width positions (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """
+    frequencies = inverse_frequencies(head_dim, theta) / np.float32(factor)
+    if sections is None:
+        return positions_bt3[..., :1].astype(jnp.float32) * frequencies
+    axis = np.repeat(np.arange(3), sections)
+    return positions_bt3[..., axis].astype(jnp.float32) * frequencies
+
+
+def patch_angles(
+    positions: Int[Array, "*b 2"], head_dim: int, theta: float
+) -> Float[Array, "*b H/2"]:
+    """Returns rotary angles of image patches: the first half follows rows, the second columns."""
+    frequencies = inverse_frequencies(head_dim // 2, theta)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    return angles.reshape(*positions.shape[:-1], head_dim // 2)
+
+
+def rotate(x_btnh: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Array:
+    """Rotates each pair (i, i + H/2) of a head by its angle, in float32."""
+    wide = x_btnh.astype(jnp.promote_types(x_btnh.dtype, jnp.float32))
+    first, second = jnp.split(wide, 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_btnh.dtype)

@@ -1,0 +1,141 @@
+"""The vision-language model: towers joined by the projector, with prefill and decoding steps."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.attention import Segment, Visibility
+from vlm_jax.batch import Batch, Images, Kind
+from vlm_jax.config import ClipVisionConfig, VLMConfig
+from vlm_jax.models.cache import Cache, new_slots, prompt_order
+from vlm_jax.models.clip import ClipVision
+from vlm_jax.models.decoder import Decoder
+from vlm_jax.models.projector import Projector
+from vlm_jax.models.qwen_vision import QwenVision
+
+Params = dict[str, jax.Array]
+"""Parameters by path, as in `decoder/layers/0/wq_dnh`; see docs/architecture.md."""
+
+
+class VLM(nnx.Module):
+    """A vision tower, a projector and a decoder."""
+
+    def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
+        self.config = config
+        if isinstance(config.vision, ClipVisionConfig):
+            self.vision = ClipVision(config.vision, rngs)
+        else:
+            self.vision = QwenVision(config.vision, rngs)
+        self.projector = Projector(config, rngs)
+        self.decoder = Decoder(config.decoder, rngs)
+
+    def image_features(self, images: Images) -> Float[Array, "B M D"]:
+        """Returns the image tokens of each sample, in group order."""
+        return self.projector(self.vision(images))
+
+    def embed(self, batch: Batch) -> Float[Array, "B T D"]:
+        """Embeds a prompt: tokens from the table, image tokens from the image features."""
+        x_btd = self.decoder.embed(batch.tokens_bt)
+        if batch.images is None:
+            return x_btd
+        features_bmd = self.image_features(batch.images)
+        picked_btd = jnp.take_along_axis(features_bmd, batch.slots_bt[..., None], axis=1)
+        is_image = (batch.kinds_bt == Kind.IMAGE)[..., None]
+        return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
+
+    def read(self, batch: Batch) -> tuple[Float[Array, "B T D"], tuple[Segment, ...]]:
+        """Runs the decoder over prompts; returns hidden states and each layer's keys and values."""
+        length = batch.tokens_bt.shape[1]
+        places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), batch.tokens_bt.shape)
+        keys = Visibility(order=prompt_order(batch))
+        kept: list[Segment] = []
+
+        def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
+            kept.append(Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt)))
+            return kept[-1:]
+
+        hidden_btd = self.decoder(
+            self.embed(batch),
+            jnp.asarray(batch.positions_bt3),
+            Visibility(order=places),
+            remember,
+            causal=True,
+        )
+        return hidden_btd, tuple(kept)
+
+    def forward(self, batch: Batch) -> Float[Array, "B T V"]:
+        """Returns float32 logits at every place of the prompts; those at pads mean nothing."""
+        return self.decoder.logits(self.read(batch)[0])
+
+    def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads prompts.
+
+        Args:
+            batch: the prompts.
+            slots: room for generated tokens.
+
+        Returns:
+            Float32 logits of the first generated token, and the cache.
+        """
+        hidden_btd, prompt = self.read(batch)
+        last = (batch.lengths_b - 1)[:, None, None]
+        hidden_bd = jnp.take_along_axis(hidden_btd, last, axis=1)[:, 0]
+        new = tuple(new_slots(segment, slots) for segment in prompt)
+        cache = Cache(prompt, new, jnp.asarray(batch.next_position_b), jnp.int32(0))
+        return self.decoder.logits(hidden_bd), cache
+
+    def step(self, tokens_b: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads one more token of every row; returns logits of the next one and the new cache."""
+        rows = tokens_b.shape[0]
+        order = cache.prompt[0].length + cache.used
+        new: list[Segment] = []
+
+        def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
+            new.append(cache.new[layer].write(k_bksh, v_bksh, cache.used))
+            return [cache.prompt[layer], new[-1]]
+
+        positions_bt3 = jnp.broadcast_to(cache.next_position_b[:, None, None], (rows, 1, 3))
+        hidden_btd = self.decoder(
+            self.decoder.embed(tokens_b[:, None]),
+            positions_bt3,
+            Visibility(order=jnp.broadcast_to(order, (rows, 1))),
+            remember,
+        )
+        cache = dataclasses.replace(
+            cache,
+            new=tuple(new),
+            next_position_b=cache.next_position_b + 1,
+            used=cache.used + 1,
+        )
+        return self.decoder.logits(hidden_btd[:, 0]), cache
+
+
+def split(model: VLM) -> tuple[nnx.GraphDef, Params]:
+    """Splits a model into its static definition and a flat dict of arrays."""
+    graphdef, state = nnx.split(model)
+    flat = {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    return graphdef, flat
+
+
+def merge(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> VLM:
+    """Puts arrays back into a definition. Cheap: inside jit it runs at trace time only."""
+    flat = [
+        (tuple(int(key) if key.isdigit() else key for key in path.split("/")), nnx.Param(array))
+        for path, array in params.items()
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def abstract(config: VLMConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
+    """Returns the definition and the `ShapeDtypeStruct` of each parameter; allocates nothing."""
+    return split(nnx.eval_shape(lambda: VLM(config, nnx.Rngs(0))))
+
+
+def init(config: VLMConfig, seed: int) -> Params:
+    """Returns random float32 parameters."""
+    return jax.jit(lambda: split(VLM(config, nnx.Rngs(seed)))[1])()

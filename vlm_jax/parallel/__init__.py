@@ -1,0 +1,6 @@
+"""Devices: one mesh helper, one table from logical dims to mesh axes."""
+
+from vlm_jax.parallel.mesh import make_mesh
+from vlm_jax.parallel.sharding import AXES, batch_sharding, param_shardings, replicated, spec
+
+__all__ = ["AXES", "batch_sharding", "make_mesh", "param_shardings", "replicated", "spec"]
