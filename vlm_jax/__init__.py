@@ -14,6 +14,18 @@ Letters used in names, einsum strings and sharding rules alike:
 | E | input features of a map | R | rank |
 """
 
-from vlm_jax.api import VLM, Answer, load
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlm_jax.api import VLM, Answer, load
 
 __all__ = ["VLM", "Answer", "load"]
+
+
+def __getattr__(name: str):
+    # The scorers need no JAX, so importing the package must not load it.
+    if name in __all__:
+        from vlm_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'vlm_jax' has no attribute {name!r}")
