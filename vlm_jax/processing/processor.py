@@ -229,8 +229,7 @@ class Processor:
         for index, (sequence, group) in enumerate(zip(sequences, nested)):
             _check_length(len(sequence.tokens_t), limit, length, index, group)
         if length is None:
-            longest = max(len(s.tokens_t) for s in sequences)
-            length = min(bucket(longest), max(limit, longest))
+            length = min(bucket(max(len(s.tokens_t) for s in sequences)), limit)
         return self._pad(sequences, length, self._images(patches, groups))
 
     def _patches(self, nested: list[list[ImageSource]]) -> list[list[Patches]]:
