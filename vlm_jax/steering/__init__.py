@@ -1,0 +1,1 @@
+"""Methods that steer a model: edits of its weights and interventions on its attention."""

@@ -1,0 +1,380 @@
+"""Edits of whole models, a few layers at a time: read, factor on all devices, change, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlm_jax.errors import EditError
+from vlm_jax.steering.qk import certificate
+from vlm_jax.steering.qk.controls import HeadEdit, Product, base_edit, controlled_edit
+from vlm_jax.steering.qk.factor import Factors, HeadFactors, factor_layers, layers_at_once
+from vlm_jax.steering.qk.modes import (
+    KeyMap,
+    Modes,
+    candidate_modes,
+    candidates,
+    channel_modes,
+    channel_rcond,
+    count_for_energy,
+    plain_modes,
+    select,
+    shared_count,
+)
+from vlm_jax.steering.qk.rope import Rope
+from vlm_jax.steering.qk.sidecar import Sidecar
+from vlm_jax.steering.qk.spec import CHANNELS, QKEdit
+from vlm_jax.steering.qk.weights import LayerWeights
+
+Read = Callable[[int], Mapping[str, np.ndarray]]
+
+_log = logging.getLogger(__name__)
+
+
+class EditedLayer(NamedTuple):
+    """One layer after an edit.
+
+    Attributes:
+        layer: its index.
+        arrays: the arrays that changed, `wq_dnh` and, where biases move, `bq_nh`, in their own
+            dtypes.
+        sidecar: the change in low-rank form.
+        heads: the certificate's numbers, one mapping an edited head.
+    """
+
+    layer: int
+    arrays: dict[str, np.ndarray]
+    sidecar: Sidecar
+    heads: list[dict[str, Any]]
+
+
+def edit_layers(
+    read: Read,
+    num_layers: int,
+    spec: QKEdit,
+    *,
+    rope: Rope | None = None,
+    route: str = "auto",
+    undo: bool = True,
+) -> Iterator[EditedLayer]:
+    """Edits the layers of the band, holding only as many at a time as the local devices share.
+
+    Args:
+        read: gives a layer's arrays by name (see `LayerWeights`), called once a layer of the band.
+        num_layers: layers of the decoder.
+        spec: the edit.
+        rope: rotation and offsets; adds rho to the report, and is needed for `rope_avg`.
+        route: how factors are taken (see `factor`).
+        undo: whether sidecars keep what an exact revert needs.
+
+    Raises:
+        EditError: the model cannot be edited this way; nothing is written by this room.
+    """
+    for edited in edit_many(read, num_layers, [spec], rope=rope, route=route, undo=undo):
+        yield from edited.values()
+
+
+def edit_many(
+    read: Read,
+    num_layers: int,
+    specs: Sequence[QKEdit],
+    *,
+    rope: Rope | None = None,
+    route: str = "auto",
+    undo: bool = False,
+) -> Iterator[dict[int, EditedLayer]]:
+    """Makes many edits of the same model, reading and factoring every layer once a kind of product.
+
+    Yields:
+        a layer's edits by their index in `specs`, for each layer that any of them touches, in
+        order.
+    """
+    wanted = [spec.layers(num_layers) for spec in specs]
+    if rope is None and any(spec.rope_avg for spec in specs):
+        raise EditError("rope_avg averages over offsets; give rope=Rope(inv_freq_f, offsets_oa).")
+    pending = sorted(set().union(*wanted)) if wanted else []
+    step = 1
+    while pending:
+        group = [LayerWeights.of(pending[0], read(pending[0]))]
+        step = layers_at_once(group[0].num_kv_heads)
+        group += [LayerWeights.of(n, read(n)) for n in pending[1:step]]
+        pending = pending[step:]
+        yield from _edit_group(group, specs, wanted, rope, route, undo)
+
+
+def _edit_group(group, specs, wanted, rope, route, undo) -> Iterator[dict[int, EditedLayer]]:
+    edited: dict[int, dict[int, EditedLayer]] = {weights.layer: {} for weights in group}
+    kinds: dict[tuple, list[int]] = {}
+    for index, spec in enumerate(specs):
+        if any(weights.layer in wanted[index] for weights in group):
+            kind = (spec.joint, spec.fold_norm, spec.bias == "augmented", spec.rope_avg)
+            kinds.setdefault(kind, []).append(index)
+    for (joint, fold_norm, augmented, averaged), members in kinds.items():
+        rotation = rope.mean_rotation(group[0].head_dim) if averaged else None
+        factors = factor_layers(
+            group,
+            joint=joint,
+            fold_norm=fold_norm,
+            augmented=augmented,
+            rotation_hh=rotation,
+            route=route,
+        )
+        for index in members:
+            planned = [
+                _plan(weights, heads, specs[index], rotation)
+                if weights.layer in wanted[index]
+                else None
+                for weights, heads in zip(group, factors.heads, strict=True)
+            ]
+            directions = _lift(factors, planned)
+            for weights, plan, lifted in zip(group, planned, directions, strict=True):
+                if plan is not None:
+                    result = _realise(weights, plan, lifted, specs[index], rope, undo)
+                    edited[weights.layer][index] = result
+    yield from (by_spec for by_spec in edited.values() if by_spec)
+
+
+class _HeadPlan(NamedTuple):
+    number: int
+    head: HeadFactors
+    product: Product
+    modes: Modes
+    asked: int
+    base: HeadEdit
+    edit: HeadEdit
+    key_map: KeyMap
+
+
+class _Plan(NamedTuple):
+    heads: list[_HeadPlan]
+    num_heads: int
+    width: int
+
+
+def _plan(
+    weights: LayerWeights,
+    factors: Sequence[HeadFactors],
+    spec: QKEdit,
+    rotation_hh: np.ndarray | None,
+) -> _Plan:
+    """Decides, from head-space numbers alone, what happens to each head of a layer."""
+    if spec.modes > weights.head_dim and spec.energy is None and not spec.joint:
+        raise EditError(
+            f"k={spec.modes} is above the rank of a head's query-key product, at most "
+            f"{weights.head_dim} in this model; lower k."
+        )
+    if spec.bias == "operator" and weights.bq_nh is None:
+        raise EditError(
+            f"layer {weights.layer} has no query bias, which bias='operator' needs; use 'weights'."
+        )
+    named = spec.heads_of(weights.layer, weights.num_heads)
+    numbers = range(weights.num_heads) if named is None else named
+    metric = weights.metric(rotation_hh)
+
+    def prepare(n: int):
+        product = Product.of(factors[n], metric)
+        key_map = KeyMap(product.r_kw, channel_rcond(spec) if spec.joint else spec.rcond or 0.0)
+        modes = candidate_modes(factors[n], spec, key_map)
+        return product, key_map, modes, candidates(modes, spec)
+
+    with ThreadPoolExecutor() as pool:
+        prepared = dict(zip(numbers, pool.map(prepare, numbers), strict=True))
+    counts = _counts(prepared, spec)
+    chosen = {}
+    for n, (_, _, modes, pool_of) in prepared.items():
+        where = f"layer {weights.layer} head {n}"
+        chosen[n] = select(modes, pool_of, counts[n], spec, where)
+    heads = []
+    for n in _kept_heads(weights.layer, prepared, chosen, named is None, spec):
+        product, key_map, modes, _ = prepared[n]
+        base = base_edit(modes, chosen[n], spec)
+        rng = np.random.default_rng([spec.seed, weights.layer, n])
+        where = f"layer {weights.layer} head {n}"
+        edit = controlled_edit(base, modes, product, key_map, spec, rng, where)
+        heads.append(_HeadPlan(n, factors[n], product, modes, counts[n], base, edit, key_map))
+    return _Plan(heads, weights.num_heads, factors[0].r_q.shape[0])
+
+
+def _counts(prepared, spec: QKEdit) -> dict[int, int]:
+    if spec.energy is None:
+        return dict.fromkeys(prepared, spec.modes)
+    if not spec.per_head:
+        shared = shared_count(
+            [(modes, pool) for _, _, modes, pool in prepared.values()], spec.energy
+        )
+        return {
+            n: min(-(-shared // modes.step) * modes.step, pool.size)
+            for n, (_, _, modes, pool) in prepared.items()
+        }
+    return {
+        n: count_for_energy(modes, pool, spec.energy) for n, (_, _, modes, pool) in prepared.items()
+    }
+
+
+def _kept_heads(layer, prepared, chosen, concentrated: bool, spec: QKEdit) -> list[int]:
+    numbers = list(prepared)
+    if concentrated:
+        share = {}
+        for n, (_, _, modes, _) in prepared.items():
+            total = float(np.sum(modes.values**2)) or 1.0
+            share[n] = float(np.sum(modes.values[chosen[n]] ** 2)) / total
+        middle = np.median(list(share.values()))
+        numbers = [n for n in numbers if share[n] >= middle]
+    if spec.control == "C6":
+        rng = np.random.default_rng([spec.seed, layer])
+        numbers = sorted(rng.choice(numbers, max(len(numbers) // 2, 1), replace=False).tolist())
+    return numbers
+
+
+def _lift(factors: Factors, planned: Sequence[_Plan | None]) -> list[np.ndarray]:
+    """Per layer, [N, D', R] directions of the edit and, in the columns behind, of its base."""
+    some = next(plan for plan in planned if plan is not None)
+    coordinates = []
+    for plan in planned:
+        heads = plan.heads if plan is not None else []
+        rank = max((h.edit.left.shape[1] + h.base.left.shape[1] for h in heads), default=0)
+        left = np.zeros((some.num_heads, some.width, max(rank, 1)))
+        for h in heads:
+            own = h.edit.left.shape[1]
+            left[h.number, :, :own] = h.edit.left
+            if h.edit is not h.base:
+                left[h.number, :, own : own + h.base.left.shape[1]] = h.base.left
+        coordinates.append(left)
+    return factors.lift(coordinates)
+
+
+def _realise(
+    weights: LayerWeights,
+    plan: _Plan,
+    lifted_ndr: np.ndarray,
+    spec: QKEdit,
+    rope: Rope | None,
+    undo: bool,
+) -> EditedLayer:
+    strength = spec.realised_strength
+    gain = weights.gain(spec.fold_norm)
+    rows = weights.wq_dnh.shape[0]
+    directions = lifted_ndr[:, :rows]
+    if gain is not None:
+        directions = directions / gain[:, None]
+    sidecar = _sidecar(weights, plan, directions, lifted_ndr[:, rows:], spec)
+    edited, bias = sidecar.apply(weights.wq_dnh, weights.bq_nh)
+    if undo:
+        sidecar = sidecar.recorded(weights.wq_dnh, edited, weights.bq_nh)
+    arrays = {"wq_dnh": edited}
+    if sidecar.moves_bias and bias is not None:
+        arrays["bq_nh"] = bias
+
+    def report(e: int) -> dict[str, Any]:
+        h = plan.heads[e]
+        numbers = _describe(weights, h, directions[h.number], spec, strength)
+        change = edited_change(e)
+        numbers["rounding_noise"] = certificate.rounding_noise(
+            weights.wq_dnh, edited, h.number, change
+        )
+        if rope is not None:
+            numbers["rho"] = _rho(weights, h, rope)
+        return numbers
+
+    def edited_change(e: int) -> np.ndarray:
+        if sidecar.temperature_e2 is None:
+            return sidecar.change(e, strength)
+        h = plan.heads[e]
+        law = (float(sidecar.temperature_e2[e, 0]), float(sidecar.temperature_e2[e, 1]))
+        factor = certificate.temperature(law, strength) - 1
+        return factor * weights.wq_dnh[:, h.number].astype(np.float64)
+
+    with ThreadPoolExecutor() as pool:
+        heads = list(pool.map(report, range(len(plan.heads))))
+    return EditedLayer(weights.layer, arrays, sidecar, heads)
+
+
+def _sidecar(weights, plan: _Plan, directions_ndr, bias_row_n1r, spec: QKEdit) -> Sidecar:
+    count = len(plan.heads)
+    rank = max((h.edit.left.shape[1] for h in plan.heads), default=0)
+    columns = np.zeros((count, weights.head_dim, rank))
+    directions = np.zeros((count, weights.wq_dnh.shape[0], rank))
+    bias = None if spec.bias == "weights" else np.zeros((count, rank))
+    laws = None
+    for e, h in enumerate(plan.heads):
+        own = h.edit.left.shape[1]
+        columns[e, :, :own] = h.edit.columns
+        directions[e, :, :own] = directions_ndr[h.number, :, :own]
+        if bias is not None and spec.bias == "augmented":
+            bias[e, :own] = bias_row_n1r[h.number, 0, :own]
+        elif bias is not None:
+            bias[e, :own] = h.edit.left.T @ _virtual_input(h, weights.bq_nh[h.number])
+        if h.edit.temperature is not None:
+            laws = np.zeros((count, 2)) if laws is None else laws
+            laws[e] = h.edit.temperature
+    numbers = np.array([h.number for h in plan.heads], np.int32)
+    return Sidecar(spec.realised_strength, numbers, columns, directions, bias, laws)
+
+
+def _virtual_input(h: _HeadPlan, bias_h: np.ndarray) -> np.ndarray:
+    """[b] coordinates of the smallest input whose query is the bias: it is edited as any input."""
+    return np.linalg.lstsq(h.product.r_q.T, bias_h.astype(np.float64), rcond=None)[0]
+
+
+def _describe(weights, h: _HeadPlan, directions_dr, spec: QKEdit, strength: float):
+    w_norm = float(np.linalg.norm(weights.wq_dnh[:, h.number].astype(np.float64)))
+    own = h.edit.left.shape[1]
+    energy = float(np.sum(h.modes.values**2)) or 1.0
+    numbers: dict[str, Any] = {
+        "layer": weights.layer,
+        "head": h.number,
+        "kv_head": h.number // (weights.num_heads // weights.num_kv_heads),
+        "k_asked": h.asked,
+        "k": int(h.base.modes.size),
+        "modes": h.edit.modes.tolist(),
+        "strength": strength,
+        "energy_fraction": float(np.sum(h.modes.values[h.base.modes] ** 2)) / energy,
+        "qk_norm": weights.qk_norm,
+        "seed": spec.seed,
+        **certificate.spectra(h.head, h.product, h.edit, strength, h.modes),
+        "residual": certificate.residual(h.modes, h.base.modes, h.product),
+        "edit": certificate.magnitudes(h.edit, h.product, strength, directions_dr[:, :own], w_norm),
+    }
+    if h.edit is not h.base:
+        behind = directions_dr[:, own : own + h.base.left.shape[1]]
+        numbers["reference"] = certificate.magnitudes(h.base, h.product, strength, behind, w_norm)
+        numbers["matched"] = h.edit.matched
+    if spec.joint:
+        numbers["cosine"] = _cosines(h, spec)
+    return numbers
+
+
+def _cosines(h: _HeadPlan, spec: QKEdit) -> dict[str, float]:
+    """How alike the realised edits are: of the two channels, and of half as many plain modes."""
+    count = h.base.modes.size
+    even = np.arange(count + count % 2)
+    edits = {}
+    for channel in CHANNELS:
+        modes = (
+            h.modes if channel == spec.method else channel_modes(h.head, spec, h.key_map, channel)
+        )
+        edits[channel] = base_edit(modes, even[even < modes.values.size], QKEdit())
+    plain = plain_modes(h.head)
+    half = np.arange(min((count + 1) // 2, plain.values.size))
+    return {
+        "symmetric_antisymmetric": certificate.cosine_of(
+            edits["symmetric"], edits["antisymmetric"], h.product
+        ),
+        "plain_half": certificate.cosine_of(h.base, base_edit(plain, half, QKEdit()), h.product),
+    }
+
+
+def _rho(weights: LayerWeights, h: _HeadPlan, rope: Rope) -> dict[str, Any]:
+    rotations = rope.rotations(weights.head_dim)
+    metric = np.stack([weights.metric(rotation) for rotation in rotations])
+    cores = h.product.r_q @ metric @ h.head.r_k.T
+    values = certificate.rope_capture(h.base, cores)
+    return {
+        "offsets": np.asarray(rope.offsets_oa).tolist(),
+        "values": values,
+        "median": float(np.median(values)) if values else 0.0,
+    }

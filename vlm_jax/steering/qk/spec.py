@@ -1,0 +1,269 @@
+"""What an edit is: one frozen description that a config can hold and a certificate can record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+
+from vlm_jax.errors import EditError
+
+METHODS = ("plain", "symmetric", "antisymmetric", "alignment")
+CHANNELS = ("symmetric", "antisymmetric")
+ALIGNMENT_CLASSES = ("content", "attract", "repel", "directional")
+BIAS_MODES = ("weights", "operator", "augmented")
+CONTROLS = {
+    "": "the edit itself",
+    "R1": "as many modes, drawn at random below the selected ones, at the same strength",
+    "R2": "suppression of a random frame of the query space",
+    "R3": "left-scrambled: same singular values of the change and same ||dW||, random query side",
+    "R4": "suppression of random modes with the energy of the selected ones",
+    "R5": "same singular values of the change, both sides random",
+    "C1": "uniform temperature that removes the same energy",
+    "C2": "the sign flipped: amplification instead of suppression",
+    "C3": "the weakest modes instead of the strongest",
+    "C4": "as many layers, taken from the first one on (same as C4-early)",
+    "C4-early": "as many layers, taken from the first one on",
+    "C4-late": "as many layers, taken up to the last one",
+    "C5": "strength zero through the whole pipeline",
+    "C6": "half of the heads, drawn at random",
+}
+DEFAULT_MODES = 4
+DEFAULT_CHANNEL_RCOND = 1e-2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QKEdit:
+    """One edit of the query weights.
+
+    Attributes:
+        method: `plain` suppresses the strongest modes of the product; `symmetric` and
+            `antisymmetric` those of one channel, by least squares with keys fixed; `alignment` the
+            strongest modes of one alignment class, exactly.
+        k: number of modes a head (4 if neither `k` nor `energy` is given). Even for
+            `antisymmetric`, whose modes come in pairs.
+        energy: instead of `k`, the smallest number of modes whose share of the squared spectrum
+            reaches this, in (0, 1].
+        per_head: with `energy`, whether every head has its own number or a layer shares the one its
+            mean energy asks for.
+        strength: `a` in s -> (1 - a) s; 1 removes, 0 changes nothing, negative amplifies; at most
+            1.
+        soft: instead of a flat strength, scale it by alpha x / (1 + alpha x) with x = (s_m / s_1)^2
+            and this alpha > 0.
+        band: (first, last), inclusive: layer indices if integers; if floats, relative depths layer
+            / layers, compared after rounding to two decimals.
+        heads: `all`, `concentrated` (heads whose energy share of the selected modes is at least the
+            layer's median), or a tuple of head indices or of (layer, head) pairs.
+        bias: `weights` leaves query biases alone; `operator` passes them through the same head
+            operator; `augmented` makes biases part of the product, as the weights of a constant
+            input.
+        fold_norm: whether the gain of the input norm is part of the product.
+        rope_avg: whether the product averages the rotary rotation over the given offsets instead of
+            taking offset 0.
+        rcond: ridge of the least-squares map-back relative to the largest singular value of the
+            keys (0.01 for channels).
+        alignment_min: c0, the |u.v| at which a mode counts as aligned, in [0, 1].
+        alignment_class: `content` |c| >= c0, `attract` c >= c0, `repel` c <= -c0, `directional` |c|
+            < c0.
+        positive_only: in the symmetric channel, whether only positive eigenvalues (mutual
+            attraction) are candidates.
+        control: a word of `CONTROLS`; empty for the edit itself.
+        seed: of the random controls; head n of layer l draws from (seed, l, n) whatever the number
+            of devices.
+
+    Raises:
+        EditError: a field is outside its range, or two fields contradict each other.
+    """
+
+    method: str = "plain"
+    k: int | None = None
+    energy: float | None = None
+    per_head: bool = True
+    strength: float = 0.5
+    soft: float | None = None
+    band: tuple[float, float] | tuple[int, int] = (0.36, 0.61)
+    heads: str | tuple = "all"
+    bias: str = "weights"
+    fold_norm: bool = False
+    rope_avg: bool = False
+    rcond: float | None = None
+    alignment_min: float = 0.5
+    alignment_class: str = "content"
+    positive_only: bool = False
+    control: str = ""
+    seed: int = 0
+
+    def __post_init__(self):
+        _one_of("method", self.method, METHODS)
+        _one_of("bias", self.bias, BIAS_MODES)
+        _one_of("alignment_class", self.alignment_class, ALIGNMENT_CLASSES)
+        _one_of("control", self.control, tuple(CONTROLS))
+        object.__setattr__(self, "band", tuple(self.band))
+        if not isinstance(self.heads, str):
+            object.__setattr__(self, "heads", tuple(_head(h) for h in self.heads))
+        self._check_modes()
+        self._check_numbers()
+        self._check_band()
+        self._check_heads()
+
+    def _check_modes(self):
+        if self.k is not None and self.energy is not None:
+            raise EditError(
+                f"k={self.k} and energy={self.energy} both say how many modes to edit; give one of "
+                "them."
+            )
+        if self.k is not None and (not _is_int(self.k) or self.k < 1):
+            raise EditError(f"k={self.k!r} must be a whole number of modes, at least 1.")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise EditError(f"energy={self.energy!r} must lie in (0, 1].")
+        if self.method == "antisymmetric" and self.energy is None and self.modes % 2:
+            raise EditError(
+                f"k={self.k} is odd, but antisymmetric modes come in pairs of equal strength; use "
+                "an even k."
+            )
+
+    def _check_numbers(self):
+        if not math.isfinite(self.strength) or self.strength > 1:
+            raise EditError(
+                f"strength={self.strength!r} must be finite and at most 1 (1 removes a mode, "
+                "negative amplifies it)."
+            )
+        if self.soft is not None and not (math.isfinite(self.soft) and self.soft > 0):
+            raise EditError(
+                f"soft={self.soft!r} must be a positive number, or None for a flat strength."
+            )
+        if self.soft is not None and self.control in ("R1", "R2", "R4", "C3"):
+            raise EditError(
+                f"control={self.control} replaces the modes that soft={self.soft} weights; "
+                "use R3, R5 or a C control with a soft filter."
+            )
+        if self.rcond is not None and not 0 <= self.rcond < 1:
+            raise EditError(f"rcond={self.rcond!r} must lie in [0, 1).")
+        if not 0 <= self.alignment_min <= 1:
+            raise EditError(
+                f"alignment_min={self.alignment_min!r} must lie in [0, 1]: it bounds a cosine."
+            )
+        if self.control == "R2" and self.method in CHANNELS:
+            raise EditError(
+                f"control=R2 suppresses a frame of the query space and has no {self.method} form; "
+                "use R1, R3, R4 or R5."
+            )
+        if not _is_int(self.seed) or self.seed < 0:
+            raise EditError(f"seed={self.seed!r} must be a whole number, at least 0.")
+
+    def _check_band(self):
+        if len(self.band) != 2:
+            raise EditError(f"band={self.band!r} must be (first, last).")
+        first, last = self.band
+        if _is_int(first) != _is_int(last):
+            raise EditError(
+                f"band={self.band!r} mixes a layer index and a relative depth; "
+                "use two integers (layers) or two floats (depths)."
+            )
+        if not (math.isfinite(first) and math.isfinite(last)) or first < 0 or first > last:
+            raise EditError(f"band={self.band!r} must have 0 <= first <= last.")
+        if not _is_int(first) and last > 1:
+            raise EditError(f"band={self.band!r} are relative depths and must lie in [0, 1].")
+
+    def _check_heads(self):
+        if isinstance(self.heads, str):
+            _one_of("heads", self.heads, ("all", "concentrated"))
+        elif not self.heads:
+            raise EditError("heads=() selects no head; use 'all' or name at least one.")
+
+    @property
+    def modes(self) -> int:
+        """The number of modes asked for when it is not set by energy."""
+        return DEFAULT_MODES if self.k is None else self.k
+
+    @property
+    def joint(self) -> bool:
+        """Whether the edit lives in the joint space of queries and keys (the two channels do)."""
+        return self.method in CHANNELS
+
+    @property
+    def realised_strength(self) -> float:
+        """The strength after the control had its say: C2 flips it, C5 makes it zero."""
+        if self.control == "C5":
+            return 0.0
+        return -self.strength if self.control == "C2" else self.strength
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers that a model of `num_layers` layers has edited, in order.
+
+        Raises:
+            EditError: the band leaves the model, holds no layer, or C4 has no room beside it.
+        """
+        first, last = self.band
+        if _is_int(first):
+            if last >= num_layers:
+                raise EditError(
+                    f"band={self.band} ends at layer {last}, but the model has layers 0 to "
+                    f"{num_layers - 1}."
+                )
+            chosen = tuple(range(int(first), int(last) + 1))
+        else:
+            chosen = tuple(
+                n for n in range(num_layers) if first <= round(n / num_layers, 2) <= last
+            )
+            if not chosen:
+                raise EditError(
+                    f"band={self.band} holds none of the {num_layers} layers; widen it or name "
+                    "layer indices."
+                )
+        if self.control in ("C4", "C4-early"):
+            return _apart(tuple(range(len(chosen))), chosen, num_layers)
+        if self.control == "C4-late":
+            return _apart(tuple(range(num_layers - len(chosen), num_layers)), chosen, num_layers)
+        return chosen
+
+    def heads_of(self, layer: int, num_heads: int) -> tuple[int, ...] | None:
+        """The heads named for a layer, or None where spectra decide (`concentrated`).
+
+        Raises:
+            EditError: a named head is not in the model.
+        """
+        if self.heads == "concentrated":
+            return None
+        if self.heads == "all":
+            return tuple(range(num_heads))
+        everywhere = {h for h in self.heads if isinstance(h, int)}
+        here = {h[1] for h in self.heads if isinstance(h, tuple) and h[0] == layer}
+        named = sorted(everywhere | here)
+        if named and named[-1] >= num_heads:
+            raise EditError(
+                f"heads names head {named[-1]}, but layer {layer} has heads 0 to {num_heads - 1}."
+            )
+        return tuple(named)
+
+
+def _apart(control: tuple[int, ...], band: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    shared = sorted(set(control) & set(band))
+    if shared:
+        raise EditError(
+            f"control C4 needs {len(band)} layers outside the band {band[0]}-{band[-1]}, but of "
+            f"layers {control[0]}-{control[-1]} "
+            f"of {num_layers} it would share {len(shared)}; narrow the band or take the other end "
+            "(C4-early, C4-late)."
+        )
+    return control
+
+
+def _one_of(name: str, value: str, words: tuple[str, ...]):
+    if value not in words:
+        raise EditError(
+            f"{name}={value!r} is not known; use one of {', '.join(repr(w) for w in words)}."
+        )
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _head(entry) -> int | tuple[int, int]:
+    parts = (entry,) if _is_int(entry) else tuple(entry)
+    if len(parts) not in (1, 2) or not all(_is_int(p) and p >= 0 for p in parts):
+        raise EditError(
+            f"heads holds {entry!r}; use head indices or (layer, head) pairs, counted from 0."
+        )
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
