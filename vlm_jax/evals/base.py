@@ -26,8 +26,7 @@ class Example:
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """A benchmark: examples in a pinned order, integer tallies that add up, metrics of the
-    totals."""
+    """Examples in a pinned order, integer tallies that add up, metrics of the totals."""
 
     name: str
     units: Mapping[str, str]

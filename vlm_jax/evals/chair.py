@@ -59,8 +59,7 @@ objects and recall (the form in the VISTA code).
 
 @dataclass(frozen=True)
 class ScoredMention:
-    """An object mention with its verdict; `group` is its label in the partner table, if it has
-    one."""
+    """An object mention with its verdict; `group` is its label in the partner table, if any."""
 
     start: int
     end: int
@@ -132,8 +131,7 @@ class ChairScorer:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels that hallucinations are counted apart by, "other" last; empty without
-        groups."""
+        """The labels hallucinations are counted apart by, "other" last; none without groups."""
         if self.groups is None:
             return ()
         named = {label for image in self.groups.values() for label in image.values()} - {"other"}
@@ -153,8 +151,7 @@ def _judge(mention: Mention, present: Collection[str], labels: Mapping[str, str]
 
 
 def metrics(totals: Totals) -> dict[str, Statistic]:
-    """The metrics that some totals allow: `METRICS`, and C_S and C_I by label where they were
-    counted."""
+    """The metrics that some totals allow: `METRICS`, and C_S and C_I by label if counted."""
     available = dict(METRICS)
     for name in totals:
         kind, _, label = name.partition("/")

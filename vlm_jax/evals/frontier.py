@@ -140,8 +140,7 @@ class Frontier:
         )
 
     def _sampled_gaps(self, ours, sweep) -> tuple[np.ndarray, np.ndarray]:
-        """Gaps of metric and length by resample, NaN where the arm lies outside the resampled
-        curve."""
+        """Gaps of metric and length by resample, NaN where the arm is outside the curve."""
         recalls = np.stack([self.recall(totals) for totals in sweep], axis=1)
         metrics = np.stack([self.metric(totals) for totals in sweep], axis=1)
         lengths = np.stack([self.length(totals) for totals in sweep], axis=1)

@@ -25,15 +25,13 @@ COUNTS = (
 
 
 def _rucaibox(text: str, label: str) -> Verdict:
-    """RUCAIBox and LLaVA: first sentence, "No", "not" or "no" among its blank-separated words,
-    else yes."""
+    """RUCAIBox and LLaVA: "No", "not" or "no" among the first sentence's words, else yes."""
     words = text.split(".", 1)[0].replace(",", "").split(" ")
     return "no" if not {"No", "not", "no"}.isdisjoint(words) else "yes"
 
 
 def _vcd(text: str, label: str) -> Verdict:
-    """VCD and AGLA: the label occurs anywhere in the answer, else the answer counts as the
-    opposite."""
+    """VCD and AGLA: right if the label occurs anywhere in the answer, else the opposite."""
     if label in text.lower().strip():
         return "yes" if label == "yes" else "no"
     return "no" if label == "yes" else "yes"

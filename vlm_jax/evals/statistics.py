@@ -88,8 +88,7 @@ def _check_arms(tables: Sequence[TallyTable], draws: int) -> None:
 
 
 def _resample_sums(counts: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Column sums over resamples with replacement of the rows of `counts`: float64 [draws,
-    fields]."""
+    """Sums over resamples of the rows of `counts`: float64 [draws, fields]."""
     items = len(counts)
     sums = np.empty((draws, counts.shape[1]))
     block = max(1, _BLOCK // items)
@@ -276,8 +275,7 @@ def _both_quantiles(power: float, level: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment: p-values valid for all hypotheses together, in the given
-    order."""
+    """Holm's step-down adjustment: p-values valid for all hypotheses together, order kept."""
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"Holm's correction needs p-values between 0 and 1, found {p_values!r}")

@@ -18,8 +18,7 @@ from vlm_jax.evals.words import CHUNK, lower_in_place, normaliser, split_chunk
 
 
 class Mention(NamedTuple):
-    """An object named in a text: characters `[start, end)`, their spelling there, and the node
-    word."""
+    """An object named in a text: characters `[start, end)`, their spelling, the node word."""
 
     start: int
     end: int
@@ -28,8 +27,7 @@ class Mention(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a vocabulary finds in one text: its mentions in order, and its length in (merged)
-    words."""
+    """What a vocabulary finds in a text: mentions in order, and length in (merged) words."""
 
     mentions: tuple[Mention, ...]
     length: int
@@ -41,7 +39,8 @@ _YOUNG_ANIMALS = (
 )
 _KEPT_PHRASES = """
 motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light
-fire hydrant, stop sign, parking meter, suit case, sports ball, baseball bat, baseball glove, tennis racket, hot dog
+fire hydrant, stop sign, parking meter, suit case, sports ball, baseball bat, baseball glove
+tennis racket, hot dog
 wine glass, cell phone, mobile phone, teddy bear, hair drier, potted plant, laptop computer
 stove top oven, home plate, train track
 """
@@ -90,8 +89,7 @@ class Vocabulary:
         object.__setattr__(self, "_parts", frozenset(parts | set(self.nodes)))
 
     def node(self, name: str) -> str | None:
-        """The node word of a category name or surface word, None where it is not in the
-        vocabulary."""
+        """The node word of a category name or surface word, None for an unknown word."""
         return self.nodes.get(name.strip().lower())
 
     def read(self, text: str) -> Reading:
@@ -119,14 +117,12 @@ class Vocabulary:
         return frozenset(mention.node for text in texts for mention in self.read(text).mentions)
 
     def fingerprint(self) -> str:
-        """A short SHA-256 over the words, the rules and the variant: equal fingerprints score
-        equally."""
+        """A short hash of words, rules and variant: equal fingerprints score equally."""
         content = [sorted(self.nodes.items()), sorted(self.double_words.items()), self.variant]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _candidates(self, lowered: str) -> tuple[list[tuple[int, str, int, int]], int]:
-        """Tokens that could matter, as (token index, normal form, start, end), and the token
-        count."""
+        """Tokens that could matter, as (index, normal form, start, end), and the token count."""
         found: list[tuple[int, str, int, int]] = []
         count = 0
         chunks = self._chunks

@@ -28,12 +28,12 @@ CHUNK = re.compile(r"\S+")
 # token.
 _SEPARATOR = re.compile(r"""\.{2,}|-{2,}|''|[\[\](){}<>"“”„«»\u2018\u2019`;@#$%&?!*…]|[,:](?!\d)""")
 _CLOSERS = re.compile(r"""[\])}>"'”\u2019».!?]*\Z""")
+_CLITICS = frozenset(("'s", "'m", "'d", "'ll", "'re", "'ve"))
 _CLITIC = re.compile(r"(?<=.)(?:'(?:s|m|d|ll|re|ve)?|n't)\Z")
 
 
 def lower_in_place(text: str) -> str:
-    """Lower-cases `text` without changing its length, so that offsets keep pointing at the
-    original."""
+    """Lower-cases `text` without changing its length, so that offsets stay true."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered
@@ -41,8 +41,7 @@ def lower_in_place(text: str) -> str:
 
 
 def split_chunk(chunk: str) -> tuple[Token, ...]:
-    """Splits a lower-cased run of characters without blanks into tokens, offsets relative to its
-    start."""
+    """Splits a lower-cased run without blanks into tokens, offsets relative to its start."""
     tokens: list[Token] = []
     cursor = 0
     for found in _SEPARATOR.finditer(chunk):
@@ -55,11 +54,9 @@ def split_chunk(chunk: str) -> tuple[Token, ...]:
 
 def _split_word(chunk: str, start: int, end: int, tokens: list[Token]) -> None:
     """Appends the tokens of `chunk[start:end]`, which holds no separator."""
-    if start < end and chunk[start] == "'":
-        clitic = _CLITIC.fullmatch(chunk, start, end)
-        if not clitic and end - start > 1 and chunk[start:end] not in _WHOLE_CLITICS:
-            tokens.append(Token(start, start + 1, "'"))
-            start += 1
+    if end - start > 1 and chunk[start] == "'" and chunk[start:end] not in _CLITICS:
+        tokens.append(Token(start, start + 1, "'"))
+        start += 1
     tail: list[Token] = []
     if end - start > 1 and chunk[end - 1] == "." and _CLOSERS.match(chunk, end):
         tail.append(Token(end - 1, end, "."))
@@ -72,9 +69,6 @@ def _split_word(chunk: str, start: int, end: int, tokens: list[Token]) -> None:
     if start < end:
         tokens.append(Token(start, end, chunk[start:end]))
     tokens.extend(reversed(tail))
-
-
-_WHOLE_CLITICS = frozenset(("'s", "'m", "'d", "'ll", "'re", "'ve"))
 
 
 def tokenize(text: str) -> list[Token]:
@@ -110,8 +104,8 @@ _INVARIANT = frozenset(_INVARIANT_WORDS.split())
 # ("ties" -> "ty").
 _IE_WORDS = """
 auntie beanie birdie bogie bookie collie cookie cutie doggie eyrie freebie groupie hankie hippie
-hoagie hottie indie junkie laddie meanie nightie oldie pixie quickie reverie rookie softie sortie sweetie
-techie toughie veggie weenie yuppie zombie
+hoagie hottie indie junkie laddie meanie nightie oldie pixie quickie reverie rookie softie sortie
+sweetie techie toughie veggie weenie yuppie zombie
 """
 _KEEPS_IES = tuple(f"{word}s" for word in _IE_WORDS.split())
 
