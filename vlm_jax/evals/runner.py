@@ -49,7 +49,9 @@ def run(
         UserError: the file cannot be written.
     """
     examples = list(benchmark.examples())
-    store = _Store(pathlib.Path(path), {**identity, "protocol": protocol_hash(benchmark.protocol())})
+    store = _Store(
+        pathlib.Path(path), {**identity, "protocol": protocol_hash(benchmark.protocol())}
+    )
     texts = store.read({str(example.id) for example in examples})
     todo = [example for example in examples if str(example.id) not in texts]
     if todo:
@@ -63,7 +65,7 @@ def run(
                 example = todo[answer.index]
                 texts[str(example.id)] = answer.text
                 store.append(example.id, benchmark.answer_row(example, answer.text))
-                progress.add(1)
+                progress.advance()
     return tabulate_answers(benchmark, examples, texts)
 
 

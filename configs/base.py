@@ -1,0 +1,42 @@
+"""Every setting that a job reads, with its default. Other configs start from this one."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.dtype = ""  # of weights and activations; "" is float32 on CPU, bfloat16 elsewhere
+    config.mesh = ConfigDict({"data": -1, "model": 1})  # -1: all devices that are left
+    config.compile_cache = ""  # folder of compiled programs; "" is the user's cache, "off" is none
+
+    # Generation.
+    config.batch_size = 0  # rows of a batch; 0 is 8 on CPU and 32 elsewhere
+    config.max_new_tokens = 64
+    config.temperature = 0.0  # 0 is greedy
+    config.top_k = 0
+    config.top_p = 1.0
+
+    # The QK product edit (vlm_jax.steering.qk.QKEdit says what each field means).
+    config.edit = ConfigDict(
+        {
+            "method": "plain",
+            "k": 4,
+            "strength": 0.5,
+            "band": (0.36, 0.61),  # floats are relative depths, integers are layers
+            "heads": "all",
+            "bias": "weights",
+            "control": "",
+        }
+    )
+
+    # What `generate` is asked: a JSONL file of {"id", "images", "prompt"}, or one prompt.
+    config.requests = ""
+    config.prompt = ""
+    config.images = ()
+
+    # What `evaluate` asks (see vlm_jax/jobs/benchmarks.py) and of which edits of the source.
+    config.benchmarks = ConfigDict()
+    config.arms = ConfigDict()
+    config.bootstrap_draws = 2000
+    return config

@@ -1,0 +1,114 @@
+"""Convert, edit, run and measure vision-language models.
+
+  --job=convert   --source=<HF folder> --target=<folder>     HF checkpoint -> Flax, streaming
+  --job=edit      --source=<folder> --target=<folder>        edit the query weights (config.edit)
+  --job=generate  --source=<folder> [--workdir=<folder>]     answer config.prompt or config.requests
+  --job=evaluate  --source=<folder> --workdir=<folder>       benchmarks, edits beside their controls
+  --job=export    --source=<folder> --target=<HF folder>     Flax -> HF checkpoint, byte for byte
+  --job=score     --answers=<jsonl> --truth=<file>[,<file>]  CHAIR or POPE scores, no model needed
+  --job=train     --target=<folder>                          train a testbed from its recipe
+
+A folder is a Hugging Face checkpoint or a converted one; every job reads both. Settings come from
+--config=configs/<name>.py and are changed one by one on the command line:
+
+  python launch.py --job=edit --config=configs/edit.py --config.edit.k=2 \\
+      --source=Qwen2.5-VL-7B-Instruct --target=edited
+
+configs/base.py lists every setting. Errors are one line on stderr and exit code 1; no job leaves a
+half-written folder, and evaluate and train go on where a killed run stopped.
+"""
+
+import importlib
+import os
+import sys
+
+# BLAS threads fight XLA's; and XLA's own pool must outnumber the host devices, or batched linear
+# algebra under pmap waits for itself on machines with few cores. Both are read at start-up.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "16")
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+JOBS = {
+    "convert": "convert.jobs:convert",
+    "edit": "vlm_jax.jobs.edit:run",
+    "evaluate": "vlm_jax.jobs.evaluate:run",
+    "export": "convert.jobs:export",
+    "generate": "vlm_jax.jobs.generate:run",
+    "score": "vlm_jax.jobs.score:run",
+    "train": "vlm_jax.jobs.train:run",
+}
+_DEFAULT_CONFIGS = {
+    "edit": "edit",
+    "generate": "generate",
+    "evaluate": "testbed",
+    "train": "train_llava",
+}
+_HERE = pathlib.Path(__file__).parent
+
+_JOB = flags.DEFINE_enum("job", None, sorted(JOBS), "What to do.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Settings: configs/<name>.py[:<argument>]; --config.<key>=<value> changes one."
+)
+_SOURCE = flags.DEFINE_string("source", None, "Model folder to read: Hugging Face or converted.")
+_TARGET = flags.DEFINE_string("target", None, "Folder to write; must not exist.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for answers and results.")
+_ANSWERS = flags.DEFINE_string("answers", None, "score: JSONL of captions or answers.")
+_TRUTH = flags.DEFINE_list("truth", [], "score: object tables, COCO annotations or POPE questions.")
+_BASELINE = flags.DEFINE_string("baseline", None, "score: answers to take paired differences from.")
+
+
+def _path(text: str | None) -> pathlib.Path | None:
+    return None if text is None else pathlib.Path(text)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the job that the flags name; a user's error becomes one line and exit code 1."""
+    from vlm_jax.errors import UserError
+
+    try:
+        if len(argv) > 1:
+            raise UserError(f"Unexpected argument {argv[1]!r}; settings are flags (see --help).")
+        if _JOB.value is None:
+            raise UserError(
+                f"--job is missing; it is one of {', '.join(sorted(JOBS))} (see --help)."
+            )
+        from vlm_jax.jobs.request import Request
+
+        module, function = JOBS[_JOB.value].split(":")
+        request = Request(
+            config=_CONFIG.value,
+            source=_path(_SOURCE.value),
+            target=_path(_TARGET.value),
+            workdir=_path(_WORKDIR.value),
+            answers=_path(_ANSWERS.value),
+            truth=tuple(map(pathlib.Path, _TRUTH.value)),
+            baseline=_path(_BASELINE.value),
+        )
+        getattr(importlib.import_module(module), function)(request)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags, with the job's own config file where none is named."""
+    if not any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
+        job = next((a.split("=", 1)[1] for a in argv if a.startswith("--job=")), "")
+        name = _DEFAULT_CONFIGS.get(job, "base")
+        argv = [argv[0], f"--config={_HERE / 'configs' / name}.py", *argv[1:]]
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"error: --config: {str(error).splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(_HERE))
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,1 @@
+"""The jobs of `launch.py`: one function each, all settings as arguments, no flags."""

@@ -1,0 +1,58 @@
+"""What every job that runs a model needs: the model, the compile cache, settings, provenance."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from vlm_jax.api import VLM, load
+from vlm_jax.decoding import Sampling
+from vlm_jax.errors import ConfigError
+from vlm_jax.evals.results import package_versions
+from vlm_jax.jobs.request import Request
+from vlm_jax.parallel import make_mesh
+
+PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
+
+
+def load_model(request: Request) -> VLM:
+    """Loads the source on the config's mesh, with compiled programs kept between runs."""
+    config = request.config
+    enable_compile_cache(config.compile_cache)
+    if config.dtype not in ("", "float32", "bfloat16", "float16"):
+        raise ConfigError(
+            f"dtype must be 'float32', 'bfloat16', 'float16' or '', not {config.dtype!r}."
+        )
+    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    return load(request.need("source"), dtype=config.dtype or None, mesh=mesh)
+
+
+def enable_compile_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder: "" is the user's cache folder, "off" is none."""
+    if folder == "off":
+        return
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", folder or str(cache / "vlm_jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def generation_settings(config: Any) -> dict[str, Any]:
+    """Returns the arguments of `VLM.answer` that a config sets."""
+    return {
+        "max_new_tokens": config.max_new_tokens,
+        "sampling": Sampling(config.temperature, config.top_k, config.top_p, config.seed),
+        "batch_size": config.batch_size or None,
+    }
+
+
+def provenance(config: Any) -> dict[str, Any]:
+    """Returns what every result file carries: settings, versions, seeds, device."""
+    device = jax.devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else "CPU"
+    return {
+        "config": config.to_dict(),
+        "versions": package_versions(PACKAGES),
+        "seeds": {"run": config.seed},
+        "device": f"{jax.device_count()} x {kind}",
+    }
