@@ -1,0 +1,218 @@
+"""A Hugging Face checkpoint folder as a `ModelFolder`: safetensors, one file or indexed shards.
+
+Pickled weights (`*.bin`) are never read: unpickling runs code from the file.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from convert import safetensors_io
+from convert.families import bind
+from convert.safetensors_io import Header
+from convert.table import Tensor
+from vlm_jax.checkpoint import (
+    MANIFEST,
+    ModelFolder,
+    Replacement,
+    TensorInfo,
+    check_finite,
+    companion_files,
+    new_folder,
+    write_files,
+)
+from vlm_jax.config import read_config
+from vlm_jax.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Weights in other formats would be stale beside replaced ones.
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+class HFFolder(ModelFolder):
+    """A checkpoint folder with `config.json` and safetensors, in any generation's names.
+
+    Attributes:
+        files: safetensors file name -> header, in the index's order of first mention.
+        names: name on disk -> the table's tensor, for every parameter (aliases too).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Reads config and headers, and checks them against the family's table.
+
+        Raises:
+            ConfigError: config.json is missing, lacks a field or names another architecture.
+            CheckpointError: a file is missing, truncated or corrupt, or some tensors are unknown,
+                missing or misshapen.
+        """
+        self.path = pathlib.Path(path)
+        self.config = read_config(self.path)
+        self.files = _headers(self.path)
+        self._file_of: dict[str, str] = {}
+        found: dict[str, TensorInfo] = {}
+        for file, header in self.files.items():
+            for name, entry in header.entries.items():
+                if name in found:
+                    raise CheckpointError(
+                        f"{self.path}: tensor {name!r} is in both {self._file_of[name]} and "
+                        f"{file}; remove the file that does not belong to the model."
+                    )
+                found[name] = TensorInfo(entry.shape, entry.dtype)
+                self._file_of[name] = file
+        _check_index(self.path, self._file_of)
+        self.names: dict[str, Tensor] = bind(self.config).match(found, str(self.path))
+        self._name_of = {t.path: name for name, t in self.names.items() if not t.alias}
+        self.tensors = {
+            path: TensorInfo(self.names[name].shape, found[name].dtype)
+            for path, name in self._name_of.items()
+        }
+        self._check_aliases()
+
+    def companions(self) -> dict[str, pathlib.Path]:
+        """See `ModelFolder`."""
+        return companion_files(
+            self.path, lambda name: not name.endswith(_WEIGHT_SUFFIXES) and not _is_index(name)
+        )
+
+    def buffers(self) -> dict[str, bytes]:
+        """The bytes of every tensor on disk that is no parameter, by name."""
+        return {name: self._raw(name).tobytes() for name in self._file_of if name not in self.names}
+
+    def stream(self, paths: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """See `ModelFolder`."""
+        paths = list(self.tensors if paths is None else paths)
+        self.check_paths(paths)
+        for path in paths:
+            name = self._name_of[path]
+            array = self._raw(name)
+            check_finite(array, name, self.path / self._file_of[name])
+            yield path, self.names[name].to_ours(array)
+
+    def load(
+        self,
+        dtype: np.typing.DTypeLike | None = None,
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> dict[str, jax.Array]:
+        """See `ModelFolder`."""
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        params = {}
+        for path, array in self.stream():
+            if dtype is not None and np.dtype(dtype) != array.dtype:
+                array = array.astype(dtype)
+                check_finite(array, path, f"{self.path} as {np.dtype(dtype).name}")
+            sharding = device if shardings is None else shardings[path]
+            params[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        return params
+
+    def copy(
+        self,
+        target: str | os.PathLike[str],
+        replace: Mapping[str, Replacement],
+        extra_files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """See `ModelFolder`."""
+        self.check_paths(replace)
+
+        def replaced(name: str) -> np.ndarray | None:
+            tensor = self.names.get(name)
+            if tensor is None or tensor.path not in replace:
+                return None
+            return tensor.to_disk(self.replacement(tensor.path, replace[tensor.path]))
+
+        with new_folder(target, self.path) as temporary:
+            for file, header in self.files.items():
+                source = self.path / file
+                touched = any(
+                    name in self.names and self.names[name].path in replace
+                    for name in header.entries
+                )
+                if touched:
+                    safetensors_io.write(temporary / file, header, replaced, (source, header))
+                else:
+                    shutil.copyfile(source, temporary / file)
+            files: dict[str, bytes | pathlib.Path] = dict(self.companions())
+            if (index := self.index()) is not None:
+                files[INDEX] = index
+            write_files(temporary, files | dict(extra_files or {}))
+
+    def index(self) -> bytes | None:
+        """The bytes of the shard index; None for a single file."""
+        return None if SINGLE in self.files else (self.path / INDEX).read_bytes()
+
+    def _raw(self, name: str) -> np.ndarray:
+        file = self._file_of[name]
+        return safetensors_io.read(self.path / file, self.files[file], name)
+
+    def _check_aliases(self) -> None:
+        """A head on disk beside a tied embedding table must be that table.
+
+        transformers leaves two such tensors untied when they differ; a config that contradicts its
+        weights is better corrected than followed.
+        """
+        for name, tensor in self.names.items():
+            if tensor.alias:
+                first, second = self._raw(name), self._raw(self._name_of[tensor.path])
+                if first.dtype != second.dtype or first.tobytes() != second.tobytes():
+                    raise CheckpointError(
+                        f"{self.path}: config.json ties the head to the embedding table "
+                        f"(tie_word_embeddings), but {name!r} differs from "
+                        f"{self._name_of[tensor.path]!r}. Set tie_word_embeddings to false."
+                    )
+
+
+def open_hf(path: str | os.PathLike[str]) -> HFFolder | None:
+    """Opens a Hugging Face folder; None if it does not look like one.
+
+    Raises:
+        ConfigError, CheckpointError: it looks like one, but something in it is wrong.
+    """
+    folder = pathlib.Path(path)
+    looks = (folder / "config.json").exists() or any(folder.glob("*.safetensors"))
+    return HFFolder(folder) if looks and not (folder / MANIFEST).exists() else None
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith((".safetensors.index.json", ".bin.index.json"))
+
+
+def _headers(folder: pathlib.Path) -> dict[str, Header]:
+    if (folder / SINGLE).exists():
+        return {SINGLE: safetensors_io.read_header(folder / SINGLE)}
+    if (folder / INDEX).exists():
+        names = dict.fromkeys(_weight_map(folder).values())
+        return {name: safetensors_io.read_header(folder / name) for name in names}
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        raise CheckpointError(
+            f"{folder} holds PyTorch pickles only, which are not read because a pickle can run "
+            "code. Save the model as safetensors first (save_pretrained of transformers does)."
+        )
+    raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}. Fetch the weights.")
+
+
+def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+    path = folder / INDEX
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(file == pathlib.PurePath(file).name for file in weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no index of safetensors files ({error!r}).") from None
+    if not plain or not weight_map:
+        raise CheckpointError(f"{path} must map tensor names to files of the same folder.")
+    return weight_map
+
+
+def _check_index(folder: pathlib.Path, file_of: Mapping[str, str]) -> None:
+    if SINGLE in file_of.values() or not (folder / INDEX).exists():
+        return
+    for name, file in _weight_map(folder).items():
+        if file_of.get(name) != file:
+            raise CheckpointError(
+                f"{folder / file} lacks tensor {name!r}, which {INDEX} places there. Fetch both "
+                "files again."
+            )

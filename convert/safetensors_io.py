@@ -1,0 +1,274 @@
+"""Reading and writing safetensors one tensor at a time, with headers that are checked first.
+
+Own code rather than the safetensors package: a memory-mapped read keeps the pages of a whole shard
+resident, the package writes its own header where a round trip needs the original bytes, and its
+errors do not say which file to fetch again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from vlm_jax.errors import CheckpointError
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the format's own limit
+_COPY_BYTES = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor: dtype, shape, and where its bytes start and stop in the data section."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """A file's header.
+
+    Attributes:
+        text: the header as stored, padding included.
+        entries: the tensors by name, in the order of their bytes.
+    """
+
+    text: bytes
+    entries: Mapping[str, Entry]
+
+    @property
+    def data_start(self) -> int:
+        """Offset of the data section in the file."""
+        return 8 + len(self.text)
+
+    @property
+    def data_bytes(self) -> int:
+        """Length of the data section."""
+        return max((entry.stop for entry in self.entries.values()), default=0)
+
+
+def build_header(
+    tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> Header:
+    """Lays tensors out one after another, as the safetensors writer does."""
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, dtype, shape in tensors:
+        stop = offset + math.prod(shape) * dtype.itemsize
+        fields[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    return parse_header(text + b" " * (-len(text) % 8), "new header")
+
+
+def parse_header(text: bytes, where: str) -> Header:
+    """Parses and checks a header.
+
+    Args:
+        text: its bytes, without the length in front.
+        where: the file, for errors.
+
+    Raises:
+        CheckpointError: it is not JSON, or names a tensor twice, with an unknown dtype, with a size
+            that its shape does not give, or in bytes that overlap or leave a gap.
+    """
+    try:
+        fields = json.loads(text.decode(), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} is not a safetensors file: its header is not valid JSON ({error})."
+        ) from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{where} is not a safetensors file: its header is no JSON object.")
+    fields.pop("__metadata__", None)
+    entries = [_entry(name, field, where) for name, field in fields.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
+    offset = 0
+    for entry in entries:
+        if entry.start != offset:
+            fault = "overlap another tensor" if entry.start < offset else "leave a gap before them"
+            raise CheckpointError(
+                f"{where} is corrupt: the bytes {entry.start} to {entry.stop} of tensor "
+                f"{entry.name!r} {fault}. Fetch the file again."
+            )
+        offset = entry.stop
+    return Header(text, {entry.name: entry for entry in entries})
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Reads a file's header and checks that the file is as long as the header says.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or corrupt; the message names it.
+    """
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if prefix.startswith(b"version "):
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the weights. Fetch it with `git lfs pull`."
+                )
+            if 0 <= size <= _MAX_HEADER and 8 + size <= length:
+                header = parse_header(file.read(size), str(path))
+            elif 0 <= size <= _MAX_HEADER or length < 8:
+                raise CheckpointError(
+                    f"{path} is truncated: it ends within its header ({length} bytes, "
+                    f"{8 + max(size, 0)} needed). Fetch it again."
+                )
+            else:
+                raise CheckpointError(
+                    f"{path} is not a safetensors file: its header would be {size} bytes long."
+                )
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. Fetch the missing file.") from None
+    needed = header.data_start + header.data_bytes
+    if length != needed:
+        fault = "is truncated" if length < needed else "has bytes that no tensor owns"
+        raise CheckpointError(
+            f"{path} {fault}: {length} bytes, but its header describes {needed}. Fetch it again."
+        )
+    return header
+
+
+def read(path: pathlib.Path, header: Header, name: str) -> np.ndarray:
+    """Reads one tensor into a new array.
+
+    Raises:
+        CheckpointError: the file has become shorter than its header says.
+    """
+    entry = header.entries[name]
+    raw = np.empty(entry.stop - entry.start, np.uint8)
+    with path.open("rb", buffering=0) as file:
+        file.seek(header.data_start + entry.start)
+        _read_into(file, raw.data, path)
+    return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def write(
+    path: pathlib.Path,
+    header: Header,
+    tensor: Callable[[str], np.ndarray | None],
+    source: tuple[pathlib.Path, Header] | None = None,
+) -> None:
+    """Writes a file tensor by tensor.
+
+    Args:
+        path: the new file.
+        header: what to write; its text is written as it is.
+        tensor: gives the array of a name, of the header's dtype and shape; or None to copy its
+            bytes from `source`.
+        source: a file with the same tensors, and its header.
+
+    Raises:
+        CheckpointError: an array does not fit the header.
+    """
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(path.open("wb"))
+        out.write(struct.pack("<Q", len(header.text)))
+        out.write(header.text)
+        given = stack.enter_context(source[0].open("rb")) if source else None
+        for entry in header.entries.values():
+            array = tensor(entry.name)
+            if array is None:
+                assert source is not None
+                assert given is not None
+                given.seek(source[1].data_start + source[1].entries[entry.name].start)
+                _copy_bytes(given, out, entry.stop - entry.start, source[0])
+                continue
+            if array.shape != entry.shape or array.dtype != entry.dtype:
+                raise CheckpointError(
+                    f"tensor {entry.name!r} is {array.dtype} {list(array.shape)}, but {path.name} "
+                    f"needs {entry.dtype} {list(entry.shape)}."
+                )
+            out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("it names a tensor twice")
+    return fields
+
+
+def _entry(name: str, field: Any, where: str) -> Entry:
+    def bad(fault: str) -> CheckpointError:
+        return CheckpointError(
+            f"{where} is corrupt: tensor {name!r} {fault}. Fetch the file again."
+        )
+
+    if not isinstance(field, dict) or not {"dtype", "shape", "data_offsets"} <= field.keys():
+        raise bad("lacks a dtype, shape or data_offsets")
+    dtype = DTYPES.get(field["dtype"])
+    if dtype is None:
+        raise CheckpointError(
+            f"{where}: tensor {name!r} has dtype {field['dtype']!r}, which is not supported "
+            f"({', '.join(DTYPES)} are)."
+        )
+    shape, offsets = field["shape"], field["data_offsets"]
+    if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
+        raise bad(f"has shape {shape!r} and offsets {offsets!r}")
+    start, stop = offsets
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise bad(f"has {stop - start} bytes, which {field['dtype']} {shape} does not fill")
+    return Entry(name, dtype, tuple(shape), start, stop)
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _read_into(file: BinaryIO, view: memoryview, path: pathlib.Path) -> None:
+    while len(view):
+        count = file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]
+        if not count:
+            raise CheckpointError(f"{path} is truncated: {len(view)} bytes are missing.")
+        view = view[count:]
+
+
+def _copy_bytes(source: BinaryIO, out: BinaryIO, count: int, path: pathlib.Path) -> None:
+    for chunk in _chunks(source, count):
+        out.write(chunk)
+        count -= len(chunk)
+    if count:
+        raise CheckpointError(f"{path} is truncated: {count} bytes are missing.")
+
+
+def _chunks(source: BinaryIO, count: int) -> Iterator[bytes]:
+    while count and (chunk := source.read(min(count, _COPY_BYTES))):
+        count -= len(chunk)
+        yield chunk

@@ -1,0 +1,180 @@
+"""A family's conversion table: one row a tensor, read forwards by import and backwards by export.
+
+A row pairs a checkpoint name with one of our parameter paths and an einops pattern from the
+checkpoint's dims to ours. `{i}` stands for the layer number in both. Binding a table to a config
+writes every row out for every layer, with shapes: so each name on disk matches exactly one row or
+is unknown, and each row is either on disk or missing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from convert import layout
+from vlm_jax.checkpoint import TensorInfo
+from vlm_jax.config import VLMConfig
+from vlm_jax.errors import CheckpointError
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+Dims = Mapping[str, Mapping[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor, or one a layer.
+
+    Attributes:
+        name: its name on the hub, with `{i}` for the layer number.
+        path: our parameter path, likewise.
+        pattern: einops pattern from the checkpoint's dims to ours.
+        when: whether a config has it; None for always.
+        alias: a second name of `path` that a checkpoint may carry or leave out.
+    """
+
+    name: str
+    path: str
+    pattern: str
+    when: Callable[[VLMConfig], bool] | None = None
+    alias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A row written out for one layer of one config."""
+
+    name: str
+    path: str
+    pattern: str
+    sizes: Mapping[str, int]
+    alias: bool
+
+    @property
+    def disk_shape(self) -> tuple[int, ...]:
+        """Its shape in the checkpoint."""
+        return layout.shape(self.pattern.split("->")[0], self.sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape among our parameters."""
+        return layout.shape(self.pattern.split("->")[1], self.sizes)
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """Rearranges a checkpoint's array to our dims."""
+        return layout.rearrange(array, self.pattern, self.sizes)
+
+    def to_disk(self, array: np.ndarray) -> np.ndarray:
+        """Rearranges our array to the checkpoint's dims: the pattern read backwards."""
+        left, right = self.pattern.split("->")
+        return layout.rearrange(array, f"{right.strip()} -> {left.strip()}", self.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A family's rows and what else may be on disk.
+
+    Attributes:
+        family: as in `VLMConfig.family`.
+        spellings: (regex, replacement) rules, of which the first that matches turns a name of any
+            checkpoint generation into the hub's.
+        rows: the tensors.
+        buffers: regexes of names that are no parameters; carried along, never read.
+        dims: from a config, for each room ("decoder", "vision", "projector") the length of each
+            letter of the patterns.
+    """
+
+    family: str
+    spellings: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    buffers: tuple[str, ...]
+    dims: Callable[[VLMConfig], Dims]
+
+    def canonical(self, name: str) -> str:
+        """The hub's spelling of a name on disk."""
+        for pattern, replacement in self.spellings:
+            spelt, count = re.subn(pattern, replacement, name, count=1)
+            if count:
+                return spelt
+        return name
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a name on disk is a known non-parameter."""
+        return any(re.search(pattern, name) for pattern in self.buffers)
+
+    def bind(self, config: VLMConfig) -> "Binding":
+        """Writes the table out for a config."""
+        dims = self.dims(config)
+        layers = {"decoder": config.decoder.num_layers, "vision": config.vision.num_layers}
+        tensors = []
+        for row in self.rows:
+            if row.when is not None and not row.when(config):
+                continue
+            room = row.path.split("/", 1)[0]
+            for i in range(layers[room]) if "{i}" in row.path else (0,):
+                name, path = row.name.replace("{i}", str(i)), row.path.replace("{i}", str(i))
+                tensors.append(Tensor(name, path, row.pattern, dims[room], row.alias))
+        return Binding(self, tensors)
+
+
+class Binding:
+    """A table written out for a config: every tensor by name and by path, in the table's order."""
+
+    def __init__(self, table: Table, tensors: list[Tensor]):
+        self.table = table
+        self.by_name = {tensor.name: tensor for tensor in tensors}
+        self.by_path = {tensor.path: tensor for tensor in tensors if not tensor.alias}
+        if len(self.by_name) != len(tensors):
+            raise ValueError(f"two rows of the {table.family} table share a name")
+
+    def match(self, found: Mapping[str, TensorInfo], where: str) -> dict[str, Tensor]:
+        """Pairs the names on disk with the table's tensors.
+
+        Args:
+            found: shape and dtype of every tensor on disk.
+            where: the folder, for the error.
+
+        Returns:
+            disk name -> tensor, for every name that is not a buffer.
+
+        Raises:
+            CheckpointError: some are unknown, missing, misshapen or not floating point; the message
+                lists every one.
+        """
+        matched: dict[str, Tensor] = {}
+        unknown, misshapen, mistyped = [], [], []
+        spelt: dict[str, str] = {}
+        for name, info in found.items():
+            canonical = self.table.canonical(name)
+            tensor = self.by_name.get(canonical)
+            if tensor is None:
+                if not self.table.is_buffer(name):
+                    unknown.append(name)
+                continue
+            if canonical in spelt:
+                unknown.append(f"{name} (a second spelling of {spelt[canonical]})")
+                continue
+            spelt[canonical] = name
+            matched[name] = tensor
+            if info.shape != tensor.disk_shape:
+                misshapen.append(f"{name} has {list(info.shape)}, needs {list(tensor.disk_shape)}")
+            elif info.dtype.name not in FLOATS:
+                mistyped.append(f"{name} is {info.dtype.name}")
+        missing = [t.name for t in self.by_path.values() if t.name not in spelt]
+        problems = [
+            f"{len(lines)} {title}: {'; '.join(lines)}"
+            for title, lines in (
+                ("unknown", unknown),
+                ("missing", missing),
+                ("misshapen", misshapen),
+                (f"not {', '.join(FLOATS[:-1])} or {FLOATS[-1]}", mistyped),
+            )
+            if lines
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{where} does not hold the {self.table.family} model that its config.json "
+                f"describes. {'. '.join(problems)}. Does config.json belong to these weights?"
+            )
+        return matched

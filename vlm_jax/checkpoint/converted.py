@@ -1,0 +1,206 @@
+"""The package's own model folder: Orbax parameters, companion files, a manifest written last."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_jax.checkpoint.atomic import new_folder
+from vlm_jax.checkpoint.folder import (
+    MANIFEST,
+    PARAMS,
+    ModelFolder,
+    Replacement,
+    TensorInfo,
+    companion_files,
+    not_finite,
+    write_files,
+)
+from vlm_jax.checkpoint.orbax_store import Reader, Writer
+from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.errors import CheckpointError
+
+FORMAT_VERSION = 1
+# How the files that a folder was converted from held its tensors; means nothing to this room.
+SOURCE_LAYOUT = "source_layout.json"
+_OWN_FIELDS = ("format_version", "family", "tensors")
+
+
+class FolderWriter:
+    """Fills a folder (a temporary one of `new_folder`) parameter by parameter."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._params = Writer(folder / PARAMS)
+
+    def add(self, path: str, array: np.ndarray | jax.Array) -> None:
+        """Takes one parameter; the caller must not change the array afterwards.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        self._params.add(path, array)
+
+    def finish(
+        self, files: Mapping[str, bytes | pathlib.Path], manifest: Mapping[str, Any]
+    ) -> VLMConfig:
+        """Completes the parameters, adds the companion files and, last, the manifest.
+
+        Returns:
+            The architecture that the written config.json describes.
+        """
+        self._params.finish()
+        write_files(self._folder, files)
+        config = read_config(self._folder)
+        fields = {
+            "format_version": FORMAT_VERSION,
+            "family": config.family,
+            **manifest,
+            "tensors": {
+                path: {"shape": list(info.shape), "dtype": info.dtype.name}
+                for path, info in sorted(self._params.tensors.items())
+            },
+        }
+        text = json.dumps(fields, indent=1) + "\n"
+        (self._folder / MANIFEST).write_text(text, encoding="utf-8")
+        return config
+
+
+class ConvertedFolder(ModelFolder):
+    """A folder that `FolderWriter` made."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
+        self.manifest = _read_manifest(self.path / MANIFEST)
+        self.config = read_config(self.path)
+        self.tensors = {
+            name: TensorInfo(tuple(field["shape"]), np.dtype(field["dtype"]))
+            for name, field in self.manifest["tensors"].items()
+        }
+        self._reader: Reader | None = None
+
+    @property
+    def source_layout(self) -> bytes | None:
+        """How the converted files held the tensors, as the converter wrote it; None if unknown."""
+        path = self.path / SOURCE_LAYOUT
+        return path.read_bytes() if path.exists() else None
+
+    def companions(self) -> dict[str, pathlib.Path]:
+        """See `ModelFolder`."""
+        own = (MANIFEST, PARAMS, SOURCE_LAYOUT)
+        return companion_files(self.path, lambda name: name not in own)
+
+    def stream(self, paths: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """See `ModelFolder`."""
+        paths = list(self.tensors if paths is None else paths)
+        self.check_paths(paths)
+        yield from self._params.stream(paths)
+
+    def load(
+        self,
+        dtype: np.typing.DTypeLike | None = None,
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> dict[str, jax.Array]:
+        """See `ModelFolder`."""
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        leaves = {
+            path: jax.ShapeDtypeStruct(
+                info.shape,
+                info.dtype if dtype is None else dtype,
+                sharding=device if shardings is None else shardings[path],
+            )
+            for path, info in self.tensors.items()
+        }
+        params = self._params.load(leaves)
+        finite = jax.device_get({path: _all_finite(array) for path, array in params.items()})
+        for path, sound in finite.items():
+            if not sound:
+                raise not_finite(path, self.path)
+        return params
+
+    def copy(
+        self,
+        target: str | os.PathLike[str],
+        replace: Mapping[str, Replacement],
+        extra_files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """See `ModelFolder`."""
+        self.check_paths(replace)
+        with new_folder(target, self.path) as temporary:
+            writer = FolderWriter(temporary)
+            for path, array in self.stream(p for p in self.tensors if p not in replace):
+                writer.add(path, array)
+            for path, given in replace.items():
+                writer.add(path, self.replacement(path, given))
+            files: dict[str, bytes | pathlib.Path] = dict(self.companions())
+            if self.source_layout is not None:
+                files[SOURCE_LAYOUT] = self.source_layout
+            kept = {name: v for name, v in self.manifest.items() if name not in _OWN_FIELDS}
+            replaced = sorted({*kept.get("replaced", []), *replace})
+            writer.finish(files | dict(extra_files or {}), {**kept, "replaced": replaced})
+
+    @property
+    def _params(self) -> Reader:
+        if self._reader is None:
+            self._reader = Reader(self.path / PARAMS, self.tensors)
+        return self._reader
+
+
+def save(
+    target: str | os.PathLike[str],
+    params: Mapping[str, jax.Array | np.ndarray],
+    config: VLMConfig,
+    companions: ModelFolder | Mapping[str, bytes | pathlib.Path],
+    manifest: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a converted folder from arrays.
+
+    Args:
+        target: the new folder; must not exist.
+        params: our path -> array.
+        config: the architecture; `config.json` among the companions must describe the same.
+        companions: files by name, or a folder whose companions are taken.
+        manifest: further fields of the manifest.
+
+    Raises:
+        CheckpointError: a parameter is not finite, the companions lack `config.json` or it
+            describes another model, or the target cannot be made. Nothing is left behind.
+    """
+    files = companions.companions() if isinstance(companions, ModelFolder) else companions
+    if "config.json" not in files:
+        raise CheckpointError(f"cannot write {target}: no config.json is among its companions.")
+    with new_folder(target) as temporary:
+        writer = FolderWriter(temporary)
+        for path, array in params.items():
+            writer.add(path, array)
+        if writer.finish(files, manifest or {}) != config:
+            raise CheckpointError(
+                f"cannot write {target}: the companions' config.json describes another model than "
+                "the parameters."
+            )
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = fields["format_version"], fields["tensors"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): the conversion must be done again."
+        ) from None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version!r}, and this version of vlm_jax reads "
+            f"{FORMAT_VERSION}: convert the model again."
+        )
+    return fields

@@ -1,0 +1,119 @@
+"""One line of progress for long work: done, rate and time left."""
+
+import sys
+import time
+from typing import TextIO
+
+_TERMINAL_SECONDS = 1.0
+_LOG_SECONDS = 10.0  # a file should not fill with progress
+_BYTES = ("B", "kB", "MB", "GB", "TB")
+
+
+class Progress:
+    """Counts work and reports it on stderr; a context manager.
+
+    On a terminal one line is rewritten every second; elsewhere a line is added every ten. The last
+    line says how long the whole took. Work shorter than a second prints only that.
+
+    Args:
+        total: how much there is to do; None if unknown.
+        unit: what is counted, e.g. "images"; "B" counts bytes and shows them as MB or GB.
+        label: what is being done.
+        enabled: False counts in silence.
+        stream: where to write; stderr by default.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        label: str = "",
+        *,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+    ):
+        self.total, self.unit, self.label, self.enabled = total, unit, label, enabled
+        self.done = 0
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._interval = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
+        self._begun = self._shown = time.monotonic()
+        self._width = 0
+
+    def __enter__(self) -> "Progress":
+        self._begun = self._shown = time.monotonic()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close(failed=kind is not None)
+
+    def advance(self, count: int = 1) -> None:
+        """Adds finished work, and reports if it is time to."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._shown >= self._interval:
+            self._shown = now
+            self._show(self._line(now), last=False)
+
+    def close(self, failed: bool = False) -> None:
+        """Prints the last line; a failure leaves what was shown."""
+        if not failed:
+            seconds = time.monotonic() - self._begun
+            line = f"{self._prefix()}{self._amount(self.done)} in {_duration(seconds)}"
+            self._show(f"{line} ({self._rate(seconds)})", last=True)
+        elif self._terminal and self._width:
+            self._write("\n")
+
+    def _line(self, now: float) -> str:
+        seconds = now - self._begun
+        parts = [self._amount(self.done)]
+        if self.total:
+            parts = [f"{self._amount(self.done)} of {self._amount(self.total)}"]
+            parts.append(f"{self.done / self.total:.0%}")
+        parts.append(self._rate(seconds))
+        if self.total and self.done:
+            left = seconds * max(self.total - self.done, 0) / self.done
+            parts.append(f"{_duration(left)} left")
+        return self._prefix() + ", ".join(parts)
+
+    def _prefix(self) -> str:
+        return f"{self.label}: " if self.label else ""
+
+    def _rate(self, seconds: float) -> str:
+        rate = self.done / max(seconds, 1e-9)
+        return f"{_bytes(rate)}/s" if self.unit == "B" else f"{rate:.3g} {self.unit}/s"
+
+    def _amount(self, count: int) -> str:
+        return _bytes(count) if self.unit == "B" else f"{count} {self.unit}"
+
+    def _show(self, line: str, last: bool) -> None:
+        if self._terminal:
+            # Spaces cover what a longer line left behind.
+            self._write("\r" + line.ljust(self._width) + ("\n" if last else ""))
+            self._width = len(line)
+        else:
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        if self.enabled:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def _bytes(count: float) -> str:
+    for unit in _BYTES[:-1]:
+        if count < 999.5:  # rounds to 1000 with three digits
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} {_BYTES[-1]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02} min"
+        if minutes >= 60
+        else f"{minutes} min {rest:02} s"
+    )
