@@ -230,14 +230,15 @@ def _read_coco(path: Path, document: dict[str, Any], builder: _ObjectBuilder) ->
         if not isinstance(annotation, dict) or "image_id" not in annotation:
             raise AnswersError(f"{path}: {where} needs 'image_id'")
         image = _coco_image(path, where, annotation["image_id"])
+        category = annotation.get("category_id")
         if isinstance(annotation.get("caption"), str):
             builder.add(image, builder.vocabulary.objects([annotation["caption"]]))
-        elif annotation.get("category_id") in names:
-            builder.add(image, [names[annotation["category_id"]]])
+        elif isinstance(category, int | str) and category in names:
+            builder.add(image, [names[category]])
         else:
             raise AnswersError(
                 f"{path}: {where} needs a 'caption' or a 'category_id' that 'categories' defines, "
-                f"has category_id {annotation.get('category_id')!r}"
+                f"has category_id {category!r}"
             )
 
 

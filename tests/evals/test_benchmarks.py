@@ -1,0 +1,108 @@
+"""Benchmarks over folders of images: pinned order, answers that read back, an error a gap."""
+
+import pytest
+
+from vlm_jax.errors import AnswersError
+from vlm_jax.evals.answers import read_captions, read_question_answers
+from vlm_jax.evals.base import Benchmark, Example
+from vlm_jax.evals.benchmarks import CAPTION_PROMPT, ONE_WORD, Chair, Pope
+from vlm_jax.evals.tallies import tabulate
+from vlm_jax.evals.truth import ObjectTruth, Question
+
+TRUTH = ObjectTruth(
+    {1: frozenset({"dog"}), 2: frozenset(), "k": frozenset({"cup"})}, ("dog", "cup")
+)
+QUESTIONS = (
+    Question(1, "COCO_val2014_000000000002.jpg", "Is there a dog in the image?", "no"),
+    Question(2, "1.jpg", "Is there a dog in the image?", "yes"),
+)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("2.jpg", "000000000001.JPG", "k.png"):
+        (folder / name).touch()
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def test_chair_examples_are_pinned(images):
+    bench = Chair(images, TRUTH)
+    assert isinstance(bench, Benchmark)
+    assert list(bench.examples()) == [
+        Example(1, (images / "000000000001.JPG",), CAPTION_PROMPT, {"image_id": 1}),
+        Example(2, (images / "2.jpg",), CAPTION_PROMPT, {"image_id": 2}),
+        Example("k", (images / "k.png",), CAPTION_PROMPT, {"image_id": "k"}),
+    ]
+    assert [example.id for example in Chair(images, TRUTH, ids=["k", 1]).examples()] == ["k", 1]
+
+
+def test_chair_takes_images_in_memory_and_a_question_file(write):
+    questions = write("q.jsonl", [{"image": "2.jpg", "text": "What is this?"}, {"image_id": 1}])
+    bench = Chair({1: "one", 2: "two", 3: "three"}, TRUTH, questions=questions, prompt="Describe.")
+    assert [(e.id, e.images, e.prompt) for e in bench.examples()] == [
+        (2, ("two",), "What is this?"),
+        (1, ("one",), "Describe."),
+    ]
+
+
+def test_chair_scores_and_writes_answers(images, write):
+    bench = Chair(images, TRUTH, groups={1: {"cat": "partner"}})
+    answers = {1: "a dog and a cat", 2: "", "k": "a mug"}
+    table = tabulate((e.id, bench.tally(e, answers[e.id])) for e in bench.examples())
+    totals = table.totals()
+    assert totals["hallucinated_mentions/partner"] == 1
+    assert bench.report(totals)["C_S/partner"] == pytest.approx(1 / 3)
+    assert set(bench.report(totals)) == set(bench.metrics(totals))
+    path = write("a.jsonl", [bench.answer_row(e, answers[e.id]) for e in bench.examples()])
+    assert read_captions(path).texts == answers
+
+
+def test_pope_examples_and_scores(images, write):
+    bench = Pope(images, QUESTIONS)
+    assert isinstance(bench, Benchmark)
+    first, second = bench.examples()
+    assert first.images == (images / "2.jpg",)
+    assert first.prompt == QUESTIONS[0].text + ONE_WORD
+    assert second.images == (images / "000000000001.JPG",)
+    totals = tabulate([(1, bench.tally(first, "No")), (2, bench.tally(second, "No"))]).totals()
+    assert bench.report(totals)["accuracy"] == 0.5
+    assert set(bench.report(totals)) == set(bench.metrics(totals))
+    path = write("a.jsonl", [bench.answer_row(first, "No"), bench.answer_row(second, "Yes")])
+    assert read_question_answers(path).texts == {1: "No", 2: "Yes"}
+    assert len(list(Pope(images, QUESTIONS, limit=1).examples())) == 1
+
+
+def test_protocols_tell_runs_apart(images):
+    one = Pope(images, QUESTIONS).protocol()
+    assert one == Pope(images, QUESTIONS).protocol()
+    assert one != Pope(images, QUESTIONS, suffix="").protocol()
+    assert one != Pope(images, QUESTIONS, parser="vcd").protocol()
+    assert Chair(images, TRUTH).protocol() != Chair(images, TRUTH, prompt="Look.").protocol()
+
+
+def test_gaps_are_errors(images, tmp_path, write):
+    with pytest.raises(AnswersError, match=r"1 of 1 images lack image files .*: 7"):
+        Chair(images, TRUTH, ids=[7])
+    (images / "9.jpg").touch()
+    with pytest.raises(AnswersError, match="1 of 4 images lack ground truth: 9"):
+        Chair(images, TRUTH)
+    (images / "009.png").touch()
+    with pytest.raises(AnswersError, match="are both image 9"):
+        Chair(images, TRUTH)
+    with pytest.raises(AnswersError, match="does not exist"):
+        Chair(tmp_path / "absent", TRUTH)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(AnswersError, match="holds no image file"):
+        Pope(tmp_path / "bare", QUESTIONS)
+    with pytest.raises(AnswersError, match=r"1 of 2 images lack .*: 2"):
+        Pope({1: "one"}, QUESTIONS)
+    with pytest.raises(ValueError, match="parser 'x' is unknown"):
+        Pope({1: "one", 2: "two"}, QUESTIONS, parser="x")
+    questions = write("q.jsonl", [{"image": "1.jpg"}, {"image": 1}])
+    with pytest.raises(AnswersError, match="line 2: second question about image 1"):
+        Chair({1: "one"}, TRUTH, questions=questions)
+    with pytest.raises(ValueError, match="not both"):
+        Chair({1: "one"}, TRUTH, questions=questions, ids=[1])

@@ -1,0 +1,232 @@
+"""Scoring from files: the document, the table, and every way the files can disagree."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vlm_jax.errors import AnswersError, UserError
+from vlm_jax.evals.results import (
+    Results,
+    format_table,
+    metric_table,
+    protocol_hash,
+    read_results,
+    write_json,
+)
+from vlm_jax.evals.score import score
+from vlm_jax.evals.statistics import Interval
+
+TABLE = "# categories: dog|cat|cup\n1\t0\n2\t1,2\n3\t\n"
+CAPTIONS = [
+    {"image_id": 1, "caption": "A dog and a cat."},
+    {"image_id": 2, "caption": "A cat and a mug."},
+]
+QUESTIONS = [
+    {"question_id": n, "image": "1.jpg", "text": "Is there a dog?", "label": label}
+    for n, label in ((1, "yes"), (2, "no"), (3, "yes"))
+]
+ANSWERS = [{"question_id": n, "text": text} for n, text in ((3, "Yes"), (1, "No"), (2, "no"))]
+
+
+@pytest.fixture
+def files(write):
+    return {
+        "table": write("table.tsv", TABLE),
+        "captions": write("captions.jsonl", CAPTIONS),
+        "questions": write("questions.jsonl", QUESTIONS),
+        "answers": write("answers.jsonl", ANSWERS),
+    }
+
+
+def test_chair_document(files, tmp_path):
+    results = score(files["captions"], files["table"])
+    document = json.loads(results.write(tmp_path / "out" / "results.json").read_text())
+    assert document["benchmark"] == "chair"
+    assert document["counts"] == {
+        "captions": 2,
+        "hallucinated_captions": 1,
+        "object_mentions": 4,
+        "hallucinated_mentions": 1,
+        "gt_objects": 3,
+        "recalled_objects": 3,
+    }
+    assert document["n"] == 2
+    assert document["metrics"]["C_S"]["value"] == 0.5
+    assert document["metrics"]["C_I"] == {"value": 0.25, "low": 0.0, "high": 0.5}
+    assert document["seeds"] == {"bootstrap": 0}
+    assert {"python", "numpy", "vlm_jax"} <= set(document["versions"])
+    assert document["config"]["variant"] == "pattern"
+    assert document["device"].startswith("none")
+    assert document["notes"] == ["1 images of the truth have no caption and were left out"]
+    assert read_results(tmp_path / "out" / "results.json") == results
+
+
+def test_pope_document(files):
+    results = score(files["answers"], files["questions"])
+    assert results.benchmark == "pope"
+    assert results.metrics["accuracy"].value == pytest.approx(2 / 3)
+    assert results.counts["true_positives"] == 1
+    assert results.config["parser"] == "rucaibox"
+
+
+def test_a_baseline_gives_paired_differences(files, write):
+    other = write("base.jsonl", [row | {"caption": "A dog and a cup."} for row in CAPTIONS[::-1]])
+    results = score(files["captions"], files["table"], baseline=other)
+    difference = results.differences["C_S"]
+    assert difference.value == 0.5 - 1.0
+    assert difference.low == -1.0
+    assert difference.high == 0.0
+    assert "vs baseline" in results.table()
+
+
+def test_the_protocol_is_of_the_comparison_not_of_the_answers(files, write):
+    first = score(files["answers"], files["questions"]).protocol
+    other = write("other.jsonl", [row | {"text": "Yes"} for row in ANSWERS])
+    assert score(other, files["questions"], draws=10, seed=3).protocol == first
+    assert score(files["answers"], files["questions"], parser="vcd").protocol != first
+    assert protocol_hash({"a": 1, "b": 2}) == protocol_hash({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(
+    ("answers", "truth", "benchmark", "message"),
+    [
+        ("captions", "table", "mme", "benchmark 'mme' is unknown; choose one of chair, pope"),
+        ("captions", "questions", "chair", "chair needs objects of images as truth"),
+        ("answers", "table", "pope", "pope needs labelled questions as truth"),
+        ("answers", "table", None, "needs a field 'image_id' or 'image'"),
+        ("captions", "questions", None, "needs a field 'question_id'"),
+    ],
+)
+def test_files_of_the_wrong_kind(files, answers, truth, benchmark, message):
+    with pytest.raises(AnswersError, match=message):
+        score(files[answers], files[truth], benchmark)
+
+
+def test_answers_without_truth(files, write):
+    rows = [*CAPTIONS, *({"image_id": n, "caption": ""} for n in range(10, 19))]
+    path = write("more.jsonl", rows)
+    with pytest.raises(AnswersError, match=r"line 3: 9 of 11 captions have no truth; image 10, 11"):
+        score(path, files["table"])
+    path = write("odd.jsonl", [*ANSWERS, {"question_id": 7, "text": "Yes"}])
+    with pytest.raises(AnswersError, match=r"line 4: 1 of 4 answers have no truth; question 7"):
+        score(path, files["questions"])
+
+
+def test_questions_without_answers(files, write):
+    path = write("few.jsonl", ANSWERS[:1])
+    with pytest.raises(AnswersError, match="2 of 3 questions have no answer: 1, 2"):
+        score(path, files["questions"])
+    results = score(path, files["questions"], allow_missing=True)
+    assert results.n == 1
+    assert results.notes == ("2 questions have no answer and were left out",)
+
+
+def test_a_baseline_over_other_items(files, write):
+    other = write("base.jsonl", CAPTIONS[:1])
+    with pytest.raises(AnswersError, match="must answer the same items; 1 are in one alone: 2"):
+        score(files["captions"], files["table"], baseline=other)
+
+
+def test_unknown_parser(files):
+    with pytest.raises(ValueError, match="parser 'gpt' is unknown"):
+        score(files["answers"], files["questions"], parser="gpt")
+
+
+def test_real_files(real_data, official):
+    results = score(
+        real_data / "chair" / "captions" / "opera" / "llava-1.5_greedy.jsonl",
+        real_data / "chair" / "gt_objects_coco2014_pattern.tsv.gz",
+        vocabulary=official,
+    )
+    assert results.counts["hallucinated_captions"] == 225
+    assert results.metrics["C_S"].value == 0.45
+    assert 0.03 < results.metrics["C_S"].high - 0.45 < 0.06
+
+
+def test_scoring_never_imports_jax():
+    code = (
+        "import pkgutil, sys, importlib, vlm_jax.evals as room\n"
+        "for module in pkgutil.iter_modules(room.__path__):\n"
+        "    if module.name != 'runner':\n"
+        "        importlib.import_module(f'vlm_jax.evals.{module.name}')\n"
+        "print([name for name in ('jax', 'flax', 'torch', 'transformers') if name in sys.modules])"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def example_results(**changes):
+    fields = {"metrics": {"C_S": Interval(0.5, 0.4, 0.6)}, "counts": {"captions": 2}, "n": 2}
+    return Results("chair", **(fields | changes))
+
+
+def test_documents_hold_no_nan_and_read_back(tmp_path):
+    results = example_results(
+        metrics={"C_S": Interval(math.nan)}, config={"a": np.float32(0.5), "p": tmp_path}
+    )
+    path = results.write(tmp_path / "results.json")
+    assert json.loads(path.read_text())["metrics"]["C_S"]["value"] is None
+    assert math.isnan(read_results(path).metrics["C_S"].value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a results document"),
+        ("[]", "is not a results document"),
+        ('{"benchmark": "chair"}', "field 'metrics' is missing"),
+        (None, "cannot read results"),
+    ],
+)
+def test_bad_results(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_results(path)
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path):
+    path = write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError, match="does not fit into JSON"):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot write"):
+        write_json(path / "below.json", {})
+
+
+def test_tables_align():
+    text = format_table(["", "C_S", "n"], [["base", "50.0", "2"], ["edited", "7.5", "200"]])
+    assert text.splitlines() == [
+        "         C_S    n",
+        "-----------------",
+        "base    50.0    2",
+        "edited   7.5  200",
+    ]
+
+
+def test_metric_tables_mark_what_excludes_zero():
+    edited = example_results(
+        differences={"C_S": Interval(-0.1, -0.2, -0.05)},
+        metrics={"C_S": Interval(0.4, 0.3, 0.5), "length": Interval(12.0)},
+        units={"length": "words"},
+    )
+    lines = metric_table([("unedited", example_results()), ("edited", edited)]).splitlines()
+    assert lines[0].split() == ["C_S", "(%)", "length", "(words)", "n"]
+    assert lines[2].split() == ["unedited", "50.0", "[40.0,", "60.0]", "-", "2"]
+    assert lines[3].split() == ["edited", "40.0", "[30.0,", "50.0]", "12.0", "2"]
+    assert lines[4].split()[:3] == ["vs", "baseline", "-10.0*"]
+    with pytest.raises(ValueError, match="at least one arm"):
+        metric_table([])
