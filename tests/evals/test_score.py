@@ -74,6 +74,13 @@ def test_pope_document(files):
     assert results.config["parser"] == "rucaibox"
 
 
+def test_questions_on_one_image_are_resampled_together(files):
+    """All three questions are on one image: no resample differs from the sample."""
+    entry = score(files["answers"], files["questions"]).metrics["accuracy"]
+    assert entry.low == entry.value == entry.high
+    assert score(files["answers"], files["questions"]).n == 3
+
+
 def test_a_baseline_gives_paired_differences(files, write):
     other = write("base.jsonl", [row | {"caption": "A dog and a cup."} for row in CAPTIONS[::-1]])
     results = score(files["captions"], files["table"], baseline=other)

@@ -11,7 +11,7 @@ from vlm_jax.evals.answers import Answers, read_captions, read_question_answers
 from vlm_jax.evals.records import some
 from vlm_jax.evals.results import Results, protocol_hash
 from vlm_jax.evals.statistics import DRAWS, bootstrap_all, paired_bootstrap
-from vlm_jax.evals.tallies import Statistic, TallyTable, tabulate
+from vlm_jax.evals.tallies import Statistic, TallyTable, tabulate, tabulate_sums
 from vlm_jax.evals.truth import ObjectTruth, Question, read_truth
 from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
 
@@ -31,7 +31,9 @@ def score(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Results:
-    """Scores answers, with bootstrap intervals over images or questions.
+    """Scores answers, with bootstrap intervals over images.
+
+    The questions on one image are resampled together.
 
     Args:
         answers: captions (image_id, caption) or answers (question_id, text); see `answers`.
@@ -65,13 +67,13 @@ def score(
         judge: _Judge = _ChairJudge(known, vocabulary)
     else:
         judge = _PopeJudge(known, parser, allow_missing)
-    table, notes = judge.tabulate(answers)
+    table, items, notes = judge.tabulate(answers)
     totals = table.totals()
     statistics = judge.statistics()
     differences = {}
     if baseline is not None:
-        other, _ = judge.tabulate(baseline)
-        _same_items(answers, table, baseline, other)
+        other, others, _ = judge.tabulate(baseline)
+        _same_items(answers, items, baseline, others)
         differences = paired_bootstrap(
             statistics, table, other.take(table.ids), draws=draws, seed=seed
         )
@@ -79,7 +81,7 @@ def score(
         benchmark=actual,
         metrics=bootstrap_all(statistics, table, draws=draws, seed=seed),
         counts={name: totals[name] for name in judge.counts},
-        n=len(table.ids),
+        n=len(items),
         differences=differences,
         units=judge.units,
         config={
@@ -94,7 +96,7 @@ def score(
             {
                 "benchmark": actual,
                 "truth": sorted(_digest(path) for path in _listed(truth)),
-                "items": sorted(map(str, table.ids)),
+                "items": sorted(map(str, items)),
                 **judge.settings(),
             }
         ),
@@ -113,7 +115,7 @@ class _ChairJudge:
         self.vocabulary = vocabulary
         self.scorer = chair.ChairScorer(truth.objects, vocabulary)
 
-    def tabulate(self, path: str | Path) -> tuple[TallyTable, tuple[str, ...]]:
+    def tabulate(self, path: str | Path) -> tuple[TallyTable, set[Any], tuple[str, ...]]:
         captions = read_captions(path)
         _refuse_unknown(captions, self.truth.objects, "caption", "image")
         table = tabulate(
@@ -121,7 +123,7 @@ class _ChairJudge:
         )
         rest = len(self.truth.objects) - len(captions.texts)
         notes = (f"{rest} images of the truth have no caption and were left out",) if rest else ()
-        return table, notes
+        return table, set(table.ids), notes
 
     def statistics(self) -> Mapping[str, Statistic]:
         return chair.METRICS
@@ -141,26 +143,26 @@ class _PopeJudge:
 
     def __init__(self, questions: Sequence[Question], parser: str, allow_missing: bool) -> None:
         pope.parse_answer("", "yes", parser)
-        self.labels = {question.id: question.label for question in questions}
+        self.questions = {question.id: question for question in questions}
         self.parser = parser
         self.allow_missing = allow_missing
 
-    def tabulate(self, path: str | Path) -> tuple[TallyTable, tuple[str, ...]]:
+    def tabulate(self, path: str | Path) -> tuple[TallyTable, set[Any], tuple[str, ...]]:
         answers = read_question_answers(path)
-        _refuse_unknown(answers, self.labels, "answer", "question")
-        missing = [key for key in self.labels if key not in answers.texts]
+        _refuse_unknown(answers, self.questions, "answer", "question")
+        missing = [key for key in self.questions if key not in answers.texts]
         if missing and not self.allow_missing:
             raise AnswersError(
-                f"{path}: {len(missing)} of {len(self.labels)} questions have no answer: "
+                f"{path}: {len(missing)} of {len(self.questions)} questions have no answer: "
                 f"{some(missing)}; answer them all, or allow missing answers"
             )
-        table = tabulate(
-            (key, pope.tally(answers.texts[key], label, self.parser))
-            for key, label in self.labels.items()
+        table = tabulate_sums(
+            (question.image, pope.tally(answers.texts[key], question.label, self.parser))
+            for key, question in self.questions.items()
             if key in answers.texts
         )
         notes = (f"{len(missing)} questions have no answer and were left out",) if missing else ()
-        return table, notes
+        return table, self.questions.keys() - set(missing), notes
 
     def statistics(self) -> Mapping[str, Statistic]:
         return pope.metrics(self.parser)
@@ -181,8 +183,8 @@ def _refuse_unknown(answers: Answers, truth: Mapping[Any, Any], what: str, item:
         )
 
 
-def _same_items(path: str | Path, table: TallyTable, other: str | Path, base: TallyTable) -> None:
-    differing = set(table.ids) ^ set(base.ids)
+def _same_items(path: str | Path, items: set[Any], other: str | Path, others: set[Any]) -> None:
+    differing = items ^ others
     if differing:
         raise AnswersError(
             f"{path} and the baseline {other} must answer the same items; {len(differing)} are in "

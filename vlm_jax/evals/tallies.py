@@ -61,6 +61,16 @@ def tabulate(tallies: Iterable[tuple[Any, Mapping[str, int]]]) -> TallyTable:
     return TallyTable(tuple(item for item, _ in rows), fields, counts)
 
 
+def tabulate_sums(tallies: Iterable[tuple[Any, Mapping[str, int]]]) -> TallyTable:
+    """Stacks (item, tally) pairs into a table, adding up the tallies of an item that recurs."""
+    sums: dict[Any, dict[str, int]] = {}
+    for item, tally in tallies:
+        total = sums.setdefault(item, {})
+        for name, count in tally.items():
+            total[name] = total.get(name, 0) + count
+    return tabulate(sums.items())
+
+
 def ratio(numerator: Any, denominator: Any) -> Any:
     """`numerator / denominator`, 0 where the denominator is 0, on numbers and arrays alike."""
     top, bottom = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
