@@ -29,14 +29,14 @@ os.environ.setdefault("NPROC", "16")
 
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 JOBS = {
-    "convert": "convert.jobs:convert",
+    "convert": "convert.run:convert",
     "edit": "vlm_jax.jobs.edit:run",
     "evaluate": "vlm_jax.jobs.evaluate:run",
-    "export": "convert.jobs:export",
+    "export": "convert.run:export",
     "generate": "vlm_jax.jobs.generate:run",
     "score": "vlm_jax.jobs.score:run",
     "train": "vlm_jax.jobs.train:run",
@@ -69,6 +69,8 @@ def main(argv: list[str]) -> None:
     """Runs the job that the flags name; a user's error becomes one line and exit code 1."""
     from vlm_jax.errors import UserError
 
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the checkpoint library reports every read
     try:
         if len(argv) > 1:
             raise UserError(f"Unexpected argument {argv[1]!r}; settings are flags (see --help).")
@@ -102,11 +104,15 @@ def _parse(argv: list[str]) -> list[str]:
         name = _DEFAULT_CONFIGS.get(job, "base")
         argv = [argv[0], f"--config={_HERE / 'configs' / name}.py", *argv[1:]]
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"error: --config: {str(error).splitlines()[0]}")
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value.seed  # a config file that cannot be read says so here
+        return rest
+    except (AttributeError, KeyError) as error:
+        key = str(error.args[0]).splitlines()[0].strip("\"'") if error.args else ""
+        sys.exit(f"error: the config has no setting {key!r}; configs/base.py lists them all")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        sys.exit(f"error: {lines[-1] if isinstance(error, OSError) else lines[0]}")
 
 
 if __name__ == "__main__":
