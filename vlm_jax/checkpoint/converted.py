@@ -17,6 +17,7 @@ from vlm_jax.checkpoint.folder import (
     ModelFolder,
     Replacement,
     TensorInfo,
+    check_finite,
     companion_files,
     not_finite,
     write_files,
@@ -117,10 +118,7 @@ class ConvertedFolder(ModelFolder):
             for path, info in self.tensors.items()
         }
         params = self._params.load(leaves)
-        finite = jax.device_get({path: _all_finite(array) for path, array in params.items()})
-        for path, sound in finite.items():
-            if not sound:
-                raise not_finite(path, self.path)
+        _check_arrays(params, self.path)
         return params
 
     def copy(
@@ -188,6 +186,22 @@ def save(
 @jax.jit
 def _all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
+
+
+def _check_arrays(params: Mapping[str, jax.Array], where: pathlib.Path) -> None:
+    """Refuses NaN and infinity where the arrays are, without moving them."""
+    on_device = {}
+    for path, array in params.items():
+        for shard in array.addressable_shards:
+            if shard.device.platform != "cpu":
+                on_device[path] = _all_finite(array)
+                break
+            # Host memory is looked at as it is: a program for each shape would take seconds.
+            if shard.replica_id == 0:
+                check_finite(np.asarray(shard.data), path, where)
+    for path, finite in jax.device_get(on_device).items():
+        if not finite:
+            raise not_finite(path, where)
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""The tables against the reference classes at the released sizes: names, shapes and counts."""
+
+import json
+import math
+
+import pytest
+import torch
+import transformers
+
+from convert import layout
+from convert.families import TABLES, bind
+from tests.released import CONFIGS, PARAMETERS
+from vlm_jax.config import parse_config
+
+CLASSES = {
+    "llava": transformers.LlavaForConditionalGeneration,
+    "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_table_is_the_reference(name, tmp_path):
+    root = CONFIGS[name]
+    (tmp_path / "config.json").write_text(json.dumps(root))
+    with torch.device("meta"):
+        model = CLASSES[root["model_type"]](transformers.AutoConfig.from_pretrained(tmp_path))
+    table, binding = TABLES[root["model_type"]], bind(parse_config(root))
+    reference = {table.canonical(n): tuple(p.shape) for n, p in model.named_parameters()}
+    assert {t.name: t.disk_shape for t in binding.by_path.values()} == reference
+    count = sum(math.prod(tensor.shape) for tensor in binding.by_path.values())
+    assert count == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_a_path_spells_its_dims(family):
+    """The letters at the end of a path are the dims of its pattern, in order."""
+    fused = {"e": {"e", "c y x", "c t y x", "p"}, "3": {"s"}}
+    for row in TABLES[family].rows:
+        letters = row.path.rsplit("_", 1)[1]
+        terms = [" ".join(group) for group in layout.groups(row.pattern.split("->")[1])]
+        assert len(letters) == len(terms), row
+        for letter, term in zip(letters, terms):
+            assert term in fused.get(letter, {letter}), row

@@ -1,0 +1,166 @@
+"""The published `config.json` facts of the released checkpoints, and their parameter counts.
+
+As on the hub: Qwen2.5-VL with its text fields at the root (the 32B without what its transformers
+version had as a default), LLaVA-1.5 likewise sparse. Rounded, the counts are those that the hub
+shows; in full they are what the reference classes have.
+"""
+
+from typing import Any
+
+
+def _qwen(
+    *, width: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool,
+    vision_ffn: int,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": ffn,
+        "max_position_embeddings": 128000,
+        "max_window_layers": layers,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": vision_ffn,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": vocab,
+    }
+
+
+def _llava(**text: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_token_index": 32000,
+        "model_type": "llava",
+        "pad_token_id": 32001,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+            **text,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vision_config": {
+            "hidden_size": 1024,
+            "image_size": 336,
+            "intermediate_size": 4096,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vocab_size": 32064,
+    }
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen2.5-VL-3B": _qwen(
+        width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True,
+        vision_ffn=3420,
+    ),
+    "Qwen2.5-VL-7B": _qwen(
+        width=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False,
+        vision_ffn=3420,
+    ),
+    "Qwen2.5-VL-32B": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "eos_token_id": 151645,
+        "hidden_act": "silu",
+        "hidden_size": 5120,
+        "image_token_id": 151655,
+        "initializer_range": 0.02,
+        "intermediate_size": 27648,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 64,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": 40,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 8,
+        "pad_token_id": 151643,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "video_token_id": 151656,
+        "vision_config": {
+            "hidden_size": 1280,
+            "in_chans": 3,
+            "intermediate_size": 3456,
+            "model_type": "qwen2_5_vl",
+            "out_hidden_size": 5120,
+            "spatial_patch_size": 14,
+            "tokens_per_second": 2,
+            "torch_dtype": "bfloat16",
+        },
+        "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652,
+        "vision_token_id": 151654,
+        "vocab_size": 152064,
+    },
+    "Qwen2.5-VL-72B": _qwen(
+        width=8192, ffn=29568, layers=80, heads=64, kv_heads=8, vocab=152064, tied=False,
+        vision_ffn=3456,
+    ),
+    "LLaVA-1.5-7B": _llava(),
+    "LLaVA-1.5-13B": _llava(
+        hidden_size=5120, intermediate_size=13824, num_attention_heads=40, num_hidden_layers=40,
+        num_key_value_heads=40,
+    ),
+}  # fmt: skip
+
+PARAMETERS = {
+    "Qwen2.5-VL-3B": 3_754_622_976,
+    "Qwen2.5-VL-7B": 8_292_166_656,
+    "Qwen2.5-VL-32B": 33_452_718_336,
+    "Qwen2.5-VL-72B": 73_410_777_344,
+    "LLaVA-1.5-7B": 7_063_427_072,
+    "LLaVA-1.5-13B": 13_351_494_656,
+}
