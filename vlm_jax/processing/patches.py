@@ -14,22 +14,32 @@ from vlm_jax.processing.windows import window_layout
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """The patches of one image in groups, and where its image tokens find their features.
+    """The patches of one image, their groups, and where its image tokens find their features.
 
     Attributes:
-        patches_gue: float32 [groups, patches in a group, C * frames * patch * patch], zero where
-            padded.
-        real_gu: bool [groups, patches], False where padded.
+        patches_pe: float32 [P, C * frames * patch * patch] patches in the image processor's order.
+        index_gu: int32 [groups, patches in a group] which of them goes where, -1 where padded.
         positions_gu2: int32 [groups, patches, 2] row and column of each patch.
         slots_m: int32 [image tokens] feature of each image token among this image's features.
         grid: rows and columns of image tokens (for m-rope).
     """
 
-    patches_gue: np.ndarray
-    real_gu: np.ndarray
+    patches_pe: np.ndarray
+    index_gu: np.ndarray
     positions_gu2: np.ndarray
     slots_m: np.ndarray
     grid: tuple[int, int]
+
+    @property
+    def groups(self) -> int:
+        """How many groups this image fills."""
+        return len(self.index_gu)
+
+    def fill(self, patches_gue: np.ndarray) -> None:
+        """Writes the groups into their place in a batch, zeros where padded."""
+        # "clip" lets numpy write straight into the batch; -1 reads patch 0, zeroed just after.
+        np.take(self.patches_pe, self.index_gu, axis=0, out=patches_gue, mode="clip")
+        patches_gue[self.index_gu < 0] = 0
 
 
 class Clip:
@@ -62,10 +72,10 @@ class Clip:
         # convolution with that stride loses them.
         chw = pixels[0, :, : side * patch, : side * patch]
         cells = chw.reshape(config.num_channels, side, patch, side, patch)
-        patches = cells.transpose(1, 3, 0, 2, 4).reshape(1, side * side, self.patch_features)
+        patches = cells.transpose(1, 3, 0, 2, 4).reshape(side * side, self.patch_features)
         return Patches(
-            patches_gue=patches.astype(np.float32, copy=False),
-            real_gu=np.ones((1, side * side), bool),
+            patches_pe=patches.astype(np.float32, copy=False),
+            index_gu=np.arange(side * side, dtype=np.int32)[None],
             positions_gu2=_row_major(side)[None],
             slots_m=np.arange(config.tokens_per_image, dtype=np.int32),
             grid=(side, side),
@@ -107,8 +117,10 @@ class Qwen:
         made = self.image_processor(images=[image], return_tensors="np")
         flat, (_, rows, cols) = made["pixel_values"], made["image_grid_thw"][0].tolist()
         layout = window_layout(rows, cols, self.config.merge_size, self.config.window_units)
-        real = layout.index_gu >= 0
-        patches = np.zeros((*real.shape, self.patch_features), np.float32)
-        patches[real] = flat[layout.index_gu[real]]
-        grid = rows // self.config.merge_size, cols // self.config.merge_size
-        return Patches(patches, real, layout.positions_gu2, layout.slots_m, grid)
+        return Patches(
+            patches_pe=flat.astype(np.float32, copy=False),
+            index_gu=layout.index_gu,
+            positions_gu2=layout.positions_gu2,
+            slots_m=layout.slots_m,
+            grid=(rows // self.config.merge_size, cols // self.config.merge_size),
+        )

@@ -262,7 +262,7 @@ class Processor:
         slots, used = [], 0
         for cut in patches:
             slots.append(cut.slots_m + used)
-            used += len(cut.patches_gue) * self._cut.slots_per_group
+            used += cut.groups * self._cut.slots_per_group
         return expand(
             row,
             self.config.image_token_id,
@@ -272,7 +272,7 @@ class Processor:
         )
 
     def _images(self, patches: list[list[Patches]], groups: int | None) -> Images | None:
-        most = max(sum(len(cut.patches_gue) for cut in row) for row in patches)
+        most = max(sum(cut.groups for cut in row) for row in patches)
         if not most:
             return None
         if groups is None:
@@ -289,11 +289,11 @@ class Processor:
         for sample, row in enumerate(patches):
             used = 0
             for number, cut in enumerate(row):
-                here = sample, slice(used, used + len(cut.patches_gue))
-                patches_bgue[here] = cut.patches_gue
-                ids_bgu[here] = np.where(cut.real_gu, number, -1)
+                here = sample, slice(used, used + cut.groups)
+                cut.fill(patches_bgue[here])
+                ids_bgu[here] = np.where(cut.index_gu >= 0, number, -1)
                 positions_bgu2[here] = cut.positions_gu2
-                used += len(cut.patches_gue)
+                used += cut.groups
         return Images(patches_bgue, ids_bgu, positions_bgu2)
 
     def _pad(self, sequences: list[Sequences], length: int, images: Images | None) -> Batch:
