@@ -104,7 +104,8 @@ class HFFolder(ModelFolder):
         params = {}
         for path, array in self.stream():
             if dtype is not None and np.dtype(dtype) != array.dtype:
-                array = array.astype(dtype)
+                with np.errstate(over="ignore"):  # the next line says which tensor overflowed
+                    array = array.astype(dtype)
                 check_finite(array, path, f"{self.path} as {np.dtype(dtype).name}")
             sharding = device if shardings is None else shardings[path]
             params[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)

@@ -122,7 +122,8 @@ class ModelFolder(abc.ABC):
                 f"the replacement of {path!r} is {list(array.shape)}, but {self.path} needs "
                 f"{list(info.shape)}."
             )
-        array = array.astype(info.dtype, copy=False)
+        with np.errstate(over="ignore"):  # the next line says which tensor overflowed
+            array = array.astype(info.dtype, copy=False)
         check_finite(array, path, "its replacement")
         return array
 

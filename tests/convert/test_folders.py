@@ -1,0 +1,204 @@
+"""What both kinds of model folder offer: reading, loading to a dtype and sharding, copying."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import convert
+from convert import safetensors_io
+from tests import tiny
+from vlm_jax import checkpoint
+from vlm_jax.checkpoint import orbax_store
+from vlm_jax.errors import CheckpointError
+
+QUERY = "decoder/layers/1/wq_dnh"
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    return tiny.qwen2_5_vl(tmp_path_factory.mktemp("folders") / "hf", shards=4, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module", params=["huggingface", "converted"])
+def folder(request, sharded):
+    if request.param == "converted":
+        target = sharded.parent / "ours"
+        convert.import_hf(sharded, target, progress=False)
+        return checkpoint.open_folder(target)
+    return convert.open_hf(sharded)
+
+
+def test_reads_in_our_layout(folder, sharded):
+    tensors = {}
+    for path in sharded.glob("*.safetensors"):
+        tensors |= load_file(path)
+    disk = tensors["model.layers.1.self_attn.q_proj.weight"]  # [N * H, D]
+    read = folder.read(QUERY)
+    assert folder.tensors[QUERY].shape == read.shape == (64, 4, 16)
+    assert read.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read, disk.reshape(4, 16, 64).transpose(2, 0, 1))
+    fused = folder.read("vision/layers/2/wqkv_d3nh")
+    key = tensors["visual.blocks.2.attn.qkv.weight"][32:64]  # rows: query, key, value
+    np.testing.assert_array_equal(fused[:, 1], key.reshape(2, 16, 32).transpose(2, 0, 1))
+    patch = folder.read("vision/patch_ed")
+    np.testing.assert_array_equal(
+        patch, tensors["visual.patch_embed.proj.weight"].reshape(32, -1).T
+    )
+
+
+def test_streams_in_the_order_asked(folder):
+    paths = [QUERY, "decoder/embed_vd", "vision/patch_ed", QUERY]
+    assert [path for path, _ in folder.stream(paths)] == paths
+
+
+def test_streams_the_same_in_small_groups(folder, monkeypatch):
+    whole = dict(folder.stream())
+    monkeypatch.setattr(orbax_store, "GROUP_BYTES", 20_000)
+    for path, array in folder.stream():
+        assert array.tobytes() == whole[path].tobytes(), path
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_loads(folder, dtype):
+    params = folder.load(dtype)
+    assert params.keys() == folder.tensors.keys()
+    for path, array in params.items():
+        assert array.dtype == (dtype or ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(np.asarray(array), folder.read(path).astype(array.dtype))
+
+
+def test_unknown_path(folder):
+    with pytest.raises(CheckpointError, match=r"has no parameters decoder/layers/9/wq_dnh"):
+        folder.read("decoder/layers/9/wq_dnh")
+
+
+def test_copy_replaces_only_what_is_asked(folder, tmp_path):
+    new = np.random.default_rng(0).standard_normal((64, 4, 16)).astype(np.float32)
+    folder.copy(tmp_path / "copy", {QUERY: lambda: new}, {"edit.json": b"{}"})
+    copied = checkpoint.open_folder(tmp_path / "copy")
+    assert (tmp_path / "copy" / "edit.json").read_bytes() == b"{}"
+    assert type(copied) is type(folder)
+    assert copied.tensors == folder.tensors
+    before = dict(folder.stream())
+    for path, array in copied.stream():
+        expected = new.astype(ml_dtypes.bfloat16) if path == QUERY else before[path]
+        assert array.tobytes() == expected.tobytes(), path
+    for name, companion in folder.companions().items():
+        assert (tmp_path / "copy" / name).read_bytes() == companion.read_bytes()
+
+
+def test_hf_copy_changes_only_the_bytes_of_the_tensor(sharded, tmp_path):
+    folder = convert.open_hf(sharded)
+    folder.copy(tmp_path / "copy", {QUERY: lambda: 2 * folder.read(QUERY)})
+    name = "model.layers.1.self_attn.q_proj.weight"
+    changed = []
+    assert {p.name for p in sharded.iterdir()} == {p.name for p in (tmp_path / "copy").iterdir()}
+    for path in sharded.iterdir():
+        before, after = path.read_bytes(), (tmp_path / "copy" / path.name).read_bytes()
+        if before != after:
+            changed.append(path)
+            header = safetensors_io.read_header(path)
+            entry = header.entries[name]
+            start, stop = header.data_start + entry.start, header.data_start + entry.stop
+            assert before[:start] == after[:start]
+            assert before[stop:] == after[stop:]
+            assert len(before) == len(after)
+    assert len(changed) == 1
+
+
+def test_an_edited_converted_folder_exports_in_the_source_layout(sharded, tmp_path):
+    convert.import_hf(sharded, tmp_path / "ours", progress=False)
+    ours = checkpoint.open_folder(tmp_path / "ours")
+    ours.copy(tmp_path / "edited", {QUERY: lambda: 2 * ours.read(QUERY)})
+    convert.export_hf(tmp_path / "edited", tmp_path / "theirs", progress=False)
+    folder = convert.open_hf(sharded)
+    folder.copy(tmp_path / "direct", {QUERY: lambda: 2 * folder.read(QUERY)})
+    assert checkpoint.open_folder(tmp_path / "edited").manifest["replaced"] == [QUERY]
+    for path in (tmp_path / "direct").iterdir():
+        assert (tmp_path / "theirs" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        ({"decoder/layers/1/wq": None}, r"has no parameters decoder/layers/1/wq\."),
+        ({QUERY: np.zeros((64, 64))}, r"replacement of '.*wq_dnh' is \[64, 64\].*\[64, 4, 16\]"),
+        ({QUERY: np.full((64, 4, 16), np.nan)}, "wq_dnh' of its replacement holds NaN"),
+        ({QUERY: np.full((64, 4, 16), 1e39)}, "wq_dnh' of its replacement holds NaN"),
+    ],
+)
+def test_bad_replacements(folder, replace, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        folder.copy(tmp_path / "copy", replace)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_cannot_hide_behind_a_reserved_name(folder, tmp_path):
+    for name in ("vlm_jax.json", "params", "../x", "/x"):
+        with pytest.raises(CheckpointError, match=r"is no name for a companion"):
+            folder.copy(tmp_path / "copy", {}, {name: b""})
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_wants_the_config_of_the_parameters(folder, tmp_path):
+    params = folder.load()
+    other = convert.open_hf(tiny.llava(tmp_path / "llava")).config
+    with pytest.raises(CheckpointError, match=r"config.json describes another model"):
+        checkpoint.save(tmp_path / "x", params, other, folder)
+    with pytest.raises(CheckpointError, match=r"no config.json is among"):
+        checkpoint.save(tmp_path / "x", params, folder.config, {})
+    checkpoint.save(tmp_path / "x", params, folder.config, folder, {"note": "kept"})
+    saved = checkpoint.open_folder(tmp_path / "x")
+    assert saved.manifest["note"] == "kept"
+    assert saved.tensors == folder.tensors
+
+
+def test_export_refuses_parameters_of_another_model(folder, tmp_path):
+    params = {"decoder/stray_d": jnp.ones(3), **folder.load()}
+    del params["projector/b2_d"]
+    checkpoint.save(tmp_path / "x", params, folder.config, folder)
+    with pytest.raises(CheckpointError, match=r"stray_d is \(3,\), needs none; projector/b2_d is"):
+        convert.export_hf(tmp_path / "x", tmp_path / "y", progress=False)
+
+
+SHARDED_LOAD = """
+import sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import convert
+from vlm_jax import checkpoint
+
+mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+for folder in (convert.open_hf(sys.argv[1]), checkpoint.open_folder(sys.argv[2])):
+    specs = {path: P(*(None,) * len(i.shape)) for path, i in folder.tensors.items()}
+    specs |= {p: P(None, "model") for p in specs if p.endswith("/wq_dnh")}
+    specs["decoder/embed_vd"] = P("model", "data")
+    shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+    params = folder.load(np.float32, shardings)
+    for path, array in params.items():
+        assert array.sharding == shardings[path], path
+        np.testing.assert_array_equal(np.asarray(array), folder.read(path).astype(np.float32))
+    query = params["decoder/layers/0/wq_dnh"]
+    assert {shard.data.shape for shard in query.addressable_shards} == {(64, 1, 16)}
+print("sharded")
+"""
+
+
+def test_loads_straight_to_shardings(sharded, tmp_path):
+    convert.import_hf(sharded, tmp_path / "ours", progress=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED_LOAD, str(sharded), str(tmp_path / "ours")],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.endswith("sharded\n"), done.stderr
+    assert jax.device_count() == 1  # the flag is the child's alone

@@ -1,0 +1,74 @@
+"""The progress line: amounts, rate and time left, on terminals and in files."""
+
+import io
+import time
+
+import pytest
+
+from vlm_jax.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_terminal_rewrites_one_line_a_second(clock):
+    out = Terminal()
+    with Progress(3_000_000_000, "B", "importing", stream=out) as meter:
+        for _ in range(10):
+            clock[0] += 0.25
+            meter.advance(100_000_000)
+    shown = out.getvalue().split("\r")
+    assert shown[1] == "importing: 400 MB of 3 GB, 13%, 400 MB/s, 6.5 s left"
+    assert len(shown) == 4  # at one second, at two, and at the end
+    assert shown[-1].rstrip(" ").startswith("importing: 1 GB in 2.5 s (400 MB/s)")
+    assert shown[-1].endswith("\n")
+
+
+def test_files_get_plain_lines_every_ten_seconds(clock):
+    out = io.StringIO()
+    with Progress(100, "images", stream=out) as meter:
+        for _ in range(50):
+            clock[0] += 0.5
+            meter.advance()
+    assert out.getvalue().splitlines() == [
+        "20 images of 100 images, 20%, 2 images/s, 40 s left",
+        "40 images of 100 images, 40%, 2 images/s, 30 s left",
+        "50 images in 25 s (2 images/s)",
+    ]
+
+
+def test_unknown_total_and_long_times(clock):
+    out = Terminal()
+    with Progress(None, "tokens", stream=out) as meter:
+        clock[0] += 90
+        meter.advance(9)
+    assert "9 tokens, 0.1 tokens/s" in out.getvalue()
+    assert "9 tokens in 1 min 30 s" in out.getvalue()
+    with Progress(10_000, "steps", stream=out) as meter:
+        clock[0] += 3600
+        meter.advance(5_000)
+    assert "1 h 00 min left" in out.getvalue()
+
+
+def test_silent_and_failed(clock):
+    out = Terminal()
+    with Progress(5, "steps", enabled=False, stream=out) as meter:
+        clock[0] += 5
+        meter.advance(5)
+    assert meter.done == 5
+    assert out.getvalue() == ""
+    meter = Progress(5, "steps", stream=out)
+    clock[0] += 5
+    meter.advance(1)
+    meter.close(failed=True)
+    assert " in " not in out.getvalue()
+    assert out.getvalue().endswith("\n")
