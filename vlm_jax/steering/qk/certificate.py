@@ -100,17 +100,6 @@ def rope_capture(edit: HeadEdit, cores_obc: np.ndarray) -> list[float]:
     return (kept / np.where(total > 0, total, 1.0)).tolist()
 
 
-def rounding_noise(
-    wq_dnh: np.ndarray, edited_dnh: np.ndarray, n: int, change_dh: np.ndarray
-) -> float:
-    """||rounding|| / ||dW|| of head n: what storing the edit in the weights' dtype does to it."""
-    size = float(np.linalg.norm(change_dh))
-    if not size:
-        return 0.0
-    realised = edited_dnh[:, n].astype(np.float64) - wq_dnh[:, n].astype(np.float64)
-    return float(np.linalg.norm(realised - change_dh)) / size
-
-
 def summary(heads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Totals over heads, the control's beside those of the edit it stands for.
 

@@ -262,7 +262,7 @@ def _realise(
     if gain is not None:
         directions = directions / gain[:, None]
     sidecar = _sidecar(weights, plan, directions, lifted_ndr[:, rows:], spec)
-    edited, bias = sidecar.apply(weights.wq_dnh, weights.bq_nh)
+    edited, bias, noise = sidecar.apply_measured(weights.wq_dnh, weights.bq_nh)
     if undo:
         sidecar = sidecar.recorded(weights.wq_dnh, edited, weights.bq_nh)
     arrays = {"wq_dnh": edited}
@@ -272,21 +272,10 @@ def _realise(
     def report(e: int) -> dict[str, Any]:
         h = plan.heads[e]
         numbers = _describe(weights, h, directions[h.number], spec, strength)
-        change = edited_change(e)
-        numbers["rounding_noise"] = certificate.rounding_noise(
-            weights.wq_dnh, edited, h.number, change
-        )
+        numbers["rounding_noise"] = float(noise[e])
         if rope is not None:
             numbers["rho"] = _rho(weights, h, rope)
         return numbers
-
-    def edited_change(e: int) -> np.ndarray:
-        if sidecar.temperature_e2 is None:
-            return sidecar.change(e, strength)
-        h = plan.heads[e]
-        law = (float(sidecar.temperature_e2[e, 0]), float(sidecar.temperature_e2[e, 1]))
-        factor = certificate.temperature(law, strength) - 1
-        return factor * weights.wq_dnh[:, h.number].astype(np.float64)
 
     with ThreadPoolExecutor() as pool:
         heads = list(pool.map(report, range(len(plan.heads))))

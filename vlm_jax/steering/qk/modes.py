@@ -177,16 +177,18 @@ def select(modes: Modes, pool: np.ndarray, count: int, spec: QKEdit, where: str)
 
 
 def _clear_cut(modes: Modes, count: int) -> int:
-    """The cut nearest to `count` with a gap behind it; a longer one wins a draw."""
+    """The nearest cut with a gap behind it, a longer one in a draw; `count` if none is near."""
     values = modes.values[: modes.rank]
 
     def clear(cut: int) -> bool:
         return cut == values.size or values[cut - 1] - values[cut] >= _SMALLEST_GAP * values[0]
 
-    for distance in range(0, values.size, modes.step):
+    # A flat spectrum has no cut at all: moving far would edit a different number of modes.
+    for distance in range(0, max(count // 2, modes.step) + 1, modes.step):
         for cut in (count + distance, count - distance):
             if modes.step <= cut <= values.size and clear(cut):
                 return cut
+    _log.info("no clear cut near mode %d", count)
     return count
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from vlm_jax.errors import EditError
@@ -60,13 +62,25 @@ class Sidecar:
             EditError: shapes do not fit, the strength is above 1, or a result leaves the dtype's
                 range.
         """
+        edited, bias, _ = self.apply_measured(wq_dnh, bq_nh, strength=strength)
+        return edited, bias
+
+    def apply_measured(
+        self,
+        wq_dnh: np.ndarray,
+        bq_nh: np.ndarray | None = None,
+        *,
+        strength: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """As `apply`, and [E] what rounding adds to the change of each head, ||noise|| / ||dW||."""
         a = self.strength if strength is None else float(strength)
         if not np.isfinite(a) or a > 1:
             raise EditError(f"strength={a!r} must be finite and at most 1.")
         self._check(wq_dnh, bq_nh)
         edited = wq_dnh.copy()
-        self._each_head(lambda e: self._change_head(e, wq_dnh, edited, a))
-        return edited, self._changed_bias(bq_nh, a)
+        squares = self._each_head(lambda e: self._change_head(e, wq_dnh, edited, a))
+        noise = [(added / size) ** 0.5 if size else 0.0 for size, added in squares]
+        return edited, self._changed_bias(bq_nh, a), np.array(noise)
 
     def revert(
         self, wq_dnh: np.ndarray, bq_nh: np.ndarray | None = None
@@ -119,8 +133,9 @@ class Sidecar:
         directions, columns = self.directions_edr[e, rows].astype(np.float64), self.columns_ehr[e]
         total = np.zeros((directions.shape[0], columns.shape[0]))
         for r in range(columns.shape[1]):
-            if columns[:, r].any():
-                total += directions[:, r, None] * (-strength * columns[:, r].astype(np.float64))
+            column = -strength * columns[:, r].astype(np.float64)
+            if column.any():
+                total += directions[:, r, None] * column
         return total
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -159,29 +174,40 @@ class Sidecar:
         if self.moves_bias and bq_nh is None:
             raise EditError("the edit moves query biases, but no bq_nh was given.")
 
-    def _each_head(self, work):
+    def _each_head(self, work: Callable[[int], Any]) -> list:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(work, range(len(self.heads_e))))
+            return list(pool.map(work, range(len(self.heads_e))))
 
-    def _change_head(self, e: int, source: np.ndarray, target: np.ndarray, a: float):
+    def _change_head(
+        self, e: int, source: np.ndarray, target: np.ndarray, a: float
+    ) -> tuple[float, float]:
+        """Edits one head; returns the squared norms of the change and of its rounding."""
         n = int(self.heads_e[e])
+        largest = float(ml_dtypes.finfo(source.dtype).max)
+        size = added = 0.0
         for start in range(0, source.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
             old = source[rows, n]
             wide = old.astype(np.float64)
-            if self.temperature_e2 is None:
-                change = self.change(e, a, rows)
-            else:
-                change = (temperature(tuple(self.temperature_e2[e]), a) - 1) * wide
-            new = (wide + change).astype(source.dtype)
-            if not np.isfinite(new.astype(np.float32)).all():
+            change = self._change(e, wide, a, rows)
+            exact = wide + change
+            if not max(exact.max(), -exact.min()) <= largest:
                 raise EditError(
                     f"head {n}: at strength {a} an edited weight leaves the range of "
-                    f"{source.dtype}; "
-                    "use a smaller amplification."
+                    f"{source.dtype}; use a smaller amplification."
                 )
             # Adding +0 would turn -0 into +0.
-            target[rows, n] = np.where(change == 0, old, new)
+            new = np.where(change == 0, old, exact.astype(source.dtype))
+            target[rows, n] = new
+            size += float(np.vdot(change, change))
+            exact -= new.astype(np.float64)
+            added += float(np.vdot(exact, exact))
+        return size, added
+
+    def _change(self, e: int, wide_dh: np.ndarray, a: float, rows: slice) -> np.ndarray:
+        if self.temperature_e2 is None:
+            return self.change(e, a, rows)
+        return (temperature(tuple(self.temperature_e2[e]), a) - 1) * wide_dh
 
     def _restore_head(self, e: int, edited: np.ndarray, target: np.ndarray):
         n = int(self.heads_e[e])
