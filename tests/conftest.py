@@ -9,9 +9,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jaxtyping
 import pytest
 
-pytest_plugins = ["tests.tiny_fixtures"]
+from tests import typecheck
+
+# Shapes and dtypes in the annotations of these rooms are checked at every call the tests make.
+jaxtyping.install_import_hook(
+    ["vlm_jax.attention", "vlm_jax.decoding", "vlm_jax.models", "vlm_jax.parallel"],
+    f"{typecheck.__name__}.{typecheck.functions.__name__}",
+)
+
+pytest_plugins = ["tests.tiny_fixtures", "tests.loaded_fixtures"]
 
 
 @pytest.fixture(scope="session")

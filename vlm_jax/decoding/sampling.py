@@ -79,7 +79,7 @@ def sample(
     return jnp.take_along_axis(order_bv, picks_b[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
-def row_keys(seeds_b: Int[Array, " B"], step: Array | int) -> UInt32[Array, "B 2"]:
+def row_keys(seeds_b: UInt32[Array, " B"], step: Array | int) -> UInt32[Array, "B 2"]:
     """Returns a key for each row at a step, from nothing but the row's own seed."""
     fold = lambda seed: jax.random.key_data(jax.random.fold_in(jax.random.key(seed), step))
     return jax.vmap(fold)(seeds_b)

@@ -38,7 +38,7 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x_btd: Float[Array, "B T D"],
-        angles: Float[Array, "B T H/2"],
+        angles: Float[Array, "B T half"],
         seen: Visibility,
         remember: Callable[[Array, Array], Sequence[Segment]],
         causal: bool,

@@ -64,7 +64,7 @@ def text_angles(
     theta: float,
     factor: float,
     sections: tuple[int, int, int] | None,
-) -> Float[Array, "B T H/2"]:
+) -> Float[Array, "B T {head_dim//2}"]:
     """Returns rotary angles of a decoder.
 
     With m-rope the frequencies are dealt out in three runs, of the lengths in `sections`, to the
@@ -79,7 +79,7 @@ def text_angles(
 
 def patch_angles(
     positions: Int[Array, "*b 2"], head_dim: int, theta: float
-) -> Float[Array, "*b H/2"]:
+) -> Float[Array, "*b {head_dim//2}"]:
     """Returns rotary angles of image patches: the first half follows rows, the second columns."""
     frequencies = inverse_frequencies(head_dim // 2, theta)
     angles = positions.astype(jnp.float32)[..., None] * frequencies

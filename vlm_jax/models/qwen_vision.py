@@ -30,7 +30,7 @@ class QwenVisionLayer(nnx.Module):
         self.w_down_fd, self.b_down_d = weight(rngs, f, d, fan_in=f), zeros(d)
 
     def __call__(
-        self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P H/2"], seen: Visibility
+        self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P half"], seen: Visibility
     ) -> Float[Array, "B P D"]:
         """Maps the states of each row of patches; `seen` says which attend to which."""
         normed = rms_norm(x_bpd, self.norm1_d[...], self.eps)

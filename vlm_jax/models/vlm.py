@@ -115,8 +115,8 @@ class VLM(nnx.Module):
         return self.decoder.logits(hidden_btd[:, 0]), cache
 
 
-def split(model: VLM) -> tuple[nnx.GraphDef, Params]:
-    """Splits a model into its static definition and a flat dict of arrays."""
+def split(model: VLM) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Splits a model into its static definition and a flat dict of arrays (or their shapes)."""
     graphdef, state = nnx.split(model)
     flat = {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
     return graphdef, flat
