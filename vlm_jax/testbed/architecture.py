@@ -1,4 +1,4 @@
-"""The architectures of the testbed's models, as published `config.json` files, and their chat forms.
+"""The architectures of the testbed's models, as published `config.json` files, and their chats.
 
 A family is one entry here: its configuration, its special tokens and how a chat is laid out. All
 else in this room reads these and knows no family.
@@ -21,7 +21,7 @@ class Family:
         image_size: side of the scenes in pixels.
         patch: side in pixels of the patches that vision pre-training labels.
         specials: special tokens; ids 0, 1, ... in this order, before the words.
-        unknown, pad, bos, eos, image: which of them is which; `bos` is None where a family has none.
+        unknown, pad, bos, eos, image: which of them is which; `bos` may be None.
         before, between, after: text of a chat before its images, after them, and after the user's
             turn, where the answer begins.
     """

@@ -59,7 +59,7 @@ def cut_images(
 
 
 def label_patches(labels: np.ndarray, images: Images) -> np.ndarray:
-    """Puts row-major patch labels [n, rows * columns, c] in the order of the patches of `images`."""
-    side = int(round(labels.shape[1] ** 0.5))
+    """Puts row-major patch labels [n, rows * columns, c] in the order of `images`' patches."""
+    side = round(labels.shape[1] ** 0.5)
     index = images.positions_bgu2[0] @ np.array([side, 1])
     return labels[:, index]

@@ -1,7 +1,7 @@
 """Uniform numbers as a pure function of (key, index): scene 17 is the same scene in every batch.
 
 A counter-based generator (the finaliser of SplitMix64, Steele et al. 2014) is applied to arrays of
-counters, so that thousands of scenes are drawn at once and any one of them can be drawn again alone.
+counters: thousands of scenes are drawn at once, and any one of them can be drawn again alone.
 """
 
 import zlib

@@ -116,9 +116,9 @@ class Scenes:
         return covered >= share * patch * patch
 
 
-def partner(index: int) -> int | None:
-    """The class B that goes with an A; None for a B."""
-    return index + 1 if index % 2 == 0 else None
+def partner(index: int) -> int:
+    """The other class of a class's pair."""
+    return index + 1 if index % 2 == 0 else index - 1
 
 
 def _choose_types_and_objects(
@@ -153,7 +153,7 @@ def _choose_types_and_objects(
 
 
 def _slots(present: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Lists the objects of each scene in random drawing order, -1 where there is none: [n, SLOTS]."""
+    """Lists the objects of each scene in random drawing order, -1 for none: [n, SLOTS]."""
     keys = np.where(present, u, 2.0)
     order = np.argsort(keys, axis=1)[:, :SLOTS]
     return np.where(np.take_along_axis(present, order, axis=1), order, -1)
@@ -246,9 +246,24 @@ def _draw_clutter(rules, canvas, owners, u, margin) -> None:
             [v[:, 6] * rules.size, v[:, 7] * rules.size, (2 + 2 * v[:, 8]) * scale,
              v[:, 9] * 6.0, np.ones(count), 0.4 + 0.5 * v[:, 9]], -1,
         )  # fmt: skip
-        _draw(
-            canvas, owners, np.arange(count), (shapes, textures, colours), None, place, margin
+        _draw(canvas, owners, np.arange(count), (shapes, textures, colours), None, place, margin)
+
+
+def choose_objects(
+    kind: str, split: str, seed: int, indices: np.ndarray, rules: SceneRules | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Says what `draw_scenes` would draw, without drawing it: types [n] and present [n, 24].
+
+    Raises:
+        ConfigError: `kind` or `split` is unknown.
+    """
+    if kind not in SETS or split not in SPLITS:
+        raise ConfigError(
+            f"scenes of set {kind!r}, split {split!r} do not exist: sets are {', '.join(SETS)} and "
+            f"splits {', '.join(SPLITS)}."
         )
+    u = uniforms(f"{kind}/{split}/objects", seed, indices, 40)
+    return _choose_types_and_objects(rules or SceneRules(), kind, u)
 
 
 def draw_scenes(
@@ -266,17 +281,10 @@ def draw_scenes(
     Raises:
         ConfigError: `kind` or `split` is unknown.
     """
-    if kind not in SETS or split not in SPLITS:
-        raise ConfigError(
-            f"scenes of set {kind!r}, split {split!r} do not exist: sets are {', '.join(SETS)} and "
-            f"splits {', '.join(SPLITS)}."
-        )
     rules = rules or SceneRules()
     indices = np.asarray(indices)
+    types, present = choose_objects(kind, split, seed, indices, rules)
     stream = f"{kind}/{split}"
-    types, present = _choose_types_and_objects(
-        rules, kind, uniforms(f"{stream}/objects", seed, indices, 40)
-    )
     u = uniforms(f"{stream}/looks", seed, indices, 256)
     count = len(indices)
     margin = int(np.ceil(rules.max_object * rules.size / _REFERENCE_SIZE)) + 2
