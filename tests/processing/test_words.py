@@ -121,6 +121,20 @@ def test_mistakes_are_one_clear_error(llava, mistake):
     assert "\n" not in str(caught.value)
 
 
+def test_errors_count_samples_from_where_the_caller_says(llava):
+    calls = [
+        dict(images=None, prompts=["hi", ""]),
+        dict(images=[[], ["nowhere.png"]], prompts=["hi", "ho"]),
+        dict(images=[[], 3], prompts=["hi", "ho"]),
+        dict(images=None, prompts=["hi", "word " * 20], length=32),
+    ]
+    for arguments in calls:
+        with pytest.raises(PromptError, match=r"^Sample 41"):
+            llava.ours.batch(**arguments, first_sample=40)
+    with pytest.raises(PromptError, match=r"^Sample 41"):
+        llava.ours.batch_texts(None, ["hi", "<image>"], first_sample=40)
+
+
 def test_a_templated_text_without_its_placeholder_is_refused(llava):
     with pytest.raises(PromptError, match=r"Sample 0: its text has 0 <image>.* but 1 image"):
         llava.ours.batch_texts([[picture(9, 9)]], ["USER: hi ASSISTANT:"])

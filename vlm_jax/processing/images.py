@@ -82,7 +82,9 @@ def _check_size(image: PIL.Image.Image, where: str, max_pixels: int) -> None:
         )
 
 
-def check_nesting(images: Sequence[Sequence[ImageSource]] | None, size: int) -> list[list]:
+def check_nesting(
+    images: Sequence[Sequence[ImageSource]] | None, size: int, first: int = 0
+) -> list[list[ImageSource]]:
     """Returns one list of images per sample, or raises `PromptError` if it is not that."""
     if images is None:
         return [[] for _ in range(size)]
@@ -93,7 +95,7 @@ def check_nesting(images: Sequence[Sequence[ImageSource]] | None, size: int) -> 
             f"There are image lists for {len(images)} samples but {size} prompts; give one list of "
             "images per prompt (an empty list for none)."
         )
-    for index, group in enumerate(images):
+    for index, group in enumerate(images, first):
         if isinstance(group, (str, os.PathLike, PIL.Image.Image)) or not isinstance(
             group, Sequence
         ):

@@ -122,6 +122,7 @@ class Processor:
         length: int | None = None,
         groups: int | None = None,
         max_length: int | None = None,
+        first_sample: int = 0,
     ) -> Batch:
         """Puts each prompt, a user's turn, through the chat template and makes a batch of them.
 
@@ -132,6 +133,7 @@ class Processor:
             length: pad to exactly this many tokens; by default to the bucket of the longest.
             groups: pad images to exactly this many groups of patches; by default to a bucket.
             max_length: refuse longer prompts; by default what the model's positions allow.
+            first_sample: what errors call the first sample, where this is a batch of many.
 
         Returns:
             A `Batch` of NumPy arrays.
@@ -139,8 +141,9 @@ class Processor:
         Raises:
             PromptError: naming the sample, and the file where one is to blame.
         """
-        texts, images = self._texts(images, prompts)
-        return self.batch_texts(images, texts, length=length, groups=groups, max_length=max_length)
+        texts, images = self._texts(images, prompts, first_sample)
+        rows = [self.encode(text) for text in texts]
+        return self._batch(images, rows, length, groups, max_length, first_sample)
 
     def batch_texts(
         self,
@@ -150,10 +153,11 @@ class Processor:
         length: int | None = None,
         groups: int | None = None,
         max_length: int | None = None,
+        first_sample: int = 0,
     ) -> Batch:
         """As `batch`, of texts that are templated already and hold a placeholder per image."""
         rows = [self.encode(text) for text in _strings(texts, "texts")]
-        return self._batch(images, rows, length, groups, max_length)
+        return self._batch(images, rows, length, groups, max_length, first_sample)
 
     def batch_answers(
         self,
@@ -164,6 +168,7 @@ class Processor:
         length: int | None = None,
         groups: int | None = None,
         max_length: int | None = None,
+        first_sample: int = 0,
     ) -> tuple[Batch, np.ndarray]:
         """As `batch`, each prompt followed by an answer, for teacher-forced scoring.
 
@@ -173,7 +178,7 @@ class Processor:
         Returns:
             The batch, and int32 [B] the index of each answer's first token.
         """
-        texts, images = self._texts(images, prompts)
+        texts, images = self._texts(images, prompts, first_sample)
         if len(answers) != len(prompts):
             raise PromptError(f"There are {len(answers)} answers for {len(prompts)} prompts.")
         starts, rows = [], []
@@ -183,7 +188,7 @@ class Processor:
                 answer = self.tokenizer.encode(answer, add_special_tokens=False)
             starts.append(len(answer))
             rows.append([*row, *map(int, answer)])
-        batch = self._batch(images, rows, length, groups, max_length)
+        batch = self._batch(images, rows, length, groups, max_length, first_sample)
         return batch, (np.asarray(batch.lengths_b) - np.asarray(starts)).astype(np.int32)
 
     def decode(
@@ -203,40 +208,42 @@ class Processor:
         rows = [row[:end] for row, end in zip(rows, lengths)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
-    def _texts(self, images, prompts) -> tuple[list[str], list[list[ImageSource]]]:
+    def _texts(self, images, prompts, first: int) -> tuple[list[str], list[list[ImageSource]]]:
         prompts = _strings(prompts, "prompts")
-        nested = check_nesting(images, len(prompts))
+        nested = check_nesting(images, len(prompts), first)
         texts = [
             self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
-            for index, (prompt, group) in enumerate(zip(prompts, nested))
+            for index, (prompt, group) in enumerate(zip(prompts, nested), first)
         ]
         return texts, nested
 
-    def _batch(self, images, rows: list[list[int]], length, groups, max_length) -> Batch:
+    def _batch(
+        self, images, rows: list[list[int]], length, groups, max_length, first: int
+    ) -> Batch:
         if not rows:
             raise PromptError("The batch is empty; give at least one prompt.")
-        nested = check_nesting(images, len(rows))
-        for index, (row, group) in enumerate(zip(rows, nested)):
+        nested = check_nesting(images, len(rows), first)
+        for index, (row, group) in enumerate(zip(rows, nested), first):
             placeholders = row.count(self.config.image_token_id)
             if placeholders != len(group):
                 raise PromptError(
                     f"Sample {index}: its text has {placeholders} {self.image_token} "
                     f"placeholder(s) but {len(group)} image(s) were given; they must be as many."
                 )
-        patches = self._patches(nested)
+        patches = self._patches(nested, first)
         sequences = [self._expand(row, cut) for row, cut in zip(rows, patches)]
         limit = self.config.decoder.max_positions if max_length is None else max_length
-        for index, (sequence, group) in enumerate(zip(sequences, nested)):
-            _check_length(len(sequence.tokens_t), limit, length, index, group)
+        for index, (sequence, group) in enumerate(zip(sequences, nested), first):
+            self._check_length(len(sequence.tokens_t), limit, length, index, group)
         if length is None:
             length = min(bucket(max(len(s.tokens_t) for s in sequences)), limit)
         return self._pad(sequences, length, self._images(patches, groups))
 
-    def _patches(self, nested: list[list[ImageSource]]) -> list[list[Patches]]:
+    def _patches(self, nested: list[list[ImageSource]], first: int) -> list[list[Patches]]:
         # Questions about one image often share a batch: each image is decoded and cut once.
         made: dict[str | int, Patches] = {}
         patches = []
-        for sample, group in enumerate(nested):
+        for sample, group in enumerate(nested, first):
             patches.append([])
             for number, source in enumerate(group):
                 key = id(source) if isinstance(source, Image) else str(source)
@@ -257,6 +264,22 @@ class Processor:
                 f"{where} ({describe(source)}, {image.width}x{image.height} pixels) was refused by "
                 f"the image processor: {error}"
             ) from None
+
+    def _check_length(
+        self, tokens: int, limit: int, length: int | None, sample: int, group: list[ImageSource]
+    ) -> None:
+        images = f" ({len(group)} image(s) included)" if group else ""
+        if tokens > limit:
+            raise PromptError(
+                f"Sample {sample}: its prompt is {tokens} tokens long{images}, more than the "
+                f"{limit} allowed (the model has {self.config.decoder.max_positions} positions); "
+                "shorten it, give fewer or smaller images, or ask for fewer new tokens."
+            )
+        if length is not None and tokens > length:
+            raise PromptError(
+                f"Sample {sample}: its prompt is {tokens} tokens long{images}, more than the "
+                f"length of {length} asked for; shorten it or ask for more."
+            )
 
     def _expand(self, row: list[int], patches: list[Patches]) -> Sequences:
         slots, used = [], 0
@@ -336,19 +359,3 @@ def _strings(values: Sequence[str], name: str) -> list[str]:
     if not values:
         raise PromptError("The batch is empty; give at least one prompt.")
     return values
-
-
-def _check_length(
-    tokens: int, limit: int, length: int | None, sample: int, group: list[ImageSource]
-) -> None:
-    images = f" ({len(group)} image(s) included)" if group else ""
-    if tokens > limit:
-        raise PromptError(
-            f"Sample {sample}: its prompt is {tokens} tokens long{images}, more than the {limit} "
-            "that the model has positions for; shorten it or give fewer or smaller images."
-        )
-    if length is not None and tokens > length:
-        raise PromptError(
-            f"Sample {sample}: its prompt is {tokens} tokens long{images}, more than the length "
-            f"of {length} asked for; shorten it or ask for more."
-        )
