@@ -11,6 +11,7 @@ from convert import layout
 from convert.families import TABLES, bind
 from tests.released import CONFIGS, PARAMETERS
 from vlm_jax.config import parse_config
+from vlm_jax.models.vlm import abstract
 
 CLASSES = {
     "llava": transformers.LlavaForConditionalGeneration,
@@ -29,6 +30,14 @@ def test_table_is_the_reference(name, tmp_path):
     assert {t.name: t.disk_shape for t in binding.by_path.values()} == reference
     count = sum(math.prod(tensor.shape) for tensor in binding.by_path.values())
     assert count == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_table_fills_our_model(name):
+    config = parse_config(CONFIGS[name])
+    _, params = abstract(config)
+    ours = {path: tuple(leaf.shape) for path, leaf in params.items()}
+    assert {path: t.shape for path, t in bind(config).by_path.items()} == ours
 
 
 @pytest.mark.parametrize("family", TABLES)
