@@ -1,28 +1,64 @@
 """The attention function that every layer of every tower calls once."""
 
 from collections.abc import Callable, Sequence
+from typing import overload
 
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import segment_attention
 from vlm_jax.attention.dense import dense_attention
+from vlm_jax.attention.prefill import steered_prefill
+from vlm_jax.attention.row import row_attention, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, merge
+from vlm_jax.attention.steering import Readings, Rows, State, Steering, visual_gain
 
 
 def _blockwise(q_btnh, segments, seen, causal, scale):
+    if q_btnh.shape[1] == 1 and not causal:
+        return row_attention(q_btnh, segments, seen, scale)
     reads = [
         segment_attention(q_btnh, s, seen, causal=causal and len(segments) == 1, scale=scale)
         for s in segments
     ]
-    return merge([out for out, _ in reads], [lse for _, lse in reads])
+    return merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])[0]
 
 
 def _dense(q_btnh, segments, seen, causal, scale):
-    return dense_attention(q_btnh, segments, seen, scale)
+    return dense_attention(q_btnh, segments, seen, scale)[0]
 
 
 BACKENDS: dict[str, Callable] = {"blockwise": _blockwise, "dense": _dense}
-"""Forms of the same function. All return (output, log-sum-exp) in float32 or wider."""
+"""Forms of the same unsteered function; all return the output in float32 or wider."""
+
+
+@overload
+def attend(
+    q_btnh: Array,
+    segments: Sequence[Segment],
+    seen: Visibility | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str = "blockwise",
+    steering: None = None,
+    rows: None = None,
+    state: None = None,
+) -> Array: ...
+
+
+@overload
+def attend(
+    q_btnh: Array,
+    segments: Sequence[Segment],
+    seen: Visibility | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str = "blockwise",
+    steering: Steering,
+    rows: Rows | None = None,
+    state: State | None = None,
+) -> tuple[Array, State, Readings]: ...
 
 
 def attend(
@@ -33,8 +69,10 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
     backend: str = "blockwise",
-    steering: None = None,
-) -> Float[Array, "B T N H"]:
+    steering: Steering | None = None,
+    rows: Rows | None = None,
+    state: State | None = None,
+):
     """Attends to segments of keys as if they were one.
 
     Args:
@@ -44,11 +82,33 @@ def attend(
         causal: queries and the one segment are the same places in the same order, so that tiles
             above the diagonal may be skipped. The mask itself always comes from `seen`.
         scale: factor on the logits; H ** -0.5 when None.
-        backend: one of `BACKENDS`.
-        steering: what to do to this layer's heads and masses; None is the vanilla function.
+        backend: one of `BACKENDS`, for unsteered attention.
+        steering: what to do to this layer's heads and masses (leaves [b, N]); None is the vanilla
+            function, and identity values give its bits.
+        rows: with steering, what the rows of a prompt are; None for decode rows (T = 1).
+        state: with steering, what the layer remembers from the calls before; None at prefill.
 
     Returns:
-        The output in the queries' dtype. Softmax and sums are float32 or wider.
+        The output in the queries' dtype; with steering also the new state and the readings of the
+        decode row. Softmax and sums are float32 or wider.
     """
-    out, _ = BACKENDS[backend](q_btnh, segments, seen or Visibility(), causal, scale)
-    return out.astype(q_btnh.dtype)
+    seen = seen or Visibility()
+    if steering is None:
+        return BACKENDS[backend](q_btnh, segments, seen, causal, scale).astype(q_btnh.dtype)
+    if rows is not None:
+        out, state, readings = steered_prefill(
+            q_btnh, segments, seen, steering, rows, causal=causal, scale=scale
+        )
+    else:
+        out, _, state, readings = steered_row(
+            q_btnh, segments, seen, steering, state or State(), scale
+        )
+        part = steering.visual_gains
+        if part is not None:
+            gain = state.gain_bn
+            if part.mode == "dynamic" or gain is None:
+                gain = visual_gain(part, readings.image_bn)[0]
+            out = out * gain[:, None, :, None]
+    if steering.head_gains is not None:
+        out = out * steering.head_gains.gain[:, None, :, None]
+    return out.astype(q_btnh.dtype), state, readings

@@ -1,15 +1,80 @@
 """Attention to one segment in tiles: an online softmax that never holds the T x S map."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from vlm_jax.attention.segment import MASKED, Segment, Visibility
+from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
+from vlm_jax.batch import Kind
 
 BLOCK = 512
 """Queries and keys of a tile: 512 x 512 float32 logits of a head are 1 MiB, a core's cache."""
 
-_Sums = tuple[Array, Array, Array]  # running maximum, sum of exponentials, weighted values
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """What else to do in each tile; None and False compile to nothing.
+
+    Attributes:
+        rows_bt: rows whose logits are scaled.
+        image_bn, system_bn: factors on the logits of image and system keys in those rows.
+        masses: whether to sum the weights on image keys.
+        squares: whether to sum squared weights.
+    """
+
+    rows_bt: Bool[Array, "B T"] | None = None
+    image_bn: Any = None
+    system_bn: Any = None
+    masses: bool = dataclasses.field(default=False, metadata={"static": True})
+    squares: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What was read from one segment, float32 (float64 for float64).
+
+    Attributes:
+        out_btnh: normalised output.
+        lse_btn: log-sum-exp of the logits.
+        image_btn: float [B, T, N] share of the segment's weights on image keys, or None.
+        squares_btn: float [B, T, N] sum of the squared weights within the segment, or None.
+    """
+
+    out_btnh: Float[Array, "B T N H"]
+    lse_btn: Float[Array, "B T N"]
+    image_btn: Any = None
+    squares_btn: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """Running sums of the online softmax, in the layout [B, K, G, T]."""
+
+    top: Array
+    total: Array
+    values: Array  # [B, K, G, T, H]
+    image: Any
+    squares: Any
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        top = jnp.maximum(self.top, other.top)
+        ours, theirs = jnp.exp(self.top - top), jnp.exp(other.top - top)
+        mix = lambda a, b: None if a is None else ours * a + theirs * b
+        return _Sums(
+            top,
+            ours * self.total + theirs * other.total,
+            ours[..., None] * self.values + theirs[..., None] * other.values,
+            mix(self.image, other.image),
+            None
+            if self.squares is None
+            else ours * ours * self.squares + theirs * theirs * other.squares,
+        )
 
 
 def segment_attention(
@@ -20,7 +85,8 @@ def segment_attention(
     causal: bool = False,
     scale: float | None = None,
     block: int = BLOCK,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    tap: Tap | None = None,
+) -> Read:
     """Attends to one segment of keys.
 
     Args:
@@ -31,9 +97,7 @@ def segment_attention(
             above the diagonal can be skipped. The mask itself always comes from `seen`.
         scale: factor on the logits; H ** -0.5 when None.
         block: queries and keys of a tile.
-
-    Returns:
-        The normalised output and the log-sum-exp of the logits, float32 (float64 for float64).
+        tap: what else to do in each tile.
     """
     batch, length, heads, dim = q_btnh.shape
     kv_heads, keys = segment.k_bksh.shape[1], segment.length
@@ -41,69 +105,93 @@ def segment_attention(
     q_bkgth = q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(
         0, 2, 3, 1, 4
     )
-    outs, lses = [], []
+    pieces = []
     for start in range(0, length, block):
         size = min(block, length - start)
         limit = min(start + size, keys) if causal else keys
-        sums = _over_keys(
-            q_bkgth[..., start : start + size, :],
-            segment if limit == keys else segment.slice(0, limit),
-            seen if size == length else seen.slice(start, size),
+        whole = size == length
+        rows = tap
+        if tap is not None and tap.rows_bt is not None and not whole:
+            rows = dataclasses.replace(tap, rows_bt=tap.rows_bt[:, start : start + size])
+        tile = _Tile(
+            q_bkgth if whole else q_bkgth[..., start : start + size, :],
+            seen if whole else seen.slice(start, size),
             factor,
-            block,
+            rows,
         )
-        top, total, acc = sums
-        outs.append(acc / total[..., None])
-        lses.append(top + jnp.log(total))
-    out = jnp.concatenate(outs, axis=3) if len(outs) > 1 else outs[0]
-    lse = jnp.concatenate(lses, axis=3) if len(lses) > 1 else lses[0]
-    return (
-        out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim),
-        lse.transpose(0, 3, 1, 2).reshape(batch, length, heads),
+        sums = _over_keys(tile, segment if limit == keys else segment.slice(0, limit), block)
+        pieces.append(_normalise(sums))
+    read = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *pieces)
+    flat = lambda a: jnp.moveaxis(a, 3, 1).reshape(batch, length, heads, *a.shape[4:])
+    return jax.tree.map(flat, read)
+
+
+def _normalise(sums: _Sums) -> Read:
+    return Read(
+        sums.values / sums.total[..., None],
+        sums.top + jnp.log(sums.total),
+        None if sums.image is None else sums.image / sums.total,
+        None if sums.squares is None else sums.squares / (sums.total * sums.total),
     )
 
 
-def _over_keys(
-    q_bkgth: Array, segment: Segment, seen: Visibility, scale: float, block: int
-) -> _Sums:
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """A block of queries, ready to read blocks of keys."""
+
+    q_bkgth: Array
+    seen: Visibility
+    scale: float
+    tap: Tap | None
+
+    def read(self, segment: Segment) -> _Sums:
+        """Returns the sums over the keys of one block."""
+        kind = jnp.promote_types(self.q_bkgth.dtype, jnp.float32)
+        logits = self.scale * jnp.einsum(
+            "bkgth,bksh->bkgts", self.q_bkgth, segment.k_bksh, preferred_element_type=kind
+        )
+        tap = self.tap or Tap()
+        if tap.rows_bt is not None:
+            gain = self._gain(segment, tap)
+            logits = jnp.where(tap.rows_bt[:, None, None, :, None], logits * gain, logits)
+        visible = self.seen.sees(segment.seen)
+        if visible is not None:
+            logits = jnp.where(visible[:, None, None], logits, MASKED)
+        top = jnp.max(logits, axis=-1)
+        weights = jnp.exp(logits - top[..., None])
+        values = jnp.einsum(
+            "bkgts,bksh->bkgth",
+            weights.astype(segment.v_bksh.dtype),
+            segment.v_bksh,
+            preferred_element_type=kind,
+        )
+        image = None
+        if tap.masses:
+            is_image = kinds_of(segment) == Kind.IMAGE
+            image = jnp.einsum("bkgts,bs->bkgt", weights, is_image.astype(weights.dtype))
+        squares = jnp.sum(weights * weights, axis=-1) if tap.squares else None
+        return _Sums(top, jnp.sum(weights, axis=-1), values, image, squares)
+
+    def _gain(self, segment: Segment, tap: Tap) -> Array:
+        """Factors on the logits of each key, [b, K, G, 1, S]."""
+        kv_heads, group = self.q_bkgth.shape[1:3]
+        shape = lambda a: a.reshape(a.shape[0], kv_heads, group, 1, 1)
+        kinds = kinds_of(segment)[:, None, None, None]
+        gain = jnp.where(kinds == Kind.IMAGE, shape(tap.image_bn), 1.0)
+        return jnp.where(kinds == Kind.SYSTEM, shape(tap.system_bn), gain)
+
+
+def _over_keys(tile: _Tile, segment: Segment, block: int) -> _Sums:
     """Runs the online softmax over the keys: the ragged rest first, then whole blocks in a scan."""
     blocks, rest = divmod(segment.length, block)
-    if rest or not blocks:
-        first = segment.slice(blocks * block, rest) if blocks else segment
-        sums = _tile(q_bkgth, first, seen, scale)
-    else:
-        blocks -= 1
-        sums = _tile(q_bkgth, segment.slice(blocks * block, block), seen, scale)
+    if not rest and blocks:
+        blocks, rest = blocks - 1, block
+    first = segment.slice(blocks * block, rest) if blocks else segment
+    sums = tile.read(first)
     if not blocks:
         return sums
 
     def step(sums: _Sums, index: Array) -> tuple[_Sums, None]:
-        tile = _tile(q_bkgth, segment.slice(index * block, block), seen, scale)
-        return _combine(sums, tile), None
+        return sums + tile.read(segment.slice(index * block, block)), None
 
     return jax.lax.scan(step, sums, jnp.arange(blocks))[0]
-
-
-def _tile(q_bkgth: Array, segment: Segment, seen: Visibility, scale: float) -> _Sums:
-    kind = jnp.promote_types(q_bkgth.dtype, jnp.float32)
-    logits = scale * jnp.einsum(
-        "bkgth,bksh->bkgts", q_bkgth, segment.k_bksh, preferred_element_type=kind
-    )
-    visible = seen.sees(segment.seen)
-    if visible is not None:
-        logits = jnp.where(visible[:, None, None], logits, MASKED)
-    top = jnp.max(logits, axis=-1)
-    weights = jnp.exp(logits - top[..., None])
-    acc = jnp.einsum(
-        "bkgts,bksh->bkgth",
-        weights.astype(segment.v_bksh.dtype),
-        segment.v_bksh,
-        preferred_element_type=kind,
-    )
-    return top, jnp.sum(weights, axis=-1), acc
-
-
-def _combine(a: _Sums, b: _Sums) -> _Sums:
-    top = jnp.maximum(a[0], b[0])
-    fa, fb = jnp.exp(a[0] - top), jnp.exp(b[0] - top)
-    return top, fa * a[1] + fb * b[1], fa[..., None] * a[2] + fb[..., None] * b[2]

@@ -84,6 +84,17 @@ class Segment:
         )
 
 
+def kinds_of(segment: Segment) -> Int[Array, "B S"]:
+    """Returns the kinds of a segment's keys.
+
+    Raises:
+        ValueError: it has none, but steering asks for them.
+    """
+    if segment.kinds_bs is None:
+        raise ValueError("Steering needs the kinds of all keys; a segment has none.")
+    return segment.kinds_bs
+
+
 def merge(
     outs: Sequence[Float[Array, "B T N H"]], lses: Sequence[Float[Array, "B T N"]]
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:

@@ -1,0 +1,178 @@
+"""Steered attention of a whole prompt: tiles for all rows, one edited row a sample for the last."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vlm_jax.attention.blockwise import Tap, segment_attention
+from vlm_jax.attention.row import steered_row
+from vlm_jax.attention.segment import Segment, Visibility, merge
+from vlm_jax.attention.steering import (
+    Moments,
+    Readings,
+    Rows,
+    State,
+    Steering,
+    frobenius_scale,
+    visual_gain,
+)
+
+
+def steered_prefill(
+    q_btnh: Float[Array, "B T N H"],
+    segments: Sequence[Segment],
+    seen: Visibility,
+    steering: Steering,
+    rows: Rows,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Float[Array, "B T N H"], State, Readings]:
+    """Attends with all rows of prompts, steered.
+
+    Args:
+        segments: the keys; the last segment is the prompt itself.
+        steering: of this layer.
+        rows: what the queries are.
+
+    Returns:
+        The output, the state that decoding continues from, and what happened in the last row.
+    """
+    part = steering.projection
+    counts = part is not None and part.counts
+    averages = steering.visual_gains is not None and steering.visual_gains.rows == "q"
+    tap = _tap(steering, rows, masses=averages, squares=counts)
+    reads = [
+        segment_attention(
+            q_btnh, s, seen, causal=causal and len(segments) == 1, scale=scale, tap=tap
+        )
+        for s in segments
+    ]
+    out, lse = merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])
+    mass = [jnp.exp(read.lse_btn - lse) for read in reads]
+
+    moments = None
+    if part is not None and part.counts:
+        trace_btn = jnp.exp(_diagonal(q_btnh, segments[-1], scale) - lse)
+        squares_btn = _sum(m * m * r.squares_btn for m, r in zip(mass, reads))
+        before = rows.real_bt & (jnp.arange(out.shape[1]) < rows.last_b[:, None])
+        moments = _moments(trace_btn, squares_btn, before)
+        if part.prefill == "causal":
+            out = _project_causal(out, segments[-1].v_bksh, trace_btn, squares_btn, before, part)
+
+    pick = lambda a: jnp.take_along_axis(a, _column(rows.last_b, a.ndim), axis=1)
+    last_seen = jax.tree.map(pick, seen)
+    official = part is not None and part.prefill == "official"
+    row, changed, state, readings = steered_row(
+        pick(q_btnh), segments, last_seen, steering, State(moments), scale, project=not official
+    )
+    is_last = (jnp.arange(out.shape[1]) == rows.last_b[:, None])[..., None]
+    if steering.touches_row:
+        out = jnp.where((is_last & changed[:, None])[..., None], row, out)
+    if part is not None and official:
+        out = _project_official(out, segments[-1].v_bksh, state.moments, rows, part)
+
+    if steering.visual_gains is not None:
+        image_bn = readings.image_bn
+        if averages:
+            image_btn = _sum(m * r.image_btn for m, r in zip(mass, reads))
+            image_btn = jnp.where(is_last, image_bn[:, None], image_btn)
+            image_bn = _mean(image_btn, rows.after_image_bt)
+        gain, perception, reasoning = visual_gain(steering.visual_gains, image_bn)
+        readings = dataclasses.replace(
+            readings,
+            perception_bn=perception.astype(jnp.float32),
+            reasoning_bn=reasoning.astype(jnp.float32),
+        )
+        state = dataclasses.replace(state, gain_bn=gain)
+        out = out * gain[:, None, :, None]
+    return out, state, readings
+
+
+def _tap(steering: Steering, rows: Rows, masses: bool, squares: bool) -> Tap | None:
+    if steering.logit_gains is None:
+        return Tap(masses=masses, squares=squares) if masses or squares else None
+    part = steering.logit_gains
+    return Tap(rows.after_image_bt, part.image, part.system, masses, squares)
+
+
+def _column(index_b: Array, dims: int) -> Array:
+    return index_b.reshape(-1, *([1] * (dims - 1)))
+
+
+def _sum(terms: Iterable[Any]) -> Any:
+    total = None
+    for term in terms:
+        total = term if total is None else total + term
+    return total
+
+
+def _mean(values_btn: Array, rows_bt: Array) -> Array:
+    """Mean over some rows; 0 where a sample has none."""
+    chosen = rows_bt[..., None]
+    count = jnp.maximum(jnp.sum(chosen, axis=1), 1)
+    return jnp.sum(jnp.where(chosen, values_btn, 0.0), axis=1) / count
+
+
+def _moments(trace_btn: Array, squares_btn: Array, rows_bt: Array) -> Moments:
+    add = lambda a: jnp.sum(jnp.where(rows_bt[..., None], a, 0.0), axis=1)
+    return Moments(add(trace_btn), add(squares_btn), add(jnp.ones_like(trace_btn)))
+
+
+def _diagonal(q_btnh: Array, own: Segment, scale: float | None) -> Array:
+    """Logits of each row on its own key, [B, T, N].
+
+    Rows whose logits have gains are text, and the logits of text keys have none.
+    """
+    batch, length, heads, dim = q_btnh.shape
+    kv_heads = own.k_bksh.shape[1]
+    kind = jnp.promote_types(q_btnh.dtype, jnp.float32)
+    logits = jnp.einsum(
+        "btkgh,bkth->btkg",
+        q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim),
+        own.k_bksh,
+        preferred_element_type=kind,
+    ).reshape(batch, length, heads)
+    return logits * (dim**-0.5 if scale is None else scale)
+
+
+def _heads(v_bksh: Array, heads: int) -> Array:
+    """Values by query head, [B, S, N, H]."""
+    batch, kv_heads, length, dim = v_bksh.shape
+    spread = jnp.broadcast_to(v_bksh[:, :, None], (batch, kv_heads, heads // kv_heads, length, dim))
+    return spread.reshape(batch, heads, length, dim).transpose(0, 2, 1, 3)
+
+
+def _project_causal(out, v_bksh, trace_btn, squares_btn, before_bt, part) -> Array:
+    """Projects each row before the last with the traces and norms of the rows up to it."""
+    real = before_bt[..., None]
+    running = lambda a: jnp.cumsum(jnp.where(real, a, 0.0), axis=1)
+    count = jnp.maximum(running(jnp.ones_like(trace_btn)), 1.0)
+    trace = running(trace_btn)
+    eta = frobenius_scale(running(squares_btn), trace, count)
+    values = _heads(v_bksh, out.shape[2]).astype(out.dtype)
+    summed = jnp.cumsum(jnp.where(real[..., None], values, 0.0), axis=1)
+    beta = part.beta[:, None]
+    mean = (count - trace) / (count * count)
+    wide = lambda a: a[..., None]
+    edited = wide((1 - beta) * eta) * (out - wide(trace / count) * values)
+    edited = edited + wide(beta * eta * mean) * summed
+    return jnp.where(((part.on > 0)[:, None] & real)[..., None], edited, out)
+
+
+def _project_official(out, v_bksh, moments: Moments | None, rows: Rows, part) -> Array:
+    """Projects all rows with the traces and norms of the whole prompt, later rows included."""
+    assert moments is not None
+    count = jnp.sum(rows.real_bt, axis=1).astype(out.dtype)[:, None]
+    eta = frobenius_scale(moments.squares_bn, moments.trace_bn, count)
+    values = _heads(v_bksh, out.shape[2]).astype(out.dtype)
+    summed = jnp.sum(jnp.where(rows.real_bt[..., None, None], values, 0.0), axis=1, keepdims=True)
+    mean = (moments.sums_bn - moments.trace_bn) / (count * count)
+    wide = lambda a: a[:, None, :, None]
+    edited = wide((1 - part.beta) * eta) * (out - wide(moments.trace_bn / count) * values)
+    edited = edited + wide(part.beta * eta * mean) * summed
+    return jnp.where(wide(part.on > 0) & rows.real_bt[..., None, None], edited, out)

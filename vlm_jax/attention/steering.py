@@ -1,0 +1,231 @@
+"""Steering as data: what to do to the heads and the attention masses of every layer.
+
+A `Steering` is a pytree of float32 arrays, [b, L, N] with b = 1 (the same for every example) or the
+batch size (each example its own), and a few static switches. Parts that are None compile to
+nothing. All values are traced: a sweep compiles once.
+
+Order within one call, for query row i with logits s and weights a = softmax(s):
+
+1. `LogitGains`: s *= gain of the key's kind (rows after the last image token).
+2. `Lens`: s += strength * mean over heads of |s|, on image keys (decode rows).
+3. softmax; masses on system, image and text keys are read here.
+4. `Reallocation`: a *= factor of the key's kind, if the row's text mass reaches a threshold (decode
+   rows).
+5. `Projection`: zero trace, Frobenius rescale, shrinkage to the mean.
+6. `HeadGains`, `VisualGains`: the head's output *= gain. Steps 4 and 5 are homogeneous in a, so
+   gains commute with them.
+
+Decode rows are the last prompt row, which predicts the first token, and every generated row.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Values = Any  # float32 [b, L, N], or [b, N] once a layer is picked
+
+
+_static = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogitGains:
+    """Factors on the logits of image and system keys; 1 is the identity.
+
+    Modality rebalance of AIR* (released code of arXiv 2603.24058).
+    """
+
+    image: Values
+    system: Values
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lens:
+    """Strength of the cross-head shift on image keys; 0 is the identity (AIR*)."""
+
+    strength: Values
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadGains:
+    """Factors on head outputs, at all rows; 1 is the identity."""
+
+    gain: Values
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisualGains:
+    """Gains by the visual attention ratio of the same call (arXiv 2510.10285).
+
+    A head whose mass on image keys is at least `perception_from` gets `perception_gain`; one whose
+    mass is at most `reasoning_to` gets `reasoning_gain`. Heads outside a class's layers have the
+    thresholds inf and -inf.
+
+    Attributes:
+        rows: the ratio at prefill is the mean over text rows after the last image token ("q") or
+            that of the last row ("last"); at decode it is the current row's.
+        mode: "dynamic" classifies at every call; "prefill_cached" keeps the prefill's gains.
+    """
+
+    perception_from: Values
+    perception_gain: Values
+    reasoning_to: Values
+    reasoning_gain: Values
+    rows: Literal["q", "last"] = dataclasses.field(default="q", metadata=_static)
+    mode: Literal["dynamic", "prefill_cached"] = dataclasses.field(
+        default="dynamic", metadata=_static
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reallocation:
+    """Factors on the masses of image and text keys in rows that lean on text.
+
+    A row fires in head n when its text mass is at least `threshold` (inf for heads that are not
+    listed). AIR: image 3.5, text 0.1, threshold 0.3. AD-HH: image 1, text 0, threshold 0.5.
+
+    Attributes:
+        renormalise: divide by the row's new sum.
+        text_includes_system: count and scale system keys as text.
+        trigger_reduce: "batch_sum" adds text masses over the batch before the comparison, as the
+            released AIR* does, for replication only.
+    """
+
+    image: Values
+    text: Values
+    threshold: Values
+    renormalise: bool = dataclasses.field(default=False, metadata=_static)
+    text_includes_system: bool = dataclasses.field(default=False, metadata=_static)
+    trigger_reduce: Literal["sample", "batch_sum"] = dataclasses.field(
+        default="sample", metadata=_static
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """Zero trace, Frobenius rescale and shrinkage to the mean by `beta`, in heads with `on` > 0.
+
+    Attributes:
+        zero_trace: at decode rows, "skip" shrinks only; "running" removes the trace of the rows
+            read so far and restores their norm.
+        prefill: rows before the last prompt row: "off" leaves them, "causal" projects each with
+            what was read up to it, "official" with the whole prompt, later rows included (as the
+            released AIR* does, for replication only).
+    """
+
+    on: Values
+    beta: Values
+    zero_trace: Literal["skip", "running"] = dataclasses.field(default="skip", metadata=_static)
+    prefill: Literal["off", "causal", "official"] = dataclasses.field(
+        default="off", metadata=_static
+    )
+
+    @property
+    def counts(self) -> bool:
+        """Whether traces and norms of the rows read so far are needed."""
+        return self.zero_trace == "running" or self.prefill != "off"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """Everything that is done to attention; see the module for the order."""
+
+    logit_gains: LogitGains | None = None
+    lens: Lens | None = None
+    reallocation: Reallocation | None = None
+    projection: Projection | None = None
+    head_gains: HeadGains | None = None
+    visual_gains: VisualGains | None = None
+
+    def layer(self, index: int) -> "Steering":
+        """Returns the part of one layer: leaves [b, N]."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, index], self)
+
+    @property
+    def touches_row(self) -> bool:
+        """Whether decode rows need more than the weights of plain attention."""
+        return any((self.lens, self.reallocation, self.projection))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What the queries of a prefill are; None stands for decode rows.
+
+    Attributes:
+        after_image_bt: text rows after the sample's last image token.
+        real_bt: rows that are not padding.
+        last_b: index of the last prompt row.
+    """
+
+    after_image_bt: Bool[Array, "B T"]
+    real_bt: Bool[Array, "B T"]
+    last_b: Int[Array, " B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Trace, squares and sums of the attention rows of a head so far; float32 [B, N]."""
+
+    trace_bn: Float[Array, "B N"]
+    squares_bn: Float[Array, "B N"]
+    sums_bn: Float[Array, "B N"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What steering remembers of a layer from call to call."""
+
+    moments: Moments | None = None
+    gain_bn: Float[Array, "B N"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Readings:
+    """What happened in a layer's decode row; float32 [B, N].
+
+    Attributes:
+        image_bn, text_bn, system_bn: masses before reallocation.
+        fired_bn: 1 where the row was reallocated.
+        perception_bn, reasoning_bn: 1 where a head was classified so.
+    """
+
+    image_bn: Float[Array, "B N"]
+    text_bn: Float[Array, "B N"]
+    system_bn: Float[Array, "B N"]
+    fired_bn: Float[Array, "B N"]
+    perception_bn: Float[Array, "B N"]
+    reasoning_bn: Float[Array, "B N"]
+
+
+def visual_gain(
+    part: VisualGains, ratio_bn: Float[Array, "B N"]
+) -> tuple[Float[Array, "B N"], Bool[Array, "B N"], Bool[Array, "B N"]]:
+    """Returns each head's gain, and which are perception and reasoning heads."""
+    perception = ratio_bn >= part.perception_from
+    reasoning = ratio_bn <= part.reasoning_to
+    gain = jnp.where(reasoning, part.reasoning_gain, 1.0)
+    return jnp.where(perception, part.perception_gain, gain), perception, reasoning
+
+
+EPSILON = 1e-8
+"""Added to the squared norm that the Frobenius rescale divides by, as in the released AIR*."""
+
+
+def frobenius_scale(squares: Array, trace: Array, count: Array) -> Array:
+    """Returns sqrt(||A||^2 / ||A - tr(A)/n I||^2); the difference is clamped at 0 (float32)."""
+    rest = jnp.maximum(squares - trace * trace / count, 0.0)
+    return jnp.sqrt(squares / (rest + EPSILON))
