@@ -300,6 +300,15 @@ def test_alignment_selects_its_class(word, member):
         assert relative(edited.arrays["wq_dnh"][:, n] @ k, expected) < 1e-12
 
 
+@pytest.mark.parametrize("fields", [{}, {"method": "alignment", "alignment_class": "repel"}])
+def test_edit_without_certificate_is_the_same_edit(fields):
+    layer = random_layer(20)
+    spec = QKEdit(**ONE, **fields)
+    bare = one(edit_layers(lambda _: layer, 1, spec, certify=False))
+    assert bare.heads == []
+    assert bare.arrays["wq_dnh"].tobytes() == edit(layer, **fields).arrays["wq_dnh"].tobytes()
+
+
 def test_report_matches_dense_numbers():
     layer = random_layer(19, dtype=BF16)
     report = edit(layer, k=3, strength=0.5).heads[1]

@@ -53,7 +53,7 @@ def test_another_strength_is_the_edit_made_at_that_strength(fields):
 def test_sidecar_is_low_rank_and_small():
     sidecar = edit(random_layer(3), k=3).sidecar
     assert sidecar.columns_ehr.shape == (4, 16, 3)
-    assert sidecar.directions_edr.shape == (4, 96, 3)
+    assert sidecar.directions_erd.shape == (4, 3, 96)
 
 
 def test_revert_without_its_record_is_refused():

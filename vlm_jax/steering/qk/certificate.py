@@ -7,25 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax.errors import EditError
 from vlm_jax.steering.qk.controls import HeadEdit, Product, temperature
 from vlm_jax.steering.qk.factor import HeadFactors
-from vlm_jax.steering.qk.modes import Modes
+from vlm_jax.steering.qk.modes import Modes, alignment_of
 
 
 def overlap(head: HeadFactors) -> float:
     """kappa = ||Z_Q^T Z_K||_F^2 / H: 1 where both read the same subspace, H / D by chance."""
-    between = _orthonormal(head.r_q).T @ head.cross @ _orthonormal(head.r_k)
+    between = _orthonormal(head.r_q).T @ _cross(head) @ _orthonormal(head.r_k)
     return float(np.sum(between**2) / head.r_q.shape[1])
 
 
 def symmetry(head: HeadFactors, product: Product) -> float:
     """tr(M^2) / ||M||^2 in [-1, 1]: 1 for a symmetric product, -1 for an antisymmetric one."""
-    turned = product.core @ head.cross.T
+    turned = product.core @ _cross(head).T
     return float(np.sum(turned * turned.T) / product.energy) if product.energy else 0.0
 
 
 def magnitudes(
-    edit: HeadEdit, product: Product, strength: float, directions_dr: np.ndarray, w_norm: float
+    edit: HeadEdit, product: Product, strength: float, directions_rd: np.ndarray, w_norm: float
 ) -> dict[str, Any]:
     """The quantities in which controls are matched: rank, energies and norms of a change.
 
@@ -39,7 +40,7 @@ def magnitudes(
         rank = product.r_q.shape[1]
         touched = 1.0
     else:
-        gram = (edit.columns.T @ edit.columns) * (directions_dr.T @ directions_dr)
+        gram = (edit.columns.T @ edit.columns) * (directions_rd @ directions_rd.T)
         dw_norm = abs(strength) * float(np.sqrt(max(gram.sum(), 0.0)))
         rank = edit.columns.shape[1]
         touched = float(np.sum((product.r_kw @ edit.columns) ** 2)) / energy
@@ -59,12 +60,11 @@ def spectra(head: HeadFactors, product: Product, edit: HeadEdit, strength: float
     after = np.linalg.svd(product.core - product.removed(edit, strength), compute_uv=False)
     values = head.values
     energy = float(np.sum(values**2)) or 1.0
-    cosine = np.einsum("bm,bc,cm->m", head.left, head.cross, head.right, optimize=True)
     return {
         "spectrum_before": values.tolist(),
         "spectrum_after": after[: values.size].tolist(),
         "stable_rank": float(energy / values[0] ** 2) if values[0] else 0.0,
-        "alignment": cosine.tolist(),
+        "alignment": alignment_of(head).tolist(),
         "symmetry": symmetry(head, product),
         "overlap": overlap(head),
     }
@@ -125,6 +125,12 @@ def _pooled(rows: list[Mapping[str, float]]) -> dict[str, float]:
     for name in ("dw_norm", "dm_norm"):
         pooled[name] = float(np.sqrt(sum(row[name] ** 2 for row in rows)))
     return pooled
+
+
+def _cross(head: HeadFactors) -> np.ndarray:
+    if head.cross is None:
+        raise EditError("the overlap of query and key spaces was not asked for.")
+    return head.cross
 
 
 def _orthonormal(r_bh: np.ndarray) -> np.ndarray:

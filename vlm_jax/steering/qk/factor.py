@@ -39,7 +39,8 @@ class HeadFactors(NamedTuple):
 
     Attributes:
         r_q, r_k: [b, H] coordinates of queries and keys in the left and right basis.
-        cross: [b, b] overlap Z_L^T Z_R of the two bases (the identity in the joint basis).
+        cross: [b, b] overlap Z_L^T Z_R of the two bases (the identity in the joint basis), or None
+            where it was not asked for.
         left, values, right: [b, m], [m], [b, m] singular modes of the core, strongest first.
         symmetric: eigenvalues [b] and eigenvectors [b, b] of the core's symmetric part; joint only.
         antisymmetric: left [b, b], values [b] and right [b, b] of its antisymmetric part; joint
@@ -48,7 +49,7 @@ class HeadFactors(NamedTuple):
 
     r_q: np.ndarray
     r_k: np.ndarray
-    cross: np.ndarray
+    cross: np.ndarray | None
     left: np.ndarray
     values: np.ndarray
     right: np.ndarray
@@ -90,7 +91,7 @@ class Factors:
             coordinates: per layer, [N, b, R].
 
         Returns:
-            per layer, [N, D', R] float64.
+            per layer, [N, R, D'] float64.
         """
         devices, share = self._basis[0].shape[:2]
         heads, width = coordinates[0].shape[:2]
@@ -107,7 +108,7 @@ class Factors:
             )
         lifted = lifted.reshape(devices * share, *lifted.shape[2:])[: len(items)]
         lifted = lifted.reshape(len(coordinates), heads, *lifted.shape[2:]).astype(np.float64)
-        return [lifted[n, :, :, : c.shape[2]] for n, c in enumerate(coordinates)]
+        return [lifted[n, :, : c.shape[2]] for n, c in enumerate(coordinates)]
 
 
 def factor_layers(
@@ -117,6 +118,7 @@ def factor_layers(
     fold_norm: bool = False,
     augmented: bool = False,
     rotation_hh: np.ndarray | None = None,
+    cross: bool = True,
     route: str = "auto",
 ) -> Factors:
     """Factors every head of a few layers, spread over the local devices by kv head.
@@ -127,6 +129,8 @@ def factor_layers(
         fold_norm: fold the input norm's gain into both factors.
         augmented: append biases as the weights of a constant input.
         rotation_hh: [H, H] mean rotation between queries and keys, or None for offset 0.
+        cross: whether to find the overlap of query and key spaces, which alignment, symmetry and
+            overlap are read from.
         route: a word of `ROUTES`. `gram64` falls back to `qr64` where weights are too
             ill-conditioned.
 
@@ -141,7 +145,7 @@ def factor_layers(
     keys = np.concatenate([b[1] for b in blocks])
     metric = np.stack([layer.metric(rotation_hh) for layer in layers])
     metric = np.repeat(metric, layers[0].num_kv_heads, axis=0)
-    small, basis = _run(queries, keys, metric, route, joint)
+    small, basis = _run(queries, keys, metric, route, joint, cross)
     if route == "gram64" and not np.max(small["condition"]) <= _GRAM_CONDITION[joint]:
         _refuse_not_finite(layers)
         _log.info(
@@ -150,7 +154,7 @@ def factor_layers(
             np.max(small["condition"]),
         )
         route = "qr64"
-        small, basis = _run(queries, keys, metric, route, joint)
+        small, basis = _run(queries, keys, metric, route, joint, cross)
     if not np.isfinite(small["values"]).all():
         _refuse_not_finite(layers)
         raise EditError(
@@ -170,12 +174,12 @@ def factor_layers(
     return Factors(tuple(w.layer for w in layers), route, heads, basis, joint, per_layer)
 
 
-def _run(queries, keys, metric, route, joint) -> tuple[dict[str, np.ndarray], tuple]:
+def _run(queries, keys, metric, route, joint, cross) -> tuple[dict[str, np.ndarray], tuple]:
     devices = jax.local_device_count()
     count = queries.shape[0]
     padded = -(-count // devices) * devices
     with _precision(route):
-        small, basis = _factor(route, joint)(
+        small, basis = _factor(route, joint, cross)(
             *(_shard(array, devices, padded) for array in (queries, keys, metric))
         )
         host = {name: np.asarray(array) for name, array in small.items()}
@@ -196,7 +200,7 @@ def _head(small: dict[str, np.ndarray], item: int, group: int, joint: bool) -> H
     return HeadFactors(
         r_q=small["r_q"][item, group],
         r_k=r_k[group] if joint else r_k,
-        cross=np.eye(small["r_q"].shape[2]) if joint else small["cross"][item, group],
+        cross=_cross(small, item, group, joint),
         left=small["left"][item, group][:, :modes],
         values=small["values"][item, group][:modes],
         right=small["right"][item, group][:, :modes],
@@ -211,6 +215,12 @@ def _head(small: dict[str, np.ndarray], item: int, group: int, joint: bool) -> H
         if joint
         else None,
     )
+
+
+def _cross(small: dict[str, np.ndarray], item: int, group: int, joint: bool) -> np.ndarray | None:
+    if joint:
+        return np.eye(small["r_q"].shape[2])
+    return small["cross"][item, group] if "cross" in small else None
 
 
 def _refuse_not_finite(layers: Sequence[LayerWeights]):
@@ -228,38 +238,36 @@ def _precision(route: str) -> contextlib.AbstractContextManager:
 
 
 @functools.cache
-def _factor(route: str, joint: bool):
-    one = {
-        (False, "gram64"): _separate_gram,
-        (False, "qr64"): _separate_qr,
-        (False, "qr32"): _separate_qr,
-        (True, "gram64"): _joint_gram,
-        (True, "qr64"): _joint_qr,
-        (True, "qr32"): _joint_qr,
-    }[joint, route]
+def _factor(route: str, joint: bool, cross: bool):
+    if joint:
+        one = _joint_gram if route == "gram64" else _joint_qr
+    else:
+        one = functools.partial(
+            _separate_gram if route == "gram64" else _separate_qr, with_cross=cross
+        )
 
     def item(q_dgh, k_dh, metric_hh):
         dtype = _dtype(route)
         # Low-precision matmul defaults (bf16 on TPU, TF32 on GPU) would destroy the factors.
         with jax.default_matmul_precision("highest"):
-            return one(q_dgh.astype(dtype), k_dh.astype(dtype), metric_hh.astype(dtype))
+            # Rows along D: products over the last dim of both operands are the fast ones on CPU.
+            # The barrier keeps the transposition from being repeated inside each of them.
+            q_ghd = jax.lax.optimization_barrier(jnp.transpose(q_dgh, (1, 2, 0)).astype(dtype))
+            return one(q_ghd, k_dh.T.astype(dtype), metric_hh.astype(dtype))
 
     return jax.pmap(jax.vmap(item))
 
 
 @functools.cache
 def _lift(route: str):
-    def gram(block_dgb, r_gbb, coordinates_gbr):
-        solved = jax.scipy.linalg.solve_triangular(r_gbb, coordinates_gbr, lower=False)
-        return jnp.einsum("dgb,gbr->gdr", block_dgb, solved)
-
-    def qr(basis_dgb, coordinates_gbr):
-        return jnp.einsum("dgb,gbr->gdr", basis_dgb, coordinates_gbr)
-
-    def item(*operands):
-        dtype = _dtype(route)
+    def item(basis_gbd, *operands):
         with jax.default_matmul_precision("highest"):
-            return (gram if route == "gram64" else qr)(*(x.astype(dtype) for x in operands))
+            coordinates_gbr = operands[-1].astype(_dtype(route))
+            if route == "gram64":
+                coordinates_gbr = jax.scipy.linalg.solve_triangular(
+                    operands[0], coordinates_gbr, lower=False
+                )
+            return jnp.einsum("gbr,gbd->grd", coordinates_gbr, basis_gbd)
 
     return jax.pmap(jax.vmap(item))
 
@@ -277,51 +285,47 @@ def _svd_of(core):
     return {"left": left, "values": values, "right": _t(right)}
 
 
-def _separate_gram(q_dgh, k_dh, metric_hh):
-    gram_q = jnp.einsum("dgh,dgi->ghi", q_dgh, q_dgh)
-    overlap = jnp.einsum("dgh,di->ghi", q_dgh, k_dh)
-    lower_q, lower_k = jnp.linalg.cholesky(gram_q), jnp.linalg.cholesky(k_dh.T @ k_dh)
+def _separate_gram(q_ghd, k_hd, metric_hh, with_cross):
+    lower_q = jnp.linalg.cholesky(jnp.einsum("ghd,gid->ghi", q_ghd, q_ghd))
+    lower_k = jnp.linalg.cholesky(k_hd @ k_hd.T)
     inverse_q, inverse_k = _inverse(lower_q), _inverse(lower_k)
     small = {
         "r_q": _t(lower_q),
         "r_k": _t(lower_k),
-        "cross": inverse_q @ overlap @ _t(inverse_k),
         "condition": jnp.maximum(
             jnp.max(_condition(lower_q, inverse_q)), _condition(lower_k, inverse_k)
         ),
         **_svd_of(_t(lower_q) @ metric_hh @ lower_k),
     }
-    return small, (q_dgh, _t(lower_q))
+    if with_cross:
+        small["cross"] = inverse_q @ jnp.einsum("ghd,id->ghi", q_ghd, k_hd) @ _t(inverse_k)
+    return small, (q_ghd, _t(lower_q))
 
 
-def _separate_qr(q_dgh, k_dh, metric_hh):
-    basis_q, r_q = jnp.linalg.qr(jnp.moveaxis(q_dgh, 1, 0))
-    basis_k, r_k = jnp.linalg.qr(k_dh)
-    small = {
-        "r_q": r_q,
-        "r_k": r_k,
-        "cross": _t(basis_q) @ basis_k,
-        **_svd_of(r_q @ metric_hh @ r_k.T),
-    }
-    return small, (jnp.moveaxis(basis_q, 0, 1),)
+def _separate_qr(q_ghd, k_hd, metric_hh, with_cross):
+    basis_q, r_q = jnp.linalg.qr(_t(q_ghd))
+    basis_k, r_k = jnp.linalg.qr(k_hd.T)
+    small = {"r_q": r_q, "r_k": r_k, **_svd_of(r_q @ metric_hh @ r_k.T)}
+    if with_cross:
+        small["cross"] = _t(basis_q) @ basis_k
+    return small, (_t(basis_q),)
 
 
-def _joint_block(q_dgh, k_dh):
-    keys = jnp.broadcast_to(k_dh[:, None], q_dgh.shape)
-    return jnp.concatenate([q_dgh, keys], axis=-1)
+def _joint_block(q_ghd, k_hd):
+    return jnp.concatenate([q_ghd, jnp.broadcast_to(k_hd, q_ghd.shape)], axis=1)
 
 
-def _joint_gram(q_dgh, k_dh, metric_hh):
-    block = _joint_block(q_dgh, k_dh)
-    lower = jnp.linalg.cholesky(jnp.einsum("dgb,dgc->gbc", block, block))
-    small = _channels(_t(lower), metric_hh, q_dgh.shape[-1])
+def _joint_gram(q_ghd, k_hd, metric_hh):
+    block = _joint_block(q_ghd, k_hd)
+    lower = jnp.linalg.cholesky(jnp.einsum("gbd,gcd->gbc", block, block))
+    small = _channels(_t(lower), metric_hh, q_ghd.shape[1])
     small["condition"] = jnp.max(_condition(lower, _inverse(lower)))
     return small, (block, _t(lower))
 
 
-def _joint_qr(q_dgh, k_dh, metric_hh):
-    basis, r = jnp.linalg.qr(jnp.moveaxis(_joint_block(q_dgh, k_dh), 1, 0))
-    return _channels(r, metric_hh, q_dgh.shape[-1]), (jnp.moveaxis(basis, 0, 1),)
+def _joint_qr(q_ghd, k_hd, metric_hh):
+    basis, r = jnp.linalg.qr(_t(_joint_block(q_ghd, k_hd)))
+    return _channels(r, metric_hh, q_ghd.shape[1]), (_t(basis),)
 
 
 def _channels(r_gbc, metric_hh, head_dim):

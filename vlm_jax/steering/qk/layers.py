@@ -60,6 +60,7 @@ def edit_layers(
     rope: Rope | None = None,
     route: str = "auto",
     undo: bool = True,
+    certify: bool = True,
 ) -> Iterator[EditedLayer]:
     """Edits the layers of the band, holding only as many at a time as the local devices share.
 
@@ -70,11 +71,13 @@ def edit_layers(
         rope: rotation and offsets; adds rho to the report, and is needed for `rope_avg`.
         route: how factors are taken (see `factor`).
         undo: whether sidecars keep what an exact revert needs.
+        certify: whether to report on every head; without, `heads` is empty and the edit is cheaper.
 
     Raises:
         EditError: the model cannot be edited this way; nothing is written by this room.
     """
-    for edited in edit_many(read, num_layers, [spec], rope=rope, route=route, undo=undo):
+    options = {"rope": rope, "route": route, "undo": undo, "certify": certify}
+    for edited in edit_many(read, num_layers, [spec], **options):
         yield from edited.values()
 
 
@@ -86,6 +89,7 @@ def edit_many(
     rope: Rope | None = None,
     route: str = "auto",
     undo: bool = False,
+    certify: bool = True,
 ) -> Iterator[dict[int, EditedLayer]]:
     """Makes many edits of the same model, reading and factoring every layer once a kind of product.
 
@@ -103,10 +107,22 @@ def edit_many(
         step = layers_at_once(group[0].num_kv_heads)
         group += [LayerWeights.of(n, read(n)) for n in pending[1:step]]
         pending = pending[step:]
-        yield from _edit_group(group, specs, wanted, rope, route, undo)
+        yield from _edit_group(group, specs, wanted, _Options(rope, route, undo, certify))
 
 
-def _edit_group(group, specs, wanted, rope, route, undo) -> Iterator[dict[int, EditedLayer]]:
+class _Options(NamedTuple):
+    rope: Rope | None
+    route: str
+    undo: bool
+    certify: bool
+
+
+def _edit_group(
+    group: Sequence[LayerWeights],
+    specs: Sequence[QKEdit],
+    wanted: Sequence[tuple[int, ...]],
+    options: _Options,
+) -> Iterator[dict[int, EditedLayer]]:
     edited: dict[int, dict[int, EditedLayer]] = {weights.layer: {} for weights in group}
     kinds: dict[tuple, list[int]] = {}
     for index, spec in enumerate(specs):
@@ -114,14 +130,17 @@ def _edit_group(group, specs, wanted, rope, route, undo) -> Iterator[dict[int, E
             kind = (spec.joint, spec.fold_norm, spec.bias == "augmented", spec.rope_avg)
             kinds.setdefault(kind, []).append(index)
     for (joint, fold_norm, augmented, averaged), members in kinds.items():
-        rotation = rope.mean_rotation(group[0].head_dim) if averaged else None
+        rotation = None
+        if averaged and options.rope is not None:
+            rotation = options.rope.mean_rotation(group[0].head_dim)
         factors = factor_layers(
             group,
             joint=joint,
             fold_norm=fold_norm,
             augmented=augmented,
             rotation_hh=rotation,
-            route=route,
+            cross=options.certify or any(specs[n].method == "alignment" for n in members),
+            route=options.route,
         )
         for index in members:
             planned = [
@@ -133,7 +152,7 @@ def _edit_group(group, specs, wanted, rope, route, undo) -> Iterator[dict[int, E
             directions = _lift(factors, planned)
             for weights, plan, lifted in zip(group, planned, directions, strict=True):
                 if plan is not None:
-                    result = _realise(weights, plan, lifted, specs[index], rope, undo)
+                    result = _realise(weights, plan, lifted, specs[index], options)
                     edited[weights.layer][index] = result
     yield from (by_spec for by_spec in edited.values() if by_spec)
 
@@ -231,7 +250,7 @@ def _kept_heads(layer, prepared, chosen, concentrated: bool, spec: QKEdit) -> li
 
 
 def _lift(factors: Factors, planned: Sequence[_Plan | None]) -> list[np.ndarray]:
-    """Per layer, [N, D', R] directions of the edit and, in the columns behind, of its base."""
+    """Per layer, [N, R, D'] directions of the edit and, behind them, of its base."""
     some = next(plan for plan in planned if plan is not None)
     coordinates = []
     for plan in planned:
@@ -250,20 +269,19 @@ def _lift(factors: Factors, planned: Sequence[_Plan | None]) -> list[np.ndarray]
 def _realise(
     weights: LayerWeights,
     plan: _Plan,
-    lifted_ndr: np.ndarray,
+    lifted_nrd: np.ndarray,
     spec: QKEdit,
-    rope: Rope | None,
-    undo: bool,
+    options: _Options,
 ) -> EditedLayer:
     strength = spec.realised_strength
     gain = weights.gain(spec.fold_norm)
     rows = weights.wq_dnh.shape[0]
-    directions = lifted_ndr[:, :rows]
+    directions = lifted_nrd[:, :, :rows]
     if gain is not None:
-        directions = directions / gain[:, None]
-    sidecar = _sidecar(weights, plan, directions, lifted_ndr[:, rows:], spec)
+        directions = directions / gain
+    sidecar = _sidecar(weights, plan, directions, lifted_nrd[:, :, rows:], spec)
     edited, bias, noise = sidecar.apply_measured(weights.wq_dnh, weights.bq_nh)
-    if undo:
+    if options.undo:
         sidecar = sidecar.recorded(weights.wq_dnh, edited, weights.bq_nh)
     arrays = {"wq_dnh": edited}
     if sidecar.moves_bias and bias is not None:
@@ -273,28 +291,30 @@ def _realise(
         h = plan.heads[e]
         numbers = _describe(weights, h, directions[h.number], spec, strength)
         numbers["rounding_noise"] = float(noise[e])
-        if rope is not None:
-            numbers["rho"] = _rho(weights, h, rope)
+        if options.rope is not None:
+            numbers["rho"] = _rho(weights, h, options.rope)
         return numbers
 
-    with ThreadPoolExecutor() as pool:
-        heads = list(pool.map(report, range(len(plan.heads))))
+    heads = []
+    if options.certify:
+        with ThreadPoolExecutor() as pool:
+            heads = list(pool.map(report, range(len(plan.heads))))
     return EditedLayer(weights.layer, arrays, sidecar, heads)
 
 
-def _sidecar(weights, plan: _Plan, directions_ndr, bias_row_n1r, spec: QKEdit) -> Sidecar:
+def _sidecar(weights, plan: _Plan, directions_nrd, bias_column_nr1, spec: QKEdit) -> Sidecar:
     count = len(plan.heads)
     rank = max((h.edit.left.shape[1] for h in plan.heads), default=0)
     columns = np.zeros((count, weights.head_dim, rank))
-    directions = np.zeros((count, weights.wq_dnh.shape[0], rank))
+    directions = np.zeros((count, rank, weights.wq_dnh.shape[0]))
     bias = None if spec.bias == "weights" else np.zeros((count, rank))
     laws = None
     for e, h in enumerate(plan.heads):
         own = h.edit.left.shape[1]
         columns[e, :, :own] = h.edit.columns
-        directions[e, :, :own] = directions_ndr[h.number, :, :own]
+        directions[e, :own] = directions_nrd[h.number, :own]
         if bias is not None and spec.bias == "augmented":
-            bias[e, :own] = bias_row_n1r[h.number, 0, :own]
+            bias[e, :own] = bias_column_nr1[h.number, :own, 0]
         elif bias is not None:
             bias[e, :own] = h.edit.left.T @ _virtual_input(h, weights.bq_nh[h.number])
         if h.edit.temperature is not None:
@@ -309,7 +329,7 @@ def _virtual_input(h: _HeadPlan, bias_h: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(h.product.r_q.T, bias_h.astype(np.float64), rcond=None)[0]
 
 
-def _describe(weights, h: _HeadPlan, directions_dr, spec: QKEdit, strength: float):
+def _describe(weights, h: _HeadPlan, directions_rd, spec: QKEdit, strength: float):
     w_norm = float(np.linalg.norm(weights.wq_dnh[:, h.number].astype(np.float64)))
     own = h.edit.left.shape[1]
     energy = float(np.sum(h.modes.values**2)) or 1.0
@@ -326,10 +346,10 @@ def _describe(weights, h: _HeadPlan, directions_dr, spec: QKEdit, strength: floa
         "seed": spec.seed,
         **certificate.spectra(h.head, h.product, h.edit, strength, h.modes),
         "residual": certificate.residual(h.modes, h.base.modes, h.product),
-        "edit": certificate.magnitudes(h.edit, h.product, strength, directions_dr[:, :own], w_norm),
+        "edit": certificate.magnitudes(h.edit, h.product, strength, directions_rd[:own], w_norm),
     }
     if h.edit is not h.base:
-        behind = directions_dr[:, own : own + h.base.left.shape[1]]
+        behind = directions_rd[own : own + h.base.left.shape[1]]
         numbers["reference"] = certificate.magnitudes(h.base, h.product, strength, behind, w_norm)
         numbers["matched"] = h.edit.matched
     if spec.joint:

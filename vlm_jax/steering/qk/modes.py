@@ -74,6 +74,13 @@ class KeyMap:
         return turn.T @ (inverse[:, None] * (basis.T @ right))
 
 
+def alignment_of(head: HeadFactors) -> np.ndarray:
+    """[m] cosines u.v of the singular modes; NaN where the overlap was not asked for."""
+    if head.cross is None:
+        return np.full(head.values.shape, np.nan)
+    return np.sum(head.left * (head.cross @ head.right), axis=0)
+
+
 def plain_modes(head: HeadFactors) -> Modes:
     """The modes of the product; exact for any keys, as dQ = -a (Q U) U^T needs no inverse."""
     return Modes(
@@ -81,7 +88,7 @@ def plain_modes(head: HeadFactors) -> Modes:
         right=head.right,
         values=head.values,
         columns=head.r_q.T @ head.left,
-        alignment=np.einsum("bm,bc,cm->m", head.left, head.cross, head.right, optimize=True),
+        alignment=alignment_of(head),
         exact=True,
     )
 

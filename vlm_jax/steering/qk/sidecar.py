@@ -19,7 +19,7 @@ _OPTIONAL = ("bias_er", "temperature_e2", "undo_index", "undo_value", "undo_bias
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-    """`Wq' = Wq - a directions columns^T` for the edited heads of one layer.
+    """`Wq' = Wq - a directions^T columns` for the edited heads of one layer.
 
     Rounding to the weights' dtype loses low bits where a weight grows past a power of two, so the
     few weights that subtraction would not bring back are stored as they were.
@@ -27,7 +27,7 @@ class Sidecar:
     Attributes:
         strength: a of the edit that was made.
         heads_e: [E] edited heads.
-        columns_ehr, directions_edr: factors; unused columns are zero.
+        columns_ehr, directions_erd: factors; unused columns are zero.
         bias_er: [E, R] what the change takes from a query bias, or None where biases stay.
         temperature_e2: [E, 2] law of a uniform rescaling that replaces the factors, or None.
         undo_index, undo_value: flat positions in wq_dnh and original values, or None when not kept.
@@ -37,7 +37,7 @@ class Sidecar:
     strength: float
     heads_e: np.ndarray
     columns_ehr: np.ndarray
-    directions_edr: np.ndarray
+    directions_erd: np.ndarray
     bias_er: np.ndarray | None = None
     temperature_e2: np.ndarray | None = None
     undo_index: np.ndarray | None = None
@@ -130,12 +130,13 @@ class Sidecar:
 
         Products are summed one by one in a fixed order, so the same bits come out on every machine.
         """
-        directions, columns = self.directions_edr[e, rows].astype(np.float64), self.columns_ehr[e]
-        total = np.zeros((directions.shape[0], columns.shape[0]))
+        directions = self.directions_erd[e][:, rows].astype(np.float64)
+        columns = self.columns_ehr[e]
+        total = np.zeros((directions.shape[1], columns.shape[0]))
         for r in range(columns.shape[1]):
             column = -strength * columns[:, r].astype(np.float64)
             if column.any():
-                total += directions[:, r, None] * column
+                total += directions[r, :, None] * column
         return total
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -164,7 +165,7 @@ class Sidecar:
 
     def _check(self, wq_dnh: np.ndarray, bq_nh: np.ndarray | None):
         rows, heads, width = wq_dnh.shape
-        expected = (self.directions_edr.shape[1], self.columns_ehr.shape[1])
+        expected = (self.directions_erd.shape[2], self.columns_ehr.shape[1])
         if (rows, width) != expected or (self.heads_e.size and self.heads_e.max() >= heads):
             raise EditError(
                 f"wq_dnh has shape {wq_dnh.shape}, but the sidecar edits heads "
