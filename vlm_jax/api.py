@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlm_jax import checkpoint
+from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator, Sampling
@@ -34,12 +35,14 @@ class Answer:
         text: without special tokens.
         tokens: generated ids, the stop id left out.
         ended: whether the model stopped by itself (not at the limit).
+        readings: with steering, each reading's mean over the decode rows, leaves [L, N].
     """
 
     index: int
     text: str
     tokens: tuple[int, ...]
     ended: bool
+    readings: Readings | None = None
 
 
 class VLM:
@@ -113,12 +116,14 @@ class VLM:
         sampling: Sampling | None = None,
         batch_size: int | None = None,
         logit_bias: np.ndarray | None = None,
+        steering: Steering | None = None,
     ) -> Iterator[Answer]:
         """As `generate`, yielding each answer as its batch is done, for long runs.
 
         Args:
             sampling: how tokens are chosen; greedy by default.
             logit_bias: float32 [V], added to the logits at every step.
+            steering: what to do to attention, the same for all samples (leaves [1, L, N]).
         """
         _check(images, prompts, max_new_tokens)
         rows = self._rows(len(prompts), batch_size)
@@ -143,6 +148,7 @@ class VLM:
                     sampling=sampling,
                     row_ids=range(start, start + rows),
                     logit_bias=logit_bias,
+                    steering=steering,
                 )
                 texts = self.processor.decode(generated.tokens_bn, generated.lengths_b)
                 for row in range(real):
@@ -152,6 +158,7 @@ class VLM:
                         texts[row],
                         tuple(generated.tokens_bn[row, :length].tolist()),
                         bool(generated.ended_b[row]),
+                        jax.tree.map(lambda leaf, row=row: leaf[row], generated.readings),
                     )
 
     def logits(
@@ -186,6 +193,7 @@ class VLM:
             None if images is None else [images[index] for index in picked],
             [prompts[index] for index in picked],
             max_length=max(self.config.decoder.max_positions - new_tokens, 1),
+            first_sample=start,
         )
 
 

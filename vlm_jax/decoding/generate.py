@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.sampling import Knobs, Sampling, row_keys, sample
-from vlm_jax.models import Cache, Params, abstract, merge
+from vlm_jax.models import VLM, Cache, Params, abstract, merge
 from vlm_jax.parallel import batch_sharding, replicated
 
 
@@ -30,11 +31,13 @@ class Generated:
         tokens_bn: int32 [B, slots] generated ids, the stop id included; pad id after it.
         lengths_b: int32 [B] generated tokens before the stop id.
         ended_b: bool [B] whether a stop id was reached within the limit.
+        readings: with steering, each reading's mean over a row's decode rows, leaves [B, L, N].
     """
 
     tokens_bn: np.ndarray
     lengths_b: np.ndarray
     ended_b: np.ndarray
+    readings: Readings | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +51,7 @@ class _Request:
     knobs: Knobs
     seeds_b: Any  # uint32 [B]
     bias_bv: Any  # float32 [B, V] added to logits, or None
+    steering: Steering | None
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +64,7 @@ class _State:
     ended_b: Array
     logits_bv: Array
     cache: Cache
+    readings: Readings | None  # sums over the decode rows of rows that had not ended
 
 
 class Generator:
@@ -74,14 +79,14 @@ class Generator:
         graphdef = abstract(config)[0]
         rows, whole = batch_sharding(mesh), replicated(mesh)
 
-        def prefill(params: Params, batch: Batch, slots: int):
-            return merge(graphdef, params).prefill(batch, slots)
+        def prefill(params: Params, batch: Batch, steering: Steering | None, slots: int):
+            return merge(graphdef, params).prefill(batch, slots, steering)
 
-        def forward(params: Params, batch: Batch):
-            return merge(graphdef, params).forward(batch)
+        def forward(params: Params, batch: Batch, steering: Steering | None):
+            return merge(graphdef, params).forward(batch, steering)
 
-        def decode(params: Params, logits_bv, cache, request, slots: int, greedy: bool):
-            return _decode(merge(graphdef, params), logits_bv, cache, request, slots, greedy)
+        def decode(params: Params, read, cache, request, slots: int, greedy: bool):
+            return _decode(merge(graphdef, params), read, cache, request, slots, greedy)
 
         self._prefill = jax.jit(prefill, static_argnames="slots")
         self._forward = jax.jit(forward)
@@ -95,9 +100,16 @@ class Generator:
         jitted: tuple[Any, ...] = (self._prefill, self._forward, self._decode)
         return sum(program._cache_size() for program in jitted)
 
-    def logits(self, params: Params, batch: Batch) -> Float[Array, "B T V"]:
+    def logits(
+        self, params: Params, batch: Batch, steering: Steering | None = None
+    ) -> Float[Array, "B T V"]:
         """Returns float32 logits at every place of the prompts."""
-        return self._forward(params, self._put_rows(batch))
+        return self._forward(params, self._put_rows(batch), self._put_steering(steering))
+
+    def _put_steering(self, steering: Steering | None) -> Steering | None:
+        """Places steering: examples' own values with their rows, shared ones everywhere."""
+        put = lambda leaf: (self._put_rows if leaf.shape[0] > 1 else self._put_whole)(leaf)
+        return jax.tree.map(put, steering)
 
     def __call__(
         self,
@@ -111,6 +123,7 @@ class Generator:
         sampling: Sampling | None = None,
         row_ids: Sequence[int] | None = None,
         logit_bias: np.ndarray | None = None,
+        steering: Steering | None = None,
     ) -> Generated:
         """Generates.
 
@@ -124,6 +137,7 @@ class Generator:
             sampling: how tokens are chosen; greedy by default.
             row_ids: what seeds each row's random stream; 0, 1, ... by default.
             logit_bias: float32 [V] or [B, V] added to logits at every step.
+            steering: what to do to attention; leaves [1, L, N] or [B, L, N].
         """
         slots = slots or max_new_tokens
         sampling = sampling or Sampling()
@@ -137,28 +151,41 @@ class Generator:
             bias = np.broadcast_to(np.asarray(bias, np.float32), (batch.size, bias.shape[-1]))
         request = self._put_whole(
             _Request(
-                np.int32(max_new_tokens), stops, np.int32(pad_id), sampling.knobs(), None, None
+                np.int32(max_new_tokens),
+                stops,
+                np.int32(pad_id),
+                sampling.knobs(),
+                None,
+                None,
+                None,
             )
         )
+        steering = self._put_steering(steering)
         request = dataclasses.replace(
-            request, seeds_b=self._put_rows(seeds), bias_bv=self._put_rows(bias)
+            request,
+            seeds_b=self._put_rows(seeds),
+            bias_bv=self._put_rows(bias),
+            steering=steering,
         )
-        logits_bv, cache = self._prefill(params, self._put_rows(batch), slots=slots)
-        tokens_bn, lengths_b, ended_b, _ = self._decode(
-            params, logits_bv, cache, request, slots=slots, greedy=sampling.greedy
+        logits_bv, cache, readings = self._prefill(
+            params, self._put_rows(batch), steering, slots=slots
         )
-        return Generated(*jax.device_get((tokens_bn, lengths_b, ended_b)))
+        *found, _ = self._decode(
+            params, (logits_bv, readings), cache, request, slots=slots, greedy=sampling.greedy
+        )
+        return Generated(*jax.device_get(found))
 
 
 def _decode(
-    model,
-    logits_bv: Float[Array, "B V"],
+    model: VLM,
+    read: tuple[Float[Array, "B V"], Readings | None],
     cache: Cache,
     request: _Request,
     slots: int,
     greedy: bool,
-) -> tuple[Int[Array, "B slots"], Array, Array, Cache]:
-    """Runs the loop; returns tokens, lengths, whether rows ended, and the cache."""
+) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, Cache]:
+    """Runs the loop; returns tokens, lengths, whether rows ended, readings, and the cache."""
+    logits_bv, readings = read
     rows = logits_bv.shape[0]
     state = _State(
         count=jnp.int32(0),
@@ -166,6 +193,7 @@ def _decode(
         ended_b=jnp.zeros(rows, bool),
         logits_bv=logits_bv,
         cache=cache,
+        readings=readings,
     )
     limit = jnp.minimum(request.limit, slots)
 
@@ -192,12 +220,19 @@ def _decode(
         token_b = jax.lax.dynamic_index_in_dim(
             state.tokens_bn, state.count - 1, axis=1, keepdims=False
         )
-        logits_bv, cache = model.step(token_b, state.cache)
-        return choose(dataclasses.replace(state, logits_bv=logits_bv, cache=cache))
+        logits_bv, cache, new = model.step(token_b, state.cache, request.steering)
+        going = (~state.ended_b)[:, None, None].astype(jnp.float32)
+        readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
+        return choose(
+            dataclasses.replace(state, logits_bv=logits_bv, cache=cache, readings=readings)
+        )
 
     state = jax.lax.while_loop(
         lambda state: (state.count < limit) & ~jnp.all(state.ended_b), advance, choose(state)
     )
     is_stop_bn = jnp.isin(state.tokens_bn, request.stop_ids)
     first_b = jnp.where(jnp.any(is_stop_bn, axis=1), jnp.argmax(is_stop_bn, axis=1), state.count)
-    return state.tokens_bn, first_b.astype(jnp.int32), state.ended_b, state.cache
+    # The first token is predicted by the prompt's last row, each later one by the token before it.
+    steps_b = jnp.clip(first_b + state.ended_b, 1, state.count)[:, None, None]
+    readings = jax.tree.map(lambda total: total / steps_b, state.readings)
+    return state.tokens_bn, first_b.astype(jnp.int32), state.ended_b, readings, state.cache

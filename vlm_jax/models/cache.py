@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vlm_jax.attention import NEVER, Segment, Visibility
+from vlm_jax.attention.steering import Rows, State
 from vlm_jax.batch import Batch, Kind
 
 
@@ -24,12 +25,14 @@ class Cache:
         new: per layer, slots of generated tokens.
         next_position_b: rotary position of the next token.
         used: int32 scalar, how many slots hold a token.
+        states: per layer, what steering remembers; empty when nothing is steered.
     """
 
     prompt: tuple[Segment, ...]
     new: tuple[Segment, ...]
     next_position_b: Int[Array, " B"]
     used: Int[Array, ""]
+    states: tuple[State, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -41,6 +44,16 @@ def prompt_order(batch: Batch) -> Int[Array, "B T"]:
     """Returns the causal order of prompt tokens as keys: their index, `NEVER` for padding."""
     places = jnp.arange(batch.tokens_bt.shape[1], dtype=jnp.int32)
     return jnp.where(batch.kinds_bt == Kind.PAD, NEVER, places)
+
+
+def prompt_rows(batch: Batch) -> Rows:
+    """Returns what the rows of prompts are, for steering."""
+    kinds_bt = jnp.asarray(batch.kinds_bt)
+    is_image = kinds_bt == Kind.IMAGE
+    # True from the last image token on; samples without an image have no such row.
+    later = jnp.flip(jnp.cumsum(jnp.flip(is_image, axis=1), axis=1), axis=1)
+    after = (kinds_bt == Kind.TEXT) & (later == 0) & jnp.any(is_image, axis=1, keepdims=True)
+    return Rows(after, kinds_bt != Kind.PAD, jnp.asarray(batch.lengths_b) - 1)
 
 
 def new_slots(prompt: Segment, slots: int) -> Segment:

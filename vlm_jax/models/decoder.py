@@ -1,5 +1,6 @@
 """The causal decoder of every family: grouped-query attention, rotary, SwiGLU, RMS norms."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -7,11 +8,49 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention import Segment, Visibility, attend
+from vlm_jax.attention.steering import Readings, Rows, State, Steering
 from vlm_jax.config import DecoderConfig
 from vlm_jax.models.layers import ACTIVATIONS, ones, rms_norm, rotate, text_angles, weight, zeros
 
 Remember = Callable[[int, Array, Array], Sequence[Segment]]
 """(layer, new keys, new values) -> the segments that this layer's queries attend to."""
+
+
+@dataclasses.dataclass
+class Steer:
+    """Steering on its way through the layers of one call.
+
+    Attributes:
+        steering: of all layers.
+        rows: what the rows of a prompt are; None for decode rows.
+        before: what each layer remembers from the calls before; None at prefill.
+        states: filled with what each layer remembers after this call.
+        readings: filled with what happened in each layer's decode row.
+    """
+
+    steering: Steering
+    rows: Rows | None = None
+    before: Sequence[State] | None = None
+    states: list[State] = dataclasses.field(default_factory=list)
+    readings: list[Readings] = dataclasses.field(default_factory=list)
+
+    def attend(
+        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+    ) -> Array:
+        """Attends in the next layer."""
+        index = len(self.states)
+        out_btnh, state, readings = attend(
+            q_btnh,
+            segments,
+            seen,
+            causal=causal,
+            steering=self.steering.layer(index),
+            rows=self.rows,
+            state=None if self.before is None else self.before[index],
+        )
+        self.states.append(state)
+        self.readings.append(readings)
+        return out_btnh
 
 
 class DecoderLayer(nnx.Module):
@@ -42,6 +81,7 @@ class DecoderLayer(nnx.Module):
         seen: Visibility,
         remember: Callable[[Array, Array], Sequence[Segment]],
         causal: bool,
+        steer: "Steer | None" = None,
     ) -> Float[Array, "B T D"]:
         """Maps hidden states; see `Decoder.__call__` for the arguments."""
         normed = rms_norm(x_btd, self.attn_norm_d[...], self.eps)
@@ -50,7 +90,10 @@ class DecoderLayer(nnx.Module):
         v_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wv_dkh[...]), self.bv_kh)
         q_btnh, k_btkh = rotate(q_btnh, angles), rotate(k_btkh, angles)
         segments = remember(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
-        out_btnh = attend(q_btnh, segments, seen, causal=causal)
+        if steer is None:
+            out_btnh = attend(q_btnh, segments, seen, causal=causal)
+        else:
+            out_btnh = steer.attend(q_btnh, segments, seen, causal)
         x_btd = x_btd + _plus(jnp.einsum("btnh,nhd->btd", out_btnh, self.wo_nhd[...]), self.bo_d)
         normed = rms_norm(x_btd, self.mlp_norm_d[...], self.eps)
         gate_btf = jnp.einsum("btd,df->btf", normed, self.w_gate_df[...])
@@ -85,6 +128,7 @@ class Decoder(nnx.Module):
         seen: Visibility,
         remember: Remember,
         causal: bool = False,
+        steer: Steer | None = None,
     ) -> Float[Array, "B T D"]:
         """Runs all layers.
 
@@ -94,6 +138,7 @@ class Decoder(nnx.Module):
             seen: order and group of each query.
             remember: where each layer's new keys and values go, and what its queries attend to.
             causal: see `vlm_jax.attention.attend`.
+            steer: what to do to the attention of each layer.
 
         Returns:
             Hidden states after the final norm.
@@ -104,7 +149,7 @@ class Decoder(nnx.Module):
         )
         for index, layer in enumerate(self.layers):
             bound = lambda k, v, index=index: remember(index, k, v)
-            x_btd = layer(x_btd, angles, seen, bound, causal)
+            x_btd = layer(x_btd, angles, seen, bound, causal, steer)
         return rms_norm(x_btd, self.final_norm_d[...], c.rms_norm_eps)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:

@@ -10,11 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention import Segment, Visibility
+from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Images, Kind
 from vlm_jax.config import ClipVisionConfig, VLMConfig
-from vlm_jax.models.cache import Cache, new_slots, prompt_order
+from vlm_jax.models.cache import Cache, new_slots, prompt_order, prompt_rows
 from vlm_jax.models.clip import ClipVision
-from vlm_jax.models.decoder import Decoder
+from vlm_jax.models.decoder import Decoder, Steer
 from vlm_jax.models.projector import Projector
 from vlm_jax.models.qwen_vision import QwenVision
 
@@ -48,12 +49,19 @@ class VLM(nnx.Module):
         is_image = (batch.kinds_bt == Kind.IMAGE)[..., None]
         return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
 
-    def read(self, batch: Batch) -> tuple[Float[Array, "B T D"], tuple[Segment, ...]]:
-        """Runs the decoder over prompts; returns hidden states and each layer's keys and values."""
+    def read(
+        self, batch: Batch, steering: Steering | None = None
+    ) -> tuple[Float[Array, "B T D"], tuple[Segment, ...], Steer | None]:
+        """Runs the decoder over prompts.
+
+        Returns:
+            Hidden states, each layer's keys and values, and what steering remembers and has read.
+        """
         length = batch.tokens_bt.shape[1]
         places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), batch.tokens_bt.shape)
         keys = Visibility(order=prompt_order(batch))
         kept: list[Segment] = []
+        steer = None if steering is None else Steer(steering, prompt_rows(batch))
 
         def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
             kept.append(Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt)))
@@ -65,32 +73,40 @@ class VLM(nnx.Module):
             Visibility(order=places),
             remember,
             causal=True,
+            steer=steer,
         )
-        return hidden_btd, tuple(kept)
+        return hidden_btd, tuple(kept), steer
 
-    def forward(self, batch: Batch) -> Float[Array, "B T V"]:
+    def forward(self, batch: Batch, steering: Steering | None = None) -> Float[Array, "B T V"]:
         """Returns float32 logits at every place of the prompts; those at pads mean nothing."""
-        return self.decoder.logits(self.read(batch)[0])
+        return self.decoder.logits(self.read(batch, steering)[0])
 
-    def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B V"], Cache]:
+    def prefill(
+        self, batch: Batch, slots: int, steering: Steering | None = None
+    ) -> tuple[Float[Array, "B V"], Cache, Readings | None]:
         """Reads prompts.
 
         Args:
             batch: the prompts.
             slots: room for generated tokens.
+            steering: what to do to attention.
 
         Returns:
-            Float32 logits of the first generated token, and the cache.
+            Float32 logits of the first generated token, the cache, and with steering the readings
+            of the last rows, leaves [B, L, N].
         """
-        hidden_btd, prompt = self.read(batch)
+        hidden_btd, prompt, steer = self.read(batch, steering)
         last = (batch.lengths_b - 1)[:, None, None]
         hidden_bd = jnp.take_along_axis(hidden_btd, last, axis=1)[:, 0]
         new = tuple(new_slots(segment, slots) for segment in prompt)
-        cache = Cache(prompt, new, jnp.asarray(batch.next_position_b), jnp.int32(0))
-        return self.decoder.logits(hidden_bd), cache
+        states = () if steer is None else tuple(steer.states)
+        cache = Cache(prompt, new, jnp.asarray(batch.next_position_b), jnp.int32(0), states)
+        return self.decoder.logits(hidden_bd), cache, _stack(steer)
 
-    def step(self, tokens_b: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads one more token of every row; returns logits of the next one and the new cache."""
+    def step(
+        self, tokens_b: Int[Array, " B"], cache: Cache, steering: Steering | None = None
+    ) -> tuple[Float[Array, "B V"], Cache, Readings | None]:
+        """Reads one more token of every row; returns as `prefill` does."""
         rows = tokens_b.shape[0]
         order = cache.prompt[0].length + cache.used
         new: list[Segment] = []
@@ -99,20 +115,30 @@ class VLM(nnx.Module):
             new.append(cache.new[layer].write(k_bksh, v_bksh, cache.used))
             return [cache.prompt[layer], new[-1]]
 
+        steer = None if steering is None else Steer(steering, before=cache.states)
         positions_bt3 = jnp.broadcast_to(cache.next_position_b[:, None, None], (rows, 1, 3))
         hidden_btd = self.decoder(
             self.decoder.embed(tokens_b[:, None]),
             positions_bt3,
             Visibility(order=jnp.broadcast_to(order, (rows, 1))),
             remember,
+            steer=steer,
         )
         cache = dataclasses.replace(
             cache,
             new=tuple(new),
             next_position_b=cache.next_position_b + 1,
             used=cache.used + 1,
+            states=() if steer is None else tuple(steer.states),
         )
-        return self.decoder.logits(hidden_btd[:, 0]), cache
+        return self.decoder.logits(hidden_btd[:, 0]), cache, _stack(steer)
+
+
+def _stack(steer: Steer | None) -> Readings | None:
+    """Stacks the readings of all layers: leaves [B, L, N]."""
+    if steer is None:
+        return None
+    return jax.tree.map(lambda *layers: jnp.stack(layers, axis=1), *steer.readings)
 
 
 def split(model: VLM) -> tuple[nnx.GraphDef, dict[str, Any]]:
