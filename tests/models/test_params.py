@@ -1,0 +1,28 @@
+"""Definition and data: models split into a flat dict and merge back."""
+
+import jax
+import numpy as np
+
+from vlm_jax import models
+
+
+def test_split_and_merge_are_inverse(vlm):
+    graphdef, shapes = models.abstract(vlm.config)
+    assert {path: leaf.shape for path, leaf in shapes.items()} == {
+        path: array.shape for path, array in vlm.params.items()
+    }
+    again_def, again = models.split(models.merge(graphdef, vlm.params))
+    assert again_def == graphdef
+    assert set(again) == set(vlm.params)
+    for path, array in again.items():
+        assert array is vlm.params[path]
+
+
+def test_init_is_seeded_and_scaled(vlm):
+    first, second, other = (models.init(vlm.config, seed) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    path = "decoder/layers/0/wq_dnh"
+    assert np.abs(first[path] - other[path]).max() > 0.1
+    width = vlm.config.decoder.hidden_size
+    assert abs(np.std(first[path]) * width**0.5 - 1) < 0.1
+    assert {array.dtype.name for array in first.values()} == {"float32"}
