@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORK ?= out/demo
+TESTBED = vlm_jax/testbed/models/llava-0
+LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
 export NPROC = 16
 
@@ -22,7 +24,16 @@ $(VENV)/.test: $(VENV)/.product
 	@touch $@
 
 demo: $(VENV)/.product
-	$(BIN)/python -m vlm_jax.testbed.demo --workdir=$(WORK)
+	rm -rf $(WORK)
+	$(LAUNCH) --job=convert --source=$(TESTBED) --target=$(WORK)/model
+	$(LAUNCH) --job=edit --source=$(WORK)/model --target=$(WORK)/edited
+	$(LAUNCH) --job=evaluate --config=configs/testbed.py:demo --source=$(WORK)/model --workdir=$(WORK)/results
+	$(LAUNCH) --job=export --source=$(WORK)/edited --target=$(WORK)/edited-hf
+	@echo
+	@echo "Converted model   $(WORK)/model"
+	@echo "Edited model      $(WORK)/edited (what was done: qk_certificate.json)"
+	@echo "Edited, for HF    $(WORK)/edited-hf (transformers and vLLM load it as the original)"
+	@echo "Answers, results  $(WORK)/results"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
