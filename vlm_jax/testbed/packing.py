@@ -141,12 +141,11 @@ def turn_logits(
     """
     rows, length = turns.tokens_bu.shape
     start = prefix.tokens_t.shape[0]
-    head_td = vlm.decoder.embed(jnp.asarray(prefix.tokens_t))
-    head = jnp.broadcast_to(head_td, (rows, *head_td.shape))
+    head_btd = vlm.decoder.embed(jnp.broadcast_to(prefix.tokens_t, (rows, start)))
     if features_bmd is not None:
         is_image = (prefix.kinds_t == Kind.IMAGE)[:, None]
-        head = jnp.where(is_image, features_bmd[:, prefix.slots_t], head)
-    x_btd = jnp.concatenate([head, vlm.decoder.embed(jnp.asarray(turns.tokens_bu))], axis=1)
+        head_btd = jnp.where(is_image, features_bmd[:, prefix.slots_t], head_btd)
+    x_btd = jnp.concatenate([head_btd, vlm.decoder.embed(jnp.asarray(turns.tokens_bu))], axis=1)
     turn_positions = (prefix.next_position + turns.offsets_bu)[..., None]
     positions_bt3 = jnp.concatenate(
         [

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import PIL.Image
@@ -198,8 +197,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _jsonable(item) for key, item in value.items()}
     return [_jsonable(item) for item in value] if isinstance(value, tuple) else value
-
-
-def cast(params: Params, dtype: Any = jnp.float16) -> Params:
-    """Rounds parameters to the type they ship in."""
-    return {name: value.astype(dtype) for name, value in params.items()}

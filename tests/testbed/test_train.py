@@ -1,0 +1,180 @@
+import dataclasses
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from vlm_jax import models
+from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.processing import Processor
+from vlm_jax.testbed import architecture, language, packing, pixels
+from vlm_jax.testbed.companions import write_companions
+from vlm_jax.testbed.recipe import Recipe, StageRecipe
+from vlm_jax.testbed.scenes import SceneRules, draw_scenes
+from vlm_jax.testbed.train import train
+
+FAMILIES = sorted(architecture.FAMILIES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Runs share their compiled programs, as they do on disk between real runs."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def _shallow(monkeypatch):
+    """One layer a tower: the same programs, compiled in a fraction of the time."""
+    for name, build in list(architecture._CONFIGS.items()):
+
+        def shallow(family, build=build):
+            config = build(family)
+            config["text_config"]["num_hidden_layers"] = 1
+            vision = config["vision_config"]
+            vision["depth" if "depth" in vision else "num_hidden_layers"] = 1
+            if "fullatt_block_indexes" in vision:
+                vision["fullatt_block_indexes"] = [0]
+            return config
+
+        monkeypatch.setitem(architecture._CONFIGS, name, shallow)
+
+
+def tiny(family="llava", **changes):
+    recipe = Recipe(
+        family=family,
+        vision=StageRecipe(steps=4, batch=4, learning_rate=1e-3, warmup=1),
+        text=StageRecipe(steps=3, batch=2, learning_rate=1e-3, warmup=1),
+        language=StageRecipe(steps=5, batch=2, learning_rate=1e-3, warmup=1),
+        scenes=SceneRules(size=architecture.get_family(family).image_size),
+        checkpoint_every=2,
+    )
+    return dataclasses.replace(recipe, **changes)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(stage, step):
+    def report(name, done, steps, loss):
+        if (name, done) == (stage, step):
+            raise Killed
+
+    return report
+
+
+def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = train(tiny(), 1, tmp_path / "whole")
+    for stage, step in (("vision", 3), ("text", 1), ("language", 4)):
+        with pytest.raises(Killed):
+            train(tiny(), 1, tmp_path / "killed", kill_at(stage, step), report_every=1)
+    resumed = train(tiny(), 1, tmp_path / "killed")
+    assert resumed.params.keys() == whole.params.keys()
+    for name, value in whole.params.items():
+        np.testing.assert_array_equal(resumed.params[name], value, err_msg=name)
+    again = train(tiny(), 1, tmp_path / "killed")
+    np.testing.assert_array_equal(
+        again.params["decoder/embed_vd"], whole.params["decoder/embed_vd"]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_stage_moves_its_own_parameters(family, tmp_path):
+    recipe = tiny(family)
+    start = models.init(architecture.model_config(family), 0)
+    trained = train(recipe, 0, tmp_path).params
+    assert trained.keys() == start.keys()
+    idle = {"vision/post_norm_bias_d"}  # checkpoints carry it, features do not pass it
+    moved = {n for n in start if not np.array_equal(trained[n], start[n])}
+    assert start.keys() - moved <= idle
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        train(tiny(), 0, tmp_path, kill_at("vision", 3), report_every=1)
+    with pytest.raises(ConfigError, match="another recipe or seed"):
+        train(tiny(), 1, tmp_path)
+    with pytest.raises(ConfigError, match="another recipe or seed"):
+        train(tiny(question_pairs=2), 0, tmp_path)
+    state = tmp_path / "training.safetensors"
+    state.write_bytes(state.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="not a readable training state"):
+        train(tiny(), 0, tmp_path)
+
+
+def test_recipes_survive_json_and_refuse_misspellings():
+    recipe = tiny()
+    assert Recipe.from_mapping(recipe.to_json()) == recipe
+    with pytest.raises(ConfigError, match="recipe has no key 'question_pair'"):
+        Recipe.from_mapping({"question_pair": 1})
+    with pytest.raises(ConfigError, match=r"recipe\.vision has no key 'lr'"):
+        Recipe.from_mapping({"vision": {"lr": 1}})
+    with pytest.raises(ConfigError, match=r"recipe\.vision is incomplete"):
+        Recipe.from_mapping({"vision": {"steps": 1}})
+    with pytest.raises(ConfigError, match="steps"):
+        StageRecipe(steps=0, batch=1, learning_rate=1)
+    with pytest.raises(ConfigError, match="must be positive"):
+        StageRecipe(steps=1, batch=1, learning_rate=0)
+    with pytest.raises(ConfigError, match="scenes are 64 pixels wide"):
+        Recipe(scenes=SceneRules(size=64))
+    with pytest.raises(ConfigError, match="seed must be 0 or more"):
+        train(recipe, -1, ".")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_turns_give_the_logits_of_each_turn_alone(name, tmp_path):
+    family, config = architecture.get_family(name), architecture.model_config(name)
+    write_companions(tmp_path, family)
+    processor = Processor.from_folder(tmp_path)
+    drawn = draw_scenes("normal", "dev", 0, np.arange(2), SceneRules(size=family.image_size))
+    pictures = [PIL.Image.fromarray(image) for image in drawn.images]
+    prompts = [language.CAPTION_PROMPT, language.question(3)]
+    rows = [[(prompt, "yes", 1.0) for prompt in prompts]] * 2
+    prefix = packing.Prefix.read(processor, family, pictures[0])
+    turns = packing.pack_turns(processor.tokenizer, family, rows, 30)
+    graphdef, _ = models.abstract(config)
+    params = models.init(config, 0)
+
+    @jax.jit
+    def packed(params, images):
+        vlm = models.merge(graphdef, params)
+        return packing.turn_logits(vlm, prefix, turns, packing.image_features(vlm, images))
+
+    logits = np.asarray(packed(params, pixels.cut_images(drawn.images, config.vision)[0]))
+    forward = jax.jit(lambda params, batch: models.merge(graphdef, params).forward(batch))
+    for number, prompt in enumerate(prompts):
+        batch, _ = processor.batch_answers([[p] for p in pictures], [prompt] * 2, ["yes"] * 2)
+        alone = np.asarray(forward(params, batch))
+        end = int(batch.lengths_b[0])
+        in_turn = turns.turns_bu[0] == number
+        start = end - int(in_turn.sum())
+        np.testing.assert_allclose(logits[:, in_turn], alone[:, start:end], atol=2e-5)
+
+
+def test_the_loss_is_the_weighted_mean_over_answers():
+    logits = np.random.default_rng(0).normal(size=(1, 3, 5)).astype(np.float32)
+    turns = packing.Turns(
+        tokens_bu=np.zeros((1, 3), np.int32),
+        turns_bu=np.zeros((1, 3), np.int32),
+        offsets_bu=np.arange(3)[None],
+        targets_bu=np.array([[1, 2, 3]]),
+        weights_bu=np.array([[0.0, 3.0, 1.0]], np.float32),
+    )
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -(3 * log_probs[0, 1, 2] + log_probs[0, 2, 3]) / 4
+    np.testing.assert_allclose(packing.weighted_loss(logits, turns), expected, rtol=1e-5)

@@ -1,0 +1,59 @@
+"""Trains a testbed model from a recipe and a seed, resuming a run that was stopped."""
+
+import pathlib
+
+from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.jobs.request import Request
+from vlm_jax.jobs.runtime import enable_compile_cache, provenance
+from vlm_jax.progress import Progress
+
+
+def run(request: Request) -> None:
+    """Trains the config's recipe with the config's seed into `--target`, a converted folder.
+
+    The state of the run is kept in `--workdir`, by default `<target>.training`: the same command
+    goes on from there after a kill. `--job=export` makes a Hugging Face folder of the result.
+    """
+    # Imported here: a call that only trains should say what is wrong before loading the models.
+    from vlm_jax.testbed.folder import measure_params, save_model
+    from vlm_jax.testbed.recipe import Recipe
+    from vlm_jax.testbed.train import train
+
+    config, target = request.config, request.need("target")
+    if "recipe" not in config:
+        raise ConfigError("The config has no recipe; use --config=configs/train_llava.py.")
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; remove it or name another target.")
+    recipe = Recipe.from_mapping(config.recipe.to_dict())
+    enable_compile_cache(config.compile_cache)
+    workdir = request.workdir or target.with_name(target.name + ".training")
+    _make(workdir)
+    stages = (recipe.vision, recipe.text, recipe.language)
+    with Progress(sum(stage.steps for stage in stages), "steps", "training") as progress:
+        before = {"stage": "", "done": 0}
+
+        def report(stage: str, done: int, steps: int, loss: float) -> None:
+            since = done - (before["done"] if before["stage"] == stage else 0)
+            before.update(stage=stage, done=done)
+            progress.label = f"training {stage}, loss {loss:.3f}"
+            progress.advance(since)
+
+        trained = train(recipe, config.seed, workdir, report, report_every=20)
+    metrics = measure_params(trained.params, recipe, config.measure) if config.measure else {}
+    facts = {
+        "seed": config.seed,
+        "losses": trained.losses,
+        "measured": {"split": "dev", "scenes": config.measure, "metrics": metrics},
+        "versions": provenance(config)["versions"],
+    }
+    save_model(target, trained.params, recipe, facts)
+    for name, values in metrics.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
+    print(f"Trained model: {target} ({trained.cpu_seconds:.0f} CPU seconds); state: {workdir}")
+
+
+def _make(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {workdir}: {error.strerror or error}.") from None
