@@ -94,12 +94,21 @@ class DecoderLayer(nnx.Module):
             out_btnh = attend(q_btnh, segments, seen, causal=causal)
         else:
             out_btnh = steer.attend(q_btnh, segments, seen, causal)
-        x_btd = x_btd + _plus(jnp.einsum("btnh,nhd->btd", out_btnh, self.wo_nhd[...]), self.bo_d)
+        x_btd = x_btd + _plus(_join_heads(out_btnh, self.wo_nhd[...]), self.bo_d)
         normed = rms_norm(x_btd, self.mlp_norm_d[...], self.eps)
         gate_btf = jnp.einsum("btd,df->btf", normed, self.w_gate_df[...])
         up_btf = jnp.einsum("btd,df->btf", normed, self.w_up_df[...])
         hidden_btf = ACTIVATIONS["silu"](gate_btf) * up_btf
         return x_btd + jnp.einsum("btf,fd->btd", hidden_btf, self.w_down_fd[...])
+
+
+def _join_heads(out_btnh: Array, wo_nhd: Array) -> Array:
+    """Projects heads back to D as one matrix product.
+
+    As a contraction over two dims it makes XLA's CPU compiler transpose the weight at every step.
+    """
+    rows, length, _, _ = out_btnh.shape
+    return out_btnh.reshape(rows, length, -1) @ wo_nhd.reshape(-1, wo_nhd.shape[-1])
 
 
 def _plus(x: Array, bias: nnx.Param | None) -> Array:
