@@ -61,19 +61,20 @@ def naive(layer) -> np.ndarray:
 def whole_model(num_layers: int, repeats: int) -> dict:
     """Seconds of editing every head of a 7B-shaped model, without making its random weights."""
     spec = QKEdit(band=(0, num_layers - 1), k=MODES, strength=STRENGTH)
-    runs = []
+    runs, busy = [], []
     for repeat in range(repeats + 1):
-        made = 0.0
+        made = making = 0.0
 
         def read(n):
-            nonlocal made
-            start = time.perf_counter()
+            nonlocal made, making
+            start, start_busy = time.perf_counter(), time.process_time()
             layer = random_layer(n, SEVEN_B["dims"], SEVEN_B["heads"], SEVEN_B["kv_heads"])
             made += time.perf_counter() - start
+            making += time.process_time() - start_busy
             return layer
 
         heads = 0
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         # The first, short run compiles.
         layers = num_layers if repeat else 1
         for edited in edit_layers(
@@ -82,6 +83,7 @@ def whole_model(num_layers: int, repeats: int) -> dict:
             heads += len(edited.heads)
         if repeat:
             runs.append(time.perf_counter() - start - made)
+            busy.append(time.process_time() - start_busy - making)
             assert heads == num_layers * SEVEN_B["heads"]
     best = min(runs)
     return {
@@ -90,11 +92,12 @@ def whole_model(num_layers: int, repeats: int) -> dict:
         **SEVEN_B,
         "head_dim": HEAD_DIM,
         "seconds": runs,
+        "cpu_seconds": busy,
         "best_seconds": best,
         "ms_per_head": 1e3 * best / heads,
         "includes": "factors, modes, edit, rounding to bf16 and the certificate's numbers",
         "goal_seconds": MODEL_GOAL_SECONDS,
-        "goal_met": best <= MODEL_GOAL_SECONDS,
+        "goal_met": best <= MODEL_GOAL_SECONDS if num_layers == 28 else None,
     }
 
 
