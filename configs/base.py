@@ -38,5 +38,20 @@ def get_config() -> ConfigDict:
     # What `evaluate` asks (see vlm_jax/jobs/benchmarks.py) and of which edits of the source.
     config.benchmarks = ConfigDict()
     config.arms = ConfigDict()
+    config.control_draws = 19  # seeds of a random control that does not say; 19 allow a p of .05
     config.bootstrap_draws = 2000
+
+    # The say-less frontier: biases on the logits of tokens that end a caption; no bias is none.
+    # Tokens are words of one token each; "<stop>" stands for the ids that end an answer.
+    config.frontier = ConfigDict({"biases": (), "tokens": ("<stop>",)})
+
+    # What `sweep` varies (see vlm_jax/jobs/sweep.py): field of config.edit -> values.
+    config.sweep = ConfigDict()
+    # The setting with the least `metric` (or the greatest, where more is better) among those that
+    # lose at most `max_recall_drop` is reported on the test split, beside its controls.
+    config.choose = ConfigDict(
+        {"metric": "C_S", "max_recall_drop": 0.01, "controls": ("R1", "R3", "R4")}
+    )
+    # Benchmark -> what the test split changes of config.benchmarks, such as {"split": "test"}.
+    config.test = ConfigDict()
     return config

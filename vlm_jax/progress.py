@@ -59,7 +59,7 @@ class Progress:
         """Prints the last line; a failure leaves what was shown."""
         if not failed:
             seconds = time.monotonic() - self._begun
-            line = f"{self._prefix()}{self._amount(self.done)} in {_duration(seconds)}"
+            line = f"{self._prefix()}{self._amount(self.done)} in {duration(seconds)}"
             self._show(f"{line} ({self._rate(seconds)})", last=True)
         elif self._terminal and self._width:
             self._write("\n")
@@ -73,7 +73,7 @@ class Progress:
         parts.append(self._rate(seconds))
         if self.total and self.done:
             left = seconds * max(self.total - self.done, 0) / self.done
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         return self._prefix() + ", ".join(parts)
 
     def _prefix(self) -> str:
@@ -108,7 +108,8 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} {_BYTES[-1]}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time as words: "8.2 s", "3 min 05 s", "1 h 07 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -108,7 +108,7 @@ class Frontier:
         Raises:
             ValueError: the arm's sets or images are not the frontier's.
         """
-        pooled, _ = _pool(arm)
+        pooled, _ = pool_sets(arm)
         table = pooled.take(self.tables[0].ids)
         if len(pooled.ids) != len(table.ids):
             raise ValueError(
@@ -171,7 +171,7 @@ def frontier(
     """
     if len(sweep) < 2:
         raise ValueError(f"a frontier needs at least 2 biases, found {len(sweep)}")
-    pooled = {bias: _pool(tables) for bias, tables in sweep.items()}
+    pooled = {bias: pool_sets(tables) for bias, tables in sweep.items()}
     first, sets = next(iter(pooled.values()))
     tables = []
     for bias, (table, _) in pooled.items():
@@ -201,7 +201,7 @@ def read_curve(recalls: Sequence[float] | np.ndarray, values, at: float) -> floa
     return float(values[place - 1] + share * (values[place] - values[place - 1]))
 
 
-def _pool(tables: TallyTable | Mapping[str, TallyTable]) -> tuple[TallyTable, tuple[str, ...]]:
+def pool_sets(tables: TallyTable | Mapping[str, TallyTable]) -> tuple[TallyTable, tuple[str, ...]]:
     """One table over all sets, its items named (set, item), and the set of every item."""
     by_set = {"": tables} if isinstance(tables, TallyTable) else dict(tables)
     if not by_set:

@@ -3,21 +3,24 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals.base import Benchmark, Example
 from vlm_jax.evals.results import protocol_hash
-from vlm_jax.evals.tallies import TallyTable, tabulate
+from vlm_jax.evals.tallies import TallyTable, tabulate_sums
 from vlm_jax.progress import Progress
+
+_SYNC_EVERY = 128
 
 
 class Model(Protocol):
     """What the runner needs of a model; `vlm_jax.VLM` is one."""
 
-    def answer(self, images, prompts, **settings) -> Iterator[Any]:
-        """Yields answers with `index` and `text` as they are made."""
+    @property
+    def answer(self) -> Callable[..., Iterator[Any]]:
+        """Of lists of images and prompts: yields answers with `index` and `text` as made."""
         ...
 
 
@@ -73,13 +76,10 @@ def tabulate_answers(
     benchmark: Benchmark, examples: list[Example], texts: Mapping[str, str]
 ) -> TallyTable:
     """Sums the tallies of answers by image; `texts` is keyed by the example's id as a string."""
-    sums: dict[Any, dict[str, int]] = {}
-    for example in examples:
-        unit = example.meta.get("image", example.id)
-        total = sums.setdefault(unit, {})
-        for field, count in benchmark.tally(example, texts[str(example.id)]).items():
-            total[field] = total.get(field, 0) + count
-    return tabulate(sums.items())
+    return tabulate_sums(
+        (example.meta.get("image", example.id), benchmark.tally(example, texts[str(example.id)]))
+        for example in examples
+    )
 
 
 class _Store:
@@ -89,6 +89,7 @@ class _Store:
         self.path, self.key = path, path.with_suffix(".run.json")
         self.identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
         self._file = None
+        self._written = 0
 
     def read(self, known: set[str]) -> dict[str, str]:
         """Returns the answers of an earlier part of this run; drops a line that was cut short."""
@@ -128,11 +129,14 @@ class _Store:
         return self
 
     def append(self, identifier: Any, row: Mapping[str, Any]) -> None:
-        """Writes one answer; it survives the process from then on."""
+        """Writes one answer; it survives the process from then on, and soon the machine."""
         assert self._file is not None
         try:
             self._file.write(json.dumps({"id": identifier, **row}) + "\n")
             self._file.flush()
+            self._written += 1
+            if self._written % _SYNC_EVERY == 0:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror or error}; the answers so far are kept."

@@ -1,5 +1,6 @@
 """From a config section to a benchmark."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,16 +22,24 @@ def _pope(images: str, questions: str, suffix: str, parser: str, limit: int = 0)
     return Pope(images, questions, suffix=suffix, parser=parser, limit=limit or None)
 
 
-def _testbed_chair(**settings: Any) -> Benchmark:
+def _testbed_chair(set: str, split: str, n: int, seed: int = 0, family: str = "llava") -> Benchmark:
     from vlm_jax.testbed.benchmark import TestbedChair
 
-    return TestbedChair(**settings)
+    return TestbedChair(set, split, n, seed=seed, family=family)
 
 
-def _testbed_pope(**settings: Any) -> Benchmark:
+def _testbed_pope(
+    negatives: str,
+    set: str,
+    split: str,
+    n: int,
+    pairs: int = 2,
+    seed: int = 0,
+    family: str = "llava",
+) -> Benchmark:
     from vlm_jax.testbed.benchmark import TestbedPope
 
-    return TestbedPope(**settings)
+    return TestbedPope(negatives, set, split, n, pairs=pairs, seed=seed, family=family)
 
 
 KINDS: dict[str, Callable[..., Benchmark]] = {
@@ -41,11 +50,16 @@ KINDS: dict[str, Callable[..., Benchmark]] = {
 }
 
 
-def read_benchmark(name: str, section: Mapping[str, Any]) -> Benchmark:
+def read_benchmark(name: str, section: Mapping[str, Any], family: str = "llava") -> Benchmark:
     """Makes the benchmark that a config section describes.
 
+    Args:
+        name: of the benchmark in the config.
+        section: `kind`, a key of `KINDS`, and the arguments of that function.
+        family: of the model; sets the size of testbed scenes.
+
     Raises:
-        ConfigError: its kind or one of its keys is unknown, or a path is not set.
+        ConfigError: its kind or one of its keys is unknown, or a value cannot be.
     """
     values = dict(section)
     kind = values.pop("kind", None)
@@ -57,7 +71,19 @@ def read_benchmark(name: str, section: Mapping[str, Any]) -> Benchmark:
         optional = kind == "chair" and key == "questions"
         if key in values and not optional and values[key] in ("", ("",)):
             raise ConfigError(f"Set config.benchmarks.{name}.{key}: the {kind} benchmark needs it.")
+    if kind.startswith("testbed_"):
+        values = {"family": family, **values}
+    known = inspect.signature(KINDS[kind]).parameters
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise ConfigError(
+            f"config.benchmarks.{name} has no key {unknown[0]!r}; a {kind} benchmark knows "
+            f"{', '.join(known)}."
+        )
+    missing = [key for key, one in known.items() if one.default is one.empty and key not in values]
+    if missing:
+        raise ConfigError(f"Set config.benchmarks.{name}.{missing[0]}: {kind} needs it.")
     try:
         return KINDS[kind](**values)
-    except TypeError as error:
-        raise ConfigError(f"config.benchmarks.{name}: {error}.") from None
+    except ConfigError as error:
+        raise ConfigError(f"config.benchmarks.{name}: {error}") from None

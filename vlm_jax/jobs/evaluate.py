@@ -1,157 +1,231 @@
-"""Measures a model, and edits of it, on benchmarks: paired intervals against the unedited one."""
+"""Measures a model, and edits of it beside their controls, on benchmarks."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from vlm_jax import checkpoint
-from vlm_jax.api import VLM
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Benchmark
-from vlm_jax.evals.results import Results, metric_table, protocol_hash, write_json
-from vlm_jax.evals.runner import run as run_benchmark
-from vlm_jax.evals.statistics import bootstrap_all, paired_bootstrap
+from vlm_jax.evals.comparison import Comparison, compare
+from vlm_jax.evals.results import Results, protocol_hash, write_json
+from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.tallies import TallyTable
+from vlm_jax.jobs.arms import UNEDITED, Arm, pair_controls, read_arms, slug
 from vlm_jax.jobs.benchmarks import read_benchmark
-from vlm_jax.jobs.edit import CERTIFICATE, edited_layers, read_edit
+from vlm_jax.jobs.measure import Measured, Session
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import generation_settings, load_model, provenance
-from vlm_jax.steering.qk import QKEdit
-
-UNEDITED = "unedited"
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One row of the comparison: the source as it is (no edit), or an edit of it."""
-
-    name: str
-    edit: QKEdit | None = None
+from vlm_jax.jobs.runtime import provenance
+from vlm_jax.jobs.say_less import SayLess, read_say_less
+from vlm_jax.report.comparison import comparison_tables
+from vlm_jax.report.page import comparison_page
+from vlm_jax.report.tables import Table
 
 
 def run(request: Request) -> None:
     """Evaluates `--source` and the config's arms on the config's benchmarks.
 
-    Writes to `--workdir` a folder `<benchmark>/<arm>` each with `answers.jsonl` and `results.json`,
-    and those of the first benchmark and arm at the top as well; prints a table a benchmark.
+    Writes to `--workdir` a folder `<benchmark>/<arm>` each with `answers.jsonl` and `results.json`;
+    at the top those of the first benchmark and arm, the comparison of all arms in `results.json`,
+    and the tables as `report.md` and `report.html`. Prints the tables.
     """
     config, workdir = request.config, request.need("workdir")
-    benchmarks = {
-        name: read_benchmark(name, section) for name, section in config.benchmarks.items()
-    }
-    if not benchmarks:
+    family = checkpoint.open_folder(request.need("source")).config.family
+    benchmarks = read_benchmarks(config.benchmarks, family)
+    say_less = read_say_less(config.frontier, benchmarks)
+    arms = read_arms(config.arms, config.edit, seed=config.seed, draws=config.control_draws)
+    session = Session(request)
+    evaluate(request, session, benchmarks, arms, say_less, workdir)
+
+
+def read_benchmarks(sections: Mapping[str, Any], family: str) -> dict[str, Benchmark]:
+    """Makes the benchmarks of a config.
+
+    Raises:
+        ConfigError: there is none, or one is misnamed or misdescribed.
+    """
+    if not sections:
         raise ConfigError(
             "config.benchmarks is empty; use --config=configs/testbed.py, configs/chair.py or "
             "configs/pope.py."
         )
-    arms = read_arms(config.arms, config.edit, config.seed)
-    source = checkpoint.open_folder(request.need("source"))
-    model = load_model(request)
-    settings = generation_settings(config)
-    identity = {
-        "source": fingerprint(source),
-        **{key: config[key] for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")},
-        "dtype": str(next(iter(model.params.values())).dtype),
-    }
-    results: dict[str, dict[str, Results]] = {name: {} for name in benchmarks}
-    tables: dict[str, TallyTable] = {}
-    for arm in arms:
-        edited = model if arm.edit is None else edit_model(model, source, arm.edit)
-        for name, benchmark in benchmarks.items():
-            folder = workdir / name / _slug(arm.name)
-            table = run_benchmark(
-                edited,
-                benchmark,
-                folder / "answers.jsonl",
-                identity={**identity, "edit": repr(arm.edit)},
-                label=f"{name}, {arm.name}",
-                **settings,
-            )
-            baseline = tables.setdefault(name, table)
-            entry = summarise(request, benchmark, table, baseline, arm)
-            entry.write(folder / "results.json")
-            results[name][arm.name] = entry
-    _publish(workdir, results)
-    for name, entries in results.items():
-        print(f"\n{name} ({next(iter(entries.values())).n} images)")
-        print(metric_table(list(entries.items())))
-    print(f"\n* the paired 95 % interval excludes 0. Results: {workdir / 'results.json'}")
+    return {name: read_benchmark(name, section, family) for name, section in sections.items()}
 
 
-def read_arms(arms: Mapping[str, Any], edit: Mapping[str, Any], seed: int) -> list[Arm]:
-    """Returns the unedited arm and the config's: each is `config.edit` with some keys changed."""
-    listed = [Arm(UNEDITED)]
-    for name, changes in arms.items():
-        if name == UNEDITED:
-            raise ConfigError(f"config.arms.{UNEDITED} is always there; name the arm otherwise.")
-        listed.append(Arm(name, read_edit({**dict(edit), **dict(changes)}, seed=seed)))
-    return listed
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        arms: the rows, unedited first.
+        measured: tallies and edits.
+        comparison: of the arms.
+        results: benchmark -> arm -> result document.
+    """
+
+    arms: Sequence[Arm]
+    measured: Measured
+    comparison: Comparison
+    results: Mapping[str, Mapping[str, Results]]
+
+    @property
+    def sizes(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Arm -> certificate summary, one a draw."""
+        planned = self.measured.planned
+        return {
+            arm.name: [planned[edit].sizes for edit in arm.edits] for arm in self.arms if arm.edits
+        }
+
+    def document(self) -> dict[str, Any]:
+        """The comparison as JSON, with what every arm is."""
+        document = self.comparison.document()
+        for arm in self.arms:
+            if arm.edits:
+                document["arms"][arm.name] |= {
+                    "edit": dataclasses.asdict(arm.edits[0]),
+                    "seeds": [edit.seed for edit in arm.edits],
+                    "matched_quantities": [dict(sizes) for sizes in self.sizes[arm.name]],
+                }
+        counts = {"unedited": self.measured.compiled, "edited": self.measured.recompiled}
+        return {**document, "compilations": counts}
 
 
-def edit_model(model: VLM, source: checkpoint.ModelFolder, spec: QKEdit) -> VLM:
-    """Returns the model with the weights that an edited folder would hold; compiles nothing."""
-    params = dict(model.params)
-    for layer in edited_layers(source, spec):
-        for name, array in layer.arrays.items():
-            path = f"decoder/layers/{layer.layer}/{name}"
-            old = params[path]
-            # Rounded to the stored dtype first: what is measured is what an edited folder holds.
-            params[path] = jax.device_put(array.astype(old.dtype), old.sharding)
-    return model.with_params(params)
+def evaluate(
+    request: Request,
+    session: Session,
+    benchmarks: Mapping[str, Benchmark],
+    arms: Sequence[Arm],
+    say_less: SayLess | None,
+    workdir: pathlib.Path,
+) -> Evaluation:
+    """Measures, compares, writes and prints; see `run`."""
+    found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
+    tables = comparison_tables(found.comparison, found.sizes)
+    _publish(request, workdir, found, tables)
+    show(tables, found.measured)
+    print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
+    return found
 
 
-def summarise(
-    request: Request, benchmark: Benchmark, table: TallyTable, baseline: TallyTable, arm: Arm
-) -> Results:
-    """Returns an arm's metrics with intervals, and its paired differences from the baseline."""
-    config = request.config
-    totals = table.totals()
-    statistics = benchmark.metrics(totals)
-    options = {"draws": config.bootstrap_draws, "seed": config.seed}
-    differences = {}
-    if table is not baseline:
-        differences = paired_bootstrap(statistics, table, baseline.take(table.ids), **options)
-    found = provenance(config)
-    return Results(
-        benchmark=benchmark.name,
-        metrics=bootstrap_all(statistics, table, **options),
-        counts=totals,
-        n=len(table.ids),
-        differences=differences,
-        units=benchmark.units,
-        config={**found["config"], "source": str(request.source), "arm": arm.name},
-        versions=found["versions"],
-        seeds={**found["seeds"], "bootstrap": config.seed},
-        device=found["device"],
-        protocol=protocol_hash(benchmark.protocol()),
+def show(tables: Sequence[Table], measured: Measured) -> None:
+    """Prints tables, and how many programs were compiled."""
+    for table in tables:
+        print(f"\n{table.text()}")
+    print(
+        f"\nPrograms compiled: {measured.compiled}; for edited models {measured.recompiled} more."
     )
 
 
-def fingerprint(source: checkpoint.ModelFolder) -> str:
-    """Returns a short hash of what a folder holds: names, shapes, sizes and modification times."""
-    files = sorted(path for path in source.path.rglob("*") if path.is_file())
-    stats = [
-        [str(path.relative_to(source.path)), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in files
-    ]
-    return protocol_hash({"files": stats, "edited": (source.path / CERTIFICATE).exists()})
+def compare_arms(
+    request: Request,
+    session: Session,
+    benchmarks: Mapping[str, Benchmark],
+    arms: Sequence[Arm],
+    say_less: SayLess | None,
+    workdir: pathlib.Path,
+) -> Evaluation:
+    """Measures and compares arms; writes each arm's answers and results."""
+    config = request.config
+    measured = session.measure(benchmarks, arms, workdir, say_less)
+    comparison = compare(
+        measured.tables,
+        {
+            name: benchmark.metrics(measured.tables[UNEDITED][name][0].totals())
+            for name, benchmark in benchmarks.items()
+        },
+        units={k: unit for benchmark in benchmarks.values() for k, unit in benchmark.units.items()},
+        sweep=measured.sweep,
+        controls=pair_controls(arms),
+        draws=config.bootstrap_draws,
+        seed=config.seed,
+    )
+    results = _write_arms(request, benchmarks, arms, measured, comparison, workdir)
+    return Evaluation(arms, measured, comparison, results)
 
 
-def _publish(workdir: pathlib.Path, results: Mapping[str, Mapping[str, Results]]) -> None:
-    """Writes the top `results.json` (first benchmark and arm, then all) and `answers.jsonl`."""
-    first = next(iter(results))
-    arm, entry = next(iter(results[first].items()))
-    all_arms = {
+def _write_arms(
+    request, benchmarks, arms: Sequence[Arm], measured: Measured, comparison: Comparison, workdir
+) -> dict[str, dict[str, Results]]:
+    """Writes a `results.json` beside the answers of every arm and draw; returns the arms'."""
+    results: dict[str, dict[str, Results]] = {name: {} for name in benchmarks}
+    options = {"draws": request.config.bootstrap_draws, "seed": request.config.seed}
+    for arm, row in zip(arms, comparison.arms):
+        for name, benchmark in benchmarks.items():
+            tables = measured.tables[arm.name][name]
+            describe = _Describe(request, benchmark, arm)
+            entry = describe.results(row.levels[name], row.changes.get(name, {}), tables)
+            results[name][arm.name] = entry
+            folder = workdir / slug(name)
+            entry.write(folder / slug(arm.name) / "results.json")
+            if arm.is_random:
+                statistics = benchmark.metrics(tables[0].totals())
+                for table, place in zip(tables, arm.folders()):
+                    levels = bootstrap_all(statistics, table, **options)
+                    describe.results(levels, {}, [table]).write(folder / place / "results.json")
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Describe:
+    """What every result of an arm on a benchmark carries."""
+
+    request: Request
+    benchmark: Benchmark
+    arm: Arm
+
+    def results(
+        self,
+        metrics: Mapping[str, Interval],
+        differences: Mapping[str, Interval],
+        tables: Sequence[TallyTable],
+    ) -> Results:
+        """Returns the results of an arm; counts are summed over its draws."""
+        found = provenance(self.request.config)
+        counts: dict[str, int] = {}
+        for table in tables:
+            for field, count in table.totals().items():
+                counts[field] = counts.get(field, 0) + count
+        notes = (f"Metrics are means over {len(tables)} draws.",) if len(tables) > 1 else ()
+        edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
+        arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}
+        return Results(
+            benchmark=self.benchmark.name,
+            metrics=metrics,
+            counts=counts,
+            n=len(tables[0].ids),
+            differences=differences,
+            units=self.benchmark.units,
+            config={**found["config"], "source": str(self.request.source), **arm},
+            versions=found["versions"],
+            seeds={**found["seeds"], "bootstrap": self.request.config.seed},
+            device=found["device"],
+            protocol=protocol_hash(self.benchmark.protocol()),
+            notes=notes,
+        )
+
+
+def _publish(
+    request: Request, workdir: pathlib.Path, found: Evaluation, tables: Sequence[Table]
+) -> None:
+    """Writes the top `results.json` and `answers.jsonl`, `report.md` and `report.html`."""
+    first = next(iter(found.results))
+    entry = found.results[first][UNEDITED]
+    everything = {
         name: {arm: result.document() for arm, result in entries.items()}
-        for name, entries in results.items()
+        for name, entries in found.results.items()
     }
-    write_json(workdir / "results.json", {**entry.document(), "arm": arm, "all": all_arms})
-    answers = (workdir / first / _slug(arm) / "answers.jsonl").read_bytes()
+    comparison = found.document()
+    top = {**entry.document(), "arm": UNEDITED, "all": everything, "comparison": comparison}
+    write_json(workdir / "results.json", top)
+    answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
     (workdir / "answers.jsonl").write_bytes(answers)
+    title = f"{request.need('source').name}: edits beside their controls"
+    write_reports(workdir, title, tables, comparison_page(title, found.comparison, tables, entry))
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:
+    """Writes `report.md` and `report.html`."""
+    text = "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
+    (workdir / "report.md").write_text(text, encoding="utf-8")
+    (workdir / "report.html").write_text(page, encoding="utf-8")

@@ -1,0 +1,76 @@
+"""Jobs on a fake model over a real tiny folder: edits are real, answers follow a rule."""
+
+import pathlib
+
+import pytest
+
+from tests.jobs.fakes import FakeVLM
+from vlm_jax import checkpoint
+from vlm_jax.evals.benchmarks import Chair, Pope
+from vlm_jax.evals.truth import ObjectTruth, Question
+from vlm_jax.jobs import benchmarks, measure
+from vlm_jax.jobs.request import Request
+
+IMAGES = 40
+
+
+def fake_chair(offset: int = 0, n: int = IMAGES) -> Chair:
+    truth = {number: frozenset({"dog", "car"}) for number in range(offset, offset + n)}
+    groups = {number: {"cat": "partner"} for number in truth}
+    objects = ObjectTruth(truth, ("dog", "car", "cat"))
+    return Chair({number: number for number in truth}, objects, groups=groups)
+
+
+def fake_pope(offset: int = 0, n: int = IMAGES) -> Pope:
+    numbers = range(offset, offset + n)
+    questions = [
+        Question(1 + number, number, "Is there a dog?", "yes" if number % 2 else "no")
+        for number in numbers
+    ]
+    return Pope({number: number for number in numbers}, questions, suffix="")
+
+
+@pytest.fixture
+def fake(tiny_llava, monkeypatch) -> FakeVLM:
+    """The fake model, which every job loads from now on."""
+    params = checkpoint.open_folder(tiny_llava).load()
+    model = FakeVLM(params)
+    monkeypatch.setattr(measure, "load_model", lambda request: model)
+    monkeypatch.setitem(benchmarks.KINDS, "fake_chair", fake_chair)
+    monkeypatch.setitem(benchmarks.KINDS, "fake_pope", fake_pope)
+    return model
+
+
+@pytest.fixture
+def config():
+    """A config of two caption sets, questions, an edit with two controls and a frontier."""
+    from configs import base
+
+    config = base.get_config()
+    config.bootstrap_draws = 200
+    config.edit.band = (1, 1)
+    config.edit.k = 2
+    config.benchmarks = {
+        "broken": {"kind": "fake_chair"},
+        "normal": {"kind": "fake_chair", "offset": 100},
+        "pope": {"kind": "fake_pope"},
+    }
+    config.arms = {
+        "edited": {},
+        "R3": {"control": "R3", "draws": 3},
+        "C5": {"control": "C5"},
+    }
+    config.frontier.biases = (-1.0, 1.0, 2.0)
+    return config
+
+
+@pytest.fixture
+def job(tiny_llava, tmp_path, fake, config):
+    """Runs a job's function on the fake; returns the folder it wrote."""
+
+    def run(function, name: str = "work", **changes) -> pathlib.Path:
+        workdir = tmp_path / name
+        function(Request(config=config, source=tiny_llava, workdir=workdir, **changes))
+        return workdir
+
+    return run

@@ -1,0 +1,115 @@
+"""The sweep: settings, their table, the choice, and the one look at the test split."""
+
+import json
+
+import pytest
+
+from tests.jobs.conftest import IMAGES
+from vlm_jax.errors import ConfigError
+from vlm_jax.jobs import sweep
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def config(config):
+    config.arms = {}
+    config.control_draws = 2
+    config.sweep = {"strength": (0.25, 0.5, 1.0), "control": ("", "R3")}
+    config.test = {name: {"offset": 200 + 10 * IMAGES, "n": 50} for name in config.benchmarks}
+    return config
+
+
+def test_doses_their_corrections_and_the_choice(job, capsys):
+    workdir = job(sweep.run)
+    found = read(workdir / "results.json")
+    # ||dW|| is 2.6 at strength .5, and the fake loses a cat in ten images for every 2 of it.
+    values = {name: dose["value"] for name, dose in found["settings"].items()}
+    assert values["strength=0.25"] == pytest.approx(0.5)
+    assert values["strength=0.5"] == pytest.approx(0.5)
+    assert values["strength=1.0"] == pytest.approx(0.3)
+    assert values["strength=1.0 R3"] == pytest.approx(0.3)
+    assert found["chosen"] == "strength=1.0"
+    dose = found["settings"]["strength=1.0"]
+    assert dose["change"]["low"] < dose["change"]["value"] < dose["change"]["high"] < 0
+    assert dose["simultaneous"]["low"] <= dose["change"]["low"] + 0.02
+    assert dose["p"] == pytest.approx(2 * 0.5**24)  # 24 of 80 captions changed, all one way
+    assert dose["p"] < dose["p_holm"] <= 3 * dose["p"]
+    assert dose["p_max_t"] == pytest.approx(1 / 201)
+    assert 0 < dose["detectable"] < 0.3
+    assert found["settings"]["strength=1.0 R3"]["p"] is None
+    assert found["settings"]["strength=1.0 R3"]["draws"] == 2
+    printed = capsys.readouterr().out
+    assert "> strength=1.0" in printed
+    assert "Chosen on the development split: strength=1.0" in printed
+
+
+def test_the_chosen_setting_alone_is_on_the_test_split(job, fake):
+    workdir = job(sweep.run)
+    top = read(workdir / "test" / "results.json")
+    assert list(top["all"]["broken"]) == ["unedited", "chosen", "R1", "R3", "R4"]
+    assert top["n"] == 50
+    assert top["comparison"]["arms"]["chosen"]["edit"]["strength"] == 1.0
+    assert top["comparison"]["arms"]["R4"]["draws"] == 2
+    assert (workdir / "report.html").read_text().count("<svg") == 2
+
+
+def test_a_second_run_makes_no_answer_and_finds_the_same(job, fake):
+    first = read(job(sweep.run) / "results.json")
+    made = len(fake.calls)
+    second = read(job(sweep.run) / "results.json")
+    assert len(fake.calls) == made
+    assert second == first
+
+
+def test_the_test_split_is_not_opened_for_a_second_setting(job, config):
+    job(sweep.run)
+    config.sweep.strength = (0.25,)
+    with pytest.raises(ConfigError, match=r"was used for 'strength=1\.0' already"):
+        job(sweep.run)
+
+
+def test_the_gap_can_choose_and_a_recall_limit_can_leave_nothing(job, config, fake, capsys):
+    config.choose.metric = "gap"
+    workdir = job(sweep.run)
+    assert read(workdir / "results.json")["chosen"] == "strength=1.0"
+    config.choose.max_recall_drop = -0.1
+    assert read(job(sweep.run, "strict") / "results.json")["chosen"] is None
+    assert "No setting keeps recall" in capsys.readouterr().out
+
+
+def test_impossible_combinations_are_left_out_by_name(job, config):
+    config.sweep = {"method": ("plain", "antisymmetric"), "k": (1, 2)}
+    found = read(job(sweep.run) / "results.json")
+    assert list(found["settings"]) == ["method=plain k=1", "method=plain k=2",
+                                       "method=antisymmetric k=2"]  # fmt: skip
+    assert "k=1 is odd" in found["left_out"][0]
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("sweep", {}, "config.sweep lists no value"),
+        ("sweep", {"strength": ()}, "config.sweep lists no value"),
+        ("sweep", {"strength": 0.5}, "config.sweep.strength must list values, not 0.5"),
+        ("sweep", {"strenght": (0.5,)}, "config.sweep has no field 'strenght'"),
+        ("sweep", {"band": (0.3, 0.6)}, r"config.sweep.band must list \(first, last\) pairs"),
+        ("sweep", {"strength": (2.0,)}, "holds no possible edit .*strength=2.0 must be finite"),
+        ("sweep", {"control": ("R1",)}, "config.sweep.control must list '' too"),
+        ("test", {"nosuch": {}}, "config.test.nosuch is none of the benchmarks, broken"),
+        ("test", {"broken": {}}, "config.test.broken is the development split itself"),
+        ("test", {"broken": {"offset": 9}}, "config.test lacks 'normal'"),
+        ("frontier", {"biases": ()}, "config.choose.metric='gap' needs config.frontier.biases"),
+        ("choose", {"metric": "gap", "rule": 1}, "config.choose has no key 'rule'"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_error_before_any_answer(
+    job, config, fake, section, value, message
+):
+    config.choose.metric = "gap"
+    config[section] = value
+    with pytest.raises(ConfigError, match=message):
+        job(sweep.run)
+    assert not fake.calls

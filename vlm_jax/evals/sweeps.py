@@ -1,0 +1,179 @@
+"""Dose and response: many settings of a method on one set of items, corrected for being many."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.evals.comparison import ByBenchmark, Statistics, lower_is_better, shared_fields
+from vlm_jax.evals.frontier import pool_sets
+from vlm_jax.evals.results import interval_fields
+from vlm_jax.evals.statistics import (
+    DRAWS,
+    LEVEL,
+    Interval,
+    holm,
+    max_t,
+    mcnemar,
+    minimum_detectable_effect,
+    percentile_interval,
+    resampled_totals,
+    standard_error,
+)
+from vlm_jax.evals.tallies import TallyTable
+
+
+@dataclass(frozen=True)
+class Dose:
+    """One setting and its effect, pooled over benchmarks.
+
+    Attributes:
+        name: of the setting's arm.
+        draws: how many draws the effect is a mean of.
+        value: of the metric.
+        change: paired difference from the unedited model.
+        detectable: the least true change that this many items find with 80 % power.
+        recall: paired difference of recall, None where the benchmarks have none.
+        p: two-sided p-value of the change by itself, None for controls.
+        p_holm, p_max_t: corrected for all tested settings, None for controls.
+        simultaneous: interval that holds for all tested settings at once, None for controls.
+    """
+
+    name: str
+    draws: int
+    value: float
+    change: Interval
+    detectable: float
+    recall: Interval | None
+    p: float | None = None
+    p_holm: float | None = None
+    p_max_t: float | None = None
+    simultaneous: Interval | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The dose as JSON."""
+        intervals = {
+            "change": self.change,
+            "recall": self.recall,
+            "simultaneous": self.simultaneous,
+        }
+        plain = ("draws", "value", "detectable", "p", "p_holm", "p_max_t")
+        return {name: getattr(self, name) for name in plain} | {
+            name: None if entry is None else interval_fields(entry)
+            for name, entry in intervals.items()
+        }
+
+
+def dose_response(
+    tables: Mapping[str, ByBenchmark],
+    statistics: Statistics,
+    metric: str,
+    benchmarks: Sequence[str],
+    tested: Collection[str],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> list[Dose]:
+    """The effect of every setting on one metric.
+
+    C_S is tested by McNemar's exact test on captions, other metrics by their bootstrap error. The
+    tested settings are corrected together, by Holm's method and by the joint bootstrap (max-T).
+
+    Args:
+        tables: arm -> benchmark -> a table a draw; the first arm is the baseline.
+        statistics: metric -> statistic of the pooled totals; "recall" is used if there.
+        metric: what is judged.
+        benchmarks: which are pooled.
+        tested: the arms that are hypotheses; the others are controls.
+        draws, seed, level: of the bootstrap.
+    """
+    pooled = {name: _pooled(own, benchmarks) for name, own in tables.items()}
+    baseline, *names = pooled
+    (base, strata), *_ = pooled[baseline]
+    flat = [(name, table.take(base.ids)) for name in names for table, _ in pooled[name]]
+    base_totals, *resampled = resampled_totals(
+        [base, *(table for _, table in flat)],
+        draws=draws,
+        seed=seed,
+        strata=np.unique(strata, return_inverse=True)[1].tolist(),
+    )
+
+    def change(name: str, of: str) -> tuple[Interval, np.ndarray, float]:
+        statistic = statistics[of]
+        rows = [number for number, (owner, _) in enumerate(flat) if owner == name]
+        value = float(np.mean([statistic(flat[row][1].totals()) for row in rows]))
+        samples = np.mean([statistic(resampled[row]) for row in rows], 0) - statistic(base_totals)
+        difference = value - float(statistic(base.totals()))
+        return percentile_interval(difference, samples, level), samples, value
+
+    doses, samples, p_values = {}, {}, {}
+    for name in names:
+        effect, samples[name], value = change(name, metric)
+        error = standard_error(samples[name])
+        recall = change(name, "recall")[0] if "recall" in statistics else None
+        least = minimum_detectable_effect(error, level=level)
+        doses[name] = Dose(name, len(pooled[name]), value, effect, least, recall)
+        own = [table for owner, table in flat if owner == name]
+        p_values[name] = _p_value(metric, own, base, effect.value, error)
+    corrected = [name for name in names if name in tested]
+    if corrected:
+        stepped = holm([p_values[name] for name in corrected])
+        joint = max_t(
+            [doses[name].change.value for name in corrected],
+            np.stack([samples[name] for name in corrected], axis=1),
+            level,
+        )
+        for place, name in enumerate(corrected):
+            doses[name] = replace(
+                doses[name],
+                p=p_values[name],
+                p_holm=float(stepped[place]),
+                p_max_t=float(joint.p[place]),
+                simultaneous=joint.intervals[place],
+            )
+    return list(doses.values())
+
+
+def choose(
+    doses: Sequence[Dose],
+    values: Mapping[str, float | None],
+    metric: str,
+    max_recall_drop: float,
+) -> str | None:
+    """The setting with the best value among those that keep recall; None where none does.
+
+    Args:
+        doses: the settings to choose from.
+        values: setting -> what is optimised, None where it is not known (out of range).
+        metric: its name, which says whether less is better.
+        max_recall_drop: settings that lose more recall than this fraction are not considered.
+    """
+    kept = [
+        dose.name
+        for dose in doses
+        if values[dose.name] is not None
+        and (dose.recall is None or dose.recall.value >= -max_recall_drop)
+    ]
+    sign = 1 if lower_is_better(metric) else -1
+    return min(kept, key=lambda name: sign * (values[name] or 0.0), default=None)
+
+
+def _pooled(own: ByBenchmark, benchmarks: Sequence[str]) -> list[tuple[TallyTable, tuple]]:
+    count = len(own[benchmarks[0]])
+    return [
+        pool_sets(shared_fields({name: own[name][draw] for name in benchmarks}))
+        for draw in range(count)
+    ]
+
+
+def _p_value(metric, own: Sequence[TallyTable], base, effect: float, error: float) -> float:
+    outcome = "hallucinated_captions"
+    if metric == "C_S" and len(own) == 1:
+        first, second = (t.counts[:, t.fields.index(outcome)] > 0 for t in (own[0], base))
+        return mcnemar(first, second)
+    if not error:
+        return 1.0 if not effect else 0.0
+    return 2 * (1 - NormalDist().cdf(abs(effect) / error))

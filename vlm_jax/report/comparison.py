@@ -1,0 +1,232 @@
+"""The tables of a comparison, what matters first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast, primary_metric
+from vlm_jax.evals.frontier import OUT_OF_RANGE
+from vlm_jax.evals.statistics import RankTest
+from vlm_jax.report.tables import NONE, Table, interval, number, p_value
+
+_COLUMNS = (
+    "C_S", "C_S/partner", "C_S/other", "C_I", "recall", "F1", "length",
+    "accuracy", "precision", "yes_ratio", "unparsable",
+)  # fmt: skip
+_SMALL_P = 0.05
+
+
+def comparison_tables(
+    comparison: Comparison, sizes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+) -> list[Table]:
+    """All tables of a comparison.
+
+    Args:
+        comparison: what was measured.
+        sizes: arm -> the certificate's summary, one a draw; makes the table of matched quantities.
+    """
+    tables = [summary_table(comparison)]
+    if comparison.contrasts:
+        tables.append(control_table(comparison))
+    if sizes:
+        tables.append(size_table(sizes))
+    tables += [benchmark_table(comparison, name) for name in comparison.items]
+    if comparison.points:
+        tables.append(frontier_table(comparison))
+    return tables
+
+
+def summary_table(comparison: Comparison) -> Table:
+    """An arm a row: its gap to the frontier and its change of each benchmark's primary metric."""
+    metrics = {n: primary_metric(comparison.baseline.levels[n]) for n in comparison.items}
+    headers = ["arm"]
+    if comparison.points:
+        headers.append("gap to say-less frontier")
+    headers += [f"{metric} {name}" for name, metric in metrics.items()]
+    rows = []
+    for arm in comparison.arms[1:]:
+        row = [_arm_name(arm)]
+        if comparison.points:
+            row.append(gap_cell(arm))
+        for name, metric in metrics.items():
+            plain = metric in comparison.units
+            change = interval(arm.changes[name][metric], plain=plain, signed=True)
+            row.append(change)
+        rows.append(row)
+    level = f"{100 * comparison.level:g} %"
+    notes = [
+        f"Points; [paired {level} bootstrap interval over images]; * it excludes 0.",
+    ]
+    if comparison.points:
+        pooled = " + ".join(comparison.pooled)
+        notes.append(
+            f"Gap: C_S minus what a plain end-of-caption bias gives at the same recall ({pooled} "
+            "pooled); negative is better than saying less."
+        )
+        notes += _resample_notes(comparison)
+    if any(arm.draws > 1 for arm in comparison.arms):
+        notes.append("Random controls: mean over draws; gaps with the range over draws.")
+    return Table("Change from the unedited model", headers, rows, notes)
+
+
+def gap_cell(arm: ArmResult) -> str:
+    """An arm's gap with its interval; with the range over draws where there are several."""
+    if not arm.gaps:
+        return NONE
+    if arm.mean_gap is None:
+        outside = sum(gap.gap is None for gap in arm.gaps)
+        many = len(arm.gaps)
+        return OUT_OF_RANGE if many == 1 else f"{OUT_OF_RANGE} ({outside} of {many})"
+    if len(arm.gaps) == 1:
+        return interval(arm.gaps[0].gap, signed=True)
+    values = [gap.gap.value for gap in arm.gaps if gap.gap is not None]
+    return f"{number(arm.mean_gap, signed=True)} {_range(min(values), max(values), signed=True)}"
+
+
+def benchmark_table(comparison: Comparison, benchmark: str) -> Table:
+    """An arm a row, a metric a column: values, with changes from the unedited model."""
+    known = list(comparison.baseline.levels[benchmark])
+    names = [name for name in _COLUMNS if name in known] or known
+    headers = ["arm"]
+    headers += [f"{n} ({comparison.units[n]})" if n in comparison.units else n for n in names]
+    rows = []
+    for arm in comparison.arms:
+        cells = [_arm_name(arm)]
+        for name in names:
+            plain = name in comparison.units
+            level = arm.levels[benchmark][name]
+            change = arm.changes.get(benchmark, {}).get(name)
+            spread = arm.spread.get(benchmark, {}).get(name)
+            if change is None:
+                cells.append(number(level.value, plain=plain))
+            elif spread is not None:
+                cells.append(f"{number(level.value, plain=plain)} {_range(*spread, plain=plain)}")
+            else:
+                star = "*" if change.excludes_zero else ""
+                moved = number(change.value, plain=plain, signed=True)
+                cells.append(f"{number(level.value, plain=plain)} ({moved}{star})")
+        rows.append(cells)
+    notes = ["Percent unless a unit is named; (change; * its paired interval excludes 0)."]
+    if any(arm.draws > 1 for arm in comparison.arms):
+        notes.append("Random controls: mean over draws {least to greatest}.")
+    return Table(f"{benchmark}, {comparison.items[benchmark]} images", headers, rows, notes)
+
+
+def control_table(comparison: Comparison) -> Table:
+    """An edit and a control a row: the difference, and the edit's rank among the draws."""
+    metrics = {n: primary_metric(comparison.baseline.levels[n]) for n in comparison.items}
+    headers = ["edit - control"]
+    for name, metric in metrics.items():
+        headers += [f"{metric} {name}", "rank p"]
+    if comparison.points:
+        headers += ["gap", "rank p"]
+    rows = []
+    arms = {arm.name: arm for arm in comparison.arms}
+    for contrast in comparison.contrasts:
+        row = [f"{contrast.edit} - {contrast.control}{_draws(contrast)}"]
+        for name, metric in metrics.items():
+            plain = metric in comparison.units
+            row.append(interval(contrast.differences[name][metric], plain=plain, signed=True))
+            row.append(_rank(contrast.ranks.get(name)))
+        if comparison.points:
+            ours, theirs = arms[contrast.edit].mean_gap, arms[contrast.control].mean_gap
+            if ours is None or theirs is None:
+                row.append(OUT_OF_RANGE)
+            else:
+                row.append(number(ours - theirs, signed=True))
+            row.append(_rank(contrast.gap_rank))
+        rows.append(row)
+    few = sorted(
+        {c.draws for c in comparison.contrasts if c.ranks and 1 / (1 + c.draws) > _SMALL_P}
+    )
+    notes = [
+        f"{count} draw{'s' if count > 1 else ''}: rank p can not be below {1 / (1 + count):.2g} "
+        "(19 draws are needed for .05)."
+        for count in few
+    ]
+    if any(contrast.ranks for contrast in comparison.contrasts):
+        notes.append("rank p: (1 + draws at least as good as the edit) / (1 + draws), one-sided.")
+    return Table("The edit beside its controls", headers, rows, notes)
+
+
+def size_table(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """The quantities that controls are matched in, each beside those of the edit itself."""
+    columns = {
+        "rank": ("rank", 1),
+        "energy touched %": ("energy_touched", 100),
+        "energy removed %": ("energy_removed", 100),
+        "||dW||": ("dw_norm", 1),
+        "||dW||/||W|| %": ("dw_relative", 100),
+        "||dM||": ("dm_norm", 1),
+    }
+    rows = []
+    for name, summaries in sizes.items():
+        layers = summaries[0].get("layers", [])
+        row = [name, _layers(layers), str(summaries[0]["heads"])]
+        for key, scale in columns.values():
+            own = _mean([summary["edit"].get(key) for summary in summaries], scale)
+            theirs = _mean([summary.get("reference", {}).get(key) for summary in summaries], scale)
+            row.append(own or NONE if theirs is None else f"{own} ({theirs})")
+        matched = [summary.get("matched") for summary in summaries]
+        row.append(NONE if matched[0] is None else "yes" if all(matched) else "not all heads")
+        rows.append(row)
+    return Table(
+        "What was changed",
+        ["arm", "layers", "heads", *columns, "matched"],
+        rows,
+        [
+            "Medians over heads, norms over all heads, means over draws; (of the edit that the "
+            "control stands for)."
+        ],
+    )
+
+
+def frontier_table(comparison: Comparison) -> Table:
+    """The say-less frontier, a bias a row."""
+    rows = [
+        [f"{p.bias:+g}", number(p.recall), number(p.metric), number(p.length, plain=True)]
+        for p in comparison.points
+    ]
+    pooled = " + ".join(comparison.pooled)
+    return Table(
+        f"Say-less frontier of the unedited model ({pooled})",
+        ["bias", "recall", "C_S", "length (words)"],
+        rows,
+        ["A plain bias on the logits that end a caption; 0 is the unedited model."],
+    )
+
+
+def _resample_notes(comparison: Comparison) -> list[str]:
+    lost = {a.name: max(g.outside for g in a.gaps) for a in comparison.arms[1:] if len(a.gaps) == 1}
+    return [
+        f"{name}: {100 * share:.0f} % of resamples fell outside the frontier and are left out."
+        for name, share in lost.items()
+        if share > 0.05
+    ]
+
+
+def _arm_name(arm: ArmResult) -> str:
+    return f"{arm.name} ({arm.draws} draws)" if arm.draws > 1 else arm.name
+
+
+def _draws(contrast: Contrast) -> str:
+    return f" ({contrast.draws} draws)" if contrast.draws > 1 else ""
+
+
+def _rank(test: RankTest | None) -> str:
+    return NONE if test is None else p_value(test.p)
+
+
+def _range(low: float, high: float, **style: bool) -> str:
+    return f"{{{number(low, **style)} to {number(high, **style)}}}"
+
+
+def _layers(layers: Sequence[int]) -> str:
+    if not layers:
+        return NONE
+    whole = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if whole else ", ".join(map(str, layers))
+
+
+def _mean(values: Sequence[float | None], scale: float) -> str | None:
+    known = [value for value in values if value is not None]
+    return f"{scale * sum(known) / len(known):.4g}" if known else None

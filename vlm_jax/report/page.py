@@ -1,0 +1,108 @@
+"""One self-contained HTML page of a comparison: plots first, then every table."""
+
+import html
+from collections.abc import Sequence
+from statistics import mean
+
+from vlm_jax.evals.comparison import Comparison, primary_metric
+from vlm_jax.evals.results import Results
+from vlm_jax.report.plots import COLOURS, Mark, Series, forest, scatter
+from vlm_jax.report.tables import Table, interval
+
+_LEGEND = 16
+FRONTIER_NOTE = (
+    "The line is what a plain end-of-caption bias gives for free, its biases written beside it. "
+    "Arms below the line hallucinate less than saying less would at the same recall. Small dots "
+    "are single draws of random controls."
+)
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee3;--paper:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa4ae;--line:#39414a;--paper:#14181c}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:1080px;margin:32px auto;padding:0 20px}
+h1{font-size:24px;margin:0 0 4px}h2{font-size:17px;margin:36px 0 8px}
+p.note,p.about{color:var(--soft);margin:6px 0;font-size:13px}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-space:nowrap}
+th,td{padding:4px 12px;text-align:right;border-bottom:1px solid var(--line);
+font-variant-numeric:tabular-nums}
+th:first-child{text-align:left}thead th{border-bottom:2px solid var(--soft)}
+tbody th{font-weight:600}
+svg{width:100%;max-width:860px;height:auto;font:12px system-ui,sans-serif}
+svg text{fill:var(--ink)}.grid{stroke:var(--line)}
+.zero{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:4 3}
+"""
+
+
+def comparison_page(
+    title: str, comparison: Comparison, tables: Sequence[Table], about: Results
+) -> str:
+    """The page of a comparison.
+
+    Args:
+        title: of the page.
+        comparison: what the plots show.
+        tables: all of them are printed.
+        about: the result whose versions, seeds and device the page names.
+    """
+    sections = []
+    if comparison.points:
+        sections.append(section("The say-less frontier", frontier_plot(comparison), FRONTIER_NOTE))
+    if len(comparison.arms) > 1:
+        for name in comparison.items:
+            metric = primary_metric(comparison.baseline.levels[name])
+            heading = f"{name}: change of {metric} from the unedited model"
+            sections.append(section(heading, _forest(comparison, name, metric)))
+    return page(title, [*sections, *(table.html() for table in tables)], about)
+
+
+def page(title: str, sections: Sequence[str], about: Results) -> str:
+    """A whole HTML document around some sections."""
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+    seeds = ", ".join(f"{name} {seed}" for name, seed in about.seeds.items())
+    lines = [f"{about.device}. Seeds: {seeds}.", f"{versions}."]
+    notes = "".join(f"<p class=about>{html.escape(line)}</p>" for line in lines)
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1>{notes}{''.join(sections)}</body></html>\n"
+    )
+
+
+def section(heading: str, plot: str, note: str = "") -> str:
+    """A plot under a heading."""
+    text = f"<p class=note>{html.escape(note)}</p>" if note else ""
+    return f"<section><h2>{html.escape(heading)}</h2>{plot}{text}</section>"
+
+
+def frontier_plot(comparison: Comparison) -> str:
+    """The frontier's curve with every arm on it, by pooled recall and C_S."""
+    named = len(comparison.arms) <= _LEGEND
+    curve = [Mark(100 * p.recall, 100 * p.metric, text=f"{p.bias:+g}") for p in comparison.points]
+    series = [Series("say less (bias)", curve, "var(--soft)", line=True, labels=True)]
+    for number, arm in enumerate(comparison.arms):
+        colour = "var(--ink)" if not number else COLOURS[(number - 1) % len(COLOURS)]
+        draws = [
+            Mark(100 * recall, 100 * c_s, text=f"{arm.name}, draw {draw + 1}")
+            for draw, (recall, c_s) in enumerate(zip(arm.pooled["recall"], arm.pooled["C_S"]))
+        ]
+        if len(draws) > 1:
+            series.append(Series("", draws, colour, faint=True))
+        middle = Mark(mean([m.x for m in draws]), mean([m.y for m in draws]), text=arm.name)
+        series.append(Series(arm.name if named else "", [middle], colour))
+    where = " + ".join(comparison.pooled)
+    return scatter(
+        series, f"recall, % ({where})", "C_S, %", title="Hallucinated captions against recall"
+    )
+
+
+def _forest(comparison: Comparison, benchmark: str, metric: str) -> str:
+    scale = 1 if metric in comparison.units else 100
+    rows = []
+    for number, arm in enumerate(comparison.arms[1:]):
+        change = arm.changes[benchmark][metric]
+        text = interval(change, plain=scale == 1, signed=True)
+        mark = Mark(scale * change.value, 0.0, scale * change.low, scale * change.high, text)
+        rows.append((arm.name, mark, COLOURS[number % len(COLOURS)]))
+    unit = comparison.units.get(metric, "points")
+    return forest(rows, f"change of {metric}, {unit}", title=f"{benchmark}, change of {metric}")

@@ -1,0 +1,87 @@
+"""Tables as data: plain text for a terminal, Markdown for a document, HTML for a page."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm_jax.evals.results import format_table
+from vlm_jax.evals.statistics import Interval
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; the first column names the rows.
+
+    Attributes:
+        title: one line.
+        headers: of the columns.
+        rows: cells by row.
+        notes: what a reader must know to read it, one sentence each.
+    """
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Aligned columns under a rule."""
+        lines = [self.title, format_table(self.headers, self.rows)]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    def markdown(self) -> str:
+        """A Markdown section with a pipe table."""
+        row = lambda cells: f"| {' | '.join(_escaped(cell) for cell in cells)} |"
+        rule = ["---", *["---:"] * (len(self.headers) - 1)]
+        lines = [f"### {self.title}", "", row(self.headers), f"|{'|'.join(rule)}|"]
+        lines += [row(cells) for cells in self.rows]
+        return "\n".join([*lines, *(f"\n{_escaped(note)}" for note in self.notes), ""])
+
+    def html(self) -> str:
+        """A captioned HTML table."""
+        cells = lambda tag, row: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        body = "".join(
+            f"<tr><th scope=row>{html.escape(row[0])}</th>{cells('td', row[1:])}</tr>"
+            for row in self.rows
+        )
+        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<section><h2>{html.escape(self.title)}</h2><div class=scroll><table><thead><tr>"
+            f"{cells('th', self.headers)}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
+            "</section>"
+        )
+
+
+def number(value: float | None, *, plain: bool = False, signed: bool = False) -> str:
+    """A value to one decimal, fractions in percent unless `plain`."""
+    if value is None or math.isnan(value):
+        return NONE
+    shown = value if plain else 100 * value
+    text = f"{shown:{'+' if signed else ''}.1f}"
+    return text.replace("-0.0", "+0.0" if signed else "0.0") if float(text) == 0 else text
+
+
+def interval(entry: Interval | None, *, plain: bool = False, signed: bool = False) -> str:
+    """ "value [low, high]", with a star where a signed one excludes 0."""
+    if entry is None or math.isnan(entry.value):
+        return NONE
+    text = number(entry.value, plain=plain, signed=signed)
+    if math.isnan(entry.low) or math.isnan(entry.high):
+        return text
+    star = "*" if signed and entry.excludes_zero else ""
+    ends = (number(end, plain=plain, signed=signed) for end in (entry.low, entry.high))
+    return f"{text}{star} [{', '.join(ends)}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to two digits."""
+    if p is None or math.isnan(p):
+        return NONE
+    return "<.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("*", "\\*")
