@@ -33,6 +33,7 @@ class RatioReport:
         a_seconds, b_seconds: every run, in order.
         cpu_median: the same ratio of processor time over all threads, which a busy machine and a
             different number of threads leave alone; None where it was not taken.
+        cpu_low, cpu_high: its 95 % bootstrap interval.
     """
 
     min: float
@@ -42,6 +43,8 @@ class RatioReport:
     a_seconds: tuple[float, ...]
     b_seconds: tuple[float, ...]
     cpu_median: float | None = None
+    cpu_low: float | None = None
+    cpu_high: float | None = None
 
     def verdict(self, goal: float, *, at_most: bool = True) -> str:
         """`met` or `missed` where the interval lies on one side of the goal, else `unclear`."""
@@ -54,28 +57,53 @@ class RatioReport:
         return dataclasses.asdict(self)
 
 
+def _nothing() -> tuple[()]:
+    return ()
+
+
 def compare(
-    a: Callable[[], Any], b: Callable[[], Any], repeats: int = 7, *, warm_up: int = 1
+    a: Callable[..., Any],
+    b: Callable[..., Any],
+    repeats: int = 7,
+    *,
+    warm_up: int = 1,
+    prepare: tuple[Callable[[], tuple], Callable[[], tuple]] = (_nothing, _nothing),
+    check: Callable[[Any, Any], None] | None = None,
 ) -> RatioReport:
     """Times a and b turn by turn; both must block until their work is done.
 
     The order within a turn alternates, so that neither always runs on the other's warm caches.
+
+    Args:
+        a, b: the two routes.
+        repeats: timed runs of each.
+        warm_up: untimed runs of each before.
+        prepare: for each route, what makes its arguments anew before every run, untimed: copies of
+            what the route consumes.
+        check: sees what a and b returned in each turn, untimed, and raises where that is not the
+            work that was to be timed.
     """
     if repeats < 2:
         raise ValueError(f"repeats={repeats} gives no interval; use at least 2, better 7.")
-    for _ in range(warm_up):
-        a()
-        b()
     wall: tuple[list[float], list[float]] = ([], [])
     cpu: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats):
+    for turn in range(-warm_up, repeats):
+        done: list[Any] = [None, None]
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            ready = prepare[which]()
             start = time.perf_counter(), time.process_time()
-            (a, b)[which]()
-            wall[which].append(time.perf_counter() - start[0])
-            cpu[which].append(time.process_time() - start[1])
-    busy = float(np.median(cpu[0]) / np.median(cpu[1])) if np.median(cpu[1]) else None
-    return dataclasses.replace(ratio_of(*wall), cpu_median=busy)
+            done[which] = (a, b)[which](*ready)
+            taken = time.perf_counter() - start[0], time.process_time() - start[1]
+            if turn >= 0:
+                wall[which].append(taken[0])
+                cpu[which].append(taken[1])
+        if check is not None:
+            check(*done)
+    report = ratio_of(*wall)
+    if min(cpu[0]) <= 0 or min(cpu[1]) <= 0:
+        return report
+    busy = ratio_of(*cpu)
+    return dataclasses.replace(report, cpu_median=busy.median, cpu_low=busy.low, cpu_high=busy.high)
 
 
 def ratio_of(a_seconds, b_seconds) -> RatioReport:
