@@ -1,0 +1,108 @@
+"""What steering's readings say over many answers: classes by majority, and how often it acted."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.attention.steering import Readings
+from vlm_jax.steering.heads import Head
+
+REGIME = 0.18
+"""Share of selected heads above which functional heads left the regime of their paper (its best
+settings select about 6 %)."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Readings of a set of answers, float64 [L, N].
+
+    Attributes:
+        answers: how many.
+        image_ln, text_ln, system_ln: mean masses over answers.
+        fired_ln: share of decode rows that were reallocated.
+        perception_ln, reasoning_ln: share of decode rows in which a head was classified so.
+        perception_votes_ln, reasoning_votes_ln: share of answers in most of whose rows it was.
+    """
+
+    answers: int
+    image_ln: np.ndarray
+    text_ln: np.ndarray
+    system_ln: np.ndarray
+    fired_ln: np.ndarray
+    perception_ln: np.ndarray
+    reasoning_ln: np.ndarray
+    perception_votes_ln: np.ndarray
+    reasoning_votes_ln: np.ndarray
+
+    @property
+    def perception(self) -> tuple[Head, ...]:
+        """Heads that are perception heads in most answers."""
+        return _heads(self.perception_votes_ln > 0.5)
+
+    @property
+    def reasoning(self) -> tuple[Head, ...]:
+        """Heads that are reasoning heads in most answers."""
+        return _heads(self.reasoning_votes_ln > 0.5)
+
+    @property
+    def selected(self) -> float:
+        """Mean share of all heads that are in a class."""
+        return float(np.mean(self.perception_ln + self.reasoning_ln))
+
+    def log(self) -> None:
+        """Logs selected heads and reallocated rows by layer; warns when very many are selected."""
+        for layer in range(len(self.image_ln)):
+            _log.info(
+                "layer %d: %.2f perception and %.2f reasoning heads a row; %.1f %% of rows "
+                "reallocated",
+                layer,
+                self.perception_ln[layer].sum(),
+                self.reasoning_ln[layer].sum(),
+                100 * self.fired_ln[layer].mean(),
+            )
+        if self.selected > REGIME:
+            _log.warning(
+                "functional heads select %.1f %% of all heads; above %.0f %% they left the regime "
+                "of their paper: raise perception_from or lower reasoning_to",
+                100 * self.selected,
+                100 * REGIME,
+            )
+
+    def trigger_rates(self, heads: Iterable[Head]) -> dict[str, Any]:
+        """How often the rows of listed heads were reallocated: each head's rate, and the mean."""
+        rates = {f"{layer},{head}": float(self.fired_ln[layer, head]) for layer, head in heads}
+        return {"mean": float(np.mean(list(rates.values()))) if rates else 0.0, "heads": rates}
+
+
+def calibrate(readings: Iterable[Readings]) -> Calibration:
+    """Sums up readings.
+
+    Args:
+        readings: one an answer, leaves [L, N], each the mean over the answer's decode rows
+            (`Answer.readings`).
+
+    Raises:
+        ValueError: there are none.
+    """
+    listed = list(readings)
+    if not listed:
+        raise ValueError("a calibration needs at least one answer made with steering.")
+    gather = lambda name: np.stack([np.asarray(getattr(r, name), np.float64) for r in listed])
+    fields = ("image_bn", "text_bn", "system_bn", "fired_bn", "perception_bn", "reasoning_bn")
+    mean = {name: gather(name).mean(0) for name in fields}
+    vote = lambda name: (gather(name) > 0.5).mean(0)
+    return Calibration(
+        len(listed),
+        *(mean[name] for name in fields),
+        vote("perception_bn"),
+        vote("reasoning_bn"),
+    )
+
+
+def _heads(mask_ln: np.ndarray) -> tuple[Head, ...]:
+    return tuple((int(layer), int(head)) for layer, head in np.argwhere(mask_ln))

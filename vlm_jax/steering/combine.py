@@ -1,0 +1,125 @@
+"""Several steerings as one: merged into one intervention, or stacked, one for each example."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlm_jax.attention.steering import (
+    HeadGains,
+    Lens,
+    LogitGains,
+    Projection,
+    Reallocation,
+    Steering,
+    VisualGains,
+)
+from vlm_jax.errors import ConfigError
+
+_IDENTITY: dict[type, dict[str, float]] = {
+    LogitGains: {"image": 1, "system": 1},
+    Lens: {"strength": 0},
+    HeadGains: {"gain": 1},
+    VisualGains: {
+        "perception_from": np.inf,
+        "perception_gain": 1,
+        "reasoning_to": -np.inf,
+        "reasoning_gain": 1,
+    },
+    Reallocation: {"image": 1, "text": 1, "threshold": np.inf},
+    Projection: {"on": 0, "beta": 0},
+}
+PARTS = tuple(field.name for field in dataclasses.fields(Steering))
+
+
+def merge(named: Sequence[tuple[str, Steering]]) -> Steering:
+    """Returns one steering that does what several do, in the order of `attention.steering`.
+
+    Args:
+        named: what errors call each, and the steering.
+
+    Raises:
+        ConfigError: two of them set the same part.
+    """
+    parts: dict[str, Any] = {}
+    owners: dict[str, str] = {}
+    for name, steering in named:
+        for part in PARTS:
+            value = getattr(steering, part)
+            if value is None:
+                continue
+            if part in parts:
+                raise ConfigError(
+                    f"methods {owners[part]!r} and {name!r} both set {part}, so they cannot act "
+                    "together; use one of them."
+                )
+            parts[part], owners[part] = value, name
+    return Steering(**parts)
+
+
+def stack(steerings: Sequence[Steering], rows: Sequence[int] | None = None) -> Steering:
+    """Returns a steering with leaves [B, L, N]: each example its own.
+
+    A steering that lacks a part which another has does nothing there.
+
+    Args:
+        steerings: leaves [1, L, N].
+        rows: for each example, the index of its steering; by default one example each, in order.
+
+    Raises:
+        ConfigError: an index is unknown, a steering is used by no example, or two disagree about a
+            switch, which one batch has only once.
+    """
+    chosen = list(range(len(steerings)) if rows is None else rows)
+    if not steerings or not chosen:
+        raise ConfigError("a stack needs at least one steering and one example.")
+    outside = [row for row in chosen if not 0 <= row < len(steerings)]
+    if outside:
+        raise ConfigError(f"there are {len(steerings)} steerings, so no example has {outside[0]}.")
+    unused = sorted(set(range(len(steerings))) - set(chosen))
+    if unused:
+        raise ConfigError(f"steering {unused[0]} is used by no example; leave it out.")
+    if any(leaf.shape[0] != 1 for one in steerings for leaf in jax.tree.leaves(one)):
+        raise ConfigError("only steerings that are the same for all examples can be stacked.")
+    parts = {part: _stack_part(part, steerings, chosen) for part in PARTS}
+    if len(steerings) > 1 and getattr(parts["reallocation"], "trigger_reduce", "") == "batch_sum":
+        raise ConfigError(
+            "a trigger that sums over the batch would sum over settings; run them one by one."
+        )
+    return Steering(**parts)
+
+
+def _stack_part(part: str, steerings: Sequence[Steering], chosen: Sequence[int]) -> Any:
+    given = [getattr(steering, part) for steering in steerings]
+    present = [value for value in given if value is not None]
+    if not present:
+        return None
+    first = present[0]
+    for field, values in _switches(present).items():
+        if len(values) > 1:
+            listed = " and ".join(map(repr, sorted(values, key=str)))
+            raise ConfigError(f"{part}.{field} is {listed} in steerings of one batch; choose one.")
+    identity = identity_like(first)
+    filled = [identity if value is None else value for value in given]
+    return jax.tree.map(lambda *leaves: np.concatenate([leaves[i] for i in chosen]), *filled)
+
+
+def identity_like(part: Any) -> Any:
+    """Returns a part of the same shape and switches that changes nothing."""
+    values = _IDENTITY[type(part)]
+    return dataclasses.replace(
+        part,
+        **{
+            name: np.full(np.shape(getattr(part, name)), value, np.float32)
+            for name, value in values.items()
+        },
+    )
+
+
+def _switches(parts: Sequence[Any]) -> dict[str, set]:
+    """The values of each static field."""
+    names = [field.name for field in dataclasses.fields(parts[0])]
+    static = [name for name in names if name not in _IDENTITY[type(parts[0])]]
+    return {name: {getattr(part, name) for part in parts} for name in static}

@@ -1,0 +1,315 @@
+"""Functional heads: gains for heads that look at the image, and for heads that do not.
+
+A head is a perception head where its visual attention ratio is high in the shallow layers, and a
+reasoning head where it is low from some layer on. Lu et al., arXiv 2510.10285 (also CVPR 2026).
+Layers count from 0 and both bounds belong to the range. There is no renormalisation.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.attention.steering import HeadGains, Steering, VisualGains
+from vlm_jax.config import VLMConfig
+from vlm_jax.errors import ConfigError
+from vlm_jax.steering.checks import number, one_of, whole
+from vlm_jax.steering.controls import CONTROLS, shuffled, sink_mask
+from vlm_jax.steering.heads import HeadSets, mask_of, resolve_heads, shape_of
+from vlm_jax.steering.presets import FUNCTIONAL
+
+MODES = ("dynamic", "prefill_cached", "dataset_static")
+ROWS = ("q", "last")
+_MAX_GAIN = 100.0
+_FIELDS = (
+    "reasoning_first_layer",
+    "reasoning_to",
+    "reasoning_gain",
+    "perception_last_layer",
+    "perception_from",
+    "perception_gain",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """How heads are classified, and the gains of the classes.
+
+    Attributes:
+        shape: (layers, query heads).
+        reasoning_first_layer, reasoning_to, reasoning_gain: l_reas, tau_reas, g_reas.
+        perception_last_layer, perception_from, perception_gain: l_perc, tau_perc, g_perc.
+        neutral_gain: of all other heads.
+    """
+
+    shape: tuple[int, int]
+    reasoning_first_layer: int
+    reasoning_to: float
+    reasoning_gain: float
+    perception_last_layer: int
+    perception_from: float
+    perception_gain: float
+    neutral_gain: float = 1.0
+
+    def in_layers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bool [L, 1] each: layers that may hold perception heads, and reasoning heads."""
+        layer_l = np.arange(self.shape[0])[:, None]
+        return layer_l <= self.perception_last_layer, layer_l >= self.reasoning_first_layer
+
+
+def read_classes(config: VLMConfig, preset: str = "", **given: Any) -> Classes:
+    """Returns a classification: a preset's, with some fields changed.
+
+    Without a preset the thresholds and gains are Ocean-R1's, and its layer bounds at the same
+    relative depths.
+
+    Raises:
+        ConfigError: the preset is unknown or of a model of another shape, thresholds are out of
+            order, a layer is out of range or a gain is not finite.
+    """
+    shape = shape_of(config)
+    published = FUNCTIONAL[one_of("preset", preset, FUNCTIONAL) if preset else "ocean-r1"]
+    if preset and published.shape != shape:
+        raise ConfigError(
+            f"preset {preset!r} is of a model with {published.shape[0]} layers of "
+            f"{published.shape[1]} heads, but this one has {shape[0]} of {shape[1]}; give "
+            f"{', '.join(_FIELDS)} instead."
+        )
+    values = {name: getattr(published, name) for name in _FIELDS}
+    for name in ("reasoning_first_layer", "perception_last_layer"):
+        values[name] = min(round(values[name] * shape[0] / published.shape[0]), shape[0] - 1)
+    values |= {name: value for name, value in given.items() if value is not None}
+    for name in ("reasoning_first_layer", "perception_last_layer"):
+        values[name] = whole(name, values[name], 0, shape[0] - 1)
+    for name in ("reasoning_to", "perception_from"):
+        values[name] = number(name, values[name], 0, 1)
+    for name in ("reasoning_gain", "perception_gain"):
+        values[name] = number(name, values[name], 0, _MAX_GAIN)
+    if values["reasoning_to"] >= values["perception_from"]:
+        raise ConfigError(
+            f"reasoning_to={values['reasoning_to']} must be below "
+            f"perception_from={values['perception_from']}, so that no head is in both classes."
+        )
+    return Classes(shape, **values)
+
+
+def functional_heads(
+    config: VLMConfig,
+    *,
+    preset: str = "",
+    reasoning_first_layer: int | None = None,
+    reasoning_to: float | None = None,
+    reasoning_gain: float | None = None,
+    perception_last_layer: int | None = None,
+    perception_from: float | None = None,
+    perception_gain: float | None = None,
+    rows: str = "q",
+    mode: str = "dynamic",
+    heads: Any = None,
+    control: str = "",
+    seed: int = 0,
+) -> Steering:
+    """Gains by class; a gain of 1 leaves a class out.
+
+    Args:
+        config: the model.
+        preset: a key of `presets.FUNCTIONAL`.
+        reasoning_first_layer, reasoning_to, reasoning_gain: l_reas, tau_reas, g_reas.
+        perception_last_layer, perception_from, perception_gain: l_perc, tau_perc, g_perc.
+        rows: whose attention is read at prefill; see `VisualGains`.
+        mode: "dynamic" classifies at every call, "prefill_cached" at prefill only,
+            "dataset_static" takes the classes of `heads`.
+        heads: where the classes of a calibration set are (`resolve_heads`); needed by the static
+            mode and by the controls "random" and "no_sinks". "random" is always static.
+        control: a word of `CONTROLS`; "other" exchanges the gains of the classes, "all" gives every
+            head their mean.
+        seed: of random heads.
+
+    Raises:
+        ConfigError: a setting is out of range or contradicts another.
+    """
+    given = {name: value for name, value in locals().items() if name in _FIELDS}
+    one_of("mode", mode, MODES)
+    one_of("rows", rows, ROWS)
+    one_of("control", control, CONTROLS)
+    classes = read_classes(config, preset, **given)
+    sets = _calibrated(config, heads, mode, control)
+    return steer_classes(classes, rows=rows, mode=mode, sets=sets, control=control, seed=seed)
+
+
+def steer_classes(
+    classes: Classes,
+    *,
+    rows: Any = "q",
+    mode: Any = "dynamic",
+    sets: HeadSets | None = None,
+    control: str = "",
+    seed: int = 0,
+) -> Steering:
+    """Returns the steering of a classification; see `functional_heads`."""
+    perception, reasoning = classes.perception_gain, classes.reasoning_gain
+    if control == "other":
+        classes = dataclasses.replace(classes, perception_gain=reasoning, reasoning_gain=perception)
+    if control == "all":
+        return _gains(np.full(classes.shape, (perception + reasoning) / 2))
+    if mode == "dataset_static" or control == "random":
+        assert sets is not None
+        gain_ln = static_gains(classes, sets)
+        if control == "no_sinks":
+            gain_ln = np.where(sink_mask(sets), classes.neutral_gain, gain_ln)
+        return _gains(shuffled(gain_ln, seed) if control == "random" else gain_ln)
+    allowed_ln = np.ones(classes.shape, bool)
+    if control == "no_sinks":
+        assert sets is not None
+        allowed_ln = ~sink_mask(sets)
+    gains = _visual_gains(classes, allowed_ln, rows, mode)
+    if classes.neutral_gain == 1:
+        return Steering(visual_gains=gains)
+    neutral = _leaf(np.full(classes.shape, classes.neutral_gain))
+    return Steering(visual_gains=gains, head_gains=HeadGains(neutral))
+
+
+def classifier(classes: Classes, rows: Any = "q") -> Steering:
+    """Returns a steering that changes nothing and reads which heads are in which class."""
+    unit = dataclasses.replace(classes, perception_gain=1.0, reasoning_gain=1.0, neutral_gain=1.0)
+    return Steering(visual_gains=_visual_gains(unit, np.ones(classes.shape, bool), rows, "dynamic"))
+
+
+def static_gains(classes: Classes, sets: HeadSets) -> np.ndarray:
+    """Gains [L, N] of the classes that a calibration set found.
+
+    Raises:
+        ConfigError: it found none, or a head is in both.
+    """
+    perception, reasoning = (mask_of(h, sets.shape) for h in (sets.perception, sets.reasoning))
+    if not (perception.any() or reasoning.any()):
+        raise ConfigError(
+            f"heads {sets.name!r} name no perception and no reasoning heads; use a file of "
+            "--job=identify whose thresholds select some."
+        )
+    if (perception & reasoning).any():
+        raise ConfigError(f"heads {sets.name!r} name a head both perception and reasoning.")
+    gain_ln = np.full(sets.shape, classes.neutral_gain)
+    gain_ln[perception], gain_ln[reasoning] = classes.perception_gain, classes.reasoning_gain
+    return gain_ln
+
+
+POLICIES: Mapping[str, str] = {
+    "A": "alpha on the enhanced class",
+    "B": "beta on the attenuated class",
+    "C": "alpha on the enhanced class, beta on all other heads",
+    "D": "alpha on the enhanced class, beta on the attenuated class",
+}
+
+
+def policy_gains(
+    policy: str, enhanced_ln: np.ndarray, attenuated_ln: np.ndarray, alpha: float, beta: float
+) -> np.ndarray:
+    """Gains [L, N] of a policy (arXiv 2510.10285, appendix).
+
+    Args:
+        policy: a key of `POLICIES`.
+        enhanced_ln, attenuated_ln: disjoint bool [L, N].
+        alpha, beta: gains, alpha > 1 > beta.
+    """
+    up, down, neutral = _policy_classes(policy, alpha, beta)
+    return np.where(enhanced_ln, up, np.where(attenuated_ln, down, neutral))
+
+
+def _policy_classes(policy: str, alpha: float, beta: float) -> tuple[float, float, float]:
+    """Gains of the enhanced, the attenuated and the neutral heads."""
+    table = {"A": (alpha, 1, 1), "B": (1, beta, 1), "C": (alpha, beta, beta), "D": (alpha, beta, 1)}
+    return table[one_of("policy", policy, POLICIES)]
+
+
+def policy(
+    config: VLMConfig,
+    *,
+    policy: str = "A",
+    enhance: str = "perception",
+    alpha: float = 1.2,
+    beta: float | None = None,
+    preset: str = "",
+    reasoning_first_layer: int | None = None,
+    reasoning_to: float | None = None,
+    perception_last_layer: int | None = None,
+    perception_from: float | None = None,
+    rows: str = "q",
+    mode: str = "dynamic",
+    heads: Any = None,
+    control: str = "",
+    seed: int = 0,
+) -> Steering:
+    """Policies A to D over the two classes.
+
+    Args:
+        config: the model.
+        policy: a key of `POLICIES`.
+        enhance: the class that gets alpha, "perception" or "reasoning"; the other gets beta.
+        alpha, beta: gains, alpha > 1 > beta >= 0. By default beta = 2 - alpha, which matches
+            |gain - 1|.
+        preset, reasoning_first_layer, reasoning_to, perception_last_layer, perception_from, rows,
+            mode, heads, control, seed: as for `functional_heads`.
+
+    Raises:
+        ConfigError: a setting is out of range or contradicts another.
+    """
+    given = {name: value for name, value in locals().items() if name in _FIELDS}
+    one_of("enhance", enhance, ("perception", "reasoning"))
+    one_of("mode", mode, MODES)
+    one_of("rows", rows, ROWS)
+    one_of("control", control, CONTROLS)
+    alpha = number("alpha", alpha, 1, 2 if beta is None else _MAX_GAIN)
+    beta = number("beta", 2 - alpha if beta is None else beta, 0, 1)
+    up, down, neutral = _policy_classes(policy, alpha, beta)
+    perception, reasoning = (up, down) if enhance == "perception" else (down, up)
+    classes = dataclasses.replace(
+        read_classes(config, preset, **given),
+        perception_gain=perception,
+        reasoning_gain=reasoning,
+        neutral_gain=neutral,
+    )
+    sets = _calibrated(config, heads, mode, control)
+    return steer_classes(classes, rows=rows, mode=mode, sets=sets, control=control, seed=seed)
+
+
+def _calibrated(config: VLMConfig, heads: Any, mode: str, control: str) -> HeadSets | None:
+    needs = "mode='dataset_static'" if mode == "dataset_static" else f"control={control!r}"
+    if mode != "dataset_static" and control not in ("random", "no_sinks"):
+        if heads is not None:
+            raise ConfigError(
+                f"heads={heads!r} says which heads are in which class, but mode={mode!r} reads "
+                "that from attention; use mode='dataset_static', or leave heads out."
+            )
+        return None
+    if heads is None:
+        raise ConfigError(
+            f"{needs} needs heads: a file of --job=identify that says which heads are in which "
+            "class on a calibration set."
+        )
+    return resolve_heads(heads, config)
+
+
+def _visual_gains(classes: Classes, allowed_ln: np.ndarray, rows: Any, mode: Any) -> VisualGains:
+    shallow, deep = classes.in_layers()
+    neutral = classes.neutral_gain
+    if neutral == 0 and (classes.perception_gain or classes.reasoning_gain):
+        raise ConfigError("beta=0 on all other heads needs mode='dataset_static'.")
+    relative = lambda gain: _leaf(np.full(classes.shape, gain / neutral if neutral else 1.0))
+    return VisualGains(
+        _leaf(np.where(shallow & allowed_ln, classes.perception_from, np.inf)),
+        relative(classes.perception_gain),
+        _leaf(np.where(deep & allowed_ln, classes.reasoning_to, -np.inf)),
+        relative(classes.reasoning_gain),
+        rows=rows,
+        mode=mode,
+    )
+
+
+def _gains(gain_ln: np.ndarray) -> Steering:
+    return Steering(head_gains=HeadGains(_leaf(gain_ln)))
+
+
+def _leaf(values_ln: np.ndarray) -> np.ndarray:
+    return np.asarray(values_ln, np.float32)[None]

@@ -1,0 +1,176 @@
+"""Sets of heads of one model: published, listed by hand, or found by `--job=identify` (JSON)."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.config import VLMConfig
+from vlm_jax.errors import ConfigError
+
+Head = tuple[int, int]
+"""(layer, head), both from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSets:
+    """Heads that methods and their controls act on.
+
+    Attributes:
+        name: what errors call it.
+        shape: (layers, query heads) of the model that it is of.
+        sensitive: heads that favour hallucinated words, the strongest first.
+        insensitive: the other end of that ranking, the most extreme first; possibly none.
+        count: how many of them a method takes that does not say.
+        perception, reasoning: heads with much and with little attention on images, by majority over
+            a calibration set; possibly none.
+        system_mass_ln: float [L, N], each head's mean mass on tokens before the first image, BOS
+            among them; None where it was not measured.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    sensitive: tuple[Head, ...] = ()
+    insensitive: tuple[Head, ...] = ()
+    count: int | None = None
+    perception: tuple[Head, ...] = ()
+    reasoning: tuple[Head, ...] = ()
+    system_mass_ln: np.ndarray | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The sets as JSON values; `read_head_sets` reads them back."""
+        mass = self.system_mass_ln
+        return {
+            "shape": list(self.shape),
+            "count": self.count,
+            **{name: [list(head) for head in getattr(self, name)] for name in _LISTS},
+            "system_mass_ln": None if mass is None else np.asarray(mass).round(6).tolist(),
+        }
+
+
+_LISTS = ("sensitive", "insensitive", "perception", "reasoning")
+
+
+def shape_of(config: VLMConfig) -> tuple[int, int]:
+    """Layers and query heads of a model's decoder."""
+    return config.decoder.num_layers, config.decoder.num_heads
+
+
+def check_heads(where: str, heads: Iterable[Any], shape: tuple[int, int]) -> tuple[Head, ...]:
+    """Returns (layer, head) pairs of a model of this shape.
+
+    Raises:
+        ConfigError: one is no pair, is out of range, or comes twice.
+    """
+    layers, width = shape
+    found: dict[Head, None] = {}
+    for head in heads:
+        pair = tuple(head) if isinstance(head, Sequence) and not isinstance(head, str) else ()
+        if len(pair) != 2 or not all(isinstance(i, int | np.integer) for i in pair):
+            raise ConfigError(f"{where}: a head is a pair (layer, head) of ints, not {head!r}.")
+        layer, index = int(pair[0]), int(pair[1])
+        if not (0 <= layer < layers and 0 <= index < width):
+            raise ConfigError(
+                f"{where}: there is no head ({layer}, {index}); the model has layers 0 to "
+                f"{layers - 1} with heads 0 to {width - 1}."
+            )
+        if (layer, index) in found:
+            raise ConfigError(f"{where}: head ({layer}, {index}) is listed twice.")
+        found[layer, index] = None
+    return tuple(found)
+
+
+def resolve_heads(heads: Any, config: VLMConfig) -> HeadSets:
+    """Returns the head sets that a setting names.
+
+    Args:
+        heads: a published set (`presets.HEAD_SETS`), the path of a JSON file that `--job=identify`
+            wrote, "all", or (layer, head) pairs.
+        config: of the model that they are for.
+
+    Raises:
+        ConfigError: nothing is named so, or it is of a model of another shape.
+    """
+    from vlm_jax.steering.presets import HEAD_SETS
+
+    shape = shape_of(config)
+    if isinstance(heads, HeadSets):
+        sets = heads
+    elif isinstance(heads, str | os.PathLike):
+        if heads == "all":
+            return HeadSets("all", shape, tuple(np.ndindex(*shape)))
+        sets = HEAD_SETS.get(str(heads)) or _read_named(heads)
+    else:
+        if not heads:
+            raise ConfigError(
+                "heads says no head; name a published set "
+                f"({', '.join(HEAD_SETS)}), a file of --job=identify, 'all', or (layer, head) "
+                "pairs."
+            )
+        return HeadSets("heads", shape, check_heads("heads", heads, shape))
+    if sets.shape != shape:
+        raise ConfigError(
+            f"heads {sets.name!r} are of a model with {sets.shape[0]} layers of {sets.shape[1]} "
+            f"heads, but this one has {shape[0]} of {shape[1]}; find its own with --job=identify."
+        )
+    return sets
+
+
+def _read_named(heads: str | os.PathLike) -> HeadSets:
+    from vlm_jax.steering.checks import nearest
+    from vlm_jax.steering.presets import HEAD_SETS
+
+    if not pathlib.Path(heads).is_file():
+        raise ConfigError(
+            f"heads {str(heads)!r} is neither a published set ({', '.join(HEAD_SETS)}) nor a file"
+            f"{nearest(heads, HEAD_SETS)}."
+        )
+    return read_head_sets(heads)
+
+
+def read_head_sets(path: str | os.PathLike) -> HeadSets:
+    """Reads the JSON that `--job=identify` writes.
+
+    Raises:
+        ConfigError: the file is no such JSON.
+    """
+    try:
+        document = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        sets = document["sets"]
+        layers, width = (int(size) for size in sets["shape"])
+        count = sets.get("count")
+        mass = sets.get("system_mass_ln")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no file of head sets ({type(error).__name__}: {error}); make one with "
+            "--job=identify."
+        ) from None
+    where, shape = str(path), (layers, width)
+    lists = {name: check_heads(f"{where}: {name}", sets.get(name, ()), shape) for name in _LISTS}
+    return HeadSets(
+        where,
+        shape,
+        count=None if count is None else int(count),
+        system_mass_ln=None if mass is None else np.asarray(mass, np.float64),
+        **lists,
+    )
+
+
+def mask_of(heads: Iterable[Head], shape: tuple[int, int]) -> np.ndarray:
+    """Bool [L, N], True where a head is among some."""
+    mask_ln = np.zeros(shape, bool)
+    for layer, head in heads:
+        mask_ln[layer, head] = True
+    return mask_ln
+
+
+def per_layer(heads: Iterable[Head]) -> Mapping[int, int]:
+    """Layer -> how many of the heads are in it."""
+    counts: dict[int, int] = {}
+    for layer, _ in heads:
+        counts[layer] = counts.get(layer, 0) + 1
+    return counts
