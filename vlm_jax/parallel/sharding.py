@@ -21,6 +21,16 @@ AXES: dict[str, str | None] = {
 """Mesh axis of each dim letter (the package docstring has the letters); None is replicated."""
 
 
+_said: set[tuple[str, int, int]] = set()
+
+
+def _is_new(letter: str, size: int, devices: int) -> bool:
+    """Whether a replicated dim has not been spoken of: all layers share one log line."""
+    before = len(_said)
+    _said.add((letter, size, devices))
+    return len(_said) > before
+
+
 def spec(dims: str, shape: Sequence[int], mesh: Mesh, name: str = "") -> PartitionSpec:
     """Returns the partition of an array whose dims are spelled by letters.
 
@@ -45,10 +55,11 @@ def spec(dims: str, shape: Sequence[int], mesh: Mesh, name: str = "") -> Partiti
         if axis is not None and axis in axes:
             raise ValueError(f"{name or dims}: two dims of {dims!r} share mesh axis {axis!r}.")
         if axis is not None and size % mesh.shape[axis]:
-            logging.log_first_n(
+            logging.log_if(
                 logging.INFO,
-                "Dim %r of %s (size %d) does not divide over %d devices: replicated.",
-                3, letter, name or dims, size, mesh.shape[axis],
+                "Dim %r (size %d) of %s does not divide over %d devices: replicated.",
+                _is_new(letter, size, mesh.shape[axis]),
+                letter, size, name or dims, mesh.shape[axis],
             )  # fmt: skip
             axis = None
         axes.append(axis)
