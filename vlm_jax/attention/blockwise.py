@@ -127,8 +127,11 @@ def segment_attention(
 
 
 def _normalise(sums: _Sums) -> Read:
+    # A row that sees nothing reads 0. Besides, this use of `top` keeps XLA from fusing it with the
+    # exponential when nobody asks for the log-sum-exp: another exponential, with other last bits.
+    sees = (sums.top > 0.5 * MASKED)[..., None]
     return Read(
-        sums.values / sums.total[..., None],
+        jnp.where(sees, sums.values / sums.total[..., None], 0.0),
         sums.top + jnp.log(sums.total),
         None if sums.image is None else sums.image / sums.total,
         None if sums.squares is None else sums.squares / (sums.total * sums.total),
@@ -165,11 +168,12 @@ class _Tile:
             segment.v_bksh,
             preferred_element_type=kind,
         )
-        image = None
+        image = squares = None
         if tap.masses:
-            is_image = kinds_of(segment) == Kind.IMAGE
-            image = jnp.einsum("bkgts,bs->bkgt", weights, is_image.astype(weights.dtype))
-        squares = jnp.sum(weights * weights, axis=-1) if tap.squares else None
+            is_image = (kinds_of(segment) == Kind.IMAGE)[:, None, None, None]
+            image = jnp.sum(jnp.where(is_image, weights, 0.0), axis=-1)
+        if tap.squares:
+            squares = jnp.sum(weights * weights, axis=-1)
         return _Sums(top, jnp.sum(weights, axis=-1), values, image, squares)
 
     def _gain(self, segment: Segment, tap: Tap) -> Array:
