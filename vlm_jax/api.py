@@ -71,7 +71,9 @@ class VLM:
 
     def with_params(self, params: Params) -> "VLM":
         """Returns the same model with other weights; nothing is compiled again."""
-        return VLM(self.config, params, self.processor, self.mesh, self.generator)
+        # Arithmetic on arrays may spell an equal sharding differently, which jit would recompile.
+        placed = {path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()}
+        return VLM(self.config, placed, self.processor, self.mesh, self.generator)
 
     def generate(
         self,
@@ -179,7 +181,8 @@ class VLM:
 
     def _rows(self, samples: int, batch_size: int | None) -> int:
         """Rows of a batch: a power of two (few programs) and a multiple of the data axis."""
-        wanted = batch_size or (8 if jax.default_backend() == "cpu" else 32)
+        default = 8 if jax.default_backend() == "cpu" else 32
+        wanted = default if batch_size is None else batch_size
         if wanted < 1:
             raise PromptError(f"batch_size must be at least 1, not {batch_size}.")
         rows = min(wanted, 1 << (samples - 1).bit_length())

@@ -1,0 +1,129 @@
+"""The Python front door: load, generate, logits, and what it refuses."""
+
+import jax
+import numpy as np
+import pytest
+
+import vlm_jax
+from tests.reference import IMAGES, PROMPTS, picture
+from vlm_jax.decoding import Sampling
+from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+
+
+@pytest.fixture(scope="module")
+def answers(vlm):
+    """All samples' answers in one batch."""
+    return vlm.generate(IMAGES, PROMPTS, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_answers_come_in_order_for_any_batch_size(vlm, answers, batch_size):
+    found = vlm.generate(IMAGES, PROMPTS, max_new_tokens=6, batch_size=batch_size)
+    assert found == answers
+    assert all(isinstance(text, str) for text in found)
+    assert len(set(found)) > 2
+
+
+def test_no_images_can_be_said_in_two_ways(vlm):
+    texts = ["Hello", "What is it?"]
+    expected = vlm.generate([[], []], texts, max_new_tokens=4)
+    assert vlm.generate(None, texts, max_new_tokens=4) == expected
+
+
+def test_a_path_is_as_good_as_an_image(vlm, answers, tmp_path):
+    paths = []
+    for index, image in enumerate(IMAGES[0]):
+        image.save(tmp_path / f"{index}.png")
+        paths.append(tmp_path / f"{index}.png")
+    assert vlm.generate([paths], PROMPTS[:1], max_new_tokens=6) == answers[:1]
+    names = [[str(path) for path in paths]]
+    assert vlm.generate(names, PROMPTS[:1], max_new_tokens=6) == answers[:1]
+
+
+def test_logits_and_lengths(vlm):
+    logits, lengths = vlm.logits(IMAGES[:3], PROMPTS[:3])
+    assert logits.dtype == np.float32
+    assert logits.shape == (3, lengths.max(), vlm.config.decoder.vocab_size)
+    alone, length = vlm.logits(IMAGES[1:2], PROMPTS[1:2])
+    assert length[0] == lengths[1] == alone.shape[1]
+    np.testing.assert_allclose(alone[0], logits[1, : length[0]], atol=1.5e-5)
+
+
+def test_answers_carry_tokens_and_whether_they_ended(vlm, answers):
+    found = list(vlm.answer(IMAGES, PROMPTS, max_new_tokens=6, batch_size=2))
+    assert [answer.index for answer in found] == [0, 1, 2, 3]
+    for answer, text in zip(found, answers):
+        assert answer.text == text
+        assert len(answer.tokens) == 6 or answer.ended
+        assert not set(answer.tokens) & set(vlm.processor.stop_ids)
+
+
+def test_sampling_does_not_depend_on_the_batch(vlm):
+    draw = lambda seed, size: vlm.generate(
+        IMAGES, PROMPTS, max_new_tokens=6, temperature=1.2, top_p=0.9, seed=seed, batch_size=size
+    )
+    assert draw(1, 4) == draw(1, 2)
+    assert draw(1, 4) != draw(2, 4)
+
+
+def test_other_weights_compile_nothing(vlm):
+    ask = lambda model: model.generate(IMAGES[:1], PROMPTS[:1], max_new_tokens=6)
+    before, programs = ask(vlm), vlm.generator.compilations
+    name = "decoder/layers/0/wq_dnh"
+    other = vlm.with_params(vlm.params | {name: jax.numpy.flip(vlm.params[name], axis=0)})
+    assert ask(other) != before
+    assert vlm.generator.compilations == programs
+    assert ask(vlm) == before
+
+
+def test_a_limit_past_the_slots_of_a_bucket_is_kept(vlm):
+    found = next(vlm.answer(IMAGES[:1], PROMPTS[:1], max_new_tokens=17))
+    assert len(found.tokens) == 17 or found.ended
+
+
+BAD_CALLS = {
+    "empty batch": (None, [], {}, "at least one"),
+    "one string": (None, "Hello", {}, "list"),
+    "fewer lists than prompts": ([[]], ["a", "b"], {}, "1 lists of images for 2 prompts"),
+    "more lists than prompts": ([[], []], ["a"], {}, "2 lists of images for 1 prompts"),
+    "no tokens": (None, ["a"], dict(max_new_tokens=0), "max_new_tokens"),
+    "no rows": (None, ["a"], dict(batch_size=0), "batch_size"),
+    "negative temperature": (None, ["a"], dict(temperature=-1.0), "temperature"),
+    "top_p of zero": (None, ["a"], dict(top_p=0.0), "top_p"),
+    "prompt too long": (None, ["word " * 3000], {}, "Sample 0.*tokens long"),
+    "no room for the answer": (None, ["a"], dict(max_new_tokens=100_000), "tokens"),
+    "missing image": ([["/nowhere/cat.png"]], ["a"], {}, "cat.png"),
+    "images not nested": ([picture(8, 8)], ["a"], {}, "list"),
+    "image of one pixel row": ([[picture(4000, 1)]], ["a"], {}, "Sample 0, image 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_call_is_one_clear_error(qwen_vlm, name):
+    images, prompts, options, message = BAD_CALLS[name]
+    with pytest.raises((PromptError, ConfigError), match=message) as caught:
+        qwen_vlm.generate(images, prompts, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corrupt_image_is_named(vlm, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    with pytest.raises(PromptError, match=r"Sample 1, image 0.*torn\.png"):
+        vlm.generate([[], [tmp_path / "torn.png"]], ["a", "b"], max_new_tokens=2)
+
+
+def test_a_prompt_whose_placeholder_has_no_image_is_refused(vlm):
+    with pytest.raises(PromptError, match="Sample 0"):
+        vlm.logits(None, [f"{vlm.processor.image_token} what is it?"])
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path):
+    with pytest.raises((CheckpointError, ConfigError), match=str(tmp_path)):
+        vlm_jax.load(tmp_path)
+    with pytest.raises((CheckpointError, ConfigError), match="nowhere"):
+        vlm_jax.load(tmp_path / "nowhere")
+
+
+def test_greedy_is_the_default(vlm, answers):
+    found = vlm.answer(IMAGES[:1], PROMPTS[:1], max_new_tokens=6, sampling=Sampling())
+    assert [answer.text for answer in found] == answers[:1]
