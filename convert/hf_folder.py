@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -18,12 +18,16 @@ from convert.safetensors_io import Header
 from convert.table import Tensor
 from vlm_jax.checkpoint import (
     MANIFEST,
+    SIDECAR,
+    Extra,
     ModelFolder,
     Replacement,
     TensorInfo,
     check_finite,
     companion_files,
     new_folder,
+    place,
+    with_extra,
     write_files,
 )
 from vlm_jax.config import read_config
@@ -77,7 +81,10 @@ class HFFolder(ModelFolder):
     def companions(self) -> dict[str, pathlib.Path]:
         """See `ModelFolder`."""
         return companion_files(
-            self.path, lambda name: not name.endswith(_WEIGHT_SUFFIXES) and not _is_index(name)
+            self.path,
+            lambda name: (
+                name == SIDECAR or not (name.endswith(_WEIGHT_SUFFIXES) or _is_index(name))
+            ),
         )
 
     def buffers(self) -> dict[str, bytes]:
@@ -92,7 +99,7 @@ class HFFolder(ModelFolder):
             name = self._name_of[path]
             array = self._raw(name)
             check_finite(array, name, self.path / self._file_of[name])
-            yield path, self.names[name].to_ours(array)
+            yield path, self.certified(path, self.names[name].to_ours(array))
 
     def load(
         self,
@@ -101,21 +108,20 @@ class HFFolder(ModelFolder):
     ) -> dict[str, jax.Array]:
         """See `ModelFolder`."""
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = {}
-        for path, array in self.stream():
-            if dtype is not None and np.dtype(dtype) != array.dtype:
-                with np.errstate(over="ignore"):  # the next line says which tensor overflowed
-                    array = array.astype(dtype)
-                check_finite(array, path, f"{self.path} as {np.dtype(dtype).name}")
-            sharding = device if shardings is None else shardings[path]
-            params[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-        return params
+        return {
+            path: place(
+                array, path, dtype, device if shardings is None else shardings[path], self.path
+            )
+            for path, array in self.stream()
+        }
 
     def copy(
         self,
         target: str | os.PathLike[str],
         replace: Mapping[str, Replacement],
-        extra_files: Mapping[str, bytes] | None = None,
+        extra_files: Mapping[str, Extra] | None = None,
+        *,
+        restored: Collection[str] = (),
     ) -> None:
         """See `ModelFolder`."""
         self.check_paths(replace)
@@ -127,20 +133,17 @@ class HFFolder(ModelFolder):
             return tensor.to_disk(self.replacement(tensor.path, replace[tensor.path]))
 
         with new_folder(target, self.path) as temporary:
-            for file, header in self.files.items():
-                source = self.path / file
-                touched = any(
-                    name in self.names and self.names[name].path in replace
-                    for name in header.entries
-                )
-                if touched:
+            touched = {self._file_of[name] for name, t in self.names.items() if t.path in replace}
+            for file in sorted(self.files, key=lambda file: file not in touched):
+                source, header = self.path / file, self.files[file]
+                if file in touched:
                     safetensors_io.write(temporary / file, header, replaced, (source, header))
                 else:
                     shutil.copyfile(source, temporary / file)
-            files: dict[str, bytes | pathlib.Path] = dict(self.companions())
+            files = with_extra(self.companions(), extra_files)
             if (index := self.index()) is not None:
                 files[INDEX] = index
-            write_files(temporary, files | dict(extra_files or {}))
+            write_files(temporary, files)
 
     def index(self) -> bytes | None:
         """The bytes of the shard index; None for a single file."""

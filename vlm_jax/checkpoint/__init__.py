@@ -5,30 +5,41 @@ The room knows nothing of other formats: they register themselves as entry point
 """
 
 from vlm_jax.checkpoint.atomic import new_folder
+from vlm_jax.checkpoint.certificate import CERTIFICATE, SIDECAR, Certificate, digest
 from vlm_jax.checkpoint.converted import SOURCE_LAYOUT, ConvertedFolder, FolderWriter, save
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
+    Extra,
     ModelFolder,
     Replacement,
     TensorInfo,
     check_finite,
     companion_files,
     open_folder,
+    place,
+    with_extra,
     write_files,
 )
 
 __all__ = [
+    "CERTIFICATE",
     "MANIFEST",
+    "SIDECAR",
     "SOURCE_LAYOUT",
+    "Certificate",
     "ConvertedFolder",
+    "Extra",
     "FolderWriter",
     "ModelFolder",
     "Replacement",
     "TensorInfo",
     "check_finite",
     "companion_files",
+    "digest",
     "new_folder",
     "open_folder",
+    "place",
     "save",
+    "with_extra",
     "write_files",
 ]

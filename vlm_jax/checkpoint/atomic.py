@@ -25,7 +25,7 @@ def new_folder(
         source: a folder that the new one is made from, for a clearer error when both are the same.
 
     Raises:
-        CheckpointError: the target exists, is the source, or cannot be written.
+        CheckpointError: the target exists, is the source or inside it, or cannot be written.
     """
     target = pathlib.Path(os.path.abspath(target))
     if (
@@ -34,6 +34,12 @@ def new_folder(
         and os.path.realpath(source) == os.path.realpath(target)
     ):
         raise CheckpointError(f"the target {target} is the source itself; name another folder.")
+    if source is not None and pathlib.Path(os.path.realpath(target)).is_relative_to(
+        os.path.realpath(source)
+    ):
+        raise CheckpointError(
+            f"the target {target} lies inside the source {source}; name a folder beside it."
+        )
     _refuse_existing(target)
     temporary = target.with_name(f".{target.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:

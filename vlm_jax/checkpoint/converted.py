@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +14,15 @@ from vlm_jax.checkpoint.atomic import new_folder
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
     PARAMS,
+    Extra,
     ModelFolder,
     Replacement,
     TensorInfo,
     check_finite,
     companion_files,
     not_finite,
+    place,
+    with_extra,
     write_files,
 )
 from vlm_jax.checkpoint.orbax_store import Reader, Writer
@@ -100,7 +103,8 @@ class ConvertedFolder(ModelFolder):
         """See `ModelFolder`."""
         paths = list(self.tensors if paths is None else paths)
         self.check_paths(paths)
-        yield from self._params.stream(paths)
+        for path, array in self._params.stream(paths):
+            yield path, self.certified(path, array)
 
     def load(
         self,
@@ -109,38 +113,46 @@ class ConvertedFolder(ModelFolder):
     ) -> dict[str, jax.Array]:
         """See `ModelFolder`."""
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        where = {path: device if shardings is None else shardings[path] for path in self.tensors}
+        # Edited tensors pass through the host, where their stored bytes can be checked.
+        edited = [] if self.certificate is None else list(self.certificate.tensors)
+        params = {
+            path: place(array, path, dtype, where[path], self.path)
+            for path, array in self.stream(edited)
+        }
         leaves = {
             path: jax.ShapeDtypeStruct(
-                info.shape,
-                info.dtype if dtype is None else dtype,
-                sharding=device if shardings is None else shardings[path],
+                info.shape, info.dtype if dtype is None else dtype, sharding=where[path]
             )
             for path, info in self.tensors.items()
+            if path not in params
         }
-        params = self._params.load(leaves)
+        params |= self._params.load(leaves)
         _check_arrays(params, self.path)
-        return params
+        return {path: params[path] for path in self.tensors}
 
     def copy(
         self,
         target: str | os.PathLike[str],
         replace: Mapping[str, Replacement],
-        extra_files: Mapping[str, bytes] | None = None,
+        extra_files: Mapping[str, Extra] | None = None,
+        *,
+        restored: Collection[str] = (),
     ) -> None:
         """See `ModelFolder`."""
         self.check_paths(replace)
         with new_folder(target, self.path) as temporary:
             writer = FolderWriter(temporary)
-            for path, array in self.stream(p for p in self.tensors if p not in replace):
-                writer.add(path, array)
             for path, given in replace.items():
                 writer.add(path, self.replacement(path, given))
-            files: dict[str, bytes | pathlib.Path] = dict(self.companions())
+            for path, array in self.stream(p for p in self.tensors if p not in replace):
+                writer.add(path, array)
+            files = with_extra(self.companions(), extra_files)
             if self.source_layout is not None:
                 files[SOURCE_LAYOUT] = self.source_layout
             kept = {name: v for name, v in self.manifest.items() if name not in _OWN_FIELDS}
-            replaced = sorted({*kept.get("replaced", []), *replace})
-            writer.finish(files | dict(extra_files or {}), {**kept, "replaced": replaced})
+            replaced = sorted({*kept.pop("replaced", []), *replace} - set(restored))
+            writer.finish(files, {**kept, **({"replaced": replaced} if replaced else {})})
 
     @property
     def _params(self) -> Reader:

@@ -2,16 +2,18 @@
 
 import abc
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
 
+from vlm_jax.checkpoint.certificate import Certificate, read_certificate
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
 
@@ -24,6 +26,8 @@ _CHECK_ELEMENTS = 1 << 20  # of a finiteness check: a block that stays in cache
 _EXPONENTS = {"float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80)}
 
 Replacement = np.ndarray | jax.Array | Callable[[], np.ndarray | jax.Array]
+# A further file: its content, or what makes it once all tensors are written; None leaves one out.
+Extra = bytes | pathlib.Path | Callable[[], bytes | pathlib.Path] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,8 @@ class ModelFolder(abc.ABC):
             (path, array in our layout and its stored dtype)
 
         Raises:
-            CheckpointError: a path is unknown, or the files are damaged.
+            CheckpointError: a path is unknown, the files are damaged, or an edited tensor is not
+                the one that the folder's certificate names.
         """
 
     @abc.abstractmethod
@@ -76,7 +81,8 @@ class ModelFolder(abc.ABC):
             shardings: where each goes; None puts all on the default device.
 
         Raises:
-            CheckpointError: a tensor has NaN or infinity in it (named), or the files are damaged.
+            CheckpointError: a tensor has NaN or infinity in it (named), is edited and not the one
+                that the folder's certificate names, or the files are damaged.
         """
 
     @abc.abstractmethod
@@ -84,15 +90,22 @@ class ModelFolder(abc.ABC):
         self,
         target: str | os.PathLike[str],
         replace: Mapping[str, Replacement],
-        extra_files: Mapping[str, bytes] | None = None,
+        extra_files: Mapping[str, Extra] | None = None,
+        *,
+        restored: Collection[str] = (),
     ) -> None:
         """Writes the same checkpoint, in the same format, with some parameters replaced.
+
+        Replacements come first and one at a time, so that one that fails does so before the bulk of
+        the model is copied.
 
         Args:
             target: the new folder; must not exist.
             replace: our path -> the new array in our layout, or a function that makes it when its
                 turn comes. It is rounded to the stored dtype.
-            extra_files: further files by name, e.g. a certificate of the change.
+            extra_files: further files by name, e.g. a certificate of the change; a function is
+                called when all tensors are written, None leaves a companion out.
+            restored: those of `replace` that take an earlier replacement back.
 
         Raises:
             CheckpointError: a path is unknown, an array is misshapen or not finite, or the target
@@ -102,6 +115,17 @@ class ModelFolder(abc.ABC):
     @abc.abstractmethod
     def companions(self) -> dict[str, pathlib.Path]:
         """The files beside the weights (config, tokenizer, processor, templates), by name."""
+
+    @functools.cached_property
+    def certificate(self) -> Certificate | None:
+        """The certificate of the edit that made this folder, or None."""
+        return read_certificate(self.path)
+
+    def certified(self, path: str, array: np.ndarray) -> np.ndarray:
+        """Returns a parameter that was read, once its certificate (if any) has agreed to it."""
+        if self.certificate is not None:
+            self.certificate.check(path, array)
+        return array
 
     def read(self, path: str) -> np.ndarray:
         """Reads one parameter in our layout and its stored dtype."""
@@ -151,6 +175,38 @@ def open_folder(path: str | os.PathLike[str]) -> ModelFolder:
         f"{folder} is no model folder: it has neither {MANIFEST} (a converted model) nor a format "
         f"that is known here ({known}). A Hugging Face folder has config.json and *.safetensors."
     )
+
+
+def place(
+    array: np.ndarray,
+    path: str,
+    dtype: np.typing.DTypeLike | None,
+    sharding: jax.sharding.Sharding,
+    where: pathlib.Path,
+) -> jax.Array:
+    """Puts a parameter that was read onto its devices, in the dtype asked for (None keeps its own).
+
+    Raises:
+        CheckpointError: it overflows the dtype.
+    """
+    if dtype is not None and np.dtype(dtype) != array.dtype:
+        with np.errstate(over="ignore"):  # the next line says which tensor overflowed
+            array = array.astype(dtype)
+        check_finite(array, path, f"{where} as {np.dtype(dtype).name}")
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def with_extra(
+    companions: Mapping[str, bytes | pathlib.Path], extra: Mapping[str, Extra] | None
+) -> dict[str, bytes | pathlib.Path]:
+    """Companion files with those of `copy` added, or left out."""
+    files = dict(companions)
+    for name, content in (extra or {}).items():
+        if content is None:
+            files.pop(name, None)
+        else:
+            files[name] = content() if callable(content) else content
+    return files
 
 
 def write_files(folder: pathlib.Path, files: Mapping[str, bytes | pathlib.Path]) -> None:

@@ -102,8 +102,11 @@ class Reader:
             yield from self._read(group)
 
     def load(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """Restores every parameter to a dtype and sharding, without a whole copy on the host."""
-        return self._load(leaves)
+        """Restores parameters to a dtype and sharding, without a whole copy on the host."""
+        if not leaves:
+            return {}
+        loaded = self._load(dict.fromkeys(self._stored, ocp.PLACEHOLDER) | dict(leaves))
+        return {path: loaded[path] for path in leaves}
 
     def _read(self, group: list[str]) -> Iterator[tuple[str, np.ndarray]]:
         tree = dict.fromkeys(self._stored, ocp.PLACEHOLDER)
