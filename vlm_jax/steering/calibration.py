@@ -93,14 +93,17 @@ def calibrate(readings: Iterable[Readings]) -> Calibration:
     if not listed:
         raise ValueError("a calibration needs at least one answer made with steering.")
     gather = lambda name: np.stack([np.asarray(getattr(r, name), np.float64) for r in listed])
-    fields = ("image_bn", "text_bn", "system_bn", "fired_bn", "perception_bn", "reasoning_bn")
-    mean = {name: gather(name).mean(0) for name in fields}
-    vote = lambda name: (gather(name) > 0.5).mean(0)
+    perception, reasoning = gather("perception_bn"), gather("reasoning_bn")
     return Calibration(
         len(listed),
-        *(mean[name] for name in fields),
-        vote("perception_bn"),
-        vote("reasoning_bn"),
+        image_ln=gather("image_bn").mean(0),
+        text_ln=gather("text_bn").mean(0),
+        system_ln=gather("system_bn").mean(0),
+        fired_ln=gather("fired_bn").mean(0),
+        perception_ln=perception.mean(0),
+        reasoning_ln=reasoning.mean(0),
+        perception_votes_ln=(perception > 0.5).mean(0),
+        reasoning_votes_ln=(reasoning > 0.5).mean(0),
     )
 
 

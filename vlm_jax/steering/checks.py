@@ -16,7 +16,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
         ConfigError: it is none.
     """
     valid = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not valid or not math.isfinite(value) or not low <= value <= high:
+    if not valid or not math.isfinite(value) or not low <= float(value) <= high:
         raise ConfigError(f"{name} must be a finite number{_range(low, high)}, not {value!r}.")
     return float(value)
 
@@ -28,7 +28,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
         ConfigError: it is none.
     """
     valid = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not valid or not low <= value <= high:
+    if not valid or not low <= int(value) <= high:
         raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
     return int(value)
 

@@ -51,16 +51,14 @@ def without_control(section: Section) -> list[dict[str, Any]]:
 def _entries(section: Section) -> list[dict[str, Any]]:
     if isinstance(section, str):
         return [{"method": section}]
-    listed = [section] if hasattr(section, "items") else list(section)
-    found = []
+    listed: list[Any] = [section] if hasattr(section, "items") else list(section)
     for entry in listed:
         if not (isinstance(entry, str) or hasattr(entry, "items")):
             raise ConfigError(
                 f"a method is a mapping such as {{'method': 'air'}}, not {entry!r}; there are "
                 f"{', '.join(METHODS)}."
             )
-        found.append({"method": entry} if isinstance(entry, str) else dict(entry.items()))
-    return found
+    return [{"method": one} if isinstance(one, str) else dict(one.items()) for one in listed]
 
 
 def _named(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
