@@ -16,6 +16,7 @@ from vlm_jax.errors import ConfigError
 
 FAMILIES = ("llava", "qwen2_5_vl")
 _TEXT_TYPES = ("llama", "qwen2", "mistral", "qwen2_5_vl_text")
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 _REQUIRED = object()
 
 # Defaults of transformers' config classes, by model_type; `_REQUIRED` marks what we do not guess.
@@ -198,13 +199,15 @@ def _rope(fields: _Fields) -> tuple[float, float, tuple[int, int, int] | None]:
         raise ConfigError(
             f"{fields.where}: rope type {kind!r} is not supported (default, mrope and linear are)."
         )
-    theta = float(rope.get("rope_theta") or fields.get("rope_theta"))
+    stated = {"rope_theta": rope.get("rope_theta") or fields.get("rope_theta")}
+    stated["factor"] = rope.get("factor", 1.0) if kind == "linear" else 1.0
+    stated = _Fields(stated, {}, f"{fields.where}: rope parameters")
+    theta, factor = stated.need("rope_theta", float), stated.need("factor", float)
     section = rope.get("mrope_section")
     if section is not None and len(section) != 3:
         raise ConfigError(
             f"{fields.where}: mrope_section must have three entries, not {section!r}."
         )
-    factor = float(rope.get("factor", 1.0)) if kind == "linear" else 1.0
     return theta, factor, tuple(section) if section is not None else None
 
 
@@ -269,7 +272,7 @@ def _clip(fields: _Fields, layers: tuple[int, ...], keep_class_token: bool) -> C
         num_channels=fields.need("num_channels"),
         image_size=fields.need("image_size"),
         patch_size=fields.need("patch_size"),
-        hidden_act=fields.get("hidden_act"),
+        hidden_act=_activation(fields.get("hidden_act"), "hidden_act", fields.where),
         layer_norm_eps=fields.need("layer_norm_eps", float),
         feature_layers=layers,
         keep_class_token=keep_class_token,
@@ -280,6 +283,14 @@ def _clip(fields: _Fields, layers: tuple[int, ...], keep_class_token: bool) -> C
             f"num_attention_heads {config.num_heads}."
         )
     return config
+
+
+def _activation(name: Any, field: str, where: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"{where}: {field} {name!r} is not supported ({', '.join(ACTIVATIONS)} are)."
+        )
+    return name
 
 
 def _pair(value: Any) -> int:
@@ -312,7 +323,9 @@ def _llava(root: Mapping[str, Any], where: str) -> VLMConfig:
         family="llava",
         decoder=_decoder(fields, text_type, bool(tied)),
         vision=_clip(tower, layers, strategy == "full"),
-        projector_act=root.get("projector_hidden_act", "gelu"),
+        projector_act=_activation(
+            root.get("projector_hidden_act", "gelu"), "projector_hidden_act", where
+        ),
         projector_bias=root.get("multimodal_projector_bias", True),
         image_token_id=int(root.get("image_token_id", root.get("image_token_index", 32000))),
         eos_ids=_ids(root.get("eos_token_id", fields.get("eos_token_id"))),
@@ -331,6 +344,11 @@ def _qwen2_5_vl(root: Mapping[str, Any], where: str) -> VLMConfig:
     if not vision:
         raise ConfigError(f"{where} has no field 'vision_config'.")
     tower = _Fields(vision, _QWEN_VISION_DEFAULTS, f"{where}: vision_config")
+    if tower.need("out_hidden_size") != decoder.hidden_size:
+        raise ConfigError(
+            f"{where}: out_hidden_size {tower.need('out_hidden_size')} of vision_config must be "
+            f"the hidden_size of the decoder, {decoder.hidden_size}."
+        )
     return VLMConfig(
         family="qwen2_5_vl",
         decoder=decoder,
@@ -378,6 +396,9 @@ def parse_config(root: Mapping[str, Any], where: str = "config.json") -> VLMConf
         raise ConfigError(
             f"{where}: model_type {model_type!r} is not supported ({', '.join(FAMILIES)} are)."
         )
+    for part in ("text_config", "vision_config"):
+        if not isinstance(root.get(part, {}), Mapping | None):
+            raise ConfigError(f"{where}: {part} must be a JSON object, not {root[part]!r}.")
     return readers[model_type](root, where)
 
 
