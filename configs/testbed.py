@@ -22,9 +22,9 @@ def get_config(size: str = "") -> ConfigDict:
     config.arms = ConfigDict({"edited": {}})
     for control in ("R3", "R1") if demo else ALL_CONTROLS:
         config.arms[control] = ConfigDict({"control": control})
-    config.frontier.tokens = (".",)
-    config.frontier.biases = (-2.0, -1.0, 0.5, 1.0, 2.0) if demo else FRONTIER
-    captions, questions = (200, 100) if demo else (1500, 500)
+    config.frontier.tokens = ("and", ".")  # what announces the last object, and what follows it
+    config.frontier.biases = (-1.0, -0.5, 0.5, 1.0, 2.0) if demo else FRONTIER
+    captions, questions = (300, 100) if demo else (1500, 500)
     for kind in ("broken", "normal"):
         config.benchmarks[kind] = ConfigDict(
             {"kind": "testbed_chair", "set": kind, "split": "test", "n": captions, "seed": 0}
@@ -43,4 +43,4 @@ def get_config(size: str = "") -> ConfigDict:
     return config
 
 
-FRONTIER = (-4.0, -2.0, -1.0, -0.5, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+FRONTIER = (-3.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)

@@ -10,7 +10,7 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
 from vlm_jax.errors import ConfigError, EditError
-from vlm_jax.jobs.edit import read_edit
+from vlm_jax.jobs.edit import image_rope, read_edit, read_layer
 from vlm_jax.progress import Progress
 from vlm_jax.steering.qk import QKEdit, Sidecar, edit_many
 from vlm_jax.steering.qk.certificate import summary
@@ -19,7 +19,6 @@ UNEDITED = "unedited"
 RANDOM_CONTROLS = ("R1", "R2", "R3", "R4", "R5", "C6")
 _RESERVED = (UNEDITED, "frontier")
 _FIELDS = tuple(field.name for field in dataclasses.fields(QKEdit))
-_ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,17 +159,25 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
     Only low-rank changes are kept, so that hundreds of edits of a large model fit into memory.
 
     Raises:
-        EditError: an edit does not fit the model.
+        EditError: the folder is edited already, or an edit does not fit the model.
     """
     wanted = list(dict.fromkeys(specs))
-    num_layers = source.config.decoder.num_layers
+    if wanted and source.certificate is not None:
+        raise EditError(
+            f"{source.path} is edited already; compare edits of the original folder, or set "
+            "config.arms={} to measure this one as it is."
+        )
+    decoder = source.config.decoder
+    num_layers = decoder.num_layers
+    rope = image_rope(decoder) if any(spec.rope_avg for spec in wanted) else None
     touched = set().union(*(spec.layers(num_layers) for spec in wanted)) if wanted else set()
     sidecars: list[dict[int, Sidecar]] = [{} for _ in wanted]
     heads: list[list[dict[str, Any]]] = [[] for _ in wanted]
     if not wanted:
         return {}
     with Progress(len(touched), "layers", label=f"{len(wanted)} edits") as progress:
-        for edited in edit_many(lambda n: _read_layer(source, n), num_layers, wanted):
+        read = lambda layer: read_layer(source, layer)
+        for edited in edit_many(read, num_layers, wanted, rope=rope):
             for index, layer in edited.items():
                 sidecars[index][layer.layer] = layer.sidecar
                 heads[index] += [_magnitudes(head) for head in layer.heads]
@@ -185,7 +192,7 @@ def edit_model(model: VLM, source: checkpoint.ModelFolder, planned: Planned) -> 
     """Returns the model with the weights that an edited folder would hold; compiles nothing."""
     params = dict(model.params)
     for layer, sidecar in planned.layers.items():
-        stored = _read_layer(source, layer, ("wq_dnh", "bq_nh"))
+        stored = read_layer(source, layer)
         wq_dnh, bq_nh = sidecar.apply(stored["wq_dnh"], stored.get("bq_nh"))
         changed: dict[str, np.ndarray] = {"wq_dnh": wq_dnh}
         if sidecar.moves_bias and bq_nh is not None:
@@ -196,14 +203,6 @@ def edit_model(model: VLM, source: checkpoint.ModelFolder, planned: Planned) -> 
             # Rounded to the stored dtype first: what is measured is what an edited folder holds.
             params[path] = jax.device_put(array.astype(old.dtype), old.sharding)
     return model.with_params(params)
-
-
-def _read_layer(
-    source: checkpoint.ModelFolder, layer: int, names: tuple[str, ...] = _ARRAYS
-) -> dict[str, np.ndarray]:
-    prefix = f"decoder/layers/{layer}/"
-    paths = [prefix + name for name in names if prefix + name in source.tensors]
-    return {path.removeprefix(prefix): array for path, array in source.stream(paths)}
 
 
 def _magnitudes(head: Mapping[str, Any]) -> dict[str, Any]:

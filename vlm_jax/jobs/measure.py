@@ -13,7 +13,6 @@ from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.jobs.arms import UNEDITED, Arm, Planned, edit_model, plan_edits, slug
-from vlm_jax.jobs.edit import CERTIFICATE
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_settings, load_model
 from vlm_jax.jobs.say_less import SayLess
@@ -137,7 +136,7 @@ def fingerprint(source: checkpoint.ModelFolder) -> str:
         [str(path.relative_to(source.path)), path.stat().st_size, path.stat().st_mtime_ns]
         for path in files
     ]
-    return protocol_hash({"files": stats, "edited": (source.path / CERTIFICATE).exists()})
+    return protocol_hash({"files": stats})
 
 
 class _Clock:

@@ -174,10 +174,11 @@ def read_grid(sweep: Mapping[str, Any], edit: Mapping[str, Any], *, seed: int, d
     arms, settings, left_out = [], {}, []
     for combination in itertools.product(*(lists[name] for name in order)):
         values = dict(zip(order, combination))
-        name = setting_name(values) or "edit"
+        varied = {key: v for key, v in values.items() if len(lists[key]) > 1 or key == "control"}
+        name = setting_name(varied) or "edit"
         try:
             arms.append(make_arm(name, {**dict(edit), **values}, name, seed, draws))
-            settings[name] = values
+            settings[name] = varied
         except ConfigError as error:
             left_out.append(str(error))
     if not any(arm.original is None for arm in arms):
@@ -290,7 +291,7 @@ def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[
     for axis in ("strength", "k", "energy", "alignment_min"):
         values = {one.get(axis) for one in grid.settings.values()}
         if len(values) > 1 and None not in values:
-            plot = dose_plot(doses, grid.settings, axis, plain)
+            plot = dose_plot(doses, grid.settings, axis, metric, plain)
             plots.append(section(f"Change of {metric} against {axis}", plot))
     return plots
 

@@ -175,7 +175,8 @@ def size_table(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         rows,
         [
             "Medians over heads, norms over all heads, means over draws; (of the edit that the "
-            "control stands for)."
+            "control stands for).",
+            "matched: whether the control's promise held in every head.",
         ],
     )
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from statistics import mean
 
 from vlm_jax.evals.comparison import Comparison, primary_metric
+from vlm_jax.evals.frontier import FrontierPoint
 from vlm_jax.evals.results import Results
 from vlm_jax.report.plots import COLOURS, Mark, Series, forest, scatter
 from vlm_jax.report.tables import Table, interval
 
-_LEGEND = 16
+_LEGEND = 16  # arms that have room for their names
+_BEYOND = 2  # points of the frontier drawn on either side of the arms
 FRONTIER_NOTE = (
-    "The line is what a plain end-of-caption bias gives for free, its biases written beside it. "
+    "The line is what a plain end-of-caption bias gives for free, its biases written beside it; "
+    "here is the part near the arms, a table below has all of it. "
     "Arms below the line hallucinate less than saying less would at the same recall. Small dots "
     "are single draws of random controls."
 )
@@ -27,7 +30,7 @@ th,td{padding:4px 12px;text-align:right;border-bottom:1px solid var(--line);
 font-variant-numeric:tabular-nums}
 th:first-child{text-align:left}thead th{border-bottom:2px solid var(--soft)}
 tbody th{font-weight:600}
-svg{width:100%;max-width:860px;height:auto;font:12px system-ui,sans-serif}
+svg{width:100%;max-width:1000px;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--ink)}.grid{stroke:var(--line)}
 .zero{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:4 3}
 """
@@ -78,7 +81,10 @@ def section(heading: str, plot: str, note: str = "") -> str:
 def frontier_plot(comparison: Comparison) -> str:
     """The frontier's curve with every arm on it, by pooled recall and C_S."""
     named = len(comparison.arms) <= _LEGEND
-    curve = [Mark(100 * p.recall, 100 * p.metric, text=f"{p.bias:+g}") for p in comparison.points]
+    curve = [
+        Mark(100 * p.recall, 100 * p.metric, text=f"{p.bias:+g}" if p.bias else "")
+        for p in _near(comparison)
+    ]
     series = [Series("say less (bias)", curve, "var(--soft)", line=True, labels=True)]
     for number, arm in enumerate(comparison.arms):
         colour = "var(--ink)" if not number else COLOURS[(number - 1) % len(COLOURS)]
@@ -94,6 +100,16 @@ def frontier_plot(comparison: Comparison) -> str:
     return scatter(
         series, f"recall, % ({where})", "C_S, %", title="Hallucinated captions against recall"
     )
+
+
+def _near(comparison: Comparison) -> Sequence[FrontierPoint]:
+    """The part of the curve around the arms, which would be a speck on the whole of it."""
+    recalls = [recall for arm in comparison.arms for recall in arm.pooled["recall"]]
+    points = comparison.points
+    below = sum(point.recall < min(recalls) for point in points)
+    above = sum(point.recall > max(recalls) for point in points)
+    first, last = max(below - _BEYOND, 0), len(points) - max(above - _BEYOND, 0)
+    return points[first:last]
 
 
 def _forest(comparison: Comparison, benchmark: str, metric: str) -> str:

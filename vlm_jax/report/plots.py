@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 176, 20, 48
+WIDTH, HEIGHT = 900, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 290, 20, 48
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
 """Colours that stay apart for colour-blind readers."""
 

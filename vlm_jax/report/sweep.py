@@ -57,7 +57,11 @@ def dose_table(
 
 
 def dose_plot(
-    doses: Sequence[Dose], settings: Mapping[str, Mapping[str, Any]], axis: str, plain: bool
+    doses: Sequence[Dose],
+    settings: Mapping[str, Mapping[str, Any]],
+    axis: str,
+    metric: str,
+    plain: bool,
 ) -> str:
     """The change against one swept field; a line for each combination of the others.
 
@@ -65,7 +69,8 @@ def dose_plot(
         doses: what is drawn.
         settings: setting -> swept field -> value.
         axis: the field that is the horizontal axis; its values are numbers.
-        plain: whether the metric is not a fraction.
+        metric: what changes.
+        plain: whether it is no fraction.
     """
     scale = 1 if plain else 100
     lines: dict[str, list[Mark]] = {}
@@ -81,7 +86,9 @@ def dose_plot(
         Series(name, sorted(marks, key=lambda m: m.x), COLOURS[n % len(COLOURS)], line=True)
         for n, (name, marks) in enumerate(lines.items())
     ]
-    return scatter(series, axis, "change, points", zero=True, title=f"Change against {axis}")
+    return scatter(
+        series, axis, f"change of {metric}, points", zero=True, title=f"Change against {axis}"
+    )
 
 
 def setting_name(values: Mapping[str, Any]) -> str:

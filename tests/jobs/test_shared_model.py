@@ -1,0 +1,64 @@
+"""On a real model: arms compile nothing, and hold what an edited folder would."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from vlm_jax import checkpoint
+from vlm_jax.api import load
+from vlm_jax.errors import EditError
+from vlm_jax.evals.benchmarks import Chair
+from vlm_jax.evals.truth import ObjectTruth
+from vlm_jax.jobs import benchmarks, edit, evaluate
+from vlm_jax.jobs.arms import edit_model, plan_edits
+from vlm_jax.jobs.request import Request
+from vlm_jax.steering.qk import QKEdit
+
+
+def picture_chair(offset: int = 0) -> Chair:
+    rng = np.random.default_rng(offset)
+    images = {
+        number: PIL.Image.fromarray(rng.integers(0, 255, (56, 56, 3), np.uint8))
+        for number in range(3)
+    }
+    return Chair(images, ObjectTruth(dict.fromkeys(images, frozenset({"cup"})), ("cup",)))
+
+
+def test_a_comparison_compiles_nothing_for_its_arms(tiny_llava, tmp_path, monkeypatch, config):
+    monkeypatch.setitem(benchmarks.KINDS, "picture_chair", picture_chair)
+    config.max_new_tokens = 4
+    config.bootstrap_draws = 10
+    config.batch_size = 2
+    config.benchmarks = {
+        "a": {"kind": "picture_chair"},
+        "b": {"kind": "picture_chair", "offset": 1},
+    }
+    config.frontier.biases = (5.0,)
+    evaluate.run(Request(config=config, source=tiny_llava, workdir=tmp_path / "work"))
+    found = json.loads((tmp_path / "work" / "results.json").read_text())
+    assert found["comparison"]["compilations"]["unedited"] > 0
+    assert found["comparison"]["compilations"]["edited"] == 0
+    assert len(list((tmp_path / "work").rglob("answers.jsonl"))) == 1 + 2 * (1 + 1 + 1 + 3 + 1)
+
+
+def test_edits_of_an_edited_folder_are_refused(tiny_qwen, tmp_path):
+    edit.edit_folder(checkpoint.open_folder(tiny_qwen), tmp_path / "edited", QKEdit(band=(0, 0)))
+    with pytest.raises(EditError, match="is edited already; compare edits of the original"):
+        plan_edits(checkpoint.open_folder(tmp_path / "edited"), [QKEdit(band=(0, 0))])
+
+
+@pytest.mark.parametrize("spec", [QKEdit(k=2, band=(0, 1)), QKEdit(k=2, band=(1, 1), control="R3")])
+def test_an_arm_holds_the_weights_of_an_edited_folder(tiny_qwen, tmp_path, spec):
+    source = checkpoint.open_folder(tiny_qwen)
+    model = load(tiny_qwen)
+    planned = plan_edits(source, [QKEdit(k=1, band=(2, 2)), spec])[spec]
+    arm = edit_model(model, source, planned)
+    edit.edit_folder(source, tmp_path / "edited", spec)
+    expected = load(tmp_path / "edited")
+    assert arm.params.keys() == expected.params.keys()
+    for path, array in expected.params.items():
+        np.testing.assert_array_equal(np.asarray(arm.params[path]), np.asarray(array), path)
+    changed = [path for path in arm.params if arm.params[path] is not model.params[path]]
+    assert changed == [f"decoder/layers/{n}/wq_dnh" for n in spec.layers(3)]

@@ -1,0 +1,1 @@
+"""What a reader sees of results: text and Markdown tables, inline SVG plots, one HTML page."""
