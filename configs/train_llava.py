@@ -13,10 +13,16 @@ def get_config() -> ConfigDict:
             "family": "llava",
             "vision": {"steps": 1500, "batch": 64, "learning_rate": 1.5e-3, "warmup": 100},
             "text": {"steps": 60, "batch": 32, "learning_rate": 2e-3, "warmup": 20},
-            "language": {"steps": 600, "batch": 32, "learning_rate": 2e-3, "warmup": 50},
+            "language": {"steps": 450, "batch": 32, "learning_rate": 2e-3, "warmup": 50},
             "question_pairs": 1,
             "question_weight": 0.3,
-            "scenes": {"size": 56, "p_co": 0.8, "p_stray": 0.35, "noise": 0.12},
+            "scenes": {
+                "size": 56,
+                "pair_weights": (0.1, 0.4, 0.5),
+                "p_co": 0.8,
+                "p_stray": 0.35,
+                "noise": 0.12,
+            },
             "checkpoint_every": 200,
         }
     )

@@ -95,7 +95,7 @@ def test_the_chat_template_ends_where_the_answer_begins(folder, family, tokenize
     told = tokenizer.apply_chat_template(
         [*chat, {"role": "assistant", "content": "yes"}], tokenize=False
     )
-    assert told == asked + " yes" + family.eos
+    assert told == asked + family.gap + "yes" + family.eos
     assert read_config(folder) == model_config(family.name)
     assert json.loads((folder / "config.json").read_text()) == hf_config(family)
 
@@ -115,11 +115,12 @@ def test_pixels_are_those_of_the_image_processor(folder, family, scenes):
 
 def test_labels_follow_the_order_of_the_patches(family):
     vision = model_config(family.name).vision
-    size, side = family.image_size, family.image_size // family.patch
+    size, side = family.image_size, family.image_size // family.cell
+    ratio = family.cell // vision.patch_size
     images, _ = pixels.cut_images(np.zeros((2, size, size, 3), np.uint8), vision)
     labels = np.arange(side * side * 2).reshape(2, side * side, 1) % (side * side)
-    placed = pixels.label_patches(labels, images)[..., 0]
-    rows, columns = images.positions_bgu2[..., 0], images.positions_bgu2[..., 1]
+    placed = pixels.label_patches(labels, images, ratio)[..., 0]
+    rows, columns = np.moveaxis(images.positions_bgu2 // ratio, -1, 0)
     np.testing.assert_array_equal(placed, rows * side + columns)
 
 

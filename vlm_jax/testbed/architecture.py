@@ -19,16 +19,17 @@ class Family:
     Attributes:
         name: `model_type` in `config.json`.
         image_size: side of the scenes in pixels.
-        patch: side in pixels of the patches that vision pre-training labels.
+        cell: side in pixels of an image token's part of the image, labelled in pre-training.
         specials: special tokens; ids 0, 1, ... in this order, before the words.
         unknown, pad, bos, eos, image: which of them is which; `bos` may be None.
         before, between, after: text of a chat before its images, after them, and after the user's
-            turn, where the answer begins.
+            turn.
+        gap: what stands between `after` and the answer.
     """
 
     name: str
     image_size: int
-    patch: int
+    cell: int
     specials: tuple[str, ...]
     unknown: str
     pad: str
@@ -38,6 +39,7 @@ class Family:
     before: str
     between: str
     after: str
+    gap: str
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -48,7 +50,7 @@ class Family:
 LLAVA = Family(
     name="llava",
     image_size=56,
-    patch=8,
+    cell=8,
     specials=("<unk>", "<s>", "</s>", "<pad>", "<image>"),
     unknown="<unk>",
     pad="<pad>",
@@ -58,9 +60,35 @@ LLAVA = Family(
     before="USER: ",
     between="\n",
     after=" ASSISTANT:",
+    gap=" ",
 )
 
-FAMILIES = {family.name: family for family in (LLAVA,)}
+QWEN2_5_VL = Family(
+    name="qwen2_5_vl",
+    image_size=56,
+    cell=8,
+    specials=(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<unk>",
+    ),
+    unknown="<unk>",
+    pad="<|endoftext|>",
+    bos=None,
+    eos="<|im_end|>",
+    image="<|image_pad|>",
+    before="<|im_start|>user\n<|vision_start|>",
+    between="<|vision_end|>",
+    after="<|im_end|>\n<|im_start|>assistant\n",
+    gap="",
+)
+
+FAMILIES = {family.name: family for family in (LLAVA, QWEN2_5_VL)}
 
 
 def get_family(name: str) -> Family:
@@ -116,7 +144,7 @@ def _llava_config(family: Family) -> dict[str, Any]:
             "num_attention_heads": 4,
             "num_channels": 3,
             "image_size": family.image_size,
-            "patch_size": family.patch,
+            "patch_size": family.cell,
             "hidden_act": "quick_gelu",
             "layer_norm_eps": 1e-5,
             "projection_dim": 128,
@@ -124,7 +152,64 @@ def _llava_config(family: Family) -> dict[str, Any]:
     }
 
 
-_CONFIGS = {"llava": _llava_config}
+def _qwen2_5_vl_config(family: Family) -> dict[str, Any]:
+    ids = {token: index for index, token in enumerate(family.tokens)}
+    merge = 2
+    patch = family.cell // merge
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "dtype": "float16",
+        "image_token_id": ids[family.image],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "eos_token_id": ids[family.eos],
+        "pad_token_id": ids[family.pad],
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen2_5_vl_text",
+            "vocab_size": len(family.tokens),
+            "hidden_size": 128,
+            "intermediate_size": 192,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 256,
+            "use_sliding_window": False,
+            "rope_parameters": {
+                "rope_theta": 10000.0,
+                "rope_type": "default",
+                "mrope_section": [2, 3, 3],
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids[family.eos],
+            "pad_token_id": ids[family.pad],
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 160,
+            "num_heads": 4,
+            "in_channels": 3,
+            "hidden_act": "silu",
+            "patch_size": patch,
+            "spatial_merge_size": merge,
+            "temporal_patch_size": 2,
+            # Windows of 4 x 4 image tokens, so that the last ones of 7 x 7 are cut short.
+            "window_size": 4 * family.cell,
+            "fullatt_block_indexes": [1, 3],
+            "out_hidden_size": 128,
+            "tokens_per_second": 2,
+        },
+    }
+
+
+_CONFIGS = {"llava": _llava_config, "qwen2_5_vl": _qwen2_5_vl_config}
 
 
 def hf_config(family: Family) -> dict[str, Any]:

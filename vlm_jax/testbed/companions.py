@@ -10,9 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from vlm_jax.testbed.architecture import Family, hf_config
-
-_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+from vlm_jax.testbed.pixels import CLIP_MEAN, CLIP_STD
 
 
 def chat_template(family: Family) -> str:
@@ -28,7 +26,7 @@ def chat_template(family: Family) -> str:
         "{% for part in message['content'] if part['type'] == 'text' %}"
         "{{ part['text'] }}{% endfor %}{% endif %}"
         "{% else %}"
-        f"{{{{ {quote(family.after + ' ')} + message['content'] + {quote(family.eos)} }}}}"
+        f"{{{{ {quote(family.after + family.gap)} + message['content'] + {quote(family.eos)} }}}}"
         "{% endif %}{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ {quote(family.after)} }}}}{{% endif %}}"
     )
@@ -63,7 +61,16 @@ def make_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     )
 
 
-def _processor_files(family: Family) -> dict[str, dict]:
+def _widen_tokenizer_config(path: pathlib.Path) -> None:
+    """Names the class and special tokens so that transformers 4 reads the folder as well."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields.pop("backend", None)
+    fields["additional_special_tokens"] = fields.pop("extra_special_tokens", [])
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _llava_files(family: Family) -> dict[str, dict]:
     size = {"height": family.image_size, "width": family.image_size}
     image = {
         "image_processor_type": "CLIPImageProcessor",
@@ -76,17 +83,37 @@ def _processor_files(family: Family) -> dict[str, dict]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": _CLIP_MEAN,
-        "image_std": _CLIP_STD,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
     }
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": family.image,
         "num_additional_image_tokens": 1,
-        "patch_size": family.patch,
+        "patch_size": family.cell,
         "vision_feature_select_strategy": "default",
     }
     return {"preprocessor_config.json": image, "processor_config.json": processor}
+
+
+def _qwen2_5_vl_files(family: Family) -> dict[str, dict]:
+    vision = hf_config(family)["vision_config"]
+    image = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        # One size fits the scenes; other images are brought to as many pixels.
+        "min_pixels": family.image_size**2,
+        "max_pixels": family.image_size**2,
+        "patch_size": vision["patch_size"],
+        "temporal_patch_size": vision["temporal_patch_size"],
+        "merge_size": vision["spatial_merge_size"],
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
+    return {"preprocessor_config.json": image}
+
+
+_PROCESSOR_FILES = {"llava": _llava_files, "qwen2_5_vl": _qwen2_5_vl_files}
 
 
 def write_companions(folder: str | pathlib.Path, family: Family) -> None:
@@ -98,6 +125,7 @@ def write_companions(folder: str | pathlib.Path, family: Family) -> None:
     """
     folder = pathlib.Path(folder)
     make_tokenizer(family).save_pretrained(folder)
+    _widen_tokenizer_config(folder / "tokenizer_config.json")
     ids = {token: index for index, token in enumerate(family.tokens)}
     generation = {
         "bos_token_id": None if family.bos is None else ids[family.bos],
@@ -108,7 +136,7 @@ def write_companions(folder: str | pathlib.Path, family: Family) -> None:
     files = {
         "config.json": hf_config(family),
         "generation_config.json": generation,
-        **_processor_files(family),
+        **_PROCESSOR_FILES[family.name](family),
     }
     for name, content in files.items():
         text = json.dumps(content, indent=2) + "\n"

@@ -58,8 +58,17 @@ def cut_images(
     ), slots
 
 
-def label_patches(labels: np.ndarray, images: Images) -> np.ndarray:
-    """Puts row-major patch labels [n, rows * columns, c] in the order of `images`' patches."""
+def label_patches(labels: np.ndarray, images: Images, patches_per_cell: int) -> np.ndarray:
+    """Gives each patch the labels of the cell that it lies in.
+
+    Args:
+        labels: [n, rows * columns of cells, c], cells row by row.
+        images: n images, one a sample.
+        patches_per_cell: patches along a side of a cell.
+
+    Returns:
+        [n, groups, patches, c].
+    """
     side = round(labels.shape[1] ** 0.5)
-    index = images.positions_bgu2[0] @ np.array([side, 1])
+    index = images.positions_bgu2[0] // patches_per_cell @ np.array([side, 1])
     return labels[:, index]

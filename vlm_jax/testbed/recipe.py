@@ -53,7 +53,7 @@ class Recipe:
     family: str = "llava"
     vision: StageRecipe = StageRecipe(steps=1500, batch=64, learning_rate=1.5e-3, warmup=100)
     text: StageRecipe = StageRecipe(steps=60, batch=32, learning_rate=2e-3, warmup=20)
-    language: StageRecipe = StageRecipe(steps=600, batch=32, learning_rate=2e-3)
+    language: StageRecipe = StageRecipe(steps=450, batch=32, learning_rate=2e-3)
     question_pairs: int = 1
     question_weight: float = 0.3
     scenes: SceneRules = dataclasses.field(default_factory=SceneRules)

@@ -63,7 +63,7 @@ class SceneRules:
     """
 
     size: int = 56
-    pair_weights: tuple[float, float, float] = (0.2, 0.45, 0.35)
+    pair_weights: tuple[float, float, float] = (0.1, 0.4, 0.5)
     p_co: float = 0.8
     p_stray: float = 0.35
     min_object: float = 11.0

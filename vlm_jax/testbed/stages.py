@@ -22,8 +22,9 @@ from vlm_jax.testbed.scenes import NUM_CLASSES, SCENE_TYPES, draw_scenes
 HEAD, BIAS = "labels/head_ec", "labels/bias_c"
 _NUM_LABELS = NUM_CLASSES + len(SCENE_TYPES)
 _TYPE_WEIGHT = 0.1  # of naming the scene type beside labelling its patches
-# Of the longest turns: a caption of seven objects with its prompt, and a question.
-_CAPTION_TOKENS, _QUESTION_TOKENS = 33, 11
+# Of the longest turns without what follows the user's words: a caption of seven objects with its
+# prompt, and a question.
+_CAPTION_TOKENS, _QUESTION_TOKENS = 31, 9
 
 Params = dict[str, jax.Array]
 
@@ -74,13 +75,14 @@ class VisionStage(Stage):
     def __init__(self, recipe: Recipe, seed: int):
         self.recipe, self.rules, self.seed = recipe.vision, recipe.scenes, seed
         self.vision = model_config(recipe.family).vision
-        self.patch = get_family(recipe.family).patch
+        self.cell = get_family(recipe.family).cell
 
     def data(self, step: int) -> Any:
         """Returns (images, labels [B, G, U, classes], scene types [B])."""
         scenes = draw_scenes("uniform", "train", self.seed, self._indices(step), self.rules)
         images, _ = pixels.cut_images(scenes.images, self.vision)
-        labels = pixels.label_patches(scenes.patch_labels(self.patch), images)
+        ratio = self.cell // self.vision.patch_size
+        labels = pixels.label_patches(scenes.patch_labels(self.cell), images, ratio)
         return images, labels.astype(np.float32), scenes.types
 
     def loss(self, graphdef, params, data):
@@ -116,8 +118,10 @@ class _LanguageStage(Stage):
         return indices, scenes, [[(language.CAPTION_PROMPT, text, 1.0)] for text in texts]
 
     def _pack(self, rows, questions: int) -> packing.Turns:
-        length = _CAPTION_TOKENS + questions * _QUESTION_TOKENS
-        return packing.pack_turns(self.processor.tokenizer, self.family, rows, length)
+        tokenizer = self.processor.tokenizer
+        after = len(tokenizer.encode(self.family.after, add_special_tokens=False))
+        length = _CAPTION_TOKENS + after + questions * (_QUESTION_TOKENS + after)
+        return packing.pack_turns(tokenizer, self.family, rows, length)
 
 
 class TextStage(_LanguageStage):

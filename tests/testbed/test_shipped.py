@@ -1,0 +1,92 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import vlm_jax
+from vlm_jax import testbed
+from vlm_jax.testbed import language
+from vlm_jax.testbed.benchmark import TestbedChair
+from vlm_jax.testbed.measure import measure
+from vlm_jax.testbed.recipe import Recipe
+
+MODELS = pathlib.Path(testbed.__file__).parent / "models"
+FOLDERS = sorted(path.parent for path in MODELS.glob("*/config.json"))
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda path: path.name)
+def folder(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def vlm(folder):
+    return vlm_jax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def recipe(folder):
+    return json.loads((folder / "recipe.json").read_text())
+
+
+def test_the_llava_testbed_ships():
+    assert "llava-0" in [path.name for path in FOLDERS]
+
+
+def test_folders_are_small_and_say_how_they_were_made(folder, recipe):
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    assert Recipe.from_mapping(recipe["recipe"]).family == family
+    assert folder.name == f"{family}-{recipe['seed']}"
+
+
+def test_the_stored_metrics_are_in_range(recipe):
+    metrics = recipe["measured"]["metrics"]
+    assert 0.5 <= metrics["chair_broken"]["C_S"] <= 0.75
+    assert 0.15 <= metrics["chair_normal"]["C_S"] <= 0.40
+    assert min(metrics[name]["recall"] for name in ("chair_normal", "chair_broken")) > 0.8
+    assert metrics["pope_random_normal"]["F1"] > 0.85
+
+
+def test_it_hallucinates_the_expected_partner(vlm, recipe):
+    family = recipe["recipe"]["family"]
+    found = measure(vlm, [TestbedChair("broken", "test", 100, family=family)])["chair_broken"]
+    assert 0.35 < found["C_S"] < 0.85
+    assert found["C_S/partner"] > found["C_S/other"]
+    assert found["recall"] > 0.75
+
+
+def test_torch_gives_the_same_captions_and_answers(folder, vlm, recipe):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForImageTextToText
+
+    examples = list(TestbedChair("broken", "dev", 5, family=recipe["recipe"]["family"]).examples())
+    images = [list(example.images) for example in examples]
+    images += images[:2]
+    prompts = [language.CAPTION_PROMPT] * 5 + [language.question(c) for c in (1, 12)]
+    ours = vlm.generate(images, prompts, max_new_tokens=48)
+    assert len(set(ours)) > 4
+    reference = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    for image, prompt, text in zip(images, prompts, ours):
+        inputs = reference_inputs(vlm.processor, folder, image[0], prompt)
+        with torch.no_grad():
+            made = reference.generate(**inputs, max_new_tokens=48, do_sample=False)
+        new = made[:, inputs["input_ids"].shape[1] :]
+        assert vlm.processor.tokenizer.decode(new[0], skip_special_tokens=True) == text
+
+
+def reference_inputs(processor, folder, image, prompt):
+    """What transformers' own processor makes of a chat; LLaVA's needs no torchvision."""
+    from transformers import AutoProcessor
+
+    made = AutoProcessor.from_pretrained(folder)(
+        images=[image], text=[processor.template(prompt, 1)], return_tensors="pt"
+    )
+    return dict(made)
+
+
+def test_prompts_hold_no_unknown_word(vlm):
+    batch = vlm.processor.batch(None, [language.CAPTION_PROMPT, language.question(4)])
+    unknown = vlm.processor.tokenizer.unk_token_id
+    assert not np.isin(unknown, batch.tokens_bt)
