@@ -253,8 +253,9 @@ def test_unwritable_target(source, monkeypatch, code):
 
 
 def test_a_file_where_a_folder_should_be(source):
+    (source.parent / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"cannot write .*target: (File exists|Not a dir)"):
-        convert.import_hf(source, source / "config.json" / "target", progress=False)
+        convert.import_hf(source, source.parent / "file" / "target", progress=False)
 
 
 def test_disk_full_in_the_middle(source, monkeypatch):

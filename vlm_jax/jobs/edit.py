@@ -1,33 +1,62 @@
-"""Edits the query weights of a model folder; the result is a folder of the same format."""
+"""Edits the query weights of a model folder; the result is a folder of the same format.
 
+An edited folder carries a certificate, which its weights are checked against whenever they are
+read, and a sidecar, which takes the edit back or makes it at another strength without the source.
+"""
+
+import dataclasses
+import hashlib
 import json
-import pathlib
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from vlm_jax import checkpoint
+from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
+from vlm_jax.config import DecoderConfig
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.evals.results import package_versions
+from vlm_jax.jobs import sidecars
+from vlm_jax.jobs.original import OriginalFolder
 from vlm_jax.jobs.request import Request
 from vlm_jax.progress import Progress
-from vlm_jax.steering.qk import EditedLayer, QKEdit, edit_layers
+from vlm_jax.steering.qk import EditedLayer, QKEdit, Rope, Sidecar, edit_layers
 from vlm_jax.steering.qk.certificate import summary
 
-CERTIFICATE = "qk_certificate.json"
 _ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d")
+_DIGITS = 8  # of a head's numbers in the certificate
 
 
 def run(request: Request) -> None:
-    """Edits `--source` into `--target` as `config.edit` says, with a certificate beside it."""
+    """Edits `--source` into `--target` as `config.edit` says.
+
+    Of a source that is edited already, `config.revert=True` writes the original weights, and
+    `config.restrength=a` the same edit at strength `a`; any other edit of it is refused.
+    """
     source = checkpoint.open_folder(request.need("source"))
     target = request.need("target")
-    spec = read_edit(request.config.edit, seed=request.config.seed)
-    edited = edit_folder(source, target, spec)
-    totals = edited["summary"]
+    revert = request.config.get("revert", False)
+    strength = request.config.get("restrength", None)
+    if revert and strength is not None:
+        raise ConfigError(
+            f"config.revert and config.restrength={strength} exclude each other; give one of them."
+        )
+    if revert:
+        revert_folder(source, target)
+        print(f"Original model: {target}")
+        return
+    if strength is not None:
+        certificate = restrength_folder(source, target, strength)
+    else:
+        spec = read_edit(request.config.edit, seed=request.config.seed)
+        certificate = edit_folder(source, target, spec)
+    totals = certificate["summary"]
     print(
-        f"Edited {totals['heads']} heads of layers {', '.join(map(str, edited['layers']))}: "
+        f"Edited {totals['heads']} heads of layers {', '.join(map(str, certificate['layers']))}: "
         f"||dW|| {totals['edit']['dw_norm']:.4g}, median energy removed "
         f"{100 * totals['edit']['energy_removed']:.1f} %."
     )
@@ -52,57 +81,205 @@ def read_edit(config: Mapping[str, Any], seed: int = 0) -> QKEdit:
 
 
 def edit_folder(
-    source: checkpoint.ModelFolder, target: pathlib.Path, spec: QKEdit
+    source: checkpoint.ModelFolder, target: str | os.PathLike[str], spec: QKEdit
 ) -> dict[str, Any]:
-    """Writes a copy of a model folder with edited query weights.
+    """Writes a copy of a model folder with edited query weights, a certificate and a sidecar.
 
-    Only the query weights of the edited layers are read, edited in float64 and rounded once to
-    their stored dtype; every other tensor travels byte by byte.
+    Only the query and key weights of the edited layers are read, one layer at a time; queries are
+    edited in float64 and rounded once to their stored dtype. Every other tensor travels byte by
+    byte.
 
     Returns:
         The certificate that is written beside the weights.
 
     Raises:
         EditError: the source is edited already, or the edit does not fit the model.
-        CheckpointError: the target exists or cannot be written.
+        CheckpointError: a tensor is damaged, or the target exists, is the source or inside it, or
+            cannot be written. Nothing is left behind.
     """
-    if (source.path / CERTIFICATE).exists():
+    if source.certificate is not None:
         raise EditError(
-            f"{source.path} is edited already ({CERTIFICATE} is in it); edit the original folder, "
-            "so that weights are rounded once and strengths mean what they say."
+            f"{source.path} is edited already ({CERTIFICATE} is in it), and edits do not add up: "
+            "weights would be rounded twice and strengths lose their meaning. Edit the original "
+            "folder, or take this edit along: config.restrength=<a> makes it at another strength, "
+            "config.revert=True takes it back."
         )
-    replace: dict[str, np.ndarray] = {}
-    layers: list[EditedLayer] = []
-    wanted = spec.layers(source.config.decoder.num_layers)
-    with Progress(len(wanted), "layers", label="edit") as progress:
-        for layer in edited_layers(source, spec):
-            layers.append(layer)
-            progress.advance()
-            for name, array in layer.arrays.items():
-                replace[f"decoder/layers/{layer.layer}/{name}"] = array
-    certificate = {
-        "kind": "QK product edit",
-        "edit": {name: getattr(spec, name) for name in spec.__dataclass_fields__},
-        "layers": [layer.layer for layer in layers],
-        "summary": summary(head for layer in layers for head in layer.heads),
-        "heads": [head for layer in layers for head in layer.heads],
-        "source": source.path.name,
-        "versions": package_versions(("vlm_jax", "jax", "jaxlib", "numpy")),
-    }
-    text = json.dumps(certificate, indent=1, default=_plain) + "\n"
-    source.copy(target, replace, {CERTIFICATE: text.encode()})
-    return certificate
+    decoder = source.config.decoder
+    spec_layers = _edited_layers(spec, decoder)
+    with Progress(len(spec_layers), "layers", label="edit") as progress:
+        edit = _FolderEdit(source, spec, spec_layers, progress)
+        files = {CERTIFICATE: edit.certificate_bytes, SIDECAR: edit.sidecar_bytes}
+        source.copy(target, edit.replacements(), files)
+    return edit.certificate()
 
 
-def edited_layers(source: checkpoint.ModelFolder, spec: QKEdit) -> Iterator[EditedLayer]:
-    """Yields the edited layers of a folder; reads the query and key weights of its band alone."""
+def revert_folder(source: checkpoint.ModelFolder, target: str | os.PathLike[str]) -> None:
+    """Writes the model that an edited folder was made from, bit for bit; needs no source.
 
-    def read(layer: int) -> dict[str, np.ndarray]:
-        prefix = f"decoder/layers/{layer}/"
-        paths = [prefix + name for name in _ARRAYS if prefix + name in source.tensors]
-        return {path.removeprefix(prefix): array for path, array in source.stream(paths)}
+    Raises:
+        CheckpointError: the folder is not edited, its sidecar is missing or does not bring the
+            certified weights back, or the target cannot be made. Nothing is left behind.
+    """
+    OriginalFolder(source).copy(target, {})
 
-    return edit_layers(read, source.config.decoder.num_layers, spec)
+
+def restrength_folder(
+    source: checkpoint.ModelFolder, target: str | os.PathLike[str], strength: float
+) -> dict[str, Any]:
+    """Writes an edited folder's edit at another strength, as if made from the original weights.
+
+    The sidecar brings the original queries back first, so nothing is rounded twice.
+
+    Returns:
+        The new certificate.
+
+    Raises:
+        EditError: the strength is out of range.
+        CheckpointError: as `revert_folder`.
+    """
+    original = OriginalFolder(source)
+    spec = read_edit(original.edit.fields["edit"])
+    return edit_folder(original, target, dataclasses.replace(spec, strength=strength))
+
+
+def image_rope(decoder: DecoderConfig) -> Rope:
+    """The decoder's rotation at the offsets text sees an image of 24 x 24 tokens at."""
+    pairs = np.arange(0, decoder.head_dim, 2) / decoder.head_dim
+    return Rope.of_image(decoder.rope_theta**-pairs / decoder.rope_factor, decoder.mrope_section)
+
+
+def read_layer(source: checkpoint.ModelFolder, layer: int) -> dict[str, np.ndarray]:
+    """The arrays of a decoder layer that an edit reads, by name."""
+    prefix = _prefix(layer)
+    paths = [prefix + name for name in _ARRAYS if prefix + name in source.tensors]
+    return {path.removeprefix(prefix): array for path, array in source.stream(paths)}
+
+
+class _FolderEdit:
+    """One edit of a folder, made layer by layer as a copy of the folder asks for its tensors."""
+
+    def __init__(
+        self,
+        source: checkpoint.ModelFolder,
+        spec: QKEdit,
+        layers: tuple[int, ...],
+        progress: Progress,
+    ):
+        self._source, self._spec, self._layers, self._progress = source, spec, layers, progress
+        self._rope = image_rope(source.config.decoder)
+        self._waiting: dict[str, np.ndarray] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
+        self._sidecars: dict[int, Sidecar] = {}
+        self._heads: dict[int, list[dict[str, Any]]] = {}
+
+    def replacements(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Path -> function that gives the edited tensor, of every tensor that changes."""
+        names = ("wq_dnh",) if self._spec.bias == "weights" else ("wq_dnh", "bq_nh")
+        return {
+            f"{_prefix(layer)}{name}": lambda layer=layer, name=name: self._take(layer, name)
+            for layer in self._layers
+            for name in names
+        }
+
+    def certificate(self) -> dict[str, Any]:
+        """The certificate, once every layer is made."""
+        heads = [head for _, numbers in sorted(self._heads.items()) for head in numbers]
+        of = self._source.edit.fields if isinstance(self._source, OriginalFolder) else None
+        before = {path: hashes["before"] for path, hashes in self._hashes.items()}
+        after = {path: hashes["after"] for path, hashes in self._hashes.items()}
+        rope = self._rope
+        return {
+            "kind": "QK product edit",
+            "edit": dataclasses.asdict(self._spec),
+            "layers": sorted(self._heads),
+            "summary": summary(heads),
+            "tensors": dict(sorted(self._hashes.items())),
+            "source": {
+                "name": self._source.path.name if of is None else of["source"]["name"],
+                "sha256": _structure(self._source, before),
+            },
+            "result": {"sha256": _structure(self._source, after)},
+            "rope": {
+                "offsets": np.asarray(rope.offsets_oa).tolist(),
+                "axes": ["time", "row", "column"]
+                if np.shape(rope.offsets_oa)[1] == 3
+                else ["token"],
+            },
+            "backend": jax.default_backend(),
+            "versions": package_versions(("vlm_jax", "jax", "jaxlib", "numpy")),
+            "heads": heads,
+        }
+
+    def certificate_bytes(self) -> bytes:
+        """The certificate's file, a line a head."""
+        fields = self.certificate()
+        heads = ",\n  ".join(json.dumps(_rounded(head)) for head in fields["heads"])
+        text = json.dumps({**fields, "heads": []}, indent=1, default=_plain)
+        opened = text.removesuffix('"heads": []\n}')
+        return f'{opened}"heads": [\n  {heads}\n ]\n}}\n'.encode()
+
+    def sidecar_bytes(self) -> bytes:
+        """The sidecar's file."""
+        return sidecars.to_bytes(self._sidecars)
+
+    def _take(self, layer: int, name: str) -> np.ndarray:
+        path = _prefix(layer) + name
+        if path not in self._waiting:
+            self._make(layer)
+        return self._waiting.pop(path)
+
+    def _make(self, layer: int) -> None:
+        arrays = read_layer(self._source, layer)
+        num_layers = self._source.config.decoder.num_layers
+        edited: EditedLayer = next(
+            edit_layers(lambda _: arrays, num_layers, self._spec, rope=self._rope, only=(layer,))
+        )
+        for name, array in edited.arrays.items():
+            path = _prefix(layer) + name
+            self._hashes[path] = {
+                "before": checkpoint.digest(arrays[name]),
+                "after": checkpoint.digest(array),
+            }
+            self._waiting[path] = array
+        self._sidecars[layer], self._heads[layer] = edited.sidecar, edited.heads
+        self._progress.advance()
+
+
+def _edited_layers(spec: QKEdit, decoder: DecoderConfig) -> tuple[int, ...]:
+    """The layers in which an edit changes heads; checks what needs no weights.
+
+    Raises:
+        EditError: the edit does not fit the model.
+    """
+    layers = spec.layers(decoder.num_layers)
+    spec.check_heads(layers)
+    for layer in layers:
+        spec.check_layer(layer, decoder.head_dim, decoder.qkv_bias)
+    return tuple(n for n in layers if spec.heads_of(n, decoder.num_heads) != ())
+
+
+def _prefix(layer: int) -> str:
+    return f"decoder/layers/{layer}/"
+
+
+def _structure(source: checkpoint.ModelFolder, hashes: Mapping[str, str]) -> str:
+    """A hash of all names, shapes and dtypes, and of the bytes of the edited tensors."""
+    rows = [
+        [path, list(info.shape), info.dtype.name, hashes.get(path)]
+        for path, info in sorted(source.tensors.items())
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    """A head's numbers as JSON: floats shortened, null for what is no number."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return _plain(value) if isinstance(value, np.generic) else value
 
 
 def _plain(value: Any) -> Any:

@@ -86,18 +86,22 @@ def cosine_of(one: HeadEdit, other: HeadEdit, product: Product) -> float:
     return float(np.sum(first * second)) / norms if norms else 0.0
 
 
-def rope_capture(edit: HeadEdit, cores_obc: np.ndarray) -> list[float]:
-    """rho at each offset: the energy in the edited directions over that of as many best ones.
+def rope_capture(edit: HeadEdit, cores_obc: np.ndarray) -> dict[str, Any]:
+    """rho: the energy in the edited directions over that of as many best ones, at each offset.
 
     1 where the modes of offset 0 are still the strongest of the rotated product.
+
+    Returns:
+        `values`, one an offset, and their `median`; nothing where no direction was edited.
     """
     count = edit.left.shape[1]
     if not count:
-        return []
+        return {"values": [], "median": None}
     kept = np.sum((edit.left.T @ cores_obc) ** 2, axis=(1, 2))
-    best = np.linalg.svd(cores_obc, compute_uv=False)[:, :count]
-    total = np.sum(best**2, axis=1)
-    return (kept / np.where(total > 0, total, 1.0)).tolist()
+    squares = np.linalg.eigvalsh(cores_obc @ np.swapaxes(cores_obc, -1, -2))
+    total = np.sum(squares[:, -count:], axis=1)
+    values = kept / np.where(total > 0, total, 1.0)
+    return {"values": values.tolist(), "median": float(np.median(values))}
 
 
 def summary(heads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def summary(heads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         number of heads, median rank, energy shares and norms of `edit` (what was done) and, for a
         control, of `reference` (the edit it is matched to), and whether every head could be
-        matched.
+        matched; where the heads have them, medians of rho and of the rounding noise.
     """
     heads = list(heads)
     total: dict[str, Any] = {"heads": len(heads), "edit": _pooled([h["edit"] for h in heads])}
@@ -114,6 +118,12 @@ def summary(heads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     if references:
         total["reference"] = _pooled(references)
         total["matched"] = all(h["matched"] for h in heads)
+    rho = [h["rho"]["median"] for h in heads if "rho" in h and h["rho"]["median"] is not None]
+    noise = [h["rounding_noise"] for h in heads if "rounding_noise" in h]
+    if rho:
+        total["rho"] = float(np.median(rho))
+    if noise:
+        total["rounding_noise"] = float(np.median(noise))
     return total
 
 

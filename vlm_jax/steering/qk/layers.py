@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ def edit_layers(
     route: str = "auto",
     undo: bool = True,
     certify: bool = True,
+    only: Collection[int] | None = None,
 ) -> Iterator[EditedLayer]:
     """Edits the layers of the band, holding only as many at a time as the local devices share.
 
@@ -72,11 +73,15 @@ def edit_layers(
         route: how factors are taken (see `factor`).
         undo: whether sidecars keep what an exact revert needs.
         certify: whether to report on every head; without, `heads` is empty and the edit is cheaper.
+        only: the layers of the band to edit now; all of them by default. A layer's edit does not
+            depend on the others.
 
     Raises:
         EditError: the model cannot be edited this way; nothing is written by this room.
     """
-    options = {"rope": rope, "route": route, "undo": undo, "certify": certify}
+    options: dict[str, Any] = {
+        "rope": rope, "route": route, "undo": undo, "certify": certify, "only": only
+    }  # fmt: skip
     for edited in edit_many(read, num_layers, [spec], **options):
         yield from edited.values()
 
@@ -90,6 +95,7 @@ def edit_many(
     route: str = "auto",
     undo: bool = False,
     certify: bool = True,
+    only: Collection[int] | None = None,
 ) -> Iterator[dict[int, EditedLayer]]:
     """Makes many edits of the same model, reading and factoring every layer once a kind of product.
 
@@ -100,6 +106,8 @@ def edit_many(
     wanted = [spec.layers(num_layers) for spec in specs]
     if rope is None and any(spec.rope_avg for spec in specs):
         raise EditError("rope_avg averages over offsets; give rope=Rope(inv_freq_f, offsets_oa).")
+    if only is not None:
+        wanted = [tuple(n for n in layers if n in only) for layers in wanted]
     pending = sorted(set().union(*wanted)) if wanted else []
     step = 1
     while pending:
@@ -181,15 +189,7 @@ def _plan(
     rotation_hh: np.ndarray | None,
 ) -> _Plan:
     """Decides, from head-space numbers alone, what happens to each head of a layer."""
-    if spec.modes > weights.head_dim and spec.energy is None and not spec.joint:
-        raise EditError(
-            f"k={spec.modes} is above the rank of a head's query-key product, at most "
-            f"{weights.head_dim} in this model; lower k."
-        )
-    if spec.bias == "operator" and weights.bq_nh is None:
-        raise EditError(
-            f"layer {weights.layer} has no query bias, which bias='operator' needs; use 'weights'."
-        )
+    spec.check_layer(weights.layer, weights.head_dim, weights.bq_nh is not None)
     named = spec.heads_of(weights.layer, weights.num_heads)
     numbers = range(weights.num_heads) if named is None else named
     metric = weights.metric(rotation_hh)
@@ -287,12 +287,14 @@ def _realise(
     if sidecar.moves_bias and bias is not None:
         arrays["bq_nh"] = bias
 
+    turned = {} if options.rope is None else _turned_keys(weights, plan, options.rope, spec.joint)
+
     def report(e: int) -> dict[str, Any]:
         h = plan.heads[e]
         numbers = _describe(weights, h, directions[h.number], spec, strength)
         numbers["rounding_noise"] = float(noise[e])
         if options.rope is not None:
-            numbers["rho"] = _rho(weights, h, options.rope)
+            numbers["rho"] = certificate.rope_capture(h.base, h.product.r_q @ turned[h.number])
         return numbers
 
     heads = []
@@ -377,13 +379,13 @@ def _cosines(h: _HeadPlan, spec: QKEdit) -> dict[str, float]:
     }
 
 
-def _rho(weights: LayerWeights, h: _HeadPlan, rope: Rope) -> dict[str, Any]:
+def _turned_keys(weights, plan: _Plan, rope: Rope, joint: bool) -> dict[int, np.ndarray]:
+    """Head -> [O, H, b] keys as seen from each offset; heads of a group share them."""
     rotations = rope.rotations(weights.head_dim)
     metric = np.stack([weights.metric(rotation) for rotation in rotations])
-    cores = h.product.r_q @ metric @ h.head.r_k.T
-    values = certificate.rope_capture(h.base, cores)
-    return {
-        "offsets": np.asarray(rope.offsets_oa).tolist(),
-        "values": values,
-        "median": float(np.median(values)) if values else 0.0,
-    }
+    group = 1 if joint else weights.num_heads // weights.num_kv_heads
+    turned: dict[int, np.ndarray] = {}
+    for h in plan.heads:
+        if h.number // group not in turned:
+            turned[h.number // group] = metric @ h.head.r_k.T
+    return {h.number: turned[h.number // group] for h in plan.heads}

@@ -90,17 +90,25 @@ class Sidecar:
         Raises:
             EditError: the sidecar was made without its undo record, or shapes do not fit.
         """
+        return self.revert_weights(wq_dnh), None if bq_nh is None else self.revert_bias(bq_nh)
+
+    def revert_weights(self, wq_dnh: np.ndarray) -> np.ndarray:
+        """As `revert`, of the weights alone."""
         if self.undo_index is None or self.undo_value is None:
             raise EditError("the sidecar holds no undo record; revert from the source instead.")
-        self._check(wq_dnh, bq_nh)
-        pristine = wq_dnh.copy()
+        self._check_weights(wq_dnh)
+        pristine = np.array(wq_dnh, order="C")
         self._each_head(lambda e: self._restore_head(e, wq_dnh, pristine))
         pristine.reshape(-1)[self.undo_index] = self.undo_value
-        if bq_nh is None or self.undo_bias_eh is None:
-            return pristine, bq_nh
+        return pristine
+
+    def revert_bias(self, bq_nh: np.ndarray) -> np.ndarray:
+        """As `revert`, of the biases alone."""
+        if self.undo_bias_eh is None:
+            return bq_nh
         bias = bq_nh.copy()
         bias[self.heads_e] = self.undo_bias_eh
-        return pristine, bias
+        return bias
 
     def recorded(
         self, wq_dnh: np.ndarray, edited_dnh: np.ndarray, bq_nh: np.ndarray | None
@@ -164,6 +172,11 @@ class Sidecar:
         return cls(**{**values, "strength": float(values["strength"])})
 
     def _check(self, wq_dnh: np.ndarray, bq_nh: np.ndarray | None):
+        self._check_weights(wq_dnh)
+        if self.moves_bias and bq_nh is None:
+            raise EditError("the edit moves query biases, but no bq_nh was given.")
+
+    def _check_weights(self, wq_dnh: np.ndarray):
         rows, heads, width = wq_dnh.shape
         expected = (self.directions_erd.shape[2], self.columns_ehr.shape[1])
         if (rows, width) != expected or (self.heads_e.size and self.heads_e.max() >= heads):
@@ -172,8 +185,6 @@ class Sidecar:
                 f"{self.heads_e.tolist()} "
                 f"with D, H = {expected}; it belongs to another layer or model."
             )
-        if self.moves_bias and bq_nh is None:
-            raise EditError("the edit moves query biases, but no bq_nh was given.")
 
     def _each_head(self, work: Callable[[int], Any]) -> list:
         with ThreadPoolExecutor() as pool:

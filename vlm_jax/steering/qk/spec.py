@@ -123,6 +123,8 @@ class QKEdit:
             )
 
     def _check_numbers(self):
+        if not isinstance(self.strength, numbers.Real):
+            raise EditError(f"strength={self.strength!r} must be a number, at most 1.")
         if not math.isfinite(self.strength) or self.strength > 1:
             raise EditError(
                 f"strength={self.strength!r} must be finite and at most 1 (1 removes a mode, "
@@ -217,6 +219,24 @@ class QKEdit:
             return _apart(tuple(range(num_layers - len(chosen), num_layers)), chosen, num_layers)
         return chosen
 
+    def check_layer(self, layer: int, head_dim: int, query_bias: bool) -> None:
+        """Checks what can be checked of a layer before its weights are read.
+
+        Raises:
+            EditError: `k` is above the rank that `head_dim` allows, or a bias is missing.
+        """
+        rank = 2 * head_dim if self.joint else head_dim
+        if self.energy is None and self.modes > rank:
+            raise EditError(
+                f"k={self.modes} is above the rank of a head's query-key product, at most {rank} "
+                f"in {'its channels in ' if self.joint else ''}this model; lower k."
+            )
+        if self.bias != "weights" and not query_bias:
+            raise EditError(
+                f"layer {layer} has no query bias, which bias={self.bias!r} needs; use "
+                "bias='weights'."
+            )
+
     def heads_of(self, layer: int, num_heads: int) -> tuple[int, ...] | None:
         """The heads named for a layer, or None where spectra decide (`concentrated`).
 
@@ -235,6 +255,21 @@ class QKEdit:
                 f"heads names head {named[-1]}, but layer {layer} has heads 0 to {num_heads - 1}."
             )
         return tuple(named)
+
+    def check_heads(self, layers: tuple[int, ...]) -> None:
+        """Checks that named heads lie in the edited layers.
+
+        Raises:
+            EditError: a (layer, head) pair names another layer, so that it would not be edited.
+        """
+        if isinstance(self.heads, str):
+            return
+        for entry in self.heads:
+            if isinstance(entry, tuple) and entry[0] not in layers:
+                raise EditError(
+                    f"heads names head {entry[1]} of layer {entry[0]}, but the edit touches layers "
+                    f"{layers[0]} to {layers[-1]}; widen band or leave the head out."
+                )
 
 
 def _apart(control: tuple[int, ...], band: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
