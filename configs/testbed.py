@@ -24,7 +24,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.arms[control] = ConfigDict({"control": control})
     config.frontier.tokens = ("and", ".")  # what announces the last object, and what follows it
     config.frontier.biases = (-1.0, -0.5, 0.5, 1.0, 2.0) if demo else FRONTIER
-    captions, questions = (300, 100) if demo else (1500, 500)
+    captions, questions = (300, 100) if demo else (500, 250)
     for kind in ("broken", "normal"):
         config.benchmarks[kind] = ConfigDict(
             {"kind": "testbed_chair", "set": kind, "split": "test", "n": captions, "seed": 0}

@@ -30,13 +30,13 @@ class FakeVLM:
         self.params, self.pristine = params, pristine or params
         self.calls = calls if calls is not None else []
         self.config = types.SimpleNamespace(decoder=types.SimpleNamespace(vocab_size=16))
-        tokenizer = types.SimpleNamespace(encode=self._encode)
+        tokenizer = types.SimpleNamespace(encode=self._encode, unk_token_id=0)
         self.processor = types.SimpleNamespace(stop_ids=(STOP,), tokenizer=tokenizer)
         self.generator = types.SimpleNamespace(compilations=0)
 
     @staticmethod
     def _encode(text, add_special_tokens=True):
-        return [COMMA] if text == "," else [3, 4]
+        return {",": [COMMA], "two": [3, 4]}.get(text, [0])
 
     def with_params(self, params):
         return FakeVLM(params, self.calls, self.pristine)

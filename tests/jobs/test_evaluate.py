@@ -166,6 +166,7 @@ def test_no_arms_is_a_plain_evaluation(job, config):
         ("frontier", {"biases": (float("nan"),)}, r"biases must be finite"),
         ("frontier", {"biases": (1.0,), "tokens": ()}, r"tokens must list at least one word"),
         ("frontier", {"biases": (1.0,), "tokens": ("two",)}, r"'two' is 2 tokens of this model"),
+        ("frontier", {"biases": (1.0,), "tokens": ("zz",)}, r"tokenizer does not know 'zz'"),
         ("frontier", {"bias": (1.0,)}, r"config.frontier has no key 'bias'"),
     ],
 )

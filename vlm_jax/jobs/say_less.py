@@ -44,6 +44,10 @@ class SayLess:
         ids: list[int] = []
         for token in self.tokens:
             found = list(model.processor.stop_ids) if token == STOP else _encode(model, token)
+            if model.processor.tokenizer.unk_token_id in found:
+                raise ConfigError(
+                    f"config.frontier.tokens: this model's tokenizer does not know {token!r}."
+                )
             if not found or (token != STOP and len(found) != 1):
                 raise ConfigError(
                     f"config.frontier.tokens: {token!r} is {len(found)} tokens of this model; name "

@@ -135,7 +135,7 @@ def _draw(one: Series, x: _Scale, y: _Scale) -> str:
             )
         parts.append(_dot(x(mark.x), y(mark.y), one.colour, mark.text, 2.5 if one.faint else 4.5))
         if one.labels:
-            parts.append(_text(x(mark.x) + 7, y(mark.y) - 6, mark.text, "start"))
+            parts.append(_text(x(mark.x) - 8, y(mark.y) - 6, mark.text, "end"))
     opacity = " opacity=.45" if one.faint else ""
     return f"<g{opacity}>{''.join(parts)}</g>"
 
