@@ -405,18 +405,30 @@ def run(size: Size, folder: pathlib.Path, say: Callable[[str], None] = print) ->
         result["batches"].append(measure(folder, vlm, rows, size))
     result["peaks_after"] = peaks()
     result["load_average_after"] = list(os.getloadavg())
-    stream = max(result[when]["stream_gbs"] for when in ("peaks_before", "peaks_after"))
+    judge_memory(result, size.judged)
+    return result
+
+
+def judge_memory(result: dict[str, Any], judged: bool = True) -> None:
+    """Adds row R6 to each batch.
+
+    The verdict is `unclear` where the stream that was measured cannot be the machine's: the two
+    measurements disagree by a third, or decoding read faster than it.
+    """
+    streams = [result[when]["stream_gbs"] for when in ("peaks_before", "peaks_after")]
+    stream = max(streams)
     for found in result["batches"]:
         share = found["ours_best_gbs"] / stream
-        judged = size.judged and found["batch"] == 1
         verdict = "met" if share >= R6_GOAL else "missed"
+        if share > 1 or stream > 4 / 3 * min(streams):
+            verdict = "unclear"
+        has_goal = judged and found["batch"] == 1
         found["R6"] = {
             "share": share,
             "stream_gbs": stream,
-            "goal": R6_GOAL if judged else None,
-            "verdict": verdict if judged else "",
+            "goal": R6_GOAL if has_goal else None,
+            "verdict": verdict if has_goal else "",
         }
-    return result
 
 
 def main():
