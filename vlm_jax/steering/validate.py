@@ -115,9 +115,7 @@ def _acts(steering: Steering, leaves: dict[str, np.ndarray]) -> list[bool]:
         acts.append((factors & (get("reallocation.threshold") < np.inf)).any())
     if steering.projection is not None:
         moves = steering.projection.counts | (get("projection.beta") != 0)
-        acts.append(
-            ((get("projection.on") > 0) & (zero_trace | (get("projection.beta") != 0))).any()
-        )
+        acts.append(((get("projection.on") > 0) & moves).any())
     if steering.visual_gains is not None:
         perception = get("visual_gains.perception_from") < np.inf
         reasoning = get("visual_gains.reasoning_to") > -np.inf
