@@ -10,7 +10,13 @@ from tests.steering.method_fixtures import model_config
 from vlm_jax.attention.steering import Steering
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.combine import stack
-from vlm_jax.steering.config import is_random, read_method, with_seed, without_control
+from vlm_jax.steering.config import (
+    is_random,
+    read_method,
+    split_edit,
+    with_seed,
+    without_control,
+)
 from vlm_jax.steering.registry import METHODS, build, compose, settings_of
 
 SMALL = model_config(6, 8)
@@ -56,6 +62,15 @@ def test_a_config_section_is_a_method():
     assert both.reallocation is not None
     assert both.visual_gains.perception_gain.max() == np.float32(1.5)
     assert jax.tree.structure(both.reallocation) == jax.tree.structure(found.reallocation)
+
+
+def test_an_edit_of_weights_stands_apart():
+    edit, air = {"method": "plain", "k": 2}, {"method": "air", "heads": HEADS}
+    assert split_edit([edit, air]) == (edit, [air])
+    assert split_edit(air) == (None, [air])
+    assert split_edit({"k": 2}) == ({"k": 2}, [])
+    with pytest.raises(ConfigError, match="'plain' and 'symmetric' are both edits of weights"):
+        split_edit([edit, {"method": "symmetric"}])
 
 
 def test_draws_of_a_random_control():

@@ -96,7 +96,8 @@ def test_classes_are_disjoint(low, high, seed):
         ({"mode": "dataset_static"}, "needs heads"),
         ({"control": "random"}, "control='random' needs heads"),
         ({"control": "no_sinks"}, "needs heads"),
-        ({"heads": [(0, 1)]}, "leave heads out"),
+        ({"heads": "llava-1.5-7b"}, "32 layers of 32 heads"),
+        ({"mode": "dataset_static", "heads": [(0, 1)]}, "name no perception and no reasoning"),
         ({"control": "shuffled"}, "control must be one of"),
     ],
 )

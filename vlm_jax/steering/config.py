@@ -29,6 +29,26 @@ def read_method(section: Section, config: VLMConfig) -> Steering:
     return compose([_named(entry) for entry in _entries(section)], config)
 
 
+def split_edit(section: Section) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Separates an edit of weights from the attention methods that act beside it.
+
+    Returns:
+        The one entry whose method is none of `METHODS`, or None; and all others.
+
+    Raises:
+        ConfigError: there are two edits.
+    """
+    entries = _entries(section)
+    steering = [entry for entry in entries if entry.get("method") in METHODS]
+    edits = [entry for entry in entries if entry.get("method") not in METHODS]
+    if len(edits) > 1:
+        raise ConfigError(
+            f"methods {edits[0].get('method')!r} and {edits[1].get('method')!r} are both edits of "
+            f"weights; name one, and attention methods of {', '.join(METHODS)}."
+        )
+    return (edits[0] if edits else None), steering
+
+
 def is_random(section: Section) -> bool:
     """Whether a section is a control whose seed matters, so that several draws say more."""
     return any(entry.get("control") in RANDOM_CONTROLS for entry in _entries(section))

@@ -120,8 +120,8 @@ def functional_heads(
         rows: whose attention is read at prefill; see `VisualGains`.
         mode: "dynamic" classifies at every call, "prefill_cached" at prefill only,
             "dataset_static" takes the classes of `heads`.
-        heads: where the classes of a calibration set are (`resolve_heads`); needed by the static
-            mode and by the controls "random" and "no_sinks". "random" is always static.
+        heads: where the classes of a calibration set are (`resolve_heads`); used by the static
+            mode and by the controls "random" and "no_sinks" alone. "random" is always static.
         control: a word of `CONTROLS`; "other" exchanges the gains of the classes, "all" gives every
             head their mean.
         seed: of random heads.
@@ -275,20 +275,15 @@ def policy(
 
 
 def _calibrated(config: VLMConfig, heads: Any, mode: str, control: str) -> HeadSets | None:
-    needs = "mode='dataset_static'" if mode == "dataset_static" else f"control={control!r}"
-    if mode != "dataset_static" and control not in ("random", "no_sinks"):
-        if heads is not None:
-            raise ConfigError(
-                f"heads={heads!r} says which heads are in which class, but mode={mode!r} reads "
-                "that from attention; use mode='dataset_static', or leave heads out."
-            )
-        return None
-    if heads is None:
+    if heads is not None:
+        return resolve_heads(heads, config)
+    if mode == "dataset_static" or control in ("random", "no_sinks"):
+        needs = f"mode={mode!r}" if mode == "dataset_static" else f"control={control!r}"
         raise ConfigError(
             f"{needs} needs heads: a file of --job=identify that says which heads are in which "
             "class on a calibration set."
         )
-    return resolve_heads(heads, config)
+    return None
 
 
 def _visual_gains(classes: Classes, allowed_ln: np.ndarray, rows: Any, mode: Any) -> VisualGains:

@@ -1,0 +1,143 @@
+"""Head identification on a shipped testbed: head sets, resumption, and what it refuses."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import vlm_jax
+from configs import identify as config_file
+from vlm_jax.attention.steering import Readings
+from vlm_jax.config import read_config
+from vlm_jax.errors import AnswersError, ConfigError, UserError
+from vlm_jax.jobs import identify
+from vlm_jax.jobs.identify import Settings, describe, read_settings
+from vlm_jax.jobs.request import Request
+from vlm_jax.steering.registry import build
+
+SHAPE = (6, 8)
+
+
+def model_folder() -> pathlib.Path:
+    models = pathlib.Path(vlm_jax.__file__).parent / "testbed" / "models"
+    found = sorted(path for path in models.glob("llava-*") if path.is_dir())
+    if not found:
+        pytest.skip("no testbed model is shipped")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def small_config():
+    config = config_file.get_config()
+    config.benchmarks.captions.n = 24
+    config.identify.chunk = 16
+    config.identify.rows = 128
+    config.identify.scopes = ("row",)
+    config.compile_cache = "off"
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(small_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("identify")
+    identify.run(Request(config=small_config, source=model_folder(), workdir=folder))
+    return folder
+
+
+def test_the_head_file_says_what_was_found(workdir):
+    document = json.loads((workdir / "heads.json").read_text())
+    assert document["tokens"]["hallucinated"] > 0
+    assert document["tokens"]["grounded"] > 0
+    assert document["captions"]["made"] == 24
+    scope = document["scopes"]["row"]
+    size_ln = np.asarray(scope["effect_size_ln"])
+    assert size_ln.shape == tuple(document["sets"]["shape"])
+    first = [tuple(head) for head in document["sets"]["sensitive"][:4]]
+    assert first == [tuple(head) for head in scope["ranking"][:4]]
+    ordered = [size_ln[head] for head in first]
+    assert ordered == sorted(size_ln.ravel().tolist(), reverse=True)[:4]
+    assert scope["first_order"]["rank_correlation_of_contrast"] > 0.3
+    assert document["seeds"] == {"run": 0}
+    assert document["identity"]["source"]
+
+
+def test_methods_read_the_head_file(workdir):
+    config = read_config(model_folder())
+    steering = build("air", config, heads=str(workdir / "heads.json"))
+    document = json.loads((workdir / "heads.json").read_text())
+    chosen = np.argwhere(np.isfinite(steering.reallocation.threshold[0])).tolist()
+    assert sorted(chosen) == sorted(document["sets"]["sensitive"][:4])
+    other = build("air", config, heads=str(workdir / "heads.json"), control="other")
+    chosen = np.argwhere(np.isfinite(other.reallocation.threshold[0])).tolist()
+    assert sorted(chosen) == sorted(document["sets"]["insensitive"][:4])
+
+
+def test_a_killed_run_goes_on(workdir, small_config, monkeypatch):
+    """Only the chunk that is missing is measured again."""
+    whole = (workdir / "heads.json").read_text()
+    chunk = workdir / "chunks" / "000001.npz"
+    with np.load(chunk) as arrays:
+        kept = {name: arrays[name] for name in arrays.files}
+    (workdir / "heads.json").unlink()
+    chunk.unlink()
+    measured = []
+    monkeypatch.setattr(
+        identify._Chunk, "measure", lambda self, _: measured.append(self.offset) or kept
+    )
+    identify.run(Request(config=small_config, source=model_folder(), workdir=workdir))
+    assert measured == [16]
+    assert (workdir / "heads.json").read_text() == whole
+
+
+def test_results_of_other_settings_are_refused(workdir, small_config):
+    changed = small_config.copy_and_resolve_references()
+    changed.max_new_tokens = 31
+    with pytest.raises(AnswersError, match="another model or other settings"):
+        identify.run(Request(config=changed, source=model_folder(), workdir=workdir))
+
+
+@pytest.mark.parametrize(
+    ("section", "match"),
+    [
+        ({"scope": "row"}, "no key 'scope'"),
+        ({"scopes": ("rows",)}, "did you mean 'row'"),
+        ({"scopes": ()}, "names none of"),
+        ({"count": 25}, "from 1 to 24"),
+        ({"captions": "some"}, "captions must be one of"),
+        ({"subtokens": "last"}, "subtokens must be one of"),
+        ({"chunk": 0}, "chunk must be a whole number"),
+        ({"classes": {"perception_from": "high"}}, "classes.perception_from must be"),
+    ],
+)
+def test_one_clear_error_for_each_bad_setting(section, match):
+    with pytest.raises(ConfigError, match=match):
+        read_settings(section, SHAPE)
+
+
+def test_one_caption_benchmark_is_needed(small_config):
+    request = lambda config: Request(config=config, source=model_folder(), workdir=None)
+    with pytest.raises(UserError, match="--workdir"):
+        identify.run(request(small_config))
+    changed = config_file.get_config()
+    changed.benchmarks.captions.kind = "testbed_pope"
+    changed.benchmarks.captions.negatives = "random"
+    with pytest.raises(ConfigError, match="asks for no captions"):
+        identify._caption_benchmark(changed.benchmarks, "llava")
+    with pytest.raises(ConfigError, match="exactly one benchmark"):
+        identify._caption_benchmark({}, "llava")
+
+
+def test_captions_without_hallucinations_are_said_to_be_too_few():
+    shape = (2, 3)
+    masses = {field.name: np.zeros((4, *shape)) for field in dataclasses.fields(Readings)}
+    found = {
+        "sample": np.arange(4),
+        "hallucinated": np.zeros(4, bool),
+        "drop_row": np.zeros((4, *shape)),
+        "slope_row": np.zeros((4, *shape)),
+        **masses,
+    }
+    with pytest.raises(ConfigError, match="0 hallucinated and 4 grounded"):
+        describe(found, Settings(scopes=("row",), count=1), shape)
