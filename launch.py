@@ -5,6 +5,7 @@
   --job=generate  --source=<folder> [--workdir=<folder>]     answer config.prompt or config.requests
   --job=evaluate  --source=<folder> --workdir=<folder>       benchmarks, edits beside their controls
   --job=sweep     --source=<folder> --workdir=<folder>       choose a setting on dev, report on test
+  --job=identify  --source=<folder> --workdir=<folder>       find heads that favour hallucination
   --job=export    --source=<folder> --target=<HF folder>     Flax -> HF checkpoint, byte for byte
   --job=score     --answers=<jsonl> --truth=<file>[,<file>]  CHAIR or POPE scores, no model needed
   --job=train     --target=<folder>                          train a testbed from its recipe
@@ -16,7 +17,7 @@ A folder is a Hugging Face checkpoint or a converted one; every job reads both. 
       --source=Qwen2.5-VL-7B-Instruct --target=edited
 
 configs/base.py lists every setting. Errors are one line on stderr and exit code 1; no job leaves a
-half-written folder, and evaluate, sweep and train go on where a killed run stopped.
+half-written folder, and evaluate, identify, sweep and train go on where a killed run stopped.
 """
 
 import importlib
@@ -39,6 +40,7 @@ JOBS = {
     "evaluate": "vlm_jax.jobs.evaluate:run",
     "export": "convert.run:export",
     "generate": "vlm_jax.jobs.generate:run",
+    "identify": "vlm_jax.jobs.identify:run",
     "score": "vlm_jax.jobs.score:run",
     "sweep": "vlm_jax.jobs.sweep:run",
     "train": "vlm_jax.jobs.train:run",
@@ -47,6 +49,7 @@ _DEFAULT_CONFIGS = {
     "edit": "edit",
     "generate": "generate",
     "evaluate": "testbed",
+    "identify": "identify",
     "sweep": "sweep",
     "train": "train_llava",
 }
