@@ -10,7 +10,7 @@ from vlm_jax.attention.dense import dense_attention
 from vlm_jax.attention.prefill import steered_prefill
 from vlm_jax.attention.row import row_attention, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, merge
-from vlm_jax.attention.steering import Readings, Rows, State, Steering, visual_gain
+from vlm_jax.attention.steering import Readings, Rows, State, Steering, class_gain
 
 
 def _blockwise(q_btnh, segments, seen, causal, scale):
@@ -106,8 +106,13 @@ def attend(
         part = steering.visual_gains
         if part is not None:
             gain = state.gain_bn
-            if part.mode == "dynamic" or gain is None:
-                gain = visual_gain(part, readings.image_bn)[0]
+            if gain is None and part.mode == "prefill_cached":
+                raise ValueError(
+                    "Visual gains of mode 'prefill_cached' come from the prompt: pass the state "
+                    "that prefill or the step before returned."
+                )
+            if gain is None:
+                gain = class_gain(part, readings.perception_bn > 0, readings.reasoning_bn > 0)
             out = out * gain[:, None, :, None]
     if steering.head_gains is not None:
         out = out * steering.head_gains.gain[:, None, :, None]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Tap, segment_attention
-from vlm_jax.attention.row import steered_row
+from vlm_jax.attention.row import RowKeys, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, merge
 from vlm_jax.attention.steering import (
     Moments,
@@ -41,9 +41,19 @@ def steered_prefill(
 
     Returns:
         The output, the state that decoding continues from, and what happened in the last row.
+
+    Raises:
+        ValueError: a projection that counts rows is asked of several segments, whose earlier rows
+            nobody has counted.
     """
     part = steering.projection
     counts = part is not None and part.counts
+    if counts and len(segments) > 1:
+        raise ValueError(
+            f"A projection with zero_trace 'running' or prefill 'causal' or 'official' needs all "
+            f"prompt rows in one call, but the prompt's keys come in {len(segments)} segments. "
+            "Read the prompt at once, or use zero_trace='skip' and prefill='off'."
+        )
     averages = steering.visual_gains is not None and steering.visual_gains.rows == "q"
     tap = _tap(steering, rows, masses=averages, squares=counts)
     reads = [
@@ -56,7 +66,7 @@ def steered_prefill(
     mass = [jnp.exp(read.lse_btn - lse) for read in reads]
 
     moments = None
-    if part is not None and part.counts:
+    if part is not None and counts:
         trace_btn = jnp.exp(_diagonal(q_btnh, segments[-1], scale) - lse)
         squares_btn = _sum(m * m * r.squares_btn for m, r in zip(mass, reads))
         before = rows.real_bt & (jnp.arange(out.shape[1]) < rows.last_b[:, None])
@@ -68,27 +78,41 @@ def steered_prefill(
     last_seen = jax.tree.map(pick, seen)
     official = part is not None and part.prefill == "official"
     row, changed, state, readings = steered_row(
-        pick(q_btnh), segments, last_seen, steering, State(moments), scale, project=not official
+        pick(q_btnh),
+        segments,
+        last_seen,
+        steering,
+        State(moments),
+        scale,
+        gained_b=pick(rows.after_image_bt)[:, 0],
+        project=not official,
     )
     is_last = (jnp.arange(out.shape[1]) == rows.last_b[:, None])[..., None]
     if steering.touches_row:
         out = jnp.where((is_last & changed[:, None])[..., None], row, out)
     if part is not None and official:
         out = _project_official(out, segments[-1].v_bksh, state.moments, rows, part)
+    if part is not None and part.zero_trace == "skip":
+        state = dataclasses.replace(state, moments=None)
 
-    if steering.visual_gains is not None:
-        image_bn = readings.image_bn
+    visual = steering.visual_gains
+    if visual is not None:
+        image_bn, known_b = readings.image_bn, RowKeys.of(segments, last_seen).has_image_b
         if averages:
             image_btn = _sum(m * r.image_btn for m, r in zip(mass, reads))
             image_btn = jnp.where(is_last, image_bn[:, None], image_btn)
             image_bn = _mean(image_btn, rows.after_image_bt)
-        gain, perception, reasoning = visual_gain(steering.visual_gains, image_bn)
+            known_b = jnp.any(rows.after_image_bt, axis=1)
+        gain, perception, reasoning = visual_gain(visual, image_bn, known_b)
         readings = dataclasses.replace(
             readings,
             perception_bn=perception.astype(jnp.float32),
             reasoning_bn=reasoning.astype(jnp.float32),
         )
-        state = dataclasses.replace(state, gain_bn=gain)
+        if visual.mode == "prefill_cached":
+            state = dataclasses.replace(
+                state, gain_bn=gain, perception_bn=perception, reasoning_bn=reasoning
+            )
         out = out * gain[:, None, :, None]
     return out, state, readings
 

@@ -1,15 +1,19 @@
 """One query row a sample: the whole row of weights fits, so it is edited as it is."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
 from vlm_jax.attention.steering import (
+    LogitGains,
     Moments,
+    Projection,
     Readings,
+    Reallocation,
     State,
     Steering,
     frobenius_scale,
@@ -82,6 +86,7 @@ def steered_row(
     state: State,
     scale: float | None = None,
     *,
+    gained_b: Bool[Array, " B"] | None = None,
     project: bool = True,
 ) -> tuple[Float[Array, "B 1 N H"], Array, State, Readings]:
     """Attends with one decode row a sample, steered, head gains left out.
@@ -89,50 +94,55 @@ def steered_row(
     Args:
         steering: of this layer.
         state: moments of the rows before this one.
+        gained_b: rows that logit gains act on; by default those that see an image key.
         project: False counts the row in the moments and leaves its projection to the caller.
 
     Returns:
         The output; which heads' weights were changed at all (bool [B, N]); the state with this row
         added; what happened.
     """
+    keys = RowKeys.of(segments, seen)
     logits = row_logits(q_b1nh, segments, seen, scale)
-    kinds_b1s = jnp.concatenate([kinds_of(segment) for segment in segments], axis=-1)[:, None]
-    is_image, is_system = kinds_b1s == Kind.IMAGE, kinds_b1s == Kind.SYSTEM
-    is_text = kinds_b1s == Kind.TEXT
-    visible_b1s = _visible(segments, seen)
     if steering.logit_gains is not None:
-        part = steering.logit_gains
-        # A row after no image has nothing to rebalance against.
-        applies = jnp.any(is_image, axis=-1, keepdims=True)
-        gain = jnp.where(is_image, part.image[..., None], 1.0)
-        gain = jnp.where(is_system, part.system[..., None], gain)
-        logits = jnp.where(visible_b1s, logits * jnp.where(applies, gain, 1.0), MASKED)
+        logits = _gain(steering.logit_gains, logits, keys, gained_b)
     if steering.lens is not None:
         shift = jnp.mean(jnp.abs(logits), axis=1, keepdims=True)
         shifted = logits + steering.lens.strength[..., None] * shift
-        logits = jnp.where(visible_b1s & is_image, shifted, logits)
+        logits = jnp.where(keys.visible_b1s & keys.image_b1s, shifted, logits)
     weights = jax.nn.softmax(logits, axis=-1)
     mass = lambda chosen: jnp.sum(jnp.where(chosen, weights, 0.0), axis=-1)
-    image_bn, text_bn, system_bn = mass(is_image), mass(is_text), mass(is_system)
+    image_bn, text_bn, system_bn = map(mass, (keys.image_b1s, keys.text_b1s, keys.system_b1s))
     changed = fired = jnp.zeros(image_bn.shape, bool)
     edited = weights
     if steering.reallocation is not None:
-        edited, fired = _reallocate(steering, weights, kinds_b1s, text_bn, system_bn)
+        edited, fired = _reallocate(steering.reallocation, weights, keys, text_bn, system_bn)
         changed = fired
     moments = state.moments
     if steering.projection is not None:
+        if moments is None and steering.projection.zero_trace == "running":
+            raise ValueError(
+                "A projection with zero_trace='running' goes on from the rows before: pass the "
+                "state that prefill or the step before returned."
+            )
         own_b1s = _own(segments, seen)
         moments = _count(moments, edited, own_b1s)
         if project:
-            edited, touched = _project(steering, edited, visible_b1s, own_b1s, moments)
+            projected, touched = _project(
+                steering.projection, edited, keys.visible_b1s, own_b1s, moments
+            )
+            edited = jnp.where(touched[..., None], projected, edited)
             changed = changed | touched
     if steering.reallocation is not None or steering.projection is not None:
         weights = jnp.where(changed[..., None], edited, weights)
     if steering.logit_gains is not None or steering.lens is not None:
         changed = changed | _shifts(steering)
-    perception = reasoning = jnp.zeros(image_bn.shape, bool)
-    if steering.visual_gains is not None:
-        _, perception, reasoning = visual_gain(steering.visual_gains, image_bn)
+    perception, reasoning = state.perception_bn, state.reasoning_bn
+    if perception is None or reasoning is None:
+        perception = reasoning = jnp.zeros(image_bn.shape, bool)
+        if steering.visual_gains is not None:
+            _, perception, reasoning = visual_gain(
+                steering.visual_gains, image_bn, keys.has_image_b
+            )
     readings = Readings(
         image_bn,
         text_bn,
@@ -140,27 +150,56 @@ def steered_row(
         *(flag.astype(jnp.float32) for flag in (fired, perception, reasoning)),
     )
     out = row_values(weights, segments)
-    return out, changed, State(moments, state.gain_bn), readings
+    return out, changed, dataclasses.replace(state, moments=moments), readings
 
 
-def _reallocate(steering: Steering, weights, kinds_b1s, text_bn, system_bn):
-    part = steering.reallocation
-    assert part is not None
-    is_text = kinds_b1s == Kind.TEXT
+@dataclasses.dataclass(frozen=True)
+class RowKeys:
+    """What the keys of a row are, bool [B, 1, S]; a key that the row does not see is of no kind."""
+
+    visible_b1s: Array
+    image_b1s: Array
+    text_b1s: Array
+    system_b1s: Array
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], seen: Visibility) -> "RowKeys":
+        """Reads kinds and orders of all segments."""
+        visible = _visible(segments, seen)
+        kinds = jnp.concatenate([kinds_of(segment) for segment in segments], axis=-1)[:, None]
+        return cls(
+            visible, *(visible & (kinds == kind) for kind in (Kind.IMAGE, Kind.TEXT, Kind.SYSTEM))
+        )
+
+    @property
+    def has_image_b(self) -> Array:
+        """Rows that see an image key."""
+        return jnp.any(self.image_b1s, axis=(1, 2))
+
+
+def _gain(part: LogitGains, logits, keys: RowKeys, gained_b) -> Array:
+    gained = (keys.has_image_b if gained_b is None else gained_b)[:, None, None]
+    gain = jnp.where(keys.image_b1s, part.image[..., None], 1.0)
+    gain = jnp.where(keys.system_b1s, part.system[..., None], gain)
+    return jnp.where(gained, logits * gain, logits)
+
+
+def _reallocate(part: Reallocation, weights, keys: RowKeys, text_bn, system_bn):
+    text_b1s = keys.text_b1s
     if part.text_includes_system:
-        is_text = is_text | (kinds_b1s == Kind.SYSTEM)
+        text_b1s = text_b1s | keys.system_b1s
         text_bn = text_bn + system_bn
     if part.trigger_reduce == "batch_sum":
         text_bn = jnp.broadcast_to(jnp.sum(text_bn, axis=0, keepdims=True), text_bn.shape)
-    fired = text_bn >= part.threshold
-    factor = jnp.where(is_text, part.text[..., None], 1.0)
-    factor = jnp.where(kinds_b1s == Kind.IMAGE, part.image[..., None], factor)
+    identity = (part.image == 1) & (part.text == 1)
+    fired = (text_bn >= part.threshold) & keys.has_image_b[:, None] & ~identity
+    factor = jnp.where(text_b1s, part.text[..., None], 1.0)
+    factor = jnp.where(keys.image_b1s, part.image[..., None], factor)
     edited = weights * factor
     if part.renormalise:
-        edited = edited / jnp.sum(edited, axis=-1, keepdims=True)
-    identity = (part.image == 1) & (part.text == 1)
-    edited = jnp.where(fired[..., None], edited, weights)
-    return edited, fired & ~identity
+        total = jnp.sum(edited, axis=-1, keepdims=True)
+        edited = jnp.where(total > 0, edited / jnp.where(total > 0, total, 1.0), weights)
+    return jnp.where(fired[..., None], edited, weights), fired
 
 
 def _count(moments: Moments | None, weights, own_b1s) -> Moments | None:
@@ -175,9 +214,7 @@ def _count(moments: Moments | None, weights, own_b1s) -> Moments | None:
     )
 
 
-def _project(steering: Steering, weights, visible_b1s, own_b1s, moments: Moments | None):
-    part = steering.projection
-    assert part is not None
+def _project(part: Projection, weights, visible_b1s, own_b1s, moments: Moments | None):
     on = jnp.broadcast_to(part.on > 0, weights.shape[:2])
     beta = part.beta[..., None]
     count = jnp.sum(visible_b1s, axis=-1).astype(weights.dtype)  # [B, 1]

@@ -15,7 +15,10 @@ Order within one call, for query row i with logits s and weights a = softmax(s):
 6. `HeadGains`, `VisualGains`: the head's output *= gain. Steps 4 and 5 are homogeneous in a, so
    gains commute with them.
 
-Decode rows are the last prompt row, which predicts the first token, and every generated row.
+Decode rows are the last prompt row, which predicts the first token, and every generated row. The
+shares of image and text are meaningless in a row without image keys: `LogitGains`, `Lens`,
+`Reallocation` and `VisualGains` leave such rows alone (text-only samples, and rows before the
+image).
 """
 
 import dataclasses
@@ -70,7 +73,8 @@ class VisualGains:
 
     Attributes:
         rows: the ratio at prefill is the mean over text rows after the last image token ("q") or
-            that of the last row ("last"); at decode it is the current row's.
+            that of the last row ("last"); at decode it is the current row's. The gains of prefill
+            act on all its rows.
         mode: "dynamic" classifies at every call; "prefill_cached" keeps the prefill's gains.
     """
 
@@ -93,7 +97,7 @@ class Reallocation:
     listed). AIR: image 3.5, text 0.1, threshold 0.3. AD-HH: image 1, text 0, threshold 0.5.
 
     Attributes:
-        renormalise: divide by the row's new sum.
+        renormalise: divide by the row's new sum; a row of which nothing is left stays as it was.
         text_includes_system: count and scale system keys as text.
         trigger_reduce: "batch_sum" adds text masses over the batch before the comparison, as the
             released AIR* does, for replication only.
@@ -114,12 +118,18 @@ class Reallocation:
 class Projection:
     """Zero trace, Frobenius rescale and shrinkage to the mean by `beta`, in heads with `on` > 0.
 
+    With A the n x n map of the rows read so far (n real keys), as steps 1 to 4 left them: zero
+    trace is A - tr(A)/n I, the rescale multiplies by ||A|| / ||A - tr(A)/n I|| (see
+    `frobenius_scale`), and shrinkage is (1 - beta) A + beta mean(A). A row that shrinks only does
+    so to its own mean over the keys it sees; beta 0 is then the identity. Zero trace has none.
+
     Attributes:
-        zero_trace: at decode rows, "skip" shrinks only; "running" removes the trace of the rows
-            read so far and restores their norm.
-        prefill: rows before the last prompt row: "off" leaves them, "causal" projects each with
-            what was read up to it, "official" with the whole prompt, later rows included (as the
-            released AIR* does, for replication only).
+        zero_trace: at decode rows, "skip" shrinks only; "running" takes the last row of the
+            projected map of all rows up to it, each frozen as it was when it was read.
+        prefill: rows before the last prompt row: "off" leaves them; "causal" treats each as
+            "running" would, with the map of the rows up to it; "official" projects all prompt rows,
+            the last one too, with the map of the whole prompt and puts beta mean(A) on later keys
+            also (as the released AIR* does, for replication only).
     """
 
     on: Values
@@ -186,10 +196,18 @@ class Moments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What steering remembers of a layer from call to call."""
+    """What steering remembers of a layer from call to call.
+
+    Attributes:
+        moments: of the rows so far, where a projection counts them.
+        gain_bn, perception_bn, reasoning_bn: the prefill's visual gains and classes in mode
+            "prefill_cached".
+    """
 
     moments: Moments | None = None
     gain_bn: Float[Array, "B N"] | None = None
+    perception_bn: Bool[Array, "B N"] | None = None
+    reasoning_bn: Bool[Array, "B N"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -200,7 +218,7 @@ class Readings:
     Attributes:
         image_bn, text_bn, system_bn: masses before reallocation.
         fired_bn: 1 where the row was reallocated.
-        perception_bn, reasoning_bn: 1 where a head was classified so.
+        perception_bn, reasoning_bn: 1 where a head has the gain of the class in this call.
     """
 
     image_bn: Float[Array, "B N"]
@@ -212,20 +230,44 @@ class Readings:
 
 
 def visual_gain(
-    part: VisualGains, ratio_bn: Float[Array, "B N"]
-) -> tuple[Float[Array, "B N"], Bool[Array, "B N"], Bool[Array, "B N"]]:
-    """Returns each head's gain, and which are perception and reasoning heads."""
-    perception = ratio_bn >= part.perception_from
-    reasoning = ratio_bn <= part.reasoning_to
-    gain = jnp.where(reasoning, part.reasoning_gain, 1.0)
-    return jnp.where(perception, part.perception_gain, gain), perception, reasoning
+    part: VisualGains, ratio_bn: Float[Array, "B N"], known_b: Bool[Array, " B"]
+) -> tuple[Array, Bool[Array, "B N"], Bool[Array, "B N"]]:
+    """Returns each head's gain, and which are perception and reasoning heads.
+
+    Args:
+        part: of this layer.
+        ratio_bn: visual attention ratio.
+        known_b: samples that have one; in the others no head is of a class.
+    """
+    perception = (ratio_bn >= part.perception_from) & known_b[:, None]
+    reasoning = (ratio_bn <= part.reasoning_to) & known_b[:, None]
+    return class_gain(part, perception, reasoning), perception, reasoning
+
+
+def class_gain(
+    part: VisualGains, perception_bn: Bool[Array, "B N"], reasoning_bn: Bool[Array, "B N"]
+) -> Float[Array, "B N"]:
+    """Returns the gain of each head's class; 1 for heads of none."""
+    gain = jnp.where(reasoning_bn, part.reasoning_gain, 1.0)
+    return jnp.where(perception_bn, part.perception_gain, gain)
 
 
 EPSILON = 1e-8
 """Added to the squared norm that the Frobenius rescale divides by, as in the released AIR*."""
 
+LARGEST_SCALE = 8.0
+"""Limit of the Frobenius rescale. The map of a prompt's first few rows is nearly diagonal, the
+first row's is: all that zero trace leaves of it is rounding, which must not be blown up. Maps of
+whole prompts are far from it (about 1.01 to 1.1)."""
+
 
 def frobenius_scale(squares: Array, trace: Array, count: Array) -> Array:
-    """Returns sqrt(||A||^2 / ||A - tr(A)/n I||^2); the difference is clamped at 0 (float32)."""
+    """Returns sqrt(||A||^2 / ||A - tr(A)/n I||^2), at most `LARGEST_SCALE`.
+
+    Args:
+        squares: ||A||^2.
+        trace: tr(A).
+        count: n.
+    """
     rest = jnp.maximum(squares - trace * trace / count, 0.0)
-    return jnp.sqrt(squares / (rest + EPSILON))
+    return jnp.minimum(jnp.sqrt(squares / (rest + EPSILON)), LARGEST_SCALE)

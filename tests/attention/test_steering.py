@@ -1,0 +1,105 @@
+"""Steered attention against the dense oracle: prompts, cached decoding, every part and switch."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.attention.steered import (
+    CHOICES,
+    LAYOUTS,
+    TWO_PROMPT_SEGMENTS,
+    Layout,
+    build,
+    counts,
+    read,
+    steer,
+    widen,
+)
+from vlm_jax.attention.steering import LARGEST_SCALE
+
+WITHOUT_COUNTS = [choice for choice in CHOICES if not counts(choice)]
+
+
+def compare(layout, choice, seed, dtype, bar, steps=3):
+    """Both forms on one problem; the oracle is always in float64."""
+    with jax.enable_x64(dtype == "float64"):
+        problem, steering = build(layout, seed, dtype, steps), steer(choice, layout, seed, dtype)
+        found = jax.device_get(read(problem, steering))
+    with jax.enable_x64(True):
+        expected = jax.device_get(read(widen(problem), widen(steering), dense=True))
+    assert found[0].dtype == found[1].dtype == dtype
+    valid = problem.valid[..., None, None]
+    error = lambda a, b: float(np.abs(a - b).max(initial=0))
+    errors = [
+        error(np.where(valid, found[0], 0), np.where(valid, expected[0], 0)),
+        error(found[1], expected[1]),
+        *(error(a, b) for a, b in zip(jax.tree.leaves(found[2]), jax.tree.leaves(expected[2]))),
+    ]
+    assert np.isfinite(found[0]).all()
+    assert max(errors) <= bar, errors
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_part_equals_the_oracle(choice):
+    layout = LAYOUTS[list(CHOICES).index(choice) % len(LAYOUTS)]
+    for seed in range(4):
+        compare(layout, choice, seed, "float64", 1e-12)
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    layout=st.sampled_from(LAYOUTS), choice=st.sampled_from([*CHOICES]), seed=st.integers(0, 10**6)
+)
+def test_all_layouts_equal_the_oracle(layout, choice, seed):
+    compare(layout, choice, seed, "float64", 1e-12)
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    layout=st.sampled_from(TWO_PROMPT_SEGMENTS),
+    choice=st.sampled_from(WITHOUT_COUNTS),
+    seed=st.integers(0, 10**6),
+)
+def test_two_prompt_segments_equal_the_oracle(layout, choice, seed):
+    compare(layout, choice, seed, "float64", 1e-12)
+
+
+@pytest.mark.parametrize("choice", ["all", "all shrink", "AIR* as released", "renormalised"])
+def test_float32_is_within_its_bar(choice):
+    """The rescale is a quotient of a difference: its condition number is its square."""
+    bar = 2e-6 * (LARGEST_SCALE if counts(choice) else 1)
+    for seed in range(4):
+        compare(LAYOUTS[1], choice, seed, "float32", bar)
+
+
+@pytest.mark.parametrize("choice", ["all", "AIR* as released"])
+def test_prompts_of_several_tiles_equal_the_oracle(choice):
+    compare(Layout(1, 520, 1, 2), choice, 0, "float64", 1e-12, steps=1)
+
+
+def test_choices_do_something_and_triggers_go_both_ways():
+    layout = LAYOUTS[1]
+    for choice, switches in CHOICES.items():
+        with jax.enable_x64(True):
+            found = [
+                jax.device_get(read(build(layout, seed), steer(choice, layout, seed)))
+                for seed in range(4)
+            ]
+            vanilla = jax.device_get(read(build(layout, 0), None))
+        change = max(np.abs(a - b).max() for a, b in zip(found[0][:2], vanilla[:2]))
+        assert (change > 1e-3) == (choice != "nothing"), choice
+        mean = lambda flag, found=found: np.mean(
+            [getattr(reading, flag) for _, _, readings in found for reading in readings]
+        )
+        flags = ["perception_bn", "reasoning_bn"] if "visual_gains" in switches else []
+        for flag in [*flags, *(["fired_bn"] if "reallocation" in switches else [])]:
+            assert 0 < mean(flag) < 1, (choice, flag)
+
+
+def test_counting_projections_refuse_a_split_prompt():
+    layout = TWO_PROMPT_SEGMENTS[0]
+    problem = build(layout, 0, "float32")
+    with pytest.raises(ValueError, match="2 segments"):
+        read(problem, steer("running", layout, 0, "float32"))
