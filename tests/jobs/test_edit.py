@@ -523,3 +523,16 @@ def test_an_edit_that_names_heads_touches_their_layers_alone(made, tmp_path):
     names = {f"decoder/layers/{n}/wq_dnh" for n in (0, 2)}
     assert differing(source, tmp_path / "edited") == names
     assert checkpoint.open_folder(tmp_path / "edited").certificate.tensors.keys() == names
+
+
+def test_numbers_of_a_head_are_shortened_and_json():
+    values = [12.3456789012, 1e-9, -0.00012345678901]
+    found = edit._rounded({"list": values, "one": 1.23456789012, "none": float("nan"), "k": 3})
+    assert found["list"] == pytest.approx(values, abs=1e-6)
+    assert found["list"][0] == 12.345679
+    assert found["one"] == 1.2345679
+    assert found["none"] is None
+    assert found["k"] == 3
+    assert edit._rounded([float("inf"), 1.0]) == [None, 1.0]
+    assert edit._rounded([]) == []
+    assert edit._rounded([0.0, 0.0]) == [0.0, 0.0]

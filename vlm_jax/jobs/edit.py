@@ -276,7 +276,12 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        array = np.asarray(value)
+        if array.dtype != np.float64 or not array.size or not np.isfinite(array).all():
+            return [_rounded(item) for item in value]
+        # A spectrum is rounded relative to its largest value, all at once: it is the bulk.
+        largest = float(np.abs(array).max()) or 1.0
+        return np.round(array, _DIGITS - 1 - math.floor(math.log10(largest))).tolist()
     if isinstance(value, float | np.floating):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return _plain(value) if isinstance(value, np.generic) else value
