@@ -22,6 +22,7 @@ half-written folder, and evaluate, identify, sweep and train go on where a kille
 
 import importlib
 import os
+import re
 import sys
 
 # BLAS threads fight XLA's; and XLA's own pool must outnumber the host devices, or batched linear
@@ -59,7 +60,9 @@ _JOB = flags.DEFINE_enum("job", None, sorted(JOBS), "What to do.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings: configs/<name>.py[:<argument>]; --config.<key>=<value> changes one."
 )
-_SOURCE = flags.DEFINE_string("source", None, "Model folder to read: Hugging Face or converted.")
+_SOURCE = flags.DEFINE_list(
+    "source", [], "Model folder to read: Hugging Face or converted; evaluate reads several."
+)
 _TARGET = flags.DEFINE_string("target", None, "Folder to write; must not exist.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for answers and results.")
 _ANSWERS = flags.DEFINE_string("answers", None, "score: JSONL of captions or answers.")
@@ -89,7 +92,8 @@ def main(argv: list[str]) -> None:
         module, function = JOBS[_JOB.value].split(":")
         request = Request(
             config=_CONFIG.value,
-            source=_path(_SOURCE.value),
+            source=_path(_SOURCE.value[0]) if len(_SOURCE.value) == 1 else None,
+            sources=tuple(map(pathlib.Path, _SOURCE.value)) if len(_SOURCE.value) > 1 else (),
             target=_path(_TARGET.value),
             workdir=_path(_WORKDIR.value),
             answers=_path(_ANSWERS.value),
@@ -114,11 +118,22 @@ def _parse(argv: list[str]) -> list[str]:
         _ = _CONFIG.value.seed  # a config file that cannot be read says so here
         return rest
     except (AttributeError, KeyError) as error:
-        key = str(error.args[0]).splitlines()[0].strip("\"'") if error.args else ""
+        key = next(iter(re.findall(r"[\w.]+", str(error.args[0]))), "") if error.args else ""
         sys.exit(f"error: the config has no setting {key!r}; configs/base.py lists them all")
     except (flags.Error, OSError, TypeError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        sys.exit(f"error: {lines[-1] if isinstance(error, OSError) else lines[0]}")
+        sys.exit(f"error: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """One line of what is wrong with a flag."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OSError):
+        return lines[-1]
+    if lines[0].endswith("parsing config file:"):
+        # What get_config() raised, at the end of the traceback that the flag library appends.
+        flag = lines[0].split(": ")[0].removeprefix("flag ")
+        return f"{flag}: {lines[-1].split(': ', 1)[-1]}"
+    return lines[0]
 
 
 if __name__ == "__main__":

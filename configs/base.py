@@ -35,9 +35,18 @@ def get_config() -> ConfigDict:
     config.prompt = ""
     config.images = ()
 
-    # What `evaluate` asks (see vlm_jax/jobs/benchmarks.py) and of which edits of the source.
+    # What `evaluate` asks (see vlm_jax/jobs/benchmarks.py).
     config.benchmarks = ConfigDict()
+    # What it compares with the source as it is: name -> arm. An arm is one entry, or a list of
+    # entries that act together. An entry whose `method` is an attention method
+    # (vlm_jax.steering.registry.METHODS) gives that method's settings; any other entry is
+    # config.edit with some keys changed, {} as it stands, at most one an arm. `control` makes an
+    # arm the control of the arm without it; a random one may say how many `draws` it has.
+    #   {"edited": {}, "mild": {"method": "air", "heads": "identified", "text_gain": 0.5},
+    #    "both": [{"k": 2}, {"method": "air", "heads": "identified"}]}
     config.arms = ConfigDict()
+    # What heads="identified" stands for: head sets by --job=identify; {source} is the model folder.
+    config.heads = "{source}/heads.json"
     config.control_draws = 19  # seeds of a random control that does not say; 19 allow a p of .05
     config.bootstrap_draws = 2000
 

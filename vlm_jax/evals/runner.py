@@ -31,6 +31,7 @@ def run(
     *,
     identity: Mapping[str, Any],
     label: str = "",
+    details: Callable[[Any], Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> TallyTable:
     """Answers a benchmark and tallies the answers.
@@ -42,6 +43,7 @@ def run(
         identity: JSON values that say which model and which settings make the answers; answers of
             another identity are refused.
         label: shown with the progress.
+        details: more fields of an answer's line in the file, of what `Model.answer` yields.
         settings: for `Model.answer`, such as `max_new_tokens`.
 
     Returns:
@@ -67,7 +69,8 @@ def run(
             for answer in answers:
                 example = todo[answer.index]
                 texts[str(example.id)] = answer.text
-                store.append(example.id, benchmark.answer_row(example, answer.text))
+                row = benchmark.answer_row(example, answer.text)
+                store.append(example.id, {**row, **(details(answer) if details else {})})
                 progress.advance()
     return tabulate_answers(benchmark, examples, texts)
 

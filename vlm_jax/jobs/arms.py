@@ -1,7 +1,10 @@
-"""Arms of a comparison: the edits that a config names, their random draws, and edited models."""
+"""Arms of a comparison: the edits and attention methods that a config names, and their draws."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,16 +12,50 @@ import numpy as np
 
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
+from vlm_jax.attention.steering import Steering
+from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.jobs.edit import image_rope, read_edit, read_layer
 from vlm_jax.progress import Progress
+from vlm_jax.steering.config import is_random, read_method, split_edit, with_seed, without_control
+from vlm_jax.steering.qk import METHODS as EDIT_METHODS
 from vlm_jax.steering.qk import QKEdit, Sidecar, edit_many
 from vlm_jax.steering.qk.certificate import summary
+from vlm_jax.steering.registry import METHODS
 
 UNEDITED = "unedited"
+IDENTIFIED = "identified"
 RANDOM_CONTROLS = ("R1", "R2", "R3", "R4", "R5", "C6")
 _RESERVED = (UNEDITED, "frontier")
 _FIELDS = tuple(field.name for field in dataclasses.fields(QKEdit))
+
+Section = Mapping[str, Any] | Sequence[Mapping[str, Any] | str] | str
+"""What a config says of an arm: one entry, several that act together, or a method's name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to run the model.
+
+    Attributes:
+        seed: of what is random in it.
+        edit: of the weights, or None.
+        methods: attention methods as the config writes them.
+        steering: what they do, leaves [1, L, N]; None without any.
+    """
+
+    seed: int
+    edit: QKEdit | None = None
+    methods: tuple[Mapping[str, Any], ...] = ()
+    steering: Steering | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that say which setting made an answer."""
+        named: dict[str, Any] = {"edit": repr(self.edit)}
+        if self.steering is not None:
+            named |= {"methods": self.methods, "steering": steering_hash(self.steering)}
+        return named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,85 +64,183 @@ class Arm:
 
     Attributes:
         name: distinct within the comparison, also as a folder name.
-        edits: one a draw; none is the source as it is.
+        settings: one a draw; none is the source as it is.
     """
 
     name: str
-    edits: tuple[QKEdit, ...] = ()
+    settings: tuple[Setting, ...] = ()
+
+    @property
+    def edits(self) -> tuple[QKEdit, ...]:
+        """The edit of every draw; none where weights stay as they are."""
+        return tuple(setting.edit for setting in self.settings if setting.edit is not None)
+
+    @property
+    def methods(self) -> tuple[Mapping[str, Any], ...]:
+        """The attention methods of the first draw."""
+        return self.settings[0].methods if self.settings else ()
 
     @property
     def is_random(self) -> bool:
         """Whether the arm is a control whose seed matters."""
-        return bool(self.edits) and self.edits[0].control in RANDOM_CONTROLS
+        edited = bool(self.edits) and self.edits[0].control in RANDOM_CONTROLS
+        return edited or is_random(self.methods)
 
     @property
-    def original(self) -> QKEdit | None:
-        """The edit that the arm controls for; None for one that is no control."""
-        if not self.edits or not self.edits[0].control:
-            return None
-        return dataclasses.replace(self.edits[0], control="", seed=0)
+    def is_control(self) -> bool:
+        """Whether the arm stands beside another."""
+        edited = bool(self.edits) and bool(self.edits[0].control)
+        return edited or any(entry.get("control") for entry in self.methods)
+
+    @property
+    def stands_for(self) -> str:
+        """What the arm is without its controls and seeds, equal for an arm and its controls."""
+        edits = [dataclasses.asdict(edit) | {"control": "", "seed": 0} for edit in self.edits[:1]]
+        return json.dumps([edits, without_control(self.methods)], sort_keys=True, default=str)
 
     def folders(self) -> list[str]:
         """A folder name a draw, the same for a draw whatever the number of draws."""
         if not self.is_random:
             return [slug(self.name)]
-        return [f"{slug(self.name)}/seed_{edit.seed}" for edit in self.edits]
+        return [f"{slug(self.name)}/seed_{setting.seed}" for setting in self.settings]
 
 
-def read_arms(
-    arms: Mapping[str, Any], edit: Mapping[str, Any], *, seed: int, draws: int
-) -> list[Arm]:
-    """Returns the unedited arm and the config's: each is `config.edit` with some keys changed.
+@dataclasses.dataclass(frozen=True)
+class ArmReader:
+    """Makes arms of config sections, for one model.
 
-    Args:
-        arms: name -> changes; a random control may also say how many `draws` it has.
-        edit: what the changes are made to.
+    Attributes:
+        edit: the edit that entries change, `config.edit`.
+        model: whose heads are steered.
         seed: of the first draw; the next ones count up.
         draws: of a random control that does not say.
-
-    Raises:
-        ConfigError: a name, a key or a value is wrong.
+        heads: file that `heads='identified'` stands for.
     """
-    listed = [Arm(UNEDITED)]
-    for name, changes in arms.items():
-        if name in _RESERVED:
-            raise ConfigError(f"config.arms.{name}: this name is taken; name the arm otherwise.")
-        where = f"config.arms.{name}"
-        listed.append(make_arm(name, {**dict(edit), **dict(changes)}, where, seed, draws))
-    # A ConfigDict sorts its keys; a reader wants edits before the controls that stand for them.
-    listed[1:] = sorted(listed[1:], key=lambda arm: arm.original is not None)
-    check_folders(listed)
-    return listed
 
+    edit: Mapping[str, Any]
+    model: VLMConfig
+    seed: int = 0
+    draws: int = 1
+    heads: str = ""
 
-def make_arm(name: str, values: Mapping[str, Any], where: str, seed: int, draws: int) -> Arm:
-    """Makes an arm of the fields of an edit, and of `draws` for a random control.
+    @classmethod
+    def of(cls, config: Any, source: checkpoint.ModelFolder) -> "ArmReader":
+        """A reader for a job's config and model."""
+        heads = str(config.heads).replace("{source}", str(source.path))
+        return cls(config.edit, source.config, config.seed, config.control_draws, heads)
 
-    Raises:
-        ConfigError: a key is unknown or a value out of range; the message begins with `where`.
-    """
-    values = dict(values)
-    asked = values.pop("draws", None)
-    for key in values:
-        if key not in _FIELDS:
+    def arms(self, sections: Mapping[str, Section]) -> list[Arm]:
+        """Returns the unedited arm and those of `config.arms`.
+
+        Raises:
+            ConfigError: a name, a key or a value is wrong.
+        """
+        listed = [Arm(UNEDITED)]
+        for name, section in sections.items():
+            where = f"config.arms.{name}"
+            if name in _RESERVED:
+                raise ConfigError(f"{where}: this name is taken; name the arm otherwise.")
+            listed.append(self.arm(name, section, where))
+        check_folders(listed)
+        return _beside_controls(listed)
+
+    def arm(self, name: str, section: Section, where: str) -> Arm:
+        """Makes an arm: of an entry, or of several that act together.
+
+        An entry whose `method` is an attention method says its settings; any other is `config.edit`
+        with some keys changed. A random control may say how many `draws` it has.
+
+        Raises:
+            ConfigError: a key is unknown or a value out of range; the message begins with `where`.
+        """
+        try:
+            changes, methods = split_edit(section)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if changes is None and not methods:
+            raise ConfigError(f"{where} says nothing to do; {{}} is config.edit as it is.")
+        entries = [*([] if changes is None else [changes]), *methods]
+        asked = [entry.pop("draws") for entry in entries if "draws" in entry]
+        edit = None if changes is None else self._edit(changes, where)
+        count = self._count(where, asked, edit, methods)
+        first = next((entry["seed"] for entry in methods if "seed" in entry), self.seed)
+        return Arm(name, tuple(self._draw(where, edit, methods, first, n) for n in range(count)))
+
+    def _edit(self, changes: Mapping[str, Any], where: str) -> QKEdit:
+        values = {**dict(self.edit), **changes}
+        for key in values:
+            if key not in _FIELDS:
+                known = ", ".join(sorted((*_FIELDS, "draws")))
+                raise ConfigError(f"{where} has no key {key!r}; it knows {known}.")
+        if values["method"] not in EDIT_METHODS:
             raise ConfigError(
-                f"{where} has no key {key!r}; it knows {', '.join(sorted((*_FIELDS, 'draws')))}."
+                f"{where}.method must be an edit of weights ({', '.join(EDIT_METHODS)}) or an "
+                f"attention method ({', '.join(METHODS)}), not {values['method']!r}."
             )
-    try:
-        first = read_edit(values, seed=seed)
-    except EditError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if first.control not in RANDOM_CONTROLS:
-        if asked is not None:
+        try:
+            return read_edit(values, seed=self.seed)
+        except EditError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def _count(self, where: str, asked: list, edit: QKEdit | None, methods: list) -> int:
+        """How many draws an arm has."""
+        if (edit is None or edit.control not in RANDOM_CONTROLS) and not is_random(methods):
+            if asked:
+                controls = [] if edit is None else [edit.control]
+                controls += [entry.get("control", "") for entry in methods]
+                raise ConfigError(
+                    f"{where}.draws: control {' and '.join(map(repr, controls))} is not random, so "
+                    f"draws would be equal; draws are for {', '.join(RANDOM_CONTROLS)} of edits "
+                    "and random of attention methods."
+                )
+            return 1
+        count = asked[0] if asked else self.draws
+        if len(set(asked)) > 1:
+            raise ConfigError(f"{where}.draws is both {asked[0]} and {asked[1]}; say it once.")
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{where}.draws must be a whole number, at least 1, not {count!r}.")
+        return count
+
+    def _draw(self, where: str, edit: QKEdit | None, methods: list, first: int, n: int) -> Setting:
+        drawn = None if edit is None else dataclasses.replace(edit, seed=edit.seed + n)
+        seed = first + n if drawn is None else drawn.seed
+        if not methods:
+            return Setting(seed, drawn)
+        section = with_seed(methods, first + n)
+        try:
+            steering = read_method([self._with_heads(entry) for entry in section], self.model)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        return Setting(seed, drawn, tuple(section), steering)
+
+    def _with_heads(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """The entry with the file that `heads='identified'` stands for."""
+        if entry.get("heads") != IDENTIFIED:
+            return dict(entry)
+        if not pathlib.Path(self.heads).is_file():
             raise ConfigError(
-                f"{where}.draws: control {first.control!r} is not random, so draws would be equal; "
-                f"draws are for {', '.join(RANDOM_CONTROLS)}."
+                f"heads={IDENTIFIED!r} needs the file {self.heads}; make it with --job=identify, "
+                "or name another by config.heads."
             )
-        return Arm(name, (first,))
-    count = draws if asked is None else asked
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"{where}.draws must be a whole number, at least 1, not {count!r}.")
-    return Arm(name, tuple(dataclasses.replace(first, seed=first.seed + n) for n in range(count)))
+        return {**entry, "heads": self.heads}
+
+
+def _beside_controls(arms: Sequence[Arm]) -> list[Arm]:
+    """Each arm followed by its controls; a config sorts all of them by name."""
+    listed: dict[str, Arm] = {}
+    for arm in (arm for arm in arms if not arm.is_control):
+        controls = [one for one in arms if one.is_control and one.stands_for == arm.stands_for]
+        listed |= {one.name: one for one in (arm, *controls)}
+    return list({**listed, **{arm.name: arm for arm in arms}}.values())
+
+
+def steering_hash(steering: Steering) -> str:
+    """A short hash of what a steering does: its arrays and its switches."""
+    leaves, structure = jax.tree.flatten(steering)
+    found = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        found.update(str(np.shape(leaf)).encode() + np.asarray(leaf, np.float32).tobytes())
+    return found.hexdigest()[:16]
 
 
 def check_folders(arms: Iterable[Arm]) -> None:
@@ -126,17 +261,13 @@ def slug(name: str) -> str:
 
 
 def pair_controls(arms: Iterable[Arm]) -> list[tuple[str, str, bool]]:
-    """Pairs each control with the arm that is its edit: (edit, control, whether it is random)."""
+    """Pairs each control with the arm that it stands for: (arm, control, whether it is random)."""
     arms = list(arms)
-    edits = {
-        dataclasses.replace(arm.edits[0], seed=0): arm.name
-        for arm in arms
-        if arm.edits and not arm.edits[0].control
-    }
+    own = {arm.stands_for: arm.name for arm in arms if arm.settings and not arm.is_control}
     return [
-        (edits[arm.original], arm.name, arm.is_random)
+        (own[arm.stands_for], arm.name, arm.is_random)
         for arm in arms
-        if arm.original is not None and arm.original in edits
+        if arm.is_control and arm.stands_for in own
     ]
 
 

@@ -1,4 +1,4 @@
-"""Measures a model, and edits of it beside their controls, on benchmarks."""
+"""Measures a model, edits of it and attention methods beside their controls, on benchmarks."""
 
 import dataclasses
 import pathlib
@@ -12,14 +12,15 @@ from vlm_jax.evals.comparison import Comparison, compare
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.tallies import TallyTable
-from vlm_jax.jobs.arms import UNEDITED, Arm, pair_controls, read_arms, slug
+from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
 from vlm_jax.jobs.benchmarks import read_benchmark
 from vlm_jax.jobs.measure import Measured, Session
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import provenance
 from vlm_jax.jobs.say_less import SayLess, read_say_less
+from vlm_jax.report.across import across_tables
 from vlm_jax.report.comparison import comparison_tables
-from vlm_jax.report.page import comparison_page
+from vlm_jax.report.page import comparison_page, page
 from vlm_jax.report.tables import Table
 
 
@@ -29,14 +30,59 @@ def run(request: Request) -> None:
     Writes to `--workdir` a folder `<benchmark>/<arm>` each with `answers.jsonl` and `results.json`;
     at the top those of the first benchmark and arm, the comparison of all arms in `results.json`,
     and the tables as `report.md` and `report.html`. Prints the tables.
+
+    Several sources, such as training seeds, each have all of that in a folder of their name; the
+    tables over all of them are at the top.
     """
+    if not request.sources:
+        evaluate_model(request)
+        return
+    folders = _folders(request.sources)
+    workdir = request.need("workdir")
+    found = {}
+    for name, source in folders.items():
+        print(f"\n{name}")
+        one = dataclasses.replace(request, source=source, sources=(), workdir=workdir / name)
+        found[name] = evaluate_model(one)
+    tables = across_tables({name: one.comparison for name, one in found.items()})
+    document = {"models": {name: one.document() for name, one in found.items()}}
+    write_json(workdir / "results.json", {**document, **provenance(request.config)})
+    title = f"{len(found)} models: arms beside their controls"
+    about = next(iter(next(iter(next(iter(found.values())).results.values())).values()))
+    page_text = page(title, [table.html() for table in tables], about)
+    write_reports(workdir, title, tables, page_text)
+    print(f"\n{len(found)} models: {', '.join(found)}")
+    for table in tables[:2]:
+        print(f"\n{table.text()}")
+    print(f"\nResults: {workdir / 'results.json'}, {workdir / 'report.html'}")
+
+
+def evaluate_model(request: Request) -> "Evaluation":
+    """Evaluates one source; see `run`."""
     config, workdir = request.config, request.need("workdir")
-    family = checkpoint.open_folder(request.need("source")).config.family
-    benchmarks = read_benchmarks(config.benchmarks, family)
+    source = checkpoint.open_folder(request.need("source"))
+    benchmarks = read_benchmarks(config.benchmarks, source.config.family)
     say_less = read_say_less(config.frontier, benchmarks)
-    arms = read_arms(config.arms, config.edit, seed=config.seed, draws=config.control_draws)
+    arms = ArmReader.of(config, source).arms(config.arms)
     session = Session(request)
-    evaluate(request, session, benchmarks, arms, say_less, workdir)
+    return evaluate(request, session, benchmarks, arms, say_less, workdir)
+
+
+def _folders(sources: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Model folders by name.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    named: dict[str, pathlib.Path] = {}
+    for source in sources:
+        other = named.setdefault(source.resolve().name, source)
+        if other is not source:
+            raise ConfigError(
+                f"--source names {other} and {source}, whose results would share a folder; give "
+                "the folders different names."
+            )
+    return named
 
 
 def read_benchmarks(sections: Mapping[str, Any], family: str) -> dict[str, Benchmark]:
@@ -81,14 +127,16 @@ class Evaluation:
         """The comparison as JSON, with what every arm is."""
         document = self.comparison.document()
         for arm in self.arms:
+            entry = document["arms"][arm.name]
+            if arm.settings:
+                entry["seeds"] = [setting.seed for setting in arm.settings]
             if arm.edits:
-                document["arms"][arm.name] |= {
-                    "edit": dataclasses.asdict(arm.edits[0]),
-                    "seeds": [edit.seed for edit in arm.edits],
-                    "matched_quantities": [dict(sizes) for sizes in self.sizes[arm.name]],
-                }
-        counts = {"unedited": self.measured.compiled, "edited": self.measured.recompiled}
-        return {**document, "compilations": counts}
+                entry["edit"] = dataclasses.asdict(arm.edits[0])
+                entry["matched_quantities"] = [dict(sizes) for sizes in self.sizes[arm.name]]
+            if arm.methods:
+                entry["methods"] = [dict(method) for method in arm.methods]
+                entry["acted"] = list(self.measured.acted[arm.name])
+        return {**document, "compilations": dataclasses.asdict(self.measured.compiled)}
 
 
 def evaluate(
@@ -101,7 +149,7 @@ def evaluate(
 ) -> Evaluation:
     """Measures, compares, writes and prints; see `run`."""
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
-    tables = comparison_tables(found.comparison, found.sizes)
+    tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
     _publish(request, workdir, found, tables)
     show(tables, found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
@@ -112,9 +160,7 @@ def show(tables: Sequence[Table], measured: Measured) -> None:
     """Prints tables, and how many programs were compiled."""
     for table in tables:
         print(f"\n{table.text()}")
-    print(
-        f"\nPrograms compiled: {measured.compiled}; for edited models {measured.recompiled} more."
-    )
+    print(f"\n{measured.compiled}")
 
 
 def compare_arms(
@@ -189,6 +235,8 @@ class _Describe:
         notes = (f"Metrics are means over {len(tables)} draws.",) if len(tables) > 1 else ()
         edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
         arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}
+        if self.arm.methods:
+            arm["methods_of_arm"] = [dict(method) for method in self.arm.methods]
         return Results(
             benchmark=self.benchmark.name,
             metrics=metrics,
@@ -220,7 +268,7 @@ def _publish(
     write_json(workdir / "results.json", top)
     answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
     (workdir / "answers.jsonl").write_bytes(answers)
-    title = f"{request.need('source').name}: edits beside their controls"
+    title = f"{request.need('source').name}: arms beside their controls"
     write_reports(workdir, title, tables, comparison_page(title, found.comparison, tables, entry))
 
 

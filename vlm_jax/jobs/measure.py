@@ -6,18 +6,44 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
 from vlm_jax.evals.base import Benchmark
-from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
-from vlm_jax.jobs.arms import UNEDITED, Arm, Planned, edit_model, plan_edits, slug
+from vlm_jax.jobs.acted import acted, details
+from vlm_jax.jobs.arms import UNEDITED, Arm, Planned, Setting, edit_model, plan_edits, slug
+from vlm_jax.jobs.fingerprint import fingerprint
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_settings, load_model
 from vlm_jax.jobs.say_less import SayLess
 from vlm_jax.progress import duration
 from vlm_jax.steering.qk import QKEdit
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Programs that a comparison compiled.
+
+    Attributes:
+        unedited: for the model as it is.
+        edited: for edited weights besides: none, unless part of the answers was there already, so
+            that batches differ.
+        steered: for attention methods besides.
+        kinds: of attention methods with programs of their own, which settings do not change.
+    """
+
+    unedited: int
+    edited: int
+    steered: int
+    kinds: int
+
+    def __str__(self) -> str:
+        text = f"Programs compiled: {self.unedited}; for edited models {self.edited} more"
+        kinds = f"{self.kinds} kind{'s' if self.kinds > 1 else ''} of steering"
+        return f"{text}; for {kinds} {self.steered} more." if self.kinds else f"{text}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +54,15 @@ class Measured:
         tables: arm -> benchmark -> a table a draw; the unedited arm first.
         sweep: bias -> caption benchmark -> table; empty without a frontier.
         planned: what every edit is, in low-rank form, and its sizes.
-        compiled: programs that the unedited model compiled.
-        recompiled: programs that the edited ones compiled besides: none, unless part of the answers
-            was there already, so that batches differ.
+        acted: arm -> what its steering did, one a draw; steered arms alone.
+        compiled: programs.
     """
 
     tables: Mapping[str, Mapping[str, Sequence[TallyTable]]]
     sweep: Mapping[float, Mapping[str, TallyTable]]
     planned: Mapping[QKEdit, Planned]
-    compiled: int
-    recompiled: int
+    acted: Mapping[str, Sequence[Mapping[str, Any]]]
+    compiled: Compiled
 
 
 class Session:
@@ -70,27 +95,32 @@ class Session:
         Answers go to `<workdir>/<benchmark>/<arm>/answers.jsonl`; those that are there already are
         not made again.
         """
-        draws = sum(max(len(arm.edits), 1) for arm in arms)
+        draws = sum(max(len(arm.settings), 1) for arm in arms)
         biases = [] if say_less is None else [bias for bias in say_less.biases if bias]
         captions = () if say_less is None else say_less.benchmarks
         planned = plan_edits(self.source, (edit for arm in arms for edit in arm.edits))
         clock = _Clock(draws * len(benchmarks) + len(biases) * len(captions))
-        runs = _Runs(self, benchmarks, workdir, clock)
+        runs = _Runs(self, benchmarks, workdir, clock, planned)
         vectors = {bias: say_less.logit_bias(self.model, bias) for bias in biases if say_less}
         before = self.model.generator.compilations
-        tables: dict[str, dict[str, list[TallyTable]]] = {UNEDITED: {}}
-        for name in benchmarks:
-            table = runs.answer(name, self.model, slug(UNEDITED), UNEDITED, {"edit": "None"})
-            tables[UNEDITED][name] = [table]
-        compiled = self.model.generator.compilations
+        tables: dict[str, dict[str, list[TallyTable]]] = {
+            UNEDITED: runs.draw(Setting(0), slug(UNEDITED), UNEDITED)
+        }
+        compiled = {"unedited": self.model.generator.compilations - before}
+        compiled |= {"edited": 0, "steered": 0}
+        done: dict[str, list[Mapping[str, Any]]] = {}
         for arm in arms:
-            for draw, (edit, folder) in enumerate(zip(arm.edits, arm.folders())):
-                model = edit_model(self.model, self.source, planned[edit])
-                label = f"{arm.name} {draw + 1} of {len(arm.edits)}" if arm.is_random else arm.name
-                for name in benchmarks:
-                    table = runs.answer(name, model, folder, label, {"edit": repr(edit)})
-                    tables.setdefault(arm.name, {}).setdefault(name, []).append(table)
-        recompiled = self.model.generator.compilations - compiled
+            for draw, (setting, folder) in enumerate(zip(arm.settings, arm.folders())):
+                many = len(arm.settings)
+                label = f"{arm.name} {draw + 1} of {many}" if arm.is_random else arm.name
+                before = self.model.generator.compilations
+                for name, drawn in runs.draw(setting, folder, label).items():
+                    tables.setdefault(arm.name, {}).setdefault(name, []).extend(drawn)
+                kind = "edited" if setting.steering is None else "steered"
+                compiled[kind] += self.model.generator.compilations - before
+                if setting.steering is not None:
+                    files = {name: runs.path(name, folder) for name in benchmarks}
+                    done.setdefault(arm.name, []).append(acted(setting.steering, files))
         sweep = {}
         for bias, vector in vectors.items():
             identity = {"edit": "None", "bias": bias, "bias_tokens": say_less and say_less.tokens}
@@ -101,7 +131,10 @@ class Session:
             }
         if sweep:
             sweep[0.0] = {name: tables[UNEDITED][name][0] for name in captions}
-        return Measured(tables, dict(sorted(sweep.items())), planned, compiled - before, recompiled)
+        steerings = [setting.steering for arm in arms for setting in arm.settings]
+        kinds = len({jax.tree.structure(one) for one in steerings if one is not None})
+        sweep = dict(sorted(sweep.items()))
+        return Measured(tables, sweep, planned, done, Compiled(**compiled, kinds=kinds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +145,24 @@ class _Runs:
     benchmarks: Mapping[str, Benchmark]
     workdir: pathlib.Path
     clock: "_Clock"
+    planned: Mapping[QKEdit, Planned]
+
+    def draw(self, setting: Setting, folder: str, label: str) -> dict[str, list[TallyTable]]:
+        """Answers every benchmark with one setting; returns a table each."""
+        model = self.session.model
+        if setting.edit is not None:
+            model = edit_model(model, self.session.source, self.planned[setting.edit])
+        steered = {}
+        if setting.steering is not None:
+            steered = {"steering": setting.steering, "details": details}
+        return {
+            name: [self.answer(name, model, folder, label, setting.identity, **steered)]
+            for name in self.benchmarks
+        }
+
+    def path(self, name: str, folder: str) -> pathlib.Path:
+        """Where the answers to a benchmark are."""
+        return self.workdir / slug(name) / folder / "answers.jsonl"
 
     def answer(
         self, name: str, model: VLM, folder: str, label: str, identity: dict, **settings: Any
@@ -121,22 +172,12 @@ class _Runs:
             return run_benchmark(
                 model,
                 self.benchmarks[name],
-                self.workdir / slug(name) / folder / "answers.jsonl",
+                self.path(name, folder),
                 identity={**self.session.identity, **identity},
                 label=f"{self.clock} {name}, {label}",
                 **self.session.settings,
                 **settings,
             )
-
-
-def fingerprint(source: checkpoint.ModelFolder) -> str:
-    """Returns a short hash of what a folder holds: names, shapes, sizes and modification times."""
-    files = sorted(path for path in source.path.rglob("*") if path.is_file())
-    stats = [
-        [str(path.relative_to(source.path)), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in files
-    ]
-    return protocol_hash({"files": stats})
 
 
 class _Clock:

@@ -18,7 +18,7 @@ from vlm_jax.evals.base import Benchmark
 from vlm_jax.evals.comparison import Comparison, primary_metric
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.sweeps import Dose, choose, dose_response
-from vlm_jax.jobs.arms import UNEDITED, Arm, check_folders, make_arm
+from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, Setting, check_folders
 from vlm_jax.jobs.evaluate import (
     Evaluation,
     compare_arms,
@@ -52,7 +52,8 @@ def run(request: Request) -> None:
     test = read_test_benchmarks(config, benchmarks, source.config.family)
     say_less = read_say_less(config.frontier, benchmarks)
     rule = Rule.read(config.choose, has_frontier=say_less is not None)
-    grid = read_grid(config.sweep, config.edit, seed=config.seed, draws=config.control_draws)
+    reader = ArmReader.of(config, source)
+    grid = read_grid(config.sweep, reader)
     for left_out in grid.left_out:
         print(f"left out: {left_out}")
     for arm in grid.arms:
@@ -73,11 +74,11 @@ def run(request: Request) -> None:
         return
     edit = next(arm.edits[0] for arm in grid.arms if arm.name == chosen)
     _only_once(workdir / "test" / "chosen.json", chosen, edit)
-    finalists = [Arm(UNEDITED), Arm(CHOSEN, (edit,))]
+    finalists = [Arm(UNEDITED), Arm(CHOSEN, (Setting(edit.seed, edit),))]
     for control in rule.controls:
         values = {**dataclasses.asdict(edit), "control": control}
         where = f"config.choose.controls, {control}"
-        finalists.append(make_arm(control, values, where, config.seed, config.control_draws))
+        finalists.append(reader.arm(control, values, where))
     print("\nTest split")
     evaluate(request, session, test, finalists, say_less, workdir / "test")
 
@@ -140,7 +141,7 @@ class Grid:
     left_out: tuple[str, ...] = ()
 
 
-def read_grid(sweep: Mapping[str, Any], edit: Mapping[str, Any], *, seed: int, draws: int) -> Grid:
+def read_grid(sweep: Mapping[str, Any], reader: ArmReader) -> Grid:
     """Makes every combination of the values that `config.sweep` lists.
 
     Combinations that contradict themselves, such as an odd k in the antisymmetric channel, are left
@@ -177,11 +178,11 @@ def read_grid(sweep: Mapping[str, Any], edit: Mapping[str, Any], *, seed: int, d
         varied = {key: v for key, v in values.items() if len(lists[key]) > 1 or key == "control"}
         name = setting_name(varied) or "edit"
         try:
-            arms.append(make_arm(name, {**dict(edit), **values}, name, seed, draws))
+            arms.append(reader.arm(name, values, name))
             settings[name] = varied
         except ConfigError as error:
             left_out.append(str(error))
-    if not any(arm.original is None for arm in arms):
+    if all(arm.is_control for arm in arms):
         reason = f" ({left_out[0]})" if left_out else ""
         raise ConfigError(
             f"config.sweep holds no possible edit{reason}; config.sweep.control must list '' too."
@@ -230,7 +231,7 @@ def _report(
     config, comparison = request.config, found.comparison
     pooled, metric = _judged(comparison, rule.metric)
     first = found.measured.tables[UNEDITED][pooled[0]][0]
-    tested = [arm.name for arm in grid.arms if arm.original is None]
+    tested = [arm.name for arm in grid.arms if not arm.is_control]
     doses = dose_response(
         found.measured.tables,
         benchmarks[pooled[0]].metrics(first.totals()),

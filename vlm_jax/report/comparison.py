@@ -16,19 +16,24 @@ _SMALL_P = 0.05
 
 
 def comparison_tables(
-    comparison: Comparison, sizes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    comparison: Comparison,
+    sizes: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    acted: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[Table]:
     """All tables of a comparison.
 
     Args:
         comparison: what was measured.
         sizes: arm -> the certificate's summary, one a draw; makes the table of matched quantities.
+        acted: arm -> what its attention methods did, one a draw; makes the table of that.
     """
     tables = [summary_table(comparison)]
     if comparison.contrasts:
         tables.append(control_table(comparison))
     if sizes:
         tables.append(size_table(sizes))
+    if acted:
+        tables.append(method_table(acted))
     tables += [benchmark_table(comparison, name) for name in comparison.items]
     if comparison.points:
         tables.append(frontier_table(comparison))
@@ -112,9 +117,9 @@ def benchmark_table(comparison: Comparison, benchmark: str) -> Table:
 
 
 def control_table(comparison: Comparison) -> Table:
-    """An edit and a control a row: the difference, and the edit's rank among the draws."""
+    """An arm and a control a row: the difference, and the arm's rank among the draws."""
     metrics = {n: primary_metric(comparison.baseline.levels[n]) for n in comparison.items}
-    headers = ["edit - control"]
+    headers = ["arm - control"]
     for name, metric in metrics.items():
         headers += [f"{metric} {name}", "rank p"]
     if comparison.points:
@@ -144,8 +149,8 @@ def control_table(comparison: Comparison) -> Table:
         for count in few
     ]
     if any(contrast.ranks for contrast in comparison.contrasts):
-        notes.append("rank p: (1 + draws at least as good as the edit) / (1 + draws), one-sided.")
-    return Table("The edit beside its controls", headers, rows, notes)
+        notes.append("rank p: (1 + draws at least as good as the arm) / (1 + draws), one-sided.")
+    return Table("Arms beside their controls", headers, rows, notes)
 
 
 def size_table(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -179,6 +184,37 @@ def size_table(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
             "matched: whether the control's promise held in every head.",
         ],
     )
+
+
+def method_table(acted: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """What the attention methods of every arm did; see `vlm_jax.jobs.acted.acted`."""
+    rows = []
+    for name, draws in acted.items():
+        counts = [draw["heads"] for draw in draws]
+        few, many = min(counts), max(counts)
+        heads = str(few) if few == many else f"{few} to {many}"
+        row = [name, _layers(draws[0]["layers"]), heads]
+        for key, scale in (("trigger_rate", 100), ("perception", 1), ("reasoning", 1)):
+            row.append(_mean([draw[key] for draw in draws], scale, "{:.1f}") or NONE)
+        row.append(_mean([draw["selected"] for draw in draws], 100, "{:.1f}") or NONE)
+        rows.append(row)
+    headers = ["arm", "layers", "heads", "rows reallocated %", "perception heads"]
+    notes = [
+        "Means over decode rows, answers of all benchmarks, and draws. heads: those that the method "
+        "may act on; rows reallocated: of reallocating heads; selected: of all heads.",
+    ]
+    limits = {name: draws[0]["regime"] for name, draws in acted.items()}
+    beyond = [
+        name
+        for name, draws in acted.items()
+        if any((draw["selected"] or 0) > limits[name] for draw in draws)
+    ]
+    if beyond:
+        notes.append(
+            f"warning: {', '.join(beyond)}: more than {100 * limits[beyond[0]]:.0f} % of all heads "
+            "are selected, outside the regime of the functional heads' paper."
+        )
+    return Table("What the methods did", [*headers, "reasoning heads", "selected %"], rows, notes)
 
 
 def frontier_table(comparison: Comparison) -> Table:
@@ -228,6 +264,6 @@ def _layers(layers: Sequence[int]) -> str:
     return f"{layers[0]}-{layers[-1]}" if whole else ", ".join(map(str, layers))
 
 
-def _mean(values: Sequence[float | None], scale: float) -> str | None:
+def _mean(values: Sequence[float | None], scale: float, form: str = "{:.4g}") -> str | None:
     known = [value for value in values if value is not None]
-    return f"{scale * sum(known) / len(known):.4g}" if known else None
+    return form.format(scale * sum(known) / len(known)) if known else None

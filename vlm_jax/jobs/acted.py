@@ -1,0 +1,114 @@
+"""What attention methods did while they ran: rows reallocated, heads selected.
+
+Each steered answer's line in `answers.jsonl` carries what happened in it, so that a run that goes
+on after a kill knows it of the answers that were there already.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.attention.steering import Steering
+from vlm_jax.steering.calibration import REGIME
+
+FIELD = "steering"
+_FIELDS = ("fired", "perception", "reasoning")
+_DIGITS = 4
+
+
+def details(answer: Any) -> dict[str, Any]:
+    """The fields of an answer's line: by layer, how many heads fired or were of a class.
+
+    Args:
+        answer: with `readings`, leaves [L, N], means over the answer's decode rows.
+    """
+    heads = {name: np.asarray(getattr(answer.readings, f"{name}_bn")).sum(-1) for name in _FIELDS}
+    return {FIELD: {name: np.round(h_l, _DIGITS).tolist() for name, h_l in heads.items()}}
+
+
+def acted(steering: Steering, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+    """Sums up what a steering did, as JSON values.
+
+    Args:
+        steering: leaves [1, L, N].
+        files: benchmark -> the answers that were made with it.
+
+    Returns:
+        `layers` and `heads` that it may act on; `trigger_rate`, the share of decode rows of
+        reallocating heads that fired; `perception`, `reasoning`, mean heads of a class in a decode
+        row, and `selected`, both as a share of all heads; each the mean over all answers, null
+        where the steering has no such part. `by_layer` and `by_benchmark` split them. `regime` is
+        the share above which selected heads are too many.
+    """
+    rows = {name: _rows(path) for name, path in files.items()}
+    joined = {key: np.concatenate([one[key] for one in rows.values()]) for key in _FIELDS}
+    mask_ln = touched(steering)
+    listed = _reallocating(steering)
+    by_layer = {key: rows_al.mean(0).round(_DIGITS).tolist() for key, rows_al in joined.items()}
+    return {
+        "layers": [int(layer) for layer in np.flatnonzero(mask_ln.any(1))],
+        "heads": int(mask_ln.sum()),
+        "answers": len(joined["fired"]),
+        **_rates(joined, listed, steering.visual_gains is not None, mask_ln.size),
+        "by_layer": by_layer,
+        "by_benchmark": {
+            name: _rates(one, listed, steering.visual_gains is not None, mask_ln.size)
+            for name, one in rows.items()
+        },
+        "regime": REGIME,
+    }
+
+
+def touched(steering: Steering) -> np.ndarray:
+    """Bool [L, N], True for heads that a steering may act on."""
+    masks = [_reallocates(steering)] if steering.reallocation else []
+    if steering.projection:
+        masks.append(_leaf(steering.projection.on) > 0)
+    if steering.head_gains:
+        masks.append(_leaf(steering.head_gains.gain) != 1)
+    if steering.lens:
+        masks.append(_leaf(steering.lens.strength) != 0)
+    if gains := steering.logit_gains:
+        masks.append((_leaf(gains.image) != 1) | (_leaf(gains.system) != 1))
+    if part := steering.visual_gains:
+        masks.append(np.isfinite(_leaf(part.perception_from)) & (_leaf(part.perception_gain) != 1))
+        masks.append(np.isfinite(_leaf(part.reasoning_to)) & (_leaf(part.reasoning_gain) != 1))
+    return np.logical_or.reduce(masks)
+
+
+def _reallocates(steering: Steering) -> np.ndarray:
+    part = steering.reallocation
+    assert part is not None
+    return np.isfinite(_leaf(part.threshold))
+
+
+def _reallocating(steering: Steering) -> int:
+    """How many heads reallocate."""
+    return int(_reallocates(steering).sum()) if steering.reallocation else 0
+
+
+def _rates(
+    heads: Mapping[str, np.ndarray], listed: int, classifies: bool, total: int
+) -> dict[str, float | None]:
+    mean = {key: float(rows_al.sum(1).mean()) for key, rows_al in heads.items()}
+    both = mean["perception"] + mean["reasoning"]
+    return {
+        "trigger_rate": mean["fired"] / listed if listed else None,
+        "perception": mean["perception"] if classifies else None,
+        "reasoning": mean["reasoning"] if classifies else None,
+        "selected": both / total if classifies else None,
+    }
+
+
+def _rows(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Heads by answer and layer, [answers, L] a field."""
+    with path.open(encoding="utf-8") as file:
+        found = [json.loads(line)[FIELD] for line in file]
+    return {key: np.array([row[key] for row in found], np.float64) for key in _FIELDS}
+
+
+def _leaf(values: Any) -> np.ndarray:
+    return np.asarray(values)[0]
