@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from vlm_jax.testbed import architecture, language, packing, pixels
 from vlm_jax.testbed.companions import write_companions
 from vlm_jax.testbed.recipe import Recipe, StageRecipe
 from vlm_jax.testbed.scenes import SceneRules, draw_scenes
-from vlm_jax.testbed.train import train
+from vlm_jax.testbed.train import _Losses, steps_left, train
 
 FAMILIES = sorted(architecture.FAMILIES)
 
@@ -64,12 +65,17 @@ def tiny(family="llava", **changes):
     return dataclasses.replace(recipe, **changes)
 
 
+def make(folder):
+    folder.mkdir()
+    return folder
+
+
 class Killed(Exception):
     pass
 
 
 def kill_at(stage, step):
-    def report(name, done, steps, loss):
+    def report(name, done, taken, loss):
         if (name, done) == (stage, step):
             raise Killed
 
@@ -77,15 +83,16 @@ def kill_at(stage, step):
 
 
 def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
     recipe = tiny()
     start = models.init(architecture.model_config(recipe.family), 1)
-    whole = train(recipe, 1, tmp_path / "whole").params
-    for stage, step in (("vision", 3), ("language", 4)):
-        with pytest.raises(Killed):
-            train(recipe, 1, tmp_path / "killed", kill_at(stage, step), report_every=1)
-    resumed = train(recipe, 1, tmp_path / "killed").params
+    whole = train(recipe, 1, make(tmp_path / "whole")).params
+    with pytest.raises(Killed):
+        train(recipe, 1, make(tmp_path / "killed"), kill_at("language", 4), report_every=1)
+    assert steps_left(recipe, 1, tmp_path / "whole") == 0
+    assert steps_left(recipe, 1, tmp_path / "killed") == 3
+    taken = []
+    resumed = train(recipe, 1, tmp_path / "killed", lambda *told: taken.append(told[2])).params
+    assert sum(taken) == 3
     assert resumed.keys() == whole.keys() == start.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
@@ -105,6 +112,12 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     state.write_bytes(state.read_bytes()[:50])
     with pytest.raises(CheckpointError, match="not a readable training state"):
         train(tiny(), 0, tmp_path)
+
+
+def test_a_run_that_diverges_says_so():
+    stage = types.SimpleNamespace(name="text", recipe=tiny().text)
+    with pytest.raises(ConfigError, match=r"stage text is nan at step 2; lower recipe\.text"):
+        _Losses(stage, None, every=2).add(2, np.float32("nan"))
 
 
 def test_recipes_survive_json_and_refuse_misspellings():

@@ -6,6 +6,9 @@ from vlm_jax.errors import CheckpointError, ConfigError
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import enable_compile_cache, provenance
 from vlm_jax.progress import Progress
+from vlm_jax.testbed.folder import measure_params, save_model
+from vlm_jax.testbed.recipe import Recipe
+from vlm_jax.testbed.train import steps_left, train
 
 
 def run(request: Request) -> None:
@@ -14,11 +17,6 @@ def run(request: Request) -> None:
     The state of the run is kept in `--workdir`, by default `<target>.training`: the same command
     goes on from there after a kill. `--job=export` makes a Hugging Face folder of the result.
     """
-    # Imported here: a call that only trains should say what is wrong before loading the models.
-    from vlm_jax.testbed.folder import measure_params, save_model
-    from vlm_jax.testbed.recipe import Recipe
-    from vlm_jax.testbed.train import train
-
     config, target = request.config, request.need("target")
     if "recipe" not in config:
         raise ConfigError("The config has no recipe; use --config=configs/train_llava.py.")
@@ -28,21 +26,18 @@ def run(request: Request) -> None:
     enable_compile_cache(config.compile_cache)
     workdir = request.workdir or target.with_name(target.name + ".training")
     _make(workdir)
-    stages = (recipe.vision, recipe.text, recipe.language)
-    with Progress(sum(stage.steps for stage in stages), "steps", "training") as progress:
-        before = {"stage": "", "done": 0}
+    with Progress(steps_left(recipe, config.seed, workdir), "steps", "training") as progress:
 
-        def report(stage: str, done: int, steps: int, loss: float) -> None:
-            since = done - (before["done"] if before["stage"] == stage else 0)
-            before.update(stage=stage, done=done)
+        def report(stage: str, done: int, taken: int, loss: float) -> None:
             progress.label = f"training {stage}, loss {loss:.3f}"
-            progress.advance(since)
+            progress.advance(taken)
 
         trained = train(recipe, config.seed, workdir, report, report_every=20)
     metrics = measure_params(trained.params, recipe, config.measure) if config.measure else {}
     facts = {
         "seed": config.seed,
         "losses": trained.losses,
+        "cpu_seconds": round(trained.cpu_seconds),
         "measured": {"split": "dev", "scenes": config.measure, "metrics": metrics},
         "versions": provenance(config)["versions"],
     }

@@ -26,7 +26,7 @@ from vlm_jax.testbed.stages import LanguageStage, Stage, TextStage, VisionStage,
 
 Params = dict[str, jax.Array]
 Report = Callable[[str, int, int, float], None]
-"""Called as (stage, steps done, steps of the stage, mean loss since the last call)."""
+"""Called as (stage, steps done of the stage, steps since the last call, their mean loss)."""
 
 _STATE = "training.safetensors"
 
@@ -38,7 +38,7 @@ class Trained:
     Attributes:
         params: float32 parameters of the model.
         losses: mean loss of the last reported steps of each stage.
-        cpu_seconds: processor time of this process since training began or was resumed.
+        cpu_seconds: processor time of the run, without what a kill undid.
     """
 
     params: Params
@@ -91,16 +91,60 @@ def make_stages(recipe: Recipe, seed: int, processor: Processor) -> list[Stage]:
     ]
 
 
-def _resume(path: pathlib.Path, run: dict[str, Any]) -> tuple[int, int]:
-    """Returns (stage, step) that the state at `path` stands before; (0, 0) without one."""
-    if not path.exists():
-        return 0, 0
-    place = state.read_place(path)
-    if place["run"] != run:
-        raise ConfigError(
-            f"{path} belongs to another recipe or seed; choose another workdir or remove it."
-        )
-    return place["stage"], place["step"]
+class _Run:
+    """Where a run stands and what it remembers, in memory and in its state file.
+
+    Attributes:
+        stage, step: the next step to take.
+        losses: mean loss of the last reported steps of each stage.
+        params: all parameters, labels included.
+
+    Raises:
+        ConfigError: the state file is of another run.
+        CheckpointError: the state file is damaged.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, workdir: str | pathlib.Path):
+        self.path = pathlib.Path(workdir) / _STATE
+        self.identity = {"recipe": _jsonable(recipe.to_json()), "seed": seed}
+        self.stage, self.step, self.losses = 0, 0, {}
+        self._before, self._began = 0.0, time.process_time()
+        if not self.path.exists():
+            config = model_config(recipe.family)
+            self.params = models.init(config, seed) | label_head(config.vision.hidden_size)
+            return
+        place = state.read_place(self.path)
+        if place["run"] != self.identity:
+            raise ConfigError(
+                f"{self.path} belongs to another recipe or seed; choose another workdir or remove "
+                "it."
+            )
+        self.stage, self.step = place["stage"], place["step"]
+        self.losses, self._before = place["losses"], place["cpu_seconds"]
+        self.params = state.read_params(self.path)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time so far, that of the processes before this one included."""
+        return self._before + time.process_time() - self._began
+
+    def save(self, params: Params, moments: Any, stage: int, step: int) -> None:
+        """Writes the state from which to go on with a step."""
+        place = {
+            "run": self.identity,
+            "stage": stage,
+            "step": step,
+            "losses": self.losses,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        state.write_state(self.path, params, moments, place)
+
+
+def steps_left(recipe: Recipe, seed: int, workdir: str | pathlib.Path) -> int:
+    """Returns how many steps `train` would take, given what is in `workdir`."""
+    run = _Run(recipe, seed, workdir)
+    stages = (recipe.vision, recipe.text, recipe.language)
+    return sum(stage.steps for stage in stages[run.stage :]) - run.step
 
 
 def train(
@@ -119,78 +163,68 @@ def train(
         recipe: what to do.
         seed: of initial weights and training scenes, non-negative.
         workdir: an existing folder for the state; resumes from the state in it.
-        report: told about progress every `report_every` steps.
+        report: told about progress every `report_every` steps and at the end of a stage.
 
     Raises:
-        ConfigError: the state in `workdir` is of another run.
+        ConfigError: the state in `workdir` is of another run, or training diverged.
         CheckpointError: the state in `workdir` is damaged.
     """
-    began = time.process_time()
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more, not {seed}.")
-    path = pathlib.Path(workdir) / _STATE
-    run = {"recipe": _jsonable(recipe.to_json()), "seed": seed}
-    first_stage, first_step = _resume(path, run)
+    run = _Run(recipe, seed, workdir)
     graphdef, _ = models.abstract(model_config(recipe.family))
-    if path.exists():
-        params = state.read_params(path)
-    else:
-        params = models.init(model_config(recipe.family), seed)
-        params |= label_head(model_config(recipe.family).vision.hidden_size)
-    losses: dict[str, float] = {}
+    params = run.params
     with _processor(recipe.family) as processor:
         stages = make_stages(recipe, seed, processor)
-        for index, stage in enumerate(stages[first_stage:], first_stage):
-            start = first_step if index == first_stage else 0
-            save = lambda params, moments, step, index=index: state.write_state(
-                path, params, moments, {"run": run, "stage": index, "step": step}
-            )
+        for index in range(run.stage, len(stages)):
+            stage, start = stages[index], run.step if index == run.stage else 0
             optimiser = _optimiser(stage.recipe)
             trained = {k: v for k, v in params.items() if k.startswith(stage.prefixes)}
+            frozen = {k: v for k, v in params.items() if k not in trained}
             moments = optimiser.init(trained)
             if start:
-                moments = state.read_optimiser(path, moments)
-            params, losses[stage.name] = _run_stage(
-                stage,
-                _step(stage, graphdef, optimiser),
-                params,
-                moments,
-                range(start, stage.recipe.steps),
-                lambda step: step % recipe.checkpoint_every == 0,
-                save,
-                report,
-                report_every,
-            )
-            save(params, {}, 0, index + 1)
+                moments = state.read_optimiser(run.path, moments)
+            step_fn = _step(stage, graphdef, optimiser)
+            losses = _Losses(stage, report, report_every)
+            for step in range(start, stage.recipe.steps):
+                trained, moments, loss = step_fn(trained, frozen, moments, stage.data(step))
+                losses.add(step + 1, loss)
+                done = step + 1
+                if done < stage.recipe.steps and done % recipe.checkpoint_every == 0:
+                    run.save({**frozen, **trained}, moments, index, done)
+            params = {**frozen, **trained}
+            run.losses[stage.name] = losses.mean
+            run.save(params, {}, index + 1, 0)
     params = {k: v for k, v in params.items() if not k.startswith("labels/")}
-    return Trained(params, losses, time.process_time() - began)
+    return Trained(params, run.losses, run.cpu_seconds)
 
 
-def _run_stage(
-    stage, step_fn, params, moments, steps, is_due, save, report, report_every
-) -> tuple[Params, float]:
-    """Takes the given steps; returns all parameters and the last reported loss."""
-    trained = {k: v for k, v in params.items() if k.startswith(stage.prefixes)}
-    frozen = {k: v for k, v in params.items() if k not in trained}
-    pending: list[jax.Array] = []
-    last = float("nan")
-    for step in steps:
-        trained, moments, loss = step_fn(trained, frozen, moments, stage.data(step))
-        pending.append(loss)
-        done = step + 1
-        if done % report_every == 0 or done == stage.recipe.steps:
-            last = float(np.mean(jax.device_get(pending)))
-            pending = []
-            if not np.isfinite(last):
-                raise FloatingPointError(
-                    f"the loss of stage {stage.name} is {last} at step {done}; lower its "
-                    "learning_rate."
-                )
-            if report is not None:
-                report(stage.name, done, stage.recipe.steps, last)
-        if done < stage.recipe.steps and is_due(done):
-            save({**frozen, **trained}, moments, done)
-    return {**frozen, **trained}, last
+class _Losses:
+    """Collects a stage's losses on the device and looks at them now and then.
+
+    Raises:
+        ConfigError: they are not finite.
+    """
+
+    def __init__(self, stage: Stage, report: Report | None, every: int):
+        self.stage, self.report, self.every = stage, report, every
+        self.mean = float("nan")
+        self._pending: list[jax.Array] = []
+
+    def add(self, done: int, loss: jax.Array) -> None:
+        """Takes the loss of the `done`-th step."""
+        self._pending.append(loss)
+        if done % self.every and done < self.stage.recipe.steps:
+            return
+        self.mean, taken = float(np.mean(jax.device_get(self._pending))), len(self._pending)
+        self._pending = []
+        if not np.isfinite(self.mean):
+            raise ConfigError(
+                f"training diverged: the loss of stage {self.stage.name} is {self.mean} at step "
+                f"{done}; lower recipe.{self.stage.name}.learning_rate."
+            )
+        if self.report is not None:
+            self.report(self.stage.name, done, taken, self.mean)
 
 
 def _jsonable(value: Any) -> Any:
