@@ -230,17 +230,20 @@ class Readings:
 
 
 def visual_gain(
-    part: VisualGains, ratio_bn: Float[Array, "B N"], known_b: Bool[Array, " B"]
+    part: VisualGains,
+    ratio_bn: Float[Array, "B N"],
+    known_b: Bool[Array, " B"] | None = None,
 ) -> tuple[Array, Bool[Array, "B N"], Bool[Array, "B N"]]:
     """Returns each head's gain, and which are perception and reasoning heads.
 
     Args:
         part: of this layer.
         ratio_bn: visual attention ratio.
-        known_b: samples that have one; in the others no head is of a class.
+        known_b: samples that have one (None: all); in the others no head is of a class.
     """
-    perception = (ratio_bn >= part.perception_from) & known_b[:, None]
-    reasoning = (ratio_bn <= part.reasoning_to) & known_b[:, None]
+    known_b1 = True if known_b is None else known_b[:, None]
+    perception = (ratio_bn >= part.perception_from) & known_b1
+    reasoning = (ratio_bn <= part.reasoning_to) & known_b1
     return class_gain(part, perception, reasoning), perception, reasoning
 
 
