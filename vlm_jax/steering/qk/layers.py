@@ -200,8 +200,12 @@ def _plan(
         modes = candidate_modes(factors[n], spec, key_map)
         return product, key_map, modes, candidates(modes, spec)
 
-    with ThreadPoolExecutor() as pool:
-        prepared = dict(zip(numbers, pool.map(prepare, numbers), strict=True))
+    if spec.joint:
+        with ThreadPoolExecutor() as pool:
+            prepared = dict(zip(numbers, pool.map(prepare, numbers), strict=True))
+    else:
+        # A few small products a head: threads, and BLAS threads inside them, would cost more.
+        prepared = {n: prepare(n) for n in numbers}
     counts = _counts(prepared, spec)
     chosen = {}
     for n, (_, _, modes, pool_of) in prepared.items():

@@ -211,9 +211,10 @@ class Sidecar:
             # Adding +0 would turn -0 into +0.
             new = np.where(change == 0, old, exact.astype(source.dtype))
             target[rows, n] = new
-            size += float(np.vdot(change, change))
+            # Not vdot: BLAS threads inside these threads would spin against each other.
+            size += float(np.einsum("dh,dh->", change, change))
             exact -= new.astype(np.float64)
-            added += float(np.vdot(exact, exact))
+            added += float(np.einsum("dh,dh->", exact, exact))
         return size, added
 
     def _change(self, e: int, wide_dh: np.ndarray, a: float, rows: slice) -> np.ndarray:
