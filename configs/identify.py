@@ -12,9 +12,9 @@ from configs import base
 # those that the published thresholds are for.
 CLASSES = {
     "perception_last_layer": 2,
-    "perception_from": 0.7,
+    "perception_from": 0.85,
     "reasoning_first_layer": 1,
-    "reasoning_to": 0.4,
+    "reasoning_to": 0.25,
 }
 
 

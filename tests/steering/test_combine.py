@@ -46,6 +46,13 @@ def test_every_method_is_built_by_name():
         (lambda: read_method({"heads": HEADS}, SMALL), "names no method"),
         (lambda: read_method([3], SMALL), "a method is a mapping"),
         (lambda: read_method("aird", SMALL), "method must be one of"),
+        (
+            lambda: read_method(
+                {"method": "air", "heads": HEADS, "visual_gain": 1, "text_gain": 1, "shrinkage": 0},
+                SMALL,
+            ),
+            "No example uses the steering",
+        ),
     ],
 )
 def test_one_clear_error_for_each_bad_composition(call, match):

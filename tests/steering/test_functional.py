@@ -286,6 +286,27 @@ def test_gains_of_one_select_as_the_method_does(llava_vlm):
     assert [a.tokens for a in answers] != [a.tokens for a in plain]
 
 
+def test_random_heads_of_the_dynamic_mode_match_a_mean_row():
+    small = model_config(3, 4)
+    perception, reasoning = np.zeros((3, 4)), np.zeros((3, 4))
+    perception[0], reasoning[2] = 0.3, 0.5  # 1.2 and 2 heads in a mean row
+    perception[1, 0] = 0.4
+    sets = dataclasses.replace(SETS, perception_ln=perception, reasoning_ln=reasoning)
+    found = [
+        functional_heads(small, heads=sets, control="random", seed=seed).head_gains.gain[0]
+        for seed in range(6)
+    ]
+    for gain_ln in found:
+        assert np.sum(gain_ln == np.float32(1.16), axis=1).tolist() == [1, 0, 0]
+        assert np.sum(gain_ln == np.float32(1.30), axis=1).tolist() == [0, 0, 2]
+    assert len({gain_ln.tobytes() for gain_ln in found}) > 1
+    with pytest.raises(ConfigError, match="how often each head is in which class"):
+        functional_heads(small, heads=SETS, control="random")
+    empty = dataclasses.replace(sets, perception_ln=perception / 4, reasoning_ln=reasoning / 9)
+    with pytest.raises(ConfigError, match="nothing to match"):
+        functional_heads(small, heads=empty, control="random")
+
+
 def test_controls_of_functional_heads():
     small = model_config(3, 4)
     mass = np.zeros((3, 4))

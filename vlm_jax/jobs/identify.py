@@ -296,6 +296,8 @@ def describe(
         count=settings.count,
         perception=calibration.perception,
         reasoning=calibration.reasoning,
+        perception_ln=calibration.perception_ln,
+        reasoning_ln=calibration.reasoning_ln,
         system_mass_ln=calibration.system_ln,
     )
     return {

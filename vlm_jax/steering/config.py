@@ -11,6 +11,7 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.registry import METHODS, RANDOM_CONTROLS, compose
+from vlm_jax.steering.validate import validate
 
 Section = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
 """What a config says: one method, several, or the name of one with its defaults."""
@@ -24,9 +25,12 @@ def read_method(section: Section, config: VLMConfig) -> Steering:
         config: of the model that is steered.
 
     Raises:
-        ConfigError: a method or setting is unknown, a value cannot be, or two methods overlap.
+        ConfigError: a method or setting is unknown, a value cannot be, two methods overlap, or
+            the steering changes no head.
     """
-    return compose([_named(entry) for entry in _entries(section)], config)
+    steering = compose([_named(entry) for entry in _entries(section)], config)
+    validate(steering, config.decoder)
+    return steering
 
 
 def split_edit(section: Section) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from vlm_jax.attention.steering import HeadGains, Steering, VisualGains
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.checks import number, one_of, whole
-from vlm_jax.steering.controls import CONTROLS, shuffled, sink_mask
+from vlm_jax.steering.controls import CONTROLS, layer_order, shuffled, sink_mask
 from vlm_jax.steering.heads import HeadSets, mask_of, resolve_heads, shape_of
 from vlm_jax.steering.presets import FUNCTIONAL
 
@@ -121,7 +121,7 @@ def functional_heads(
         mode: "dynamic" classifies at every call, "prefill_cached" at prefill only,
             "dataset_static" takes the classes of `heads`.
         heads: where the classes of a calibration set are (`resolve_heads`); used by the static
-            mode and by the controls "random" and "no_sinks" alone. "random" is always static.
+            mode and by the controls "random" and "no_sinks" alone. "random" is static always.
         control: a word of `CONTROLS`; "other" exchanges the gains of the classes, "all" gives every
             head their mean.
         seed: of random heads.
@@ -153,12 +153,15 @@ def steer_classes(
         classes = dataclasses.replace(classes, perception_gain=reasoning, reasoning_gain=perception)
     if control == "all":
         return _gains(np.full(classes.shape, (perception + reasoning) / 2))
-    if mode == "dataset_static" or control == "random":
+    if mode == "dataset_static":
         assert sets is not None
         gain_ln = static_gains(classes, sets)
         if control == "no_sinks":
             gain_ln = np.where(sink_mask(sets), classes.neutral_gain, gain_ln)
         return _gains(shuffled(gain_ln, seed) if control == "random" else gain_ln)
+    if control == "random":
+        assert sets is not None
+        return _gains(matched_gains(classes, sets, seed))
     allowed_ln = np.ones(classes.shape, bool)
     if control == "no_sinks":
         assert sets is not None
@@ -192,6 +195,35 @@ def static_gains(classes: Classes, sets: HeadSets) -> np.ndarray:
         raise ConfigError(f"heads {sets.name!r} name a head both perception and reasoning.")
     gain_ln = np.full(sets.shape, classes.neutral_gain)
     gain_ln[perception], gain_ln[reasoning] = classes.perception_gain, classes.reasoning_gain
+    return gain_ln
+
+
+def matched_gains(classes: Classes, sets: HeadSets, seed: int) -> np.ndarray:
+    """Gains [L, N] of random heads, in every layer as many of each class as a mean decode row has.
+
+    The file that the head sets are from must have been made with the thresholds of `classes`.
+
+    Raises:
+        ConfigError: the head sets do not say how often heads are in a class, or hardly any are.
+    """
+    if sets.perception_ln is None or sets.reasoning_ln is None:
+        raise ConfigError(
+            f"control='random' needs how often each head is in which class, which {sets.name!r} "
+            "does not say; use a file of --job=identify as heads."
+        )
+    layers, width = sets.shape
+    gain_ln = np.full(sets.shape, classes.neutral_gain)
+    for layer in range(layers):
+        shares = sets.perception_ln[layer].sum(), sets.reasoning_ln[layer].sum()
+        first, second = (min(round(float(share)), width) for share in shares)
+        order = layer_order(seed, layer, width)
+        gain_ln[layer, order[:first]] = classes.perception_gain
+        gain_ln[layer, order[first : first + second]] = classes.reasoning_gain
+    if np.all(gain_ln == classes.neutral_gain):
+        raise ConfigError(
+            f"control='random': by {sets.name!r} no layer has one perception or reasoning head in "
+            "a mean row, so there is nothing to match."
+        )
     return gain_ln
 
 

@@ -28,6 +28,8 @@ class HeadSets:
         count: how many of them a method takes that does not say.
         perception, reasoning: heads with much and with little attention on images, by majority over
             a calibration set; possibly none.
+        perception_ln, reasoning_ln: float [L, N], the share of decode rows in which a head was
+            classified so, over the calibration set; None where it was not measured.
         system_mass_ln: float [L, N], each head's mean mass on tokens before the first image, BOS
             among them; None where it was not measured.
     """
@@ -39,20 +41,23 @@ class HeadSets:
     count: int | None = None
     perception: tuple[Head, ...] = ()
     reasoning: tuple[Head, ...] = ()
+    perception_ln: np.ndarray | None = None
+    reasoning_ln: np.ndarray | None = None
     system_mass_ln: np.ndarray | None = None
 
     def document(self) -> dict[str, Any]:
         """The sets as JSON values; `read_head_sets` reads them back."""
-        mass = self.system_mass_ln
+        plain = lambda value: None if value is None else np.asarray(value).round(6).tolist()
         return {
             "shape": list(self.shape),
             "count": self.count,
             **{name: [list(head) for head in getattr(self, name)] for name in _LISTS},
-            "system_mass_ln": None if mass is None else np.asarray(mass).round(6).tolist(),
+            **{name: plain(getattr(self, name)) for name in _ARRAYS},
         }
 
 
 _LISTS = ("sensitive", "insensitive", "perception", "reasoning")
+_ARRAYS = ("perception_ln", "reasoning_ln", "system_mass_ln")
 
 
 def shape_of(config: VLMConfig) -> tuple[int, int]:
@@ -143,7 +148,7 @@ def read_head_sets(path: str | os.PathLike) -> HeadSets:
         sets = document["sets"]
         layers, width = (int(size) for size in sets["shape"])
         count = sets.get("count")
-        mass = sets.get("system_mass_ln")
+        arrays = {name: np.asarray(sets[name], np.float64) for name in _ARRAYS if sets.get(name)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is no file of head sets ({type(error).__name__}: {error}); make one with "
@@ -151,13 +156,13 @@ def read_head_sets(path: str | os.PathLike) -> HeadSets:
         ) from None
     where, shape = str(path), (layers, width)
     lists = {name: check_heads(f"{where}: {name}", sets.get(name, ()), shape) for name in _LISTS}
-    return HeadSets(
-        where,
-        shape,
-        count=None if count is None else int(count),
-        system_mass_ln=None if mass is None else np.asarray(mass, np.float64),
-        **lists,
-    )
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ConfigError(
+                f"{where}: {name} is {list(array.shape)}, but its shape is {list(shape)}."
+            )
+    found = HeadSets(where, shape, count=None if count is None else int(count))
+    return dataclasses.replace(found, **lists, **arrays)
 
 
 def mask_of(heads: Iterable[Head], shape: tuple[int, int]) -> np.ndarray:
