@@ -1,7 +1,13 @@
 """The testbed: attention methods beside layer-matched random heads, against saying less.
 
-The argument is the model's head file, which `--job=identify --config=configs/identify.py` writes:
-`--config=configs/testbed_methods.py:work/heads.json`; `:work/heads.json,demo` is the same, smaller.
+Head sets come from `heads.json` in the model folder, which shipped models have; of another model
+make it by `--job=identify`, or name it by `--config.heads`. Several models, such as all training
+seeds, make one table:
+
+  --job=evaluate --config=configs/testbed_methods.py --workdir=out/methods \\
+      --source=vlm_jax/testbed/models/llava-0,vlm_jax/testbed/models/llava-1
+
+`configs/testbed_methods.py:demo` is the same, smaller: 3 draws and the main methods.
 """
 
 from typing import Any
@@ -9,50 +15,28 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import testbed
-from configs.identify import CLASSES
+
+DEMO = ("gains_last", "air", "air_mild", "text_half", "adhh_t50")
+# Random heads in the same layers are all of them where a method acts on all heads of a layer.
+NO_RANDOM = ("text_half",)
 
 
-def get_config(argument: str = "") -> ConfigDict:
-    heads, _, size = argument.partition(",")
-    if not heads:
-        raise ValueError(
-            "configs/testbed_methods.py needs the file of --job=identify: "
-            "--config=configs/testbed_methods.py:<workdir>/heads.json"
-        )
-    config = testbed.get_config(size)
+def get_config(size: str = "") -> ConfigDict:
+    if size not in ("", "demo"):
+        raise ValueError(f"configs/testbed_methods.py takes no argument or 'demo', not {size!r}.")
     demo = size == "demo"
-    arms: dict[str, dict[str, Any]] = {"qk": {}, "qk R3": {"control": "R3"}}
-    for name, method in methods(heads).items():
+    config = testbed.get_config(size)
+    arms: dict[str, Any] = {"qk": {}, "qk_R3": {"control": "R3"}}
+    for name, method in testbed.METHODS.items():
         if demo and name not in DEMO:
             continue
         arms[name] = method
-        arms[f"{name} random"] = {**method, "control": "random"}
+        if name not in NO_RANDOM:
+            arms[f"{name}_random"] = {**method, "control": "random"}
     if not demo:
-        arms["functional other"] = {**methods(heads)["functional"], "control": "other"}
-        arms["air mild, all heads"] = {**methods(heads)["air mild"], "control": "all"}
+        arms["gains_last_other"] = {**testbed.METHODS["gains_last"], "control": "other"}
+        arms["air_mild_other"] = {**testbed.METHODS["air_mild"], "control": "other"}
+        arms["air_mild_all"] = {**testbed.METHODS["air_mild"], "control": "all"}
+        arms["qk_and_air_mild"] = [{}, testbed.METHODS["air_mild"]]
     config.arms = ConfigDict(arms)
     return config
-
-
-DEMO = ("functional", "air", "air mild", "adhh")
-
-
-def methods(heads: str) -> dict[str, dict[str, Any]]:
-    """The methods, by name of the arm."""
-    air = {"method": "air", "heads": heads}
-    return {
-        "functional": {
-            "method": "functional_heads",
-            "rows": "last",
-            "perception_gain": 1.4,
-            "reasoning_gain": 1.3,
-            "heads": heads,
-            **CLASSES,
-        },
-        "air": air,
-        "air R only": {**air, "modules": "reallocation"},
-        "air P only": {**air, "modules": "projection"},
-        "air mild": {**air, "visual_gain": 1.5, "text_gain": 0.5},
-        "air star": {"method": "air_star", "heads": heads},
-        "adhh": {"method": "adhh", "heads": heads},
-    }

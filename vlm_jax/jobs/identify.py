@@ -25,7 +25,7 @@ from vlm_jax.evals.base import Example
 from vlm_jax.evals.benchmarks import Chair
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.jobs.benchmarks import read_benchmark
-from vlm_jax.jobs.measure import fingerprint
+from vlm_jax.jobs.fingerprint import HEADS, fingerprint
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_settings, load_model, provenance
 from vlm_jax.progress import Progress
@@ -34,7 +34,6 @@ from vlm_jax.steering.checks import number, one_of, whole
 from vlm_jax.steering.functional import classifier, read_classes
 from vlm_jax.steering.heads import HeadSets, shape_of
 
-HEADS = "heads.json"
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
 
