@@ -1,12 +1,13 @@
 """The testbed: QK edits beside their controls on captions and questions, against saying less.
 
-`configs/testbed.py:demo` is the same, smaller: 3 draws of two controls, a minute or two on two
-cores.
+`configs/testbed.py:demo` is smaller and has two attention methods too: 3 draws of each random
+control, a minute or two on two cores. `configs/testbed_methods.py` compares all methods.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.identify import CLASSES
 
 ALL_CONTROLS = ("R1", "R2", "R3", "R4", "C1", "C2", "C3")
 
@@ -22,6 +23,9 @@ def get_config(size: str = "") -> ConfigDict:
     config.arms = ConfigDict({"edited": {}})
     for control in ("R3", "R1") if demo else ALL_CONTROLS:
         config.arms[control] = ConfigDict({"control": control})
+    for name in DEMO_METHODS if demo else ():
+        config.arms[name] = ConfigDict(METHODS[name])
+        config.arms[f"{name}_random"] = ConfigDict({**METHODS[name], "control": "random"})
     config.frontier.tokens = ("and", ".")  # what announces the last object, and what follows it
     config.frontier.biases = (-1.0, -0.5, 0.5, 1.0, 2.0) if demo else FRONTIER
     captions, questions = (300, 100) if demo else (500, 250)
@@ -44,3 +48,35 @@ def get_config(size: str = "") -> ConfigDict:
 
 
 FRONTIER = (-3.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+
+_GAINS = {
+    "method": "functional_heads",
+    "perception_gain": 1.4,
+    "reasoning_gain": 1.3,
+    "heads": "identified",  # of the random control alone: classes are read from attention
+    **CLASSES,
+}
+_AIR = {"method": "air", "heads": "identified"}
+# Attention methods: gains of functional heads by the attention ratio of the decode row or of the
+# prompt's text rows; AIR at its published strengths, each of its modules alone, and mild; text
+# halved everywhere, which selects nothing; AIR as released; AD-HH at both thresholds in use.
+METHODS = {
+    "gains_last": {**_GAINS, "rows": "last"},
+    "gains_q": {**_GAINS, "rows": "q"},
+    "air": _AIR,
+    "air_R": {**_AIR, "modules": "reallocation"},
+    "air_P": {**_AIR, "modules": "projection"},
+    "air_mild": {**_AIR, "visual_gain": 1.5, "text_gain": 0.5},
+    "text_half": {
+        "method": "air",
+        "heads": "all",
+        "modules": "reallocation",
+        "text_threshold": 0.0,
+        "visual_gain": 1.0,
+        "text_gain": 0.5,
+    },
+    "air_star": {"method": "air_star", "heads": "identified"},
+    "adhh_t40": {"method": "adhh", "heads": "identified", "threshold": 0.4},
+    "adhh_t50": {"method": "adhh", "heads": "identified", "threshold": 0.5},
+}
+DEMO_METHODS = ("gains_last", "air_mild")

@@ -5,21 +5,36 @@ import types
 
 import numpy as np
 
+from vlm_jax.attention.steering import Readings, Steering
+
 STOP, COMMA = 2, 7
+LAYERS_HEADS = (3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
     index: int
     text: str
+    readings: Readings | None = None
+
+
+def readings(steering: Steering) -> Readings:
+    """Half of the rows of reallocating heads fire; head 0 of layer 0 is a perception head."""
+    part = steering.reallocation
+    zeros_ln = np.zeros(LAYERS_HEADS, np.float32)
+    fired_ln = zeros_ln if part is None else 0.5 * np.isfinite(part.threshold[0])
+    class_ln = zeros_ln.copy()
+    class_ln[0, 0] = steering.visual_gains is not None
+    return Readings(zeros_ln, zeros_ln, zeros_ln, fired_ln, class_ln, zeros_ln)
 
 
 class FakeVLM:
     """Captions image n of 10 with a dog, a car and, for some n, a cat that is not there.
 
     The pristine model sees a cat in 6 of 10 images. An edit takes away as many as half its ||dW||,
-    rounded; a bias of b on the stop id takes b cats, and 2 b cars. An edited model answers "no" to
-    questions about images of even number, as is right; the pristine one always answers "yes".
+    rounded; steering that reallocates takes one in each head of layer 1; a bias of b on the stop id
+    takes b cats, and 2 b cars. An edited model answers "no" to questions about images of even
+    number, as is right; the pristine one always answers "yes".
 
     Args:
         params: arrays by path.
@@ -50,15 +65,18 @@ class FakeVLM:
         ]
         return float(np.sqrt(sum(squares)))
 
-    def answer(self, images, prompts, *, logit_bias=None, **settings):
+    def answer(self, images, prompts, *, logit_bias=None, steering=None, **settings):
         bias = 0.0 if logit_bias is None else float(logit_bias[STOP])
         cats = 6 - round(self.change() / 2) - round(bias)
+        if steering is not None and steering.reallocation is not None:
+            cats -= int(np.isfinite(steering.reallocation.threshold[0, 1]).sum())
+        read = None if steering is None else readings(steering)
         for index, (listed, prompt) in enumerate(zip(images, prompts)):
             number = listed[0]
             self.calls.append(number)
             if prompt.startswith("Is "):
-                yield Answer(index, "yes" if number % 2 or not self.change() else "no")
+                yield Answer(index, "yes" if number % 2 or not self.change() else "no", read)
                 continue
             objects = ["dog"] if number % 10 < 2 * round(bias) else ["dog", "car"]
             objects += ["cat"] if number % 10 < cats else []
-            yield Answer(index, f"a {' and a '.join(objects)}.")
+            yield Answer(index, f"a {' and a '.join(objects)}.", read)

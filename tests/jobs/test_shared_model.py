@@ -43,6 +43,39 @@ def test_a_comparison_compiles_nothing_for_its_arms(tiny_llava, tmp_path, monkey
     assert len(list((tmp_path / "work").rglob("answers.jsonl"))) == 1 + 2 * (1 + 1 + 1 + 3 + 1)
 
 
+def test_steering_compiles_once_a_kind(tiny_llava, tmp_path, monkeypatch, config):
+    monkeypatch.setitem(benchmarks.KINDS, "picture_chair", picture_chair)
+    config.max_new_tokens = 4
+    config.bootstrap_draws = 10
+    config.batch_size = 2
+    config.benchmarks = {"a": {"kind": "picture_chair"}}
+    config.frontier.biases = ()
+    adhh = {"method": "adhh", "heads": ((1, 0), (2, 3)), "threshold": 0.0}
+    config.arms = {
+        "adhh": adhh,
+        "adhh_random": {**adhh, "control": "random", "draws": 3},
+        "never": {**adhh, "threshold": 1.0},
+        "both": [{}, adhh],
+        "qk": {},
+    }
+    evaluate.run(Request(config=config, source=tiny_llava, workdir=tmp_path / "work"))
+    found = json.loads((tmp_path / "work" / "results.json").read_text())["comparison"]
+    compiled = found["compilations"]
+    assert compiled["edited"] == 0
+    assert compiled["kinds"] == 1
+    assert compiled["steered"] == compiled["unedited"] > 0
+    rates = {name: arm["acted"][0]["trigger_rate"] for name, arm in found["arms"].items()
+             if "acted" in arm}  # fmt: skip
+    assert rates == {"adhh": 1.0, "adhh_random": 1.0, "never": 0.0, "both": 1.0}
+    answers = {
+        name: (tmp_path / "work" / "a" / name / "answers.jsonl").read_text()
+        for name in ("unedited", "never", "adhh")
+    }
+    captions = {k: [json.loads(line)["caption"] for line in text.splitlines()]
+                for k, text in answers.items()}  # fmt: skip
+    assert captions["never"] == captions["unedited"] != captions["adhh"]
+
+
 def test_edits_of_an_edited_folder_are_refused(tiny_qwen, tmp_path):
     edit.edit_folder(checkpoint.open_folder(tiny_qwen), tmp_path / "edited", QKEdit(band=(0, 0)))
     with pytest.raises(EditError, match="is edited already; compare edits of the original"):

@@ -170,9 +170,7 @@ def _arm(comparison: Comparison, name: str) -> ArmResult:
 
 def _contrast(comparison: Comparison, like: Contrast) -> Contrast:
     return next(
-        one
-        for one in comparison.contrasts
-        if (one.edit, one.control) == (like.edit, like.control)
+        one for one in comparison.contrasts if (one.edit, one.control) == (like.edit, like.control)
     )
 
 

@@ -200,8 +200,8 @@ def method_table(acted: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         rows.append(row)
     headers = ["arm", "layers", "heads", "rows reallocated %", "perception heads"]
     notes = [
-        "Means over decode rows, answers of all benchmarks, and draws. heads: those that the method "
-        "may act on; rows reallocated: of reallocating heads; selected: of all heads.",
+        "Means over decode rows, answers of all benchmarks, and draws. heads: that the method may "
+        "act on; rows reallocated: of reallocating heads; selected: of all heads.",
     ]
     limits = {name: draws[0]["regime"] for name, draws in acted.items()}
     beyond = [
