@@ -18,7 +18,6 @@ from convert.safetensors_io import Header
 from convert.table import Tensor
 from vlm_jax.checkpoint import (
     MANIFEST,
-    SIDECAR,
     Extra,
     ModelFolder,
     Replacement,
@@ -82,9 +81,7 @@ class HFFolder(ModelFolder):
         """See `ModelFolder`."""
         return companion_files(
             self.path,
-            lambda name: (
-                name == SIDECAR or not (name.endswith(_WEIGHT_SUFFIXES) or _is_index(name))
-            ),
+            lambda name: not (name.endswith(_WEIGHT_SUFFIXES) or _is_index(name)),
         )
 
     def buffers(self) -> dict[str, bytes]:

@@ -17,7 +17,9 @@ import numpy as np
 from vlm_jax.errors import CheckpointError
 
 CERTIFICATE = "qk_certificate.json"
-SIDECAR = "qk_sidecar.safetensors"
+# A safetensors file under another suffix: loaders that read every *.safetensors of a folder (vLLM
+# does) must not take it for weights.
+SIDECAR = "qk_edit.sidecar"
 
 
 @dataclasses.dataclass(frozen=True)
