@@ -80,8 +80,10 @@ def kinds_of_sample(rng, length: int, image: bool = True) -> np.ndarray:
     return kinds
 
 
-def build(layout: Layout, seed: int, dtype: str = "float64", steps: int = 3) -> Problem:
-    """A random ragged problem; about every third sample has no image."""
+def build(
+    layout: Layout, seed: int, dtype: str = "float64", steps: int = 3, images: float = 0.7
+) -> Problem:
+    """A random ragged problem; a sample has images with a probability."""
     rng = np.random.default_rng(seed)
     dim, batch, length, before = 4, layout.batch, layout.length, layout.before
     normal = lambda *shape: rng.normal(size=shape).astype(dtype)
@@ -90,7 +92,7 @@ def build(layout: Layout, seed: int, dtype: str = "float64", steps: int = 3) -> 
     lengths[rng.integers(batch)] = length
     kinds = np.zeros((batch, before + length), np.int8)
     for row, real in enumerate(lengths):
-        kinds[row, : before + real] = kinds_of_sample(rng, before + real, rng.random() < 0.7)
+        kinds[row, : before + real] = kinds_of_sample(rng, before + real, rng.random() < images)
     places = np.broadcast_to(np.arange(before + length, dtype=np.int32), kinds.shape)
     order = np.where(kinds == Kind.PAD, np.int32(NEVER), places)
     last_image = np.max(np.where(kinds == Kind.IMAGE, places, -1), axis=1, keepdims=True)
