@@ -29,7 +29,7 @@ RANDOM_CONTROLS = ("R1", "R2", "R3", "R4", "R5", "C6")
 _RESERVED = (UNEDITED, "frontier")
 _FIELDS = tuple(field.name for field in dataclasses.fields(QKEdit))
 
-Section = Mapping[str, Any] | Sequence[Mapping[str, Any] | str] | str
+Section = Any
 """What a config says of an arm: one entry, several that act together, or a method's name."""
 
 
