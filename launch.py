@@ -3,7 +3,8 @@
   --job=convert   --source=<HF folder> --target=<folder>     HF checkpoint -> Flax, streaming
   --job=edit      --source=<folder> --target=<folder>        edit the query weights (config.edit)
   --job=generate  --source=<folder> [--workdir=<folder>]     answer config.prompt or config.requests
-  --job=evaluate  --source=<folder> --workdir=<folder>       benchmarks, edits beside their controls
+  --job=evaluate  --source=<folder>[,..] --workdir=<folder>  edits and attention methods measured
+                                                             beside their controls, model by model
   --job=sweep     --source=<folder> --workdir=<folder>       choose a setting on dev, report on test
   --job=identify  --source=<folder> --workdir=<folder>       find heads that favour hallucination
   --job=export    --source=<folder> --target=<HF folder>     Flax -> HF checkpoint, byte for byte

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import vlm_jax.testbed
+from configs import testbed, testbed_methods
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs.arms import UNEDITED, ArmReader, pair_controls
@@ -14,6 +17,7 @@ from vlm_jax.steering.heads import HeadSets
 from vlm_jax.steering.qk import QKEdit
 
 EDIT = {"method": "plain", "k": 2, "band": (1, 1)}
+SHIPPED = pathlib.Path(vlm_jax.testbed.__file__).parent / "models"
 AIR = {"method": "air", "heads": ((1, 0), (2, 3))}
 
 
@@ -136,3 +140,18 @@ def test_identified_heads_come_from_the_model_folder_or_another_file(reader, tmp
 def test_a_wrong_arm_is_one_clear_error(reader, section, message):
     with pytest.raises(ConfigError, match=message):
         reader.arm("x", section, "here")
+
+
+MODELS = sorted(path.parent for path in SHIPPED.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("module", [testbed, testbed_methods])
+def test_the_testbeds_arms_fit_every_shipped_model(folder, module):
+    source = checkpoint.open_folder(folder)
+    config = module.get_config("demo")
+    arms = ArmReader.of(config, source).arms(config.arms)
+    assert [arm.name for arm in arms][1:]
+    assert {len(arm.settings) for arm in arms if arm.is_random} == {3}
+    assert all(sum(pair[1] == arm.name for pair in pair_controls(arms)) == 1
+               for arm in arms if arm.is_control)  # fmt: skip
