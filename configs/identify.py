@@ -1,7 +1,8 @@
 """Finding heads: on testbed scenes without partners, from the development split.
 
 For a real model replace `benchmarks.captions` by a `chair` benchmark on training images (see
-configs/chair.py), and take 20 heads.
+configs/chair.py), and take 20 heads. Copied into the model's folder, the `heads.json` that is found
+is what `heads="identified"` means to `evaluate` and `sweep`.
 """
 
 from ml_collections import ConfigDict
