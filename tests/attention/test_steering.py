@@ -17,7 +17,16 @@ from tests.attention.steered import (
     steer,
     widen,
 )
-from vlm_jax.attention.steering import LARGEST_SCALE
+from vlm_jax.attention.steering import (
+    LARGEST_SCALE,
+    HeadGains,
+    Lens,
+    LogitGains,
+    Projection,
+    Reallocation,
+    Steering,
+    VisualGains,
+)
 
 WITHOUT_COUNTS = [choice for choice in CHOICES if not counts(choice)]
 
@@ -103,3 +112,22 @@ def test_counting_projections_refuse_a_split_prompt():
     problem = build(layout, 0, "float32")
     with pytest.raises(ValueError, match="2 segments"):
         read(problem, steer("running", layout, 0, "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_identities_keep_every_bit_in_prompts_of_several_tiles(dtype):
+    """Gains of one and heads that are off, with everything read that could be."""
+    layout = Layout(1, 600, 1, 2)
+    narrow = lambda a: a.astype(dtype) if a.dtype == np.float32 else a
+    problem = jax.tree.map(narrow, build(layout, 0, "float32", steps=1, images=1))
+    full = lambda value: np.full((1, 2), value, np.float32)
+    steering = Steering(
+        logit_gains=LogitGains(full(1), full(1)),
+        lens=Lens(full(0)),
+        head_gains=HeadGains(full(1)),
+        visual_gains=VisualGains(full(0.5), full(1), full(0.4), full(1)),
+        reallocation=Reallocation(full(1), full(1), full(0)),
+        projection=Projection(full(0), full(0.3), zero_trace="running", prefill="causal"),
+    )
+    for found, vanilla in zip(read(problem, steering)[:2], read(problem, None)[:2]):
+        np.testing.assert_array_equal(np.asarray(found, "f"), np.asarray(vanilla, "f"))
