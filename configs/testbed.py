@@ -27,7 +27,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.arms[name] = ConfigDict(METHODS[name])
         config.arms[f"{name}_random"] = ConfigDict({**METHODS[name], "control": "random"})
     config.frontier.tokens = ("and", ".")  # what announces the last object, and what follows it
-    config.frontier.biases = (-1.0, -0.5, 0.5, 1.0, 2.0) if demo else FRONTIER
+    config.frontier.biases = DEMO_FRONTIER if demo else FRONTIER
     captions, questions = (300, 100) if demo else (500, 250)
     for kind in ("broken", "normal"):
         config.benchmarks[kind] = ConfigDict(
@@ -47,7 +47,8 @@ def get_config(size: str = "") -> ConfigDict:
     return config
 
 
-FRONTIER = (-3.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+FRONTIER = (-3.0, -2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+DEMO_FRONTIER = (-1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 
 _GAINS = {
     "method": "functional_heads",

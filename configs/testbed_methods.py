@@ -39,4 +39,6 @@ def get_config(size: str = "") -> ConfigDict:
         arms["air_mild_all"] = {**testbed.METHODS["air_mild"], "control": "all"}
         arms["qk_and_air_mild"] = [{}, testbed.METHODS["air_mild"]]
     config.arms = ConfigDict(arms)
+    if demo:
+        config.frontier.biases = (*testbed.DEMO_FRONTIER, 6.0, 8.0)  # AIR loses much recall
     return config
