@@ -21,7 +21,6 @@ from vlm_jax.models import Params, abstract
 from vlm_jax.parallel import make_mesh, param_shardings
 from vlm_jax.processing import ImageSource, Processor
 from vlm_jax.processing.buckets import bucket
-from vlm_jax.steering.validate import validate
 
 LOOKAHEAD = 2
 """Batches whose images are decoded and resized on the host while the device works."""
@@ -129,8 +128,6 @@ class VLM:
             steering: what to do to attention, the same for all samples (leaves [1, L, N]).
         """
         _check(images, prompts, max_new_tokens)
-        if steering is not None:
-            validate(steering, self.config.decoder)
         rows = self._rows(len(prompts), batch_size)
         starts = range(0, len(prompts), rows)
         with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
