@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import types
 
 import jax
@@ -6,9 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 
-from vlm_jax import models
+from configs import train_llava, train_qwen2_5_vl
+from vlm_jax import checkpoint, models
 from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.jobs import train as train_job
+from vlm_jax.jobs.request import Request
 from vlm_jax.processing import Processor
 from vlm_jax.testbed import architecture, language, packing, pixels
 from vlm_jax.testbed.companions import write_companions
@@ -181,3 +186,40 @@ def test_the_loss_is_the_weighted_mean_over_answers():
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -(3 * log_probs[0, 1, 2] + log_probs[0, 2, 3]) / 4
     np.testing.assert_allclose(packing.weighted_loss(logits, turns), expected, rtol=1e-5)
+
+
+def request(target, recipe, **settings):
+    config = train_llava.get_config()
+    config.recipe = ConfigDict(recipe.to_json())
+    config.compile_cache = jax.config.jax_compilation_cache_dir
+    config.measure = 0
+    config.update(settings)
+    return Request(config=config, target=target)
+
+
+def test_the_job_writes_a_folder_that_says_how_it_was_made(tmp_path, capsys):
+    target = tmp_path / "model"
+    train_job.run(request(target, tiny(), seed=3))
+    assert "Trained model" in capsys.readouterr().out
+    opened = checkpoint.open_folder(target)
+    facts = json.loads((target / "recipe.json").read_text())
+    assert Recipe.from_mapping(facts["recipe"]) == tiny()
+    assert facts["seed"] == 3
+    assert set(facts["losses"]) == {"vision", "text", "language"}
+    state = train(tiny(), 3, tmp_path / "model.training").params
+    for name, value in opened.load().items():
+        np.testing.assert_array_equal(value, state[name].astype(np.float16), err_msg=name)
+    with pytest.raises(CheckpointError, match="exists already"):
+        train_job.run(request(target, tiny()))
+
+
+def test_the_config_is_the_recipe_and_mistakes_in_it_are_errors(tmp_path):
+    config = train_llava.get_config()
+    assert Recipe.from_mapping(config.recipe.to_dict()) == Recipe()
+    other = train_qwen2_5_vl.get_config()
+    assert Recipe.from_mapping(other.recipe.to_dict()).family == "qwen2_5_vl"
+    asked = request(tmp_path / "model", tiny())
+    del asked.config["recipe"]
+    with pytest.raises(ConfigError, match="has no recipe"):
+        train_job.run(asked)
+    assert not any(tmp_path.iterdir())
