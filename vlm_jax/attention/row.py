@@ -36,14 +36,31 @@ def row_logits(
     factor = dim**-0.5 if scale is None else scale
     pieces = []
     for segment in segments:
-        logits = factor * jnp.einsum(
-            "bkgh,bksh->bkgs", q_bkgh, segment.k_bksh, preferred_element_type=kind
-        )
+        logits = factor * _scores(q_bkgh, segment.k_bksh, kind)
         visible = seen.sees(segment.seen)
         if visible is not None:
             logits = jnp.where(visible[:, None], logits, MASKED)
         pieces.append(logits.reshape(batch, heads, -1))
     return jnp.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0]
+
+
+def _scores(q_bkgh: Array, k_bksh: Array, kind: jnp.dtype) -> Array:
+    """Products of the row's queries with the keys, [B, K, G, S].
+
+    XLA's CPU backend runs a batch of narrow matrix products on one core, but a batch of
+    matrix-vector products on all of them; reading a key once for each of its few query heads then
+    costs less than the idle cores. Many heads on one sample are better read together.
+    """
+    together = lambda q, k: jnp.einsum("bkgh,bksh->bkgs", q, k, preferred_element_type=kind)
+    batch, _, group, _ = q_bkgh.shape
+    if group == 1 or group > 2 * batch:
+        return together(q_bkgh, k_bksh)
+
+    def apart(q: Array, k: Array) -> Array:
+        one = lambda head: jnp.einsum("bkh,bksh->bks", head, k, preferred_element_type=kind)
+        return jnp.stack([one(q[:, :, index]) for index in range(group)], axis=2)
+
+    return jax.lax.platform_dependent(q_bkgh, k_bksh, cpu=apart, default=together)
 
 
 def row_values(
