@@ -17,6 +17,7 @@ from vlm_jax.attention.steering import (
     Rows,
     State,
     Steering,
+    VisualGains,
     frobenius_scale,
     visual_gain,
 )
@@ -95,26 +96,33 @@ def steered_prefill(
     if part is not None and part.zero_trace == "skip":
         state = dataclasses.replace(state, moments=None)
 
-    visual = steering.visual_gains
-    if visual is not None:
+    if steering.visual_gains is not None:
         image_bn, known_b = readings.image_bn, RowKeys.of(segments, last_seen).has_image_b
         if averages:
             image_btn = _sum(m * r.image_btn for m, r in zip(mass, reads))
             image_btn = jnp.where(is_last, image_bn[:, None], image_btn)
             image_bn = _mean(image_btn, rows.after_image_bt)
             known_b = jnp.any(rows.after_image_bt, axis=1)
-        gain, perception, reasoning = visual_gain(visual, image_bn, known_b)
-        readings = dataclasses.replace(
-            readings,
-            perception_bn=perception.astype(jnp.float32),
-            reasoning_bn=reasoning.astype(jnp.float32),
-        )
-        if visual.mode == "prefill_cached":
-            state = dataclasses.replace(
-                state, gain_bn=gain, perception_bn=perception, reasoning_bn=reasoning
-            )
+        gain, state, readings = _classify(steering.visual_gains, image_bn, known_b, state, readings)
         out = out * gain[:, None, :, None]
     return out, state, readings
+
+
+def _classify(
+    part: VisualGains, image_bn: Array, known_b: Array, state: State, readings: Readings
+) -> tuple[Array, State, Readings]:
+    """Returns the heads' gains by their visual ratio, remembered and reported."""
+    gain, perception, reasoning = visual_gain(part, image_bn, known_b)
+    readings = dataclasses.replace(
+        readings,
+        perception_bn=perception.astype(jnp.float32),
+        reasoning_bn=reasoning.astype(jnp.float32),
+    )
+    if part.mode == "prefill_cached":
+        state = dataclasses.replace(
+            state, gain_bn=gain, perception_bn=perception, reasoning_bn=reasoning
+        )
+    return gain, state, readings
 
 
 def _tap(steering: Steering, rows: Rows, masses: bool, squares: bool) -> Tap | None:
