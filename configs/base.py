@@ -54,7 +54,8 @@ def get_config() -> ConfigDict:
     # Tokens are words of one token each; "<stop>" stands for the ids that end an answer.
     config.frontier = ConfigDict({"biases": (), "tokens": ("<stop>",)})
 
-    # What `sweep` varies (see vlm_jax/jobs/sweep.py): field of config.edit -> values.
+    # What `sweep` varies (see vlm_jax/jobs/grids.py): field of config.edit -> values; or, where
+    # `method` lists attention methods, field of theirs -> values.
     config.sweep = ConfigDict()
     # The setting with the least `metric` (or the greatest, where more is better) among those that
     # lose at most `max_recall_drop` is reported on the test split, beside its controls.

@@ -1,12 +1,16 @@
 """The sweep: settings, their table, the choice, and the one look at the test split."""
 
 import json
+import pathlib
 
 import pytest
 
 from tests.jobs.conftest import IMAGES
+from vlm_jax import checkpoint, testbed
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs import sweep
+from vlm_jax.jobs.arms import ArmReader
+from vlm_jax.jobs.grids import read_grid
 
 
 def read(path):
@@ -88,6 +92,56 @@ def test_impossible_combinations_are_left_out_by_name(job, config):
     assert "k=1 is odd" in found["left_out"][0]
 
 
+AIR = {"method": ("air",), "heads": (((1, 0), (2, 3)),)}
+
+
+def test_strengths_of_an_attention_method(job, config, fake, capsys):
+    config.sweep = {**AIR, "text_gain": (0.1, 0.5), "count": (1, 2)}
+    config.choose.controls = ("random",)
+    workdir = job(sweep.run)
+    found = read(workdir / "results.json")
+    # The fake loses a cat in ten images for each reallocating head of layer 1, whatever its gain.
+    assert {name: dose["value"] for name, dose in found["settings"].items()} == pytest.approx(
+        {f"count={count} text_gain={gain}": 0.5 for gain in (0.1, 0.5) for count in (1, 2)}
+    )
+    assert found["chosen"] == "count=1 text_gain=0.1"
+    assert found["settings"]["count=1 text_gain=0.1"]["p_max_t"] == pytest.approx(1 / 201)
+    assert "for 1 kind of steering" in capsys.readouterr().out
+    top = read(workdir / "test" / "results.json")["comparison"]
+    assert list(top["arms"]) == ["unedited", "chosen", "random"]
+    assert top["arms"]["chosen"]["methods"][0]["text_gain"] == 0.1
+    assert top["arms"]["random"]["draws"] == 2
+    assert (top["controls"][0]["edit"], top["controls"][0]["control"]) == ("chosen", "random")
+    made = len(fake.calls)
+    assert read(job(sweep.run) / "results.json") == found
+    assert len(fake.calls) == made
+    config.sweep.text_gain = (0.5, 0.7)
+    with pytest.raises(ConfigError, match=r"was used for 'count=1 text_gain=0\.1' already"):
+        job(sweep.run)
+
+
+def test_a_strength_that_changes_nothing_is_left_out(job, config):
+    config.sweep = {"method": ("adhh",), "heads": ("all",), "threshold": (0.4, 2.0)}
+    config.choose.controls = ()
+    found = read(job(sweep.run) / "results.json")
+    assert list(found["settings"]) == ["threshold=0.4"]
+    assert "threshold must be a finite number from 0 to 1" in found["left_out"][0]
+
+
+@pytest.mark.parametrize("name", ["air", "text_half", "adhh_t50", "air_star", "gains_last"])
+def test_the_shipped_sweeps_of_methods_can_be(name):
+    from configs import sweep_methods
+
+    folder = pathlib.Path(str(testbed.__file__)).parent / "models" / "llava-0"
+    config = sweep_methods.get_config(name)
+    reader = ArmReader.of(config, checkpoint.open_folder(folder))
+    grid = read_grid(config.sweep, reader)
+    least = 1 if name in ("gains_last", "air") else 0  # all strengths at identity
+    assert len(grid.left_out) <= least
+    for arm in grid.tested:
+        grid.controls(arm.name, config.choose.controls, reader)
+
+
 @pytest.mark.parametrize(
     ("section", "value", "message"),
     [
@@ -96,8 +150,12 @@ def test_impossible_combinations_are_left_out_by_name(job, config):
         ("sweep", {"strength": 0.5}, "config.sweep.strength must list values, not 0.5"),
         ("sweep", {"strenght": (0.5,)}, "config.sweep has no field 'strenght'"),
         ("sweep", {"band": (0.3, 0.6)}, r"config.sweep.band must list \(first, last\) pairs"),
-        ("sweep", {"strength": (2.0,)}, "holds no possible edit .*strength=2.0 must be finite"),
-        ("sweep", {"control": ("R1",)}, "config.sweep.control must list '' too"),
+        ("sweep", {"strength": (2.0,)}, "holds no possible setting: .*strength=2.0 must be finite"),
+        ("sweep", {"control": ("R1",)}, "holds controls alone; its control must list ''"),
+        ("sweep", {"method": ("plain", "air")}, "lists 'air' and 'plain': one sweep is of edits"),
+        ("sweep", {"method": ("air",), "k": (1,)}, "config.sweep has no field 'k'.*text_gain"),
+        ("sweep", {"method": ("air",), "heads": ("all",)}, "controls holds 'R1'.*methods are rand"),
+        ("sweep", {"soft": (0.1,)}, "controls, R1 of edit: control=R1 replaces the modes"),
         ("test", {"nosuch": {}}, "config.test.nosuch is none of the benchmarks, broken"),
         ("test", {"broken": {}}, "config.test.broken is the development split itself"),
         ("test", {"broken": {"offset": 9}}, "config.test lacks 'normal'"),

@@ -1,15 +1,16 @@
-"""Sweeps the settings of an edit on a development split; reports one on the test split.
+"""Sweeps settings of an edit or a method on a development split; reports one on the test split.
 
-`config.sweep` lists values for fields of `config.edit`; every combination is a setting. All share
-one loaded model, the unedited run and the factors of each layer. `config.choose` says how one of
-them is chosen; that one, and nothing else, is measured on the test split beside its controls.
+`config.sweep` lists values for fields of `config.edit` or of attention methods (`grids`); every
+combination is a setting. All share one loaded model, the unedited run, and the factors of each
+layer or the programs of a method. `config.choose` says how one of them is chosen; that one, and
+nothing else, is measured on the test split beside its controls.
 """
 
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from vlm_jax import checkpoint
@@ -18,7 +19,7 @@ from vlm_jax.evals.base import Benchmark
 from vlm_jax.evals.comparison import Comparison, primary_metric
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.sweeps import Dose, choose, dose_response
-from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, Setting, check_folders
+from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, Setting
 from vlm_jax.jobs.evaluate import (
     Evaluation,
     compare_arms,
@@ -27,14 +28,16 @@ from vlm_jax.jobs.evaluate import (
     show,
     write_reports,
 )
+from vlm_jax.jobs.grids import Grid, read_grid
 from vlm_jax.jobs.measure import Session
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import provenance
 from vlm_jax.jobs.say_less import read_say_less
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page, section
-from vlm_jax.report.sweep import dose_plot, dose_table, setting_name
-from vlm_jax.steering.qk import CONTROLS, QKEdit
+from vlm_jax.report.sweep import dose_plot, dose_table
+from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
+from vlm_jax.steering.qk import CONTROLS as EDIT_CONTROLS
 
 GAP = "gap"
 CHOSEN = "chosen"
@@ -51,9 +54,11 @@ def run(request: Request) -> None:
     benchmarks = read_benchmarks(config.benchmarks, source.config.family)
     test = read_test_benchmarks(config, benchmarks, source.config.family)
     say_less = read_say_less(config.frontier, benchmarks)
-    rule = Rule.read(config.choose, has_frontier=say_less is not None)
     reader = ArmReader.of(config, source)
     grid = read_grid(config.sweep, reader)
+    rule = Rule.read(config.choose, has_frontier=say_less is not None, steers=grid.steers)
+    for arm in grid.tested:
+        grid.controls(arm.name, rule.controls, reader)  # refused now, not after the sweep
     for left_out in grid.left_out:
         print(f"left out: {left_out}")
     for arm in grid.arms:
@@ -72,13 +77,10 @@ def run(request: Request) -> None:
     if not test:
         print("config.test is empty: nothing is measured on a test split.")
         return
-    edit = next(arm.edits[0] for arm in grid.arms if arm.name == chosen)
-    _only_once(workdir / "test" / "chosen.json", chosen, edit)
-    finalists = [Arm(UNEDITED), Arm(CHOSEN, (Setting(edit.seed, edit),))]
-    for control in rule.controls:
-        values = {**dataclasses.asdict(edit), "control": control}
-        where = f"config.choose.controls, {control}"
-        finalists.append(reader.arm(control, values, where))
+    setting = next(arm.settings[0] for arm in grid.arms if arm.name == chosen)
+    _only_once(workdir / "test" / "chosen.json", chosen, setting)
+    controls = grid.controls(chosen, rule.controls, reader)
+    finalists = [Arm(UNEDITED), Arm(CHOSEN, (setting,)), *controls]
     print("\nTest split")
     evaluate(request, session, test, finalists, say_less, workdir / "test")
 
@@ -98,8 +100,13 @@ class Rule:
     controls: tuple[str, ...]
 
     @classmethod
-    def read(cls, section: Mapping[str, Any], *, has_frontier: bool) -> "Rule":
+    def read(cls, section: Mapping[str, Any], *, has_frontier: bool, steers: bool) -> "Rule":
         """Reads `config.choose`.
+
+        Args:
+            section: what it says.
+            has_frontier: whether a gap can be measured.
+            steers: whether attention methods are swept, which have other controls than edits.
 
         Raises:
             ConfigError: a key or a value is wrong.
@@ -113,82 +120,19 @@ class Rule:
         rule = cls(**{**dict(section), "controls": tuple(section["controls"])})
         if rule.metric == GAP and not has_frontier:
             raise ConfigError("config.choose.metric='gap' needs config.frontier.biases; set some.")
-        wrong = [control for control in rule.controls if control not in CONTROLS or not control]
+        known = [word for word in (HEAD_CONTROLS if steers else EDIT_CONTROLS) if word]
+        wrong = [control for control in rule.controls if control not in known]
         if wrong:
+            kind = "attention methods" if steers else "edits"
             raise ConfigError(
-                f"config.choose.controls holds {wrong[0]!r}; it knows "
-                f"{', '.join(word for word in CONTROLS if word)}."
+                f"config.choose.controls holds {wrong[0]!r}; controls of {kind} are "
+                f"{', '.join(known)}."
             )
         return rule
 
     def __str__(self) -> str:
         drop = f"{100 * self.max_recall_drop:g} points of recall"
         return f"best {self.metric} among settings that lose at most {drop}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """The settings of a sweep.
-
-    Attributes:
-        arms: one a setting.
-        settings: arm -> swept field -> value.
-        left_out: combinations that no edit can have, with the reason.
-    """
-
-    arms: tuple[Arm, ...]
-    settings: Mapping[str, Mapping[str, Any]]
-    left_out: tuple[str, ...] = ()
-
-
-def read_grid(sweep: Mapping[str, Any], reader: ArmReader) -> Grid:
-    """Makes every combination of the values that `config.sweep` lists.
-
-    Combinations that contradict themselves, such as an odd k in the antisymmetric channel, are left
-    out with the reason.
-
-    Raises:
-        ConfigError: nothing is listed, a field is unknown, or no combination is possible.
-    """
-    fields = tuple(field.name for field in dataclasses.fields(QKEdit))
-    lists: dict[str, list[Any]] = {}
-    for name, values in sweep.items():
-        if name not in fields:
-            raise ConfigError(
-                f"config.sweep has no field {name!r}; it knows {', '.join(sorted(fields))}."
-            )
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise ConfigError(f"config.sweep.{name} must list values, not {values!r}.")
-        if name == "band" and not all(isinstance(value, Sequence) for value in values):
-            raise ConfigError(
-                f"config.sweep.band must list (first, last) pairs, not {tuple(values)!r}."
-            )
-        if values:
-            lists[name] = list(values)
-    if not lists:
-        raise ConfigError(
-            "config.sweep lists no value; name some, such as config.sweep.strength=(0.25,0.5), or "
-            "use --config=configs/sweep.py."
-        )
-    # The control varies fastest, so that a setting and its controls are neighbours in the table.
-    order = sorted(lists, key=lambda name: (name == "control", name != "method"))
-    arms, settings, left_out = [], {}, []
-    for combination in itertools.product(*(lists[name] for name in order)):
-        values = dict(zip(order, combination))
-        varied = {key: v for key, v in values.items() if len(lists[key]) > 1 or key == "control"}
-        name = setting_name(varied) or "edit"
-        try:
-            arms.append(reader.arm(name, values, name))
-            settings[name] = varied
-        except ConfigError as error:
-            left_out.append(str(error))
-    if all(arm.is_control for arm in arms):
-        reason = f" ({left_out[0]})" if left_out else ""
-        raise ConfigError(
-            f"config.sweep holds no possible edit{reason}; config.sweep.control must list '' too."
-        )
-    check_folders(arms)
-    return Grid(tuple(arms), settings, tuple(left_out))
 
 
 def read_test_benchmarks(
@@ -231,7 +175,7 @@ def _report(
     config, comparison = request.config, found.comparison
     pooled, metric = _judged(comparison, rule.metric)
     first = found.measured.tables[UNEDITED][pooled[0]][0]
-    tested = [arm.name for arm in grid.arms if not arm.is_control]
+    tested = [arm.name for arm in grid.tested]
     doses = dose_response(
         found.measured.tables,
         benchmarks[pooled[0]].metrics(first.totals()),
@@ -289,21 +233,22 @@ def _judged(comparison: Comparison, wanted: str) -> tuple[tuple[str, ...], str]:
 def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[str]:
     """A dose-response plot for each swept field with several numbers for values."""
     plots = []
-    for axis in ("strength", "k", "energy", "alignment_min"):
+    for axis in dict.fromkeys(field for one in grid.settings.values() for field in one):
         values = {one.get(axis) for one in grid.settings.values()}
-        if len(values) > 1 and None not in values:
+        numeric = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
+        if len(values) > 1 and numeric and axis != "seed":
             plot = dose_plot(doses, grid.settings, axis, metric, plain)
             plots.append(section(f"Change of {metric} against {axis}", plot))
     return plots
 
 
-def _only_once(path: pathlib.Path, chosen: str, edit: QKEdit) -> None:
+def _only_once(path: pathlib.Path, chosen: str, setting: Setting) -> None:
     """Records the setting that sees the test split, and refuses a second one.
 
     Raises:
         ConfigError: the folder's test split was used for another setting.
     """
-    record = {"setting": chosen, "edit": repr(edit)}
+    record = json.loads(json.dumps({"setting": chosen, **setting.identity}, default=str))
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != record:
         raise ConfigError(
             f"the test split was used for {before['setting']!r} already ({path}); choosing again "
