@@ -74,6 +74,15 @@ class Segment:
             cut(self.k_bksh, 2), cut(self.v_bksh, 2), self.seen.slice(start, length), kinds
         )
 
+    def join(self, later: "Segment") -> "Segment":
+        """Returns one segment with the keys of another behind its own, orders as they are."""
+        join = lambda axis: lambda a, b: jnp.concatenate([a, b], axis=axis)
+        seen = jax.tree.map(join(1), self.seen, later.seen)
+        kinds = None if self.kinds_bs is None else join(1)(self.kinds_bs, kinds_of(later))
+        return Segment(
+            join(2)(self.k_bksh, later.k_bksh), join(2)(self.v_bksh, later.v_bksh), seen, kinds
+        )
+
     def write(self, k_bksh: Array, v_bksh: Array, start: int | Array) -> "Segment":
         """Returns the segment with new keys and values put at `start`."""
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(

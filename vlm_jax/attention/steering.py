@@ -162,6 +162,40 @@ class Steering:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, index], self)
 
     @property
+    def leaves_prefix(self) -> bool:
+        """Whether nothing happens up to a prompt's last image token, nor is counted there.
+
+        Such steerings share the prefix that the unsteered model reads: logit gains act on text
+        rows after the image; lens, reallocation and the projection of decode rows alone on the
+        last row of a prompt and the generated ones.
+        """
+        counts = self.projection is not None and self.projection.counts
+        return self.head_gains is None and self.visual_gains is None and not counts
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether prompts may be read in two calls, the first up to the last image token."""
+        return self._needs_whole_prompts() is None
+
+    def check_shares_prefix(self) -> None:
+        """Raises ValueError, with the reason, unless `shares_prefix`."""
+        reason = self._needs_whole_prompts()
+        if reason is not None:
+            raise ValueError(f"{reason}. Prompts cannot share a prefix then: read them whole.")
+
+    def _needs_whole_prompts(self) -> str | None:
+        """Returns why prompts must be read at once, if they must."""
+        if self.visual_gains is not None:
+            return "Visual gains act on all rows of a prompt, by a ratio of its later rows"
+        if self.projection is not None and self.projection.prefill == "official":
+            return "A projection with prefill='official' puts later keys into all rows of a prompt"
+        if self.reallocation is not None and self.reallocation.trigger_reduce == "batch_sum":
+            return "A reallocation with trigger_reduce='batch_sum' depends on who is in the batch"
+        if not self.leaves_prefix:
+            return "Head gains and projections that count rows act from the first row of a prompt"
+        return None
+
+    @property
     def touches_row(self) -> bool:
         """Whether decode rows need more than the weights of plain attention."""
         return any((self.lens, self.reallocation, self.projection))

@@ -1,4 +1,4 @@
-"""Prefill and decoding as two jitted programs over a mesh.
+"""Prefill and decoding as two jitted programs over a mesh, and a third for shared prefixes.
 
 Decoding is one `lax.while_loop` inside one jit that ends when every row has. Its cache is donated,
 and returned, so that the buffers of new tokens are updated in place.
@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.sampling import Knobs, Sampling, row_keys, sample
-from vlm_jax.models import VLM, Cache, Params, abstract, merge
+from vlm_jax.models import VLM, Cache, Params, Prefix, abstract, merge
 from vlm_jax.parallel import batch_sharding, replicated
 
 
@@ -70,8 +70,9 @@ class _State:
 class Generator:
     """Compiled generation for one architecture on one mesh.
 
-    Shapes are static: one compilation for each (batch, prompt length, image groups, slots). All
-    settings (limits, stop ids, temperature, seeds, logit biases) are traced.
+    Shapes are static: one compilation for each (batch, prompt length, image groups, slots), and
+    where prompts share prefixes for each (prefixes, prefix length) too. All settings (limits, stop
+    ids, temperature, seeds, logit biases, which row owns which prefix) are traced.
     """
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
@@ -79,15 +80,21 @@ class Generator:
         graphdef = abstract(config)[0]
         rows, whole = batch_sharding(mesh), replicated(mesh)
 
-        def prefill(params: Params, batch: Batch, steering: Steering | None, slots: int):
-            return merge(graphdef, params).prefill(batch, slots, steering)
+        def read_prefix(params: Params, batch: Batch, steering: Steering | None):
+            return merge(graphdef, params).read_prefix(batch, steering)
 
-        def forward(params: Params, batch: Batch, steering: Steering | None):
-            return merge(graphdef, params).forward(batch, steering)
+        def prefill(params: Params, batch: Batch, steering, prefix=None, owner_b=None, *, slots):
+            prefix = _everywhere(prefix, mesh)
+            return merge(graphdef, params).prefill(batch, slots, steering, prefix, owner_b)
+
+        def forward(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
+            prefix = _everywhere(prefix, mesh)
+            return merge(graphdef, params).forward(batch, steering, prefix, owner_b)
 
         def decode(params: Params, read, cache, request, slots: int, greedy: bool):
             return _decode(merge(graphdef, params), read, cache, request, slots, greedy)
 
+        self._read_prefix = jax.jit(read_prefix)
         self._prefill = jax.jit(prefill, static_argnames="slots")
         self._forward = jax.jit(forward)
         self._decode = jax.jit(decode, static_argnames=("slots", "greedy"), donate_argnames="cache")
@@ -97,14 +104,69 @@ class Generator:
     @property
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
-        jitted: tuple[Any, ...] = (self._prefill, self._forward, self._decode)
+        jitted: tuple[Any, ...] = (
+            self._read_prefix, self._prefill, self._forward, self._decode,
+        )  # fmt: skip
         return sum(program._cache_size() for program in jitted)
 
+    def read_prefix(self, params: Params, batch: Batch, steering: Steering | None = None) -> Prefix:
+        """Reads the beginnings of I prompts, for any number of calls that go on from them.
+
+        Args:
+            params: parameters, already on the mesh.
+            batch: each prompt up to its last image token, with its images. I need not divide over
+                the mesh's data axis, but only then do its devices share the work.
+            steering: of those who go on. One that leaves prefixes as they are
+                (`Steering.leaves_prefix`) gives what none gives, by the same program.
+
+        Returns:
+            The prefixes, on the devices; no call consumes them.
+
+        Raises:
+            ValueError: the steering does not let prompts share prefixes (`Steering.shares_prefix`).
+        """
+        if steering is not None:
+            steering.check_shares_prefix()
+            steering = None if steering.leaves_prefix else steering
+        put = self._put_whole if batch.size % self.mesh.shape["data"] else self._put_rows
+        return self._read_prefix(params, put(batch), self._put_steering(steering))
+
     def logits(
-        self, params: Params, batch: Batch, steering: Steering | None = None
+        self,
+        params: Params,
+        batch: Batch,
+        steering: Steering | None = None,
+        *,
+        prefix: Prefix | None = None,
+        owner_b: Sequence[int] | np.ndarray | None = None,
     ) -> Float[Array, "B T V"]:
-        """Returns float32 logits at every place of the prompts."""
-        return self._forward(params, self._put_rows(batch), self._put_steering(steering))
+        """Returns float32 logits at every place of the batch; those at pads mean nothing.
+
+        Args:
+            params: parameters, already on the mesh.
+            batch: prompts, or what follows their prefixes.
+            steering: what to do to attention.
+            prefix, owner_b: as for generation.
+        """
+        steering = self._put_steering(steering)
+        before = self._before(batch, prefix, owner_b)
+        return self._forward(params, self._put_rows(batch), steering, *before)
+
+    def _before(
+        self, batch: Batch, prefix: Prefix | None, owner_b: Sequence[int] | np.ndarray | None
+    ) -> tuple[Prefix, Array] | tuple[()]:
+        """Returns the arguments of the programs that say what the batch goes on from."""
+        if prefix is None and owner_b is None:
+            return ()
+        if prefix is None or owner_b is None:
+            raise ValueError("Give prefix and owner_b together, or neither.")
+        owners, count = np.asarray(owner_b, np.int32), prefix.size
+        if owners.shape != (batch.size,) or owners.min() < 0 or owners.max() >= count:
+            raise ValueError(
+                f"owner_b must say for each of the {batch.size} rows which of the {count} prefixes "
+                f"it goes on from, as indices below {count}; it is {owner_b}."
+            )
+        return prefix, self._put_rows(owners)
 
     def _put_steering(self, steering: Steering | None) -> Steering | None:
         """Places steering: examples' own values with their rows, shared ones everywhere."""
@@ -124,12 +186,16 @@ class Generator:
         row_ids: Sequence[int] | None = None,
         logit_bias: np.ndarray | None = None,
         steering: Steering | None = None,
+        prefix: Prefix | None = None,
+        owner_b: Sequence[int] | np.ndarray | None = None,
     ) -> Generated:
         """Generates.
 
         Args:
             params: parameters, already on the mesh.
-            batch: prompts; their number must divide over the mesh's data axis.
+            batch: prompts; their number must divide over the mesh's data axis. With a prefix, what
+                follows the prefixes: tokens, kinds and positions as in the whole prompts, at least
+                one token a row, `next_position_b` of the whole prompts and no images.
             max_new_tokens: limit of generated tokens a row.
             slots: static room for them (a bucket at least as large); `max_new_tokens` by default.
             stop_ids: ids that end a row.
@@ -138,7 +204,14 @@ class Generator:
             row_ids: what seeds each row's random stream; 0, 1, ... by default.
             logit_bias: float32 [V] or [B, V] added to logits at every step.
             steering: what to do to attention; leaves [1, L, N] or [B, L, N].
+            prefix: what `read_prefix` returned for I beginnings of prompts.
+            owner_b: int32 [B], which of the I prefixes each row goes on from.
+
+        Raises:
+            ValueError: `owner_b` does not name a prefix for each row, or the prefixes were not read
+                as the steering needs them.
         """
+        before = self._before(batch, prefix, owner_b)
         slots = slots or max_new_tokens
         sampling = sampling or Sampling()
         rows = np.arange(batch.size) if row_ids is None else np.asarray(row_ids)
@@ -168,12 +241,24 @@ class Generator:
             steering=steering,
         )
         logits_bv, cache, readings = self._prefill(
-            params, self._put_rows(batch), steering, slots=slots
+            params, self._put_rows(batch), steering, *before, slots=slots
         )
         *found, _ = self._decode(
             params, (logits_bv, readings), cache, request, slots=slots, greedy=sampling.greedy
         )
         return Generated(*jax.device_get(found))
+
+
+def _everywhere(prefix: Prefix | None, mesh: Mesh) -> Prefix | None:
+    """Copies all prefixes to all data replicas, so that rows pick theirs without communication.
+
+    The partitioner's own way to pick rows of a sharded array makes each device hold all B rows.
+    """
+    free = PartitionSpec.UNCONSTRAINED
+    whole = lambda leaf: jax.lax.with_sharding_constraint(
+        leaf, NamedSharding(mesh, PartitionSpec(None, *[free] * (leaf.ndim - 1)))
+    )
+    return prefix if mesh.shape["data"] == 1 else jax.tree.map(whole, prefix)
 
 
 def _decode(

@@ -4,7 +4,7 @@
 the dict. ONE decoder serves all families.
 """
 
-from vlm_jax.models.cache import Cache
+from vlm_jax.models.cache import Cache, Prefix
 from vlm_jax.models.vlm import VLM, Params, abstract, init, merge, split
 
-__all__ = ["VLM", "Cache", "Params", "abstract", "init", "merge", "split"]
+__all__ = ["VLM", "Cache", "Params", "Prefix", "abstract", "init", "merge", "split"]

@@ -13,7 +13,7 @@ from vlm_jax.attention import Segment, Visibility
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Images, Kind
 from vlm_jax.config import ClipVisionConfig, VLMConfig
-from vlm_jax.models.cache import Cache, new_slots, prompt_order, prompt_rows
+from vlm_jax.models.cache import Cache, Prefix, new_slots, prompt_order, prompt_rows
 from vlm_jax.models.clip import ClipVision
 from vlm_jax.models.decoder import Decoder, Steer
 from vlm_jax.models.projector import Projector
@@ -50,52 +50,99 @@ class VLM(nnx.Module):
         return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
 
     def read(
-        self, batch: Batch, steering: Steering | None = None
+        self, batch: Batch, steering: Steering | None = None, prefix: Prefix | None = None
     ) -> tuple[Float[Array, "B T D"], tuple[Segment, ...], Steer | None]:
-        """Runs the decoder over prompts.
+        """Runs the decoder over prompts, or over what follows their prefixes.
+
+        Args:
+            batch: the prompts; with prefixes what follows them, its positions those of the whole
+                prompts.
+            steering: what to do to attention.
+            prefix: the prefix of each row.
 
         Returns:
-            Hidden states, each layer's keys and values, and what steering remembers and has read.
+            Hidden states, each layer's keys and values (of the whole prompts), and what steering
+            remembers and has read.
+
+        Raises:
+            ValueError: the prefixes were not read as this steering needs them.
         """
+        start = 0 if prefix is None else prefix.length
         length = batch.tokens_bt.shape[1]
-        places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), batch.tokens_bt.shape)
-        keys = Visibility(order=prompt_order(batch))
+        places = start + jnp.arange(length, dtype=jnp.int32)
+        keys = Visibility(order=prompt_order(batch, start))
         kept: list[Segment] = []
-        steer = None if steering is None else Steer(steering, prompt_rows(batch))
+        if prefix is not None:
+            prefix.check(steering)
+        steer = None if steering is None else Steer(steering, prompt_rows(batch, prefix))
 
         def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
-            kept.append(Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt)))
+            own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
+            kept.append(own if prefix is None else prefix.segments[layer].join(own))
             return kept[-1:]
 
         hidden_btd = self.decoder(
             self.embed(batch),
             jnp.asarray(batch.positions_bt3),
-            Visibility(order=places),
+            Visibility(order=jnp.broadcast_to(places, batch.tokens_bt.shape)),
             remember,
-            causal=True,
+            causal=prefix is None,
             steer=steer,
         )
         return hidden_btd, tuple(kept), steer
 
-    def forward(self, batch: Batch, steering: Steering | None = None) -> Float[Array, "B T V"]:
-        """Returns float32 logits at every place of the prompts; those at pads mean nothing."""
-        return self.decoder.logits(self.read(batch, steering)[0])
+    def forward(
+        self,
+        batch: Batch,
+        steering: Steering | None = None,
+        prefix: Prefix | None = None,
+        owner_b: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Returns float32 logits at every place of the batch; arguments as of `prefill`."""
+        return self.decoder.logits(self.read(batch, steering, _take(prefix, owner_b))[0])
 
-    def prefill(
-        self, batch: Batch, slots: int, steering: Steering | None = None
-    ) -> tuple[Float[Array, "B V"], Cache, Readings | None]:
-        """Reads prompts.
+    def read_prefix(self, batch: Batch, steering: Steering | None = None) -> Prefix:
+        """Reads the beginnings of prompts, each up to its last image token.
 
         Args:
-            batch: the prompts.
+            batch: the beginnings, with their images.
+            steering: what will be done to the attention of those who go on from them; a steering
+                that leaves prefixes as they are is the same as none.
+
+        Raises:
+            ValueError: the steering lets rows behind the prefix change rows within it.
+        """
+        if steering is not None:
+            steering.check_shares_prefix()
+        return Prefix(self.read(batch)[1])
+
+    def prefill(
+        self,
+        batch: Batch,
+        slots: int,
+        steering: Steering | None = None,
+        prefix: Prefix | None = None,
+        owner_b: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B V"], Cache, Readings | None]:
+        """Reads prompts, or what follows their prefixes.
+
+        Args:
+            batch: the prompts; with prefixes what follows them, at least one token a row, its
+                positions those of the whole prompts.
             slots: room for generated tokens.
             steering: what to do to attention.
+            prefix: what `read_prefix` read of I prompts, with this steering or, if it leaves
+                prefixes as they are, without.
+            owner_b: which of the I prefixes each row goes on from; None: row for row.
 
         Returns:
             Float32 logits of the first generated token, the cache, and with steering the readings
             of the last rows, leaves [B, L, N].
+
+        Raises:
+            ValueError: the prefixes were not read as this steering needs them.
         """
-        hidden_btd, prompt, steer = self.read(batch, steering)
+        hidden_btd, prompt, steer = self.read(batch, steering, _take(prefix, owner_b))
         last = (batch.lengths_b - 1)[:, None, None]
         hidden_bd = jnp.take_along_axis(hidden_btd, last, axis=1)[:, 0]
         new = tuple(new_slots(segment, slots) for segment in prompt)
@@ -132,6 +179,10 @@ class VLM(nnx.Module):
             states=() if steer is None else tuple(steer.states),
         )
         return self.decoder.logits(hidden_btd[:, 0]), cache, _stack(steer)
+
+
+def _take(prefix: Prefix | None, owner_b: Array | None) -> Prefix | None:
+    return prefix if prefix is None or owner_b is None else prefix.take(owner_b)
 
 
 def _stack(steer: Steer | None) -> Readings | None:
