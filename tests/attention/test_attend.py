@@ -274,19 +274,3 @@ def test_bfloat16_sums_in_float32(problem):
     check(lse, expected_lse, valid, 1e-5)
     read = jax.jit(attend)(narrow(queries), narrow(segments), narrow(seen))
     assert read.dtype == jnp.bfloat16
-
-
-def test_no_map_of_queries_by_keys_is_held():
-    length, heads, kv_heads, dim = 4096, 4, 2, 16
-
-    def temporary(backend):
-        shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
-        seen = Visibility(order=jax.ShapeDtypeStruct((1, length), jnp.int32))
-        keys = Segment(shape(1, kv_heads, length, dim), shape(1, kv_heads, length, dim), seen)
-        call = lambda q, k, seen: attend(q, [k], seen, causal=True, backend=backend)
-        program = jax.jit(call).lower(shape(1, length, heads, dim), keys, seen)
-        return program.compile().memory_analysis().temp_size_in_bytes
-
-    whole = length * length * heads * 4
-    assert temporary("blockwise") < whole / 3
-    assert temporary("dense") > whole

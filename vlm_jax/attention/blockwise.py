@@ -1,4 +1,8 @@
-"""Attention to one segment in tiles: an online softmax that never holds the T x S map."""
+"""Attention to one segment in tiles: an online softmax that never holds the T x S map.
+
+One tile is alive at a time. Blocks of queries therefore share one loop: as loops of their own they
+would depend on nothing of each other, and XLA's CPU backend would run, and hold, several at once.
+"""
 
 import dataclasses
 from typing import Any
@@ -100,28 +104,12 @@ def segment_attention(
         tap: what else to do in each tile.
     """
     batch, length, heads, dim = q_btnh.shape
-    kv_heads, keys = segment.k_bksh.shape[1], segment.length
+    kv_heads = segment.k_bksh.shape[1]
     factor = dim**-0.5 if scale is None else scale
     q_bkgth = q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(
         0, 2, 3, 1, 4
     )
-    pieces = []
-    for start in range(0, length, block):
-        size = min(block, length - start)
-        limit = min(start + size, keys) if causal else keys
-        whole = size == length
-        rows = tap
-        if tap is not None and tap.rows_bt is not None and not whole:
-            rows = dataclasses.replace(tap, rows_bt=tap.rows_bt[:, start : start + size])
-        tile = _Tile(
-            q_bkgth if whole else q_bkgth[..., start : start + size, :],
-            seen if whole else seen.slice(start, size),
-            factor,
-            rows,
-        )
-        sums = _over_keys(tile, segment if limit == keys else segment.slice(0, limit), block)
-        pieces.append(_normalise(sums))
-    read = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *pieces)
+    read = _normalise(_over_tiles(_Tile(q_bkgth, seen, factor, tap), segment, causal, block))
     flat = lambda a: jnp.moveaxis(a, 3, 1).reshape(batch, length, heads, *a.shape[4:])
     return jax.tree.map(flat, read)
 
@@ -146,6 +134,14 @@ class _Tile:
     seen: Visibility
     scale: float
     tap: Tap | None
+
+    def slice(self, start: int | Array, length: int) -> "_Tile":
+        """Returns `length` queries from `start` (static or traced)."""
+        cut = lambda a, axis: jax.lax.dynamic_slice_in_dim(a, start, length, axis=axis)
+        tap = self.tap
+        if tap is not None and tap.rows_bt is not None:
+            tap = dataclasses.replace(tap, rows_bt=cut(tap.rows_bt, 1))
+        return _Tile(cut(self.q_bkgth, 3), self.seen.slice(start, length), self.scale, tap)
 
     def read(self, segment: Segment) -> _Sums:
         """Returns the sums over the keys of one block."""
@@ -185,17 +181,50 @@ class _Tile:
         return jnp.where(kinds == Kind.SYSTEM, shape(tap.system_bn), gain)
 
 
-def _over_keys(tile: _Tile, segment: Segment, block: int) -> _Sums:
-    """Runs the online softmax over the keys: the ragged rest first, then whole blocks in a scan."""
-    blocks, rest = divmod(segment.length, block)
-    if not rest and blocks:
-        blocks, rest = blocks - 1, block
-    first = segment.slice(blocks * block, rest) if blocks else segment
-    sums = tile.read(first)
+def _over_tiles(queries: _Tile, segment: Segment, causal: bool, block: int) -> _Sums:
+    """Runs the online softmax over all tiles: the ragged first block of queries, then whole blocks.
+
+    The sums of whole blocks are stacked, and each step of one loop adds a tile to those of its
+    queries; with `causal`, tiles above the diagonal are not in the loop.
+    """
+    length = queries.q_bkgth.shape[3]
+    rest, blocks = _blocks(length, block)
     if not blocks:
-        return sums
+        return _over_keys(queries, segment, block)
+    ragged = _over_keys(
+        queries.slice(0, rest), segment.slice(0, rest) if causal else segment, block
+    )
+    first, key_blocks = _blocks(segment.length, block)
+    some = lambda index: queries.slice(rest + index * block, block)
+    sums = jax.lax.map(lambda i: some(i).read(segment.slice(0, first)), jnp.arange(blocks))
 
-    def step(sums: _Sums, index: Array) -> tuple[_Sums, None]:
-        return sums + tile.read(segment.slice(index * block, block)), None
+    def add(sums: _Sums, tile: tuple[Array, Array]) -> tuple[_Sums, None]:
+        i, j = tile
+        mine = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), sums)
+        mine = mine + some(i).read(segment.slice(first + j * block, block))
+        put = lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, i, axis=0)
+        return jax.tree.map(put, sums, mine), None
 
-    return jax.lax.scan(step, sums, jnp.arange(blocks))[0]
+    tiles = [(i, j) for i in range(blocks) for j in range(i + 1 if causal else key_blocks)]
+    if tiles:
+        sums, _ = jax.lax.scan(add, sums, tuple(map(jnp.asarray, zip(*tiles))))
+    join = lambda head, stack: jnp.concatenate([head, *stack], axis=3)
+    return jax.tree.map(join, ragged, sums)
+
+
+def _over_keys(tile: _Tile, segment: Segment, block: int) -> _Sums:
+    """Runs the online softmax over the keys: the ragged first block, then whole ones in a scan."""
+    first, blocks = _blocks(segment.length, block)
+    if not blocks:
+        return tile.read(segment)
+
+    def add(sums: _Sums, index: Array) -> tuple[_Sums, None]:
+        return sums + tile.read(segment.slice(first + index * block, block)), None
+
+    return jax.lax.scan(add, tile.read(segment.slice(0, first)), jnp.arange(blocks))[0]
+
+
+def _blocks(length: int, block: int) -> tuple[int, int]:
+    """Returns the size of the first block, which takes what is left over, and how many follow."""
+    first = min(length, length % block or block)
+    return first, (length - first) // block
