@@ -1,7 +1,8 @@
 """The vision-language model: towers joined by the projector, with prefill and decoding steps."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -214,5 +215,10 @@ def abstract(config: VLMConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
 
 
 def init(config: VLMConfig, seed: int) -> Params:
-    """Returns random float32 parameters."""
-    return jax.jit(lambda: split(VLM(config, nnx.Rngs(seed)))[1])()
+    """Returns random float32 parameters. An architecture compiles once, whatever the seeds."""
+    return _initialiser(config)(jax.random.key(seed))
+
+
+@functools.cache
+def _initialiser(config: VLMConfig) -> Callable[[Array], Params]:
+    return jax.jit(lambda key: split(VLM(config, nnx.Rngs(key)))[1])
