@@ -17,7 +17,7 @@ def make_mesh(
     Args:
         data: replicas of the model, over which batches are split; -1 takes what is left.
         model: devices that share one replica's weights.
-        devices: which; all of them by default.
+        devices: which; all of this process by default (other processes lay out their own).
 
     Returns:
         A mesh whose axes are `AxisType.Auto`: jit propagates shardings and inserts collectives.
@@ -25,7 +25,12 @@ def make_mesh(
     Raises:
         ConfigError: the sizes do not multiply to the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(jax.local_devices() if devices is None else devices)
+    if model > len(devices) and jax.process_count() > 1:
+        raise ConfigError(
+            f"A replica over model={model} devices would span processes, which have {len(devices)} "
+            "devices each; set mesh.model to at most that."
+        )
     if data == -1 and model > 0 and len(devices) % model == 0:
         data = len(devices) // model
     if data < 1 or model < 1 or data * model != len(devices):
