@@ -267,7 +267,7 @@ def _lift(factors: Factors, planned: Sequence[_Plan | None]) -> list[np.ndarray]
             if h.edit is not h.base:
                 left[h.number, :, own : own + h.base.left.shape[1]] = h.base.left
         coordinates.append(left)
-    return factors.lift(coordinates)
+    return factors.basis.lift(coordinates)
 
 
 def _realise(

@@ -121,15 +121,14 @@ class LayerWeights:
             )
         return gain
 
-    def blocks(self, *, fold_norm: bool, augmented: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The factors a kv head at a time: queries [K, D', G, H] and keys [K, D', H].
+    def factors(self, *, fold_norm: bool, augmented: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The product's two factors: queries [D', N, H] and keys [D', K, H].
 
-        D' is D, or D + 1 with biases as a last row.
+        D' is D, or D + 1 with biases as a last row. Float64 where an option changes them.
 
         Raises:
             EditError: biases are asked for and absent, or the norm gain cannot be folded.
         """
-        dims, heads, width = self.wq_dnh.shape
         queries, keys = self.wq_dnh, self.wk_dkh
         gain = self.gain(fold_norm)
         if gain is not None:
@@ -146,7 +145,12 @@ class LayerWeights:
                 [queries.astype(np.float64), self.bq_nh.astype(np.float64)[None]]
             )
             keys = np.concatenate([keys.astype(np.float64), key_bias.astype(np.float64)[None]])
-            dims += 1
+        return queries, keys
+
+    def blocks(self, *, fold_norm: bool, augmented: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The factors a kv head at a time: queries [K, D', G, H] and keys [K, D', H]."""
+        queries, keys = self.factors(fold_norm=fold_norm, augmented=augmented)
+        dims, heads, width = queries.shape
         groups = self.num_kv_heads
         queries = queries.reshape(dims, groups, heads // groups, width).transpose(1, 0, 2, 3)
         return np.ascontiguousarray(queries), np.ascontiguousarray(keys.transpose(1, 0, 2))
