@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import jax
 import numpy as np
 
-from convert import safetensors_io
+from convert import layout, safetensors_io
 from convert.families import bind
 from convert.safetensors_io import Header
 from convert.table import Tensor
@@ -93,10 +93,7 @@ class HFFolder(ModelFolder):
         paths = list(self.tensors if paths is None else paths)
         self.check_paths(paths)
         for path in paths:
-            name = self._name_of[path]
-            array = self._raw(name)
-            check_finite(array, name, self.path / self._file_of[name])
-            yield path, self.certified(path, self.names[name].to_ours(array))
+            yield path, self.certified(path, self._ours(path))
 
     def load(
         self,
@@ -123,7 +120,7 @@ class HFFolder(ModelFolder):
         """See `ModelFolder`."""
         self.check_paths(replace)
 
-        def replaced(name: str) -> np.ndarray | None:
+        def replaced(name: str) -> Iterator[np.ndarray] | None:
             tensor = self.names.get(name)
             if tensor is None or tensor.path not in replace:
                 return None
@@ -145,6 +142,17 @@ class HFFolder(ModelFolder):
     def index(self) -> bytes | None:
         """The bytes of the shard index; None for a single file."""
         return None if SINGLE in self.files else (self.path / INDEX).read_bytes()
+
+    def _ours(self, path: str) -> np.ndarray:
+        name = self._name_of[path]
+        file, tensor = self._file_of[name], self.names[name]
+        array = np.empty(tensor.shape, self.tensors[path].dtype)
+        rows = tensor.disk_rows(array)
+        source = self.path / file
+        for row, strip in safetensors_io.read_strips(source, self.files[file], name, len(rows)):
+            check_finite(strip, name, source)
+            layout.copy_rows(rows[row : row + len(strip)], layout.bits(strip))
+        return array
 
     def _raw(self, name: str) -> np.ndarray:
         file = self._file_of[name]

@@ -1,4 +1,7 @@
-"""Moving a tensor between the checkpoint's dims and ours: einops patterns, and fast transposes."""
+"""Moving a tensor between the checkpoint's dims and ours: einops patterns, and fast transposes.
+
+A tensor is moved strip by strip, so that beside the whole array no second one is held.
+"""
 
 import math
 import re
@@ -20,37 +23,50 @@ def shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(math.prod(sizes[letter] for letter in group) for group in groups(side))
 
 
-def rearrange(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """Applies an einops pattern and returns a contiguous array of the same dtype.
+def disk_rows(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
+    """An array of ours, seen in the order of a checkpoint's bytes; nothing is copied.
 
     Args:
-        array: any dtype, ml_dtypes included.
+        array: contiguous, of the right side's shape; of integers, because copies of ml_dtypes go
+            element by element.
         pattern: "left -> right"; every letter stands on both sides.
         sizes: length of every letter that stands inside parentheses.
+
+    Returns:
+        A matrix whose elements, row by row, are the left side's.
+
+    Raises:
+        ValueError: the pattern is no transposed matrix.
     """
     left, right = pattern.split("->")
-    inside = {
-        letter for group in groups(left) + groups(right) if len(group) > 1 for letter in group
-    }
-    # Copies of ml_dtypes go element by element; as integers of the same width they are plain moves.
-    bits = array.view(np.dtype(f"u{array.dtype.itemsize}"))
-    view = einops.rearrange(bits, pattern, **{letter: sizes[letter] for letter in sorted(inside)})
-    return _contiguous(view).view(array.dtype)
-
-
-def _contiguous(view: np.ndarray) -> np.ndarray:
-    """A contiguous copy, by blocks where the view is a transposed matrix (three times as fast)."""
-    if view.flags.c_contiguous:
-        return view
-    for matrix_shape in ((view.shape[0], -1), (-1, view.shape[-1])):
+    letters = [letter for group in groups(left) for letter in group]
+    inside = {letter for group in groups(right) if len(group) > 1 for letter in group}
+    view = einops.rearrange(
+        array,
+        f"{right} -> {' '.join(letters)}",
+        **{letter: sizes[letter] for letter in sorted(inside)},
+    )
+    for split in range(1, view.ndim):
         try:
-            matrix = view.reshape(matrix_shape, copy=False)
+            return view.reshape(math.prod(view.shape[:split]), -1, copy=False)
         except ValueError:
             continue
-        out = np.empty(matrix.shape, view.dtype)
-        for row in range(0, matrix.shape[0], _BLOCK):
-            for column in range(0, matrix.shape[1], _BLOCK):
-                block = np.s_[row : row + _BLOCK, column : column + _BLOCK]
-                out[block] = matrix[block]
-        return out.reshape(view.shape)
-    return np.ascontiguousarray(view)
+    if view.ndim < 2:
+        return view.reshape(1, -1)
+    raise ValueError(f"the pattern {pattern!r} moves more than one block of dims.")
+
+
+def copy_rows(target: np.ndarray, source: np.ndarray) -> None:
+    """Copies a matrix, by blocks where one side is transposed (three times as fast)."""
+    if target.flags.c_contiguous and source.flags.c_contiguous:
+        target[...] = source
+        return
+    for row in range(0, target.shape[0], _BLOCK):
+        for column in range(0, target.shape[1], _BLOCK):
+            block = np.s_[row : row + _BLOCK, column : column + _BLOCK]
+            target[block] = source[block]
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The same memory as unsigned integers of the same width."""
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))

@@ -39,7 +39,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
-_COPY_BYTES = 16 << 20
+STRIP_BYTES = 4 << 20  # what is moved at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,20 +169,50 @@ def read(path: pathlib.Path, header: Header, name: str) -> np.ndarray:
     """Reads one tensor into a new array.
 
     Raises:
-        CheckpointError: the file has become shorter than its header says.
+        CheckpointError: the file cannot be read, or has become shorter than its header says.
     """
     entry = header.entries[name]
     raw = np.empty(entry.stop - entry.start, np.uint8)
-    with path.open("rb", buffering=0) as file:
-        file.seek(header.data_start + entry.start)
+    with _opened(path, header.data_start + entry.start) as file:
         _read_into(file, raw.data, path)
     return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def read_strips(
+    path: pathlib.Path, header: Header, name: str, rows: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Reads one tensor a few rows at a time into a buffer that stays in the processor's cache.
+
+    Args:
+        path: the file.
+        header: its header.
+        name: of the tensor.
+        rows: how many equal rows its bytes are to be seen as.
+
+    Yields:
+        (number of the first row, [some rows, the rest] in the stored dtype); the array is
+        overwritten by the next one.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
+    entry = header.entries[name]
+    row_bytes = (entry.stop - entry.start) // max(rows, 1)
+    if not row_bytes:
+        return
+    step = max(1, STRIP_BYTES // row_bytes)
+    buffer = np.empty(min(step, rows) * row_bytes, np.uint8)
+    with _opened(path, header.data_start + entry.start) as file:
+        for row in range(0, rows, step):
+            strip = buffer[: min(step, rows - row) * row_bytes]
+            _read_into(file, strip.data, path)
+            yield row, strip.view(entry.dtype).reshape(strip.size // row_bytes, -1)
 
 
 def write(
     path: pathlib.Path,
     header: Header,
-    tensor: Callable[[str], np.ndarray | None],
+    tensor: Callable[[str], np.ndarray | Iterator[np.ndarray] | None],
     source: tuple[pathlib.Path, Header] | None = None,
 ) -> None:
     """Writes a file tensor by tensor.
@@ -190,32 +220,41 @@ def write(
     Args:
         path: the new file.
         header: what to write; its text is written as it is.
-        tensor: gives the array of a name, of the header's dtype and shape; or None to copy its
-            bytes from `source`.
+        tensor: gives the array of a name, of the header's dtype and shape; or the contiguous
+            pieces of its bytes, in order; or None to copy its bytes from `source`.
         source: a file with the same tensors, and its header.
 
     Raises:
-        CheckpointError: an array does not fit the header.
+        CheckpointError: an array does not fit the header, or the source is damaged.
     """
     with contextlib.ExitStack() as stack:
-        out = stack.enter_context(path.open("wb"))
-        out.write(struct.pack("<Q", len(header.text)))
-        out.write(header.text)
-        given = stack.enter_context(source[0].open("rb")) if source else None
+        out = stack.enter_context(path.open("wb", buffering=0))
+        _write_all(out, struct.pack("<Q", len(header.text)) + header.text)
+        given = stack.enter_context(source[0].open("rb", buffering=0)) if source else None
         for entry in header.entries.values():
-            array = tensor(entry.name)
-            if array is None:
+            pieces = tensor(entry.name)
+            if pieces is None:
                 assert source is not None
                 assert given is not None
                 given.seek(source[1].data_start + source[1].entries[entry.name].start)
                 _copy_bytes(given, out, entry.stop - entry.start, source[0])
                 continue
-            if array.shape != entry.shape or array.dtype != entry.dtype:
-                raise CheckpointError(
-                    f"tensor {entry.name!r} is {array.dtype} {list(array.shape)}, but {path.name} "
-                    f"needs {entry.dtype} {list(entry.shape)}."
-                )
-            out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            if isinstance(pieces, np.ndarray):
+                _check_fits(pieces, entry, path)
+                pieces = iter([np.ascontiguousarray(pieces)])
+            start = out.tell()
+            for piece in pieces:
+                _write_all(out, piece.reshape(-1).view(np.uint8).data)
+            if out.tell() - start != entry.stop - entry.start:
+                raise ValueError(f"{out.tell() - start} bytes are given for {entry}")
+
+
+def _check_fits(array: np.ndarray, entry: Entry, path: pathlib.Path) -> None:
+    if array.shape != entry.shape or array.dtype != entry.dtype:
+        raise CheckpointError(
+            f"tensor {entry.name!r} is {array.dtype} {list(array.shape)}, but {path.name} "
+            f"needs {entry.dtype} {list(entry.shape)}."
+        )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -252,23 +291,37 @@ def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, offset: int) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. Fetch the missing file.") from None
+
+
 def _read_into(file: BinaryIO, view: memoryview, path: pathlib.Path) -> None:
     while len(view):
-        count = file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            count = file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
         if not count:
             raise CheckpointError(f"{path} is truncated: {len(view)} bytes are missing.")
         view = view[count:]
 
 
+def _write_all(out: BinaryIO, view: bytes | memoryview) -> None:
+    view = memoryview(view)
+    while len(view):
+        view = view[out.write(view) :]
+
+
 def _copy_bytes(source: BinaryIO, out: BinaryIO, count: int, path: pathlib.Path) -> None:
-    for chunk in _chunks(source, count):
-        out.write(chunk)
-        count -= len(chunk)
-    if count:
-        raise CheckpointError(f"{path} is truncated: {count} bytes are missing.")
-
-
-def _chunks(source: BinaryIO, count: int) -> Iterator[bytes]:
-    while count and (chunk := source.read(min(count, _COPY_BYTES))):
-        count -= len(chunk)
-        yield chunk
+    buffer = memoryview(bytearray(min(count, STRIP_BYTES)))
+    while count:
+        piece = buffer[: min(count, STRIP_BYTES)]
+        _read_into(source, piece, path)
+        _write_all(out, piece)
+        count -= len(piece)

@@ -8,11 +8,12 @@ is unknown, and each row is either on disk or missing.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from convert import layout
+from convert.safetensors_io import STRIP_BYTES
 from vlm_jax.checkpoint import TensorInfo
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
@@ -61,14 +62,26 @@ class Tensor:
         """Its shape among our parameters."""
         return layout.shape(self.pattern.split("->")[1], self.sizes)
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Rearranges a checkpoint's array to our dims."""
-        return layout.rearrange(array, self.pattern, self.sizes)
+    def disk_rows(self, array: np.ndarray) -> np.ndarray:
+        """Our array's memory as integers, in rows of the checkpoint's order: `layout.disk_rows`."""
+        return layout.disk_rows(layout.bits(array), self.pattern, self.sizes)
 
-    def to_disk(self, array: np.ndarray) -> np.ndarray:
-        """Rearranges our array to the checkpoint's dims: the pattern read backwards."""
-        left, right = self.pattern.split("->")
-        return layout.rearrange(array, f"{right.strip()} -> {left.strip()}", self.sizes)
+    def to_disk(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """Gives our array's bytes in the checkpoint's order, in pieces.
+
+        Yields:
+            contiguous integers, overwritten by the next piece.
+        """
+        rows = self.disk_rows(np.ascontiguousarray(array))
+        if rows.flags.c_contiguous:
+            yield rows
+            return
+        step = max(1, STRIP_BYTES // (rows.shape[1] * rows.itemsize))
+        buffer = np.empty((min(step, len(rows)), rows.shape[1]), rows.dtype)
+        for row in range(0, len(rows), step):
+            strip = buffer[: len(rows) - row]
+            layout.copy_rows(strip, rows[row : row + step])
+            yield strip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,6 +115,35 @@ def test_no_header(content, message, tmp_path):
         io.read_header(tmp_path / "x")
 
 
+@pytest.mark.parametrize("strip_bytes", [1, 8, 4 << 20])
+def test_reads_by_strips(strip_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "STRIP_BYTES", strip_bytes)
+    save_file(ARRAYS, tmp_path / "x")
+    header = io.read_header(tmp_path / "x")
+    for rows in (1, 2, 3, 6):
+        seen = [
+            (row, len(strip), strip.tobytes())
+            for row, strip in io.read_strips(tmp_path / "x", header, "a", rows)
+        ]
+        assert [row for row, _, _ in seen] == [
+            sum(n for _, n, _ in seen[:i]) for i in range(len(seen))
+        ]
+        assert b"".join(raw for *_, raw in seen) == ARRAYS["a"].tobytes()
+        assert len(seen) == (
+            1 if strip_bytes > 24 else -(-rows // max(1, strip_bytes * rows // 24))
+        )
+    assert not list(io.read_strips(tmp_path / "x", header, "empty", 5))
+
+
+def test_pieces_must_fill_their_place(tmp_path):
+    header = io.build_header([("a", np.dtype(np.float32), (2, 3))], {})
+    pieces = lambda count: lambda name: iter([np.ones(3, np.float32)] * count)
+    io.write(tmp_path / "x", header, pieces(2))
+    np.testing.assert_array_equal(load_file(tmp_path / "x")["a"], np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match="12 bytes are given for"):
+        io.write(tmp_path / "x", header, pieces(1))
+
+
 def test_a_file_that_shrank_after_opening(tmp_path):
     save_file(ARRAYS, tmp_path / "x")
     header = io.read_header(tmp_path / "x")
