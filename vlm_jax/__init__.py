@@ -17,9 +17,9 @@ Letters used in names, einsum strings and sharding rules alike:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlm_jax.api import VLM, Answer, load
+    from vlm_jax.api import VLM, Answer, Failure, load
 
-__all__ = ["VLM", "Answer", "load"]
+__all__ = ["VLM", "Answer", "Failure", "load"]
 
 
 def __getattr__(name: str):

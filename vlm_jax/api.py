@@ -1,48 +1,24 @@
 """The front door for Python: load a folder, generate, read logits."""
 
-import concurrent.futures
-import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm_jax import checkpoint
-from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.batch import Batch
+from vlm_jax import answering, checkpoint
+from vlm_jax.answering import Answer, Failure, PrefixStore
+from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, abstract
 from vlm_jax.parallel import make_mesh, param_shardings
 from vlm_jax.processing import ImageSource, Processor
-from vlm_jax.processing.buckets import bucket
-
-LOOKAHEAD = 2
-"""Batches whose images are decoded and resized on the host while the device works."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One sample's generated text.
-
-    Attributes:
-        index: which sample of the call.
-        text: without special tokens.
-        tokens: generated ids, the stop id left out.
-        ended: whether the model stopped by itself (not at the limit).
-        readings: with steering, each reading's mean over the decode rows, leaves [L, N].
-    """
-
-    index: int
-    text: str
-    tokens: tuple[int, ...]
-    ended: bool
-    readings: Readings | None = None
 
 
 class VLM:
@@ -56,6 +32,8 @@ class VLM:
 
     Attributes:
         generator: the compiled programs, shared by edited copies (`with_params`).
+        prefixes: prompts through their last image that earlier calls have read; none are kept
+            until `keep_prefixes` gives them room.
     """
 
     def __init__(
@@ -68,12 +46,26 @@ class VLM:
     ):
         self.config, self.params, self.processor, self.mesh = config, params, processor, mesh
         self.generator = generator or Generator(config, mesh)
+        self.prefixes = PrefixStore()
+
+    def keep_prefixes(self, limit_bytes: int) -> None:
+        """Keeps what is read of prompts through their last image for later calls.
+
+        Calls that differ in their questions, logit biases or in steering of the rows behind an
+        image then decode and read each image once.
+
+        Args:
+            limit_bytes: device memory that they may take; the least recently used go first.
+        """
+        self.prefixes = PrefixStore(limit_bytes)
 
     def with_params(self, params: Params) -> "VLM":
         """Returns the same model with other weights; nothing is compiled again."""
         # Arithmetic on arrays may spell an equal sharding differently, which jit would recompile.
         placed = {path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()}
-        return VLM(self.config, placed, self.processor, self.mesh, self.generator)
+        other = VLM(self.config, placed, self.processor, self.mesh, self.generator)
+        other.keep_prefixes(self.prefixes.limit_bytes)
+        return other
 
     def generate(
         self,
@@ -107,7 +99,8 @@ class VLM:
         answers = self.answer(
             images, prompts, max_new_tokens=max_new_tokens, sampling=sampling, batch_size=batch_size
         )
-        return [answer.text for answer in sorted(answers, key=lambda answer: answer.index)]
+        texts = {made.index: made.text for made in answers if isinstance(made, Answer)}
+        return [texts[index] for index in range(len(prompts))]
 
     def answer(
         self,
@@ -119,49 +112,35 @@ class VLM:
         batch_size: int | None = None,
         logit_bias: np.ndarray | None = None,
         steering: Steering | None = None,
-    ) -> Iterator[Answer]:
-        """As `generate`, yielding each answer as its batch is done, for long runs.
+        share_prefix: bool = True,
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Answer | Failure]:
+        """As `generate`, yielding each `Answer` as its batch is done, in any order, for long runs.
 
         Args:
             sampling: how tokens are chosen; greedy by default.
             logit_bias: float32 [V], added to the logits at every step.
-            steering: what to do to attention, the same for all samples (leaves [1, L, N]).
+            steering: what to do to attention: leaves [1, L, N], the same for all samples, or
+                [samples, L, N].
+            share_prefix: read what questions begin with, through their last image, once for all
+                questions on it. Greedy answers to equal questions are made once in any case.
+            on_error: "raise" stops at a sample that cannot be read; "yield" gives a `Failure` in
+                place of its answer.
         """
         _check(images, prompts, max_new_tokens)
-        rows = self._rows(len(prompts), batch_size)
-        starts = range(0, len(prompts), rows)
-        with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
-            prepare = lambda start: pool.submit(
-                self._prepare, images, prompts, start, rows, max_new_tokens
-            )
-            pending = [prepare(start) for start in starts[:LOOKAHEAD]]
-            for number, start in enumerate(starts):
-                batch = pending.pop(0).result()
-                if number + LOOKAHEAD < len(starts):
-                    pending.append(prepare(starts[number + LOOKAHEAD]))
-                real = min(rows, len(prompts) - start)
-                generated = self.generator(
-                    self.params,
-                    batch,
-                    max_new_tokens=max_new_tokens,
-                    slots=bucket(max_new_tokens),
-                    stop_ids=self.processor.stop_ids,
-                    pad_id=self.processor.pad_id,
-                    sampling=sampling,
-                    row_ids=range(start, start + rows),
-                    logit_bias=logit_bias,
-                    steering=steering,
-                )
-                texts = self.processor.decode(generated.tokens_bn, generated.lengths_b)
-                for row in range(real):
-                    length = int(generated.lengths_b[row])
-                    yield Answer(
-                        start + row,
-                        texts[row],
-                        tuple(generated.tokens_bn[row, :length].tolist()),
-                        bool(generated.ended_b[row]),
-                        jax.tree.map(lambda leaf, row=row: leaf[row], generated.readings),
-                    )
+        if on_error not in ("raise", "yield"):
+            raise ValueError(f"on_error must be 'raise' or 'yield', not {on_error!r}.")
+        settings = answering.Settings(
+            max_new_tokens,
+            sampling or Sampling(),
+            _batch_size(batch_size),
+            logit_bias,
+            steering,
+            share_prefix,
+            on_error,
+        )
+        reader = answering.Reader(self.generator, self.params, self.processor, self.prefixes)
+        return answering.answer(reader, images, prompts, settings)
 
     def logits(
         self, images: Sequence[Sequence[ImageSource]] | None, prompts: Sequence[str]
@@ -173,31 +152,20 @@ class VLM:
             prompt means nothing), and the int32 lengths [B].
         """
         _check(images, prompts, 1)
-        rows = self._rows(len(prompts), len(prompts))
-        batch = self._prepare(images, prompts, 0, rows, 0)
+        rows = answering.batch_rows(len(prompts), len(prompts), self.mesh.shape["data"])
+        fill = lambda samples: [*samples, *samples[-1:] * (rows - len(prompts))]
+        batch = self.processor.batch(None if images is None else fill(images), fill(prompts))
         lengths = np.asarray(batch.lengths_b)[: len(prompts)]
         logits = jax.device_get(self.generator.logits(self.params, batch))
         return logits[: len(prompts), : lengths.max()], lengths
 
-    def _rows(self, samples: int, batch_size: int | None) -> int:
-        """Rows of a batch: a power of two (few programs) and a multiple of the data axis."""
-        default = 8 if jax.default_backend() == "cpu" else 32
-        wanted = default if batch_size is None else batch_size
-        if wanted < 1:
-            raise PromptError(f"batch_size must be at least 1, not {batch_size}.")
-        rows = min(wanted, 1 << (samples - 1).bit_length())
-        data = self.mesh.shape["data"]
-        return -(-rows // data) * data
 
-    def _prepare(self, images, prompts, start: int, rows: int, new_tokens: int) -> Batch:
-        """Makes a batch of exactly `rows` rows, the last sample repeated to fill it."""
-        picked = [min(index, len(prompts) - 1) for index in range(start, start + rows)]
-        return self.processor.batch(
-            None if images is None else [images[index] for index in picked],
-            [prompts[index] for index in picked],
-            max_length=max(self.config.decoder.max_positions - new_tokens, 1),
-            first_sample=start,
-        )
+def _batch_size(asked: int | None) -> int:
+    if asked is None:
+        return 8 if jax.default_backend() == "cpu" else 32
+    if asked < 1:
+        raise PromptError(f"batch_size must be at least 1, not {asked}.")
+    return asked
 
 
 def _check(images, prompts, max_new_tokens: int) -> None:

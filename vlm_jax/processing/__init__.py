@@ -6,5 +6,6 @@ Knows transformers' tokenizers and PIL image processors; knows nothing of device
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.images import MAX_IMAGE_PIXELS, ImageSource
 from vlm_jax.processing.processor import Processor
+from vlm_jax.processing.samples import Draft, Sample
 
-__all__ = ["MAX_IMAGE_PIXELS", "ImageSource", "Processor", "bucket"]
+__all__ = ["MAX_IMAGE_PIXELS", "Draft", "ImageSource", "Processor", "Sample", "bucket"]

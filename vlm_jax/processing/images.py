@@ -5,8 +5,9 @@ RGB. A PIL image is the caller's own: it goes on as it is, orientation tag and t
 included, and the folder's image processor makes RGB of it (transparency over white).
 """
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import PIL.Image
 import PIL.ImageOps
@@ -17,6 +18,9 @@ ImageSource = PIL.Image.Image | str | os.PathLike
 
 # Pillow warns of a decompression bomb from here on: a quarter of a GiB of RGB.
 MAX_IMAGE_PIXELS = 89_478_485
+
+# The EXIF tag, and its values that swap width and height.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def describe(source: ImageSource) -> str:
@@ -43,6 +47,46 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
         _check_size(source, where, max_pixels)
         _decode(source.load, source, where)
         return source
+    with _open(source, where, max_pixels) as image:
+        return _decode(lambda: PIL.ImageOps.exif_transpose(image).convert("RGB"), source, where)
+
+
+def image_size(
+    source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXELS
+) -> tuple[int, int]:
+    """Returns the width and height that `load_image` would give, without decoding a file.
+
+    Raises:
+        PromptError: as `load_image`, as far as a file's header tells.
+    """
+    if isinstance(source, PIL.Image.Image):
+        _check_size(source, where, max_pixels)
+        return source.width, source.height
+    with _open(source, where, max_pixels) as image:
+        orientation = _decode(lambda: image.getexif().get(_ORIENTATION, 1), source, where)
+        turned = orientation in _TURNED
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def image_key(source: ImageSource, where: str) -> Hashable:
+    """Returns what equal images share: a file's path, time and size, a PIL image's pixels.
+
+    Raises:
+        PromptError: the file is missing, or the PIL image cannot be decoded.
+    """
+    if not isinstance(source, PIL.Image.Image):
+        try:
+            status = os.stat(source)
+        except OSError as error:
+            raise PromptError(
+                f"{where} ({describe(source)}) cannot be read: {error.strerror}."
+            ) from None
+        return os.fspath(source), status.st_mtime_ns, status.st_size
+    _decode(source.load, source, where)
+    return source.mode, source.size, hashlib.blake2b(source.tobytes(), digest_size=16).digest()
+
+
+def _open(source: ImageSource, where: str, max_pixels: int) -> PIL.Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         raise PromptError(
             f"{where} must be a path or a PIL image, not {type(source).__name__}; images are given "
@@ -51,9 +95,8 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
     if not os.path.isfile(source):
         raise PromptError(f"{where}: no such file: {describe(source)}.")
     image = _decode(lambda: PIL.Image.open(source), source, where)
-    with image:
-        _check_size(image, where, max_pixels)
-        return _decode(lambda: PIL.ImageOps.exif_transpose(image).convert("RGB"), source, where)
+    _check_size(image, where, max_pixels)
+    return image
 
 
 def _decode(step: Callable, source: ImageSource, where: str):

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import PIL.Image
 from transformers import BaseImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from vlm_jax.config import ClipVisionConfig, QwenVisionConfig
 from vlm_jax.errors import CheckpointError
@@ -13,22 +14,38 @@ from vlm_jax.processing.windows import window_layout
 
 
 @dataclasses.dataclass(frozen=True)
+class Extent:
+    """What an image becomes, known from its size alone.
+
+    Attributes:
+        grid: rows and columns of image tokens.
+        groups: groups of patches that it fills.
+        slots_m: int32 [image tokens] feature of each image token among this image's features.
+    """
+
+    grid: tuple[int, int]
+    groups: int
+    slots_m: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Number of image tokens."""
+        return len(self.slots_m)
+
+
+@dataclasses.dataclass(frozen=True)
 class Patches:
-    """The patches of one image, their groups, and where its image tokens find their features.
+    """The patches of one image and their groups.
 
     Attributes:
         patches_pe: float32 [P, C * frames * patch * patch] patches in the image processor's order.
         index_gu: int32 [groups, patches in a group] which of them goes where, -1 where padded.
         positions_gu2: int32 [groups, patches, 2] row and column of each patch.
-        slots_m: int32 [image tokens] feature of each image token among this image's features.
-        grid: rows and columns of image tokens (for m-rope).
     """
 
     patches_pe: np.ndarray
     index_gu: np.ndarray
     positions_gu2: np.ndarray
-    slots_m: np.ndarray
-    grid: tuple[int, int]
 
     @property
     def groups(self) -> int:
@@ -56,6 +73,11 @@ class Clip:
         self.patches_per_group = config.num_patches
         self.slots_per_group = config.tokens_per_image
         self.patch_features = config.num_channels * config.patch_size**2
+        self.side = config.image_size // config.patch_size
+
+    def extent(self, width: int, height: int) -> Extent:
+        """Returns what an image of a size becomes."""
+        return Extent((self.side, self.side), 1, np.arange(self.slots_per_group, dtype=np.int32))
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
@@ -67,7 +89,7 @@ class Clip:
                 f"preprocessor_config.json makes images of shape {pixels.shape[1:]} but the vision "
                 f"tower of config.json takes {expected[1:]}; correct its size and crop_size."
             )
-        side, patch = config.image_size // config.patch_size, config.patch_size
+        side, patch = self.side, config.patch_size
         # An image size that is not a multiple of the patch loses its last pixels, as a
         # convolution with that stride loses them.
         chw = pixels[0, :, : side * patch, : side * patch]
@@ -77,8 +99,6 @@ class Clip:
             patches_pe=patches.astype(np.float32, copy=False),
             index_gu=np.arange(side * side, dtype=np.int32)[None],
             positions_gu2=_row_major(side)[None],
-            slots_m=np.arange(config.tokens_per_image, dtype=np.int32),
-            grid=(side, side),
         )
 
 
@@ -111,6 +131,24 @@ class Qwen:
                     f"preprocessor_config.json says {name} = {theirs} but the vision tower of "
                     f"config.json has {ours}; they must be equal."
                 )
+        # Fewest and most pixels of a resized image; None where images keep their size.
+        size = getattr(image_processor, "size", {})
+        resizes = getattr(image_processor, "do_resize", True)
+        self._limits = (size["shortest_edge"], size["longest_edge"]) if resizes else None
+
+    def extent(self, width: int, height: int) -> Extent:
+        """Returns what an image of a size becomes.
+
+        Raises:
+            ValueError: the image processor does not take such a shape.
+        """
+        config = self.config
+        unit = config.patch_size * config.merge_size
+        if self._limits is not None:
+            height, width = smart_resize(height, width, unit, *self._limits)
+        rows, cols = height // config.patch_size, width // config.patch_size
+        layout = window_layout(rows, cols, config.merge_size, config.window_units)
+        return Extent((height // unit, width // unit), len(layout.index_gu), layout.slots_m)
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
@@ -121,6 +159,4 @@ class Qwen:
             patches_pe=flat.astype(np.float32, copy=False),
             index_gu=layout.index_gu,
             positions_gu2=layout.positions_gu2,
-            slots_m=layout.slots_m,
-            grid=(rows // self.config.merge_size, cols // self.config.merge_size),
         )

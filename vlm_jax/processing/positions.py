@@ -24,6 +24,17 @@ class Sequences:
     positions_t3: np.ndarray
     next_position: int
 
+    def slice(self, start: int, end: int | None) -> "Sequences":
+        """Returns the tokens of a range; the next position stays the whole sequence's."""
+        part = lambda values: values[start:end]
+        return Sequences(
+            part(self.tokens_t),
+            part(self.kinds_t),
+            part(self.slots_t),
+            part(self.positions_t3),
+            self.next_position,
+        )
+
 
 def expand(
     ids: Sequence[int],

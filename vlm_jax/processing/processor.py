@@ -1,13 +1,14 @@
 """Images and prompts to a `Batch`, tokens back to text. No torch anywhere."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
-from PIL.Image import Image
 
-from vlm_jax.batch import Array, Batch, Images
+from vlm_jax.batch import Array, Batch
 from vlm_jax.config import QwenVisionConfig, VLMConfig, read_config
 from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.processing import folder as folders
@@ -18,10 +19,15 @@ from vlm_jax.processing.images import (
     ImageSource,
     check_nesting,
     describe,
+    image_key,
+    image_size,
     load_image,
 )
-from vlm_jax.processing.patches import Clip, Patches, Qwen
-from vlm_jax.processing.positions import Sequences, expand
+from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
+from vlm_jax.processing.positions import expand
+from vlm_jax.processing.samples import Draft, Sample, pad
+
+Part = Literal["all", "prefix", "suffix"]
 
 
 class Processor:
@@ -208,6 +214,79 @@ class Processor:
         rows = [row[:end] for row, end in zip(rows, lengths)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def drafts(
+        self,
+        images: Sequence[Sequence[ImageSource]] | None,
+        prompts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        on_error: Callable[[int, PromptError], None] | None = None,
+    ) -> list[Draft]:
+        """Measures samples; arguments as for `batch`. Of image files only the headers are read.
+
+        Args:
+            on_error: gets the number and the error of a sample that cannot be read, which is left
+                out; by default the error is raised.
+        """
+        prompts = _strings(prompts, "prompts")
+        found, extents = [], {}
+        for index, (prompt, group) in enumerate(zip(prompts, check_nesting(images, len(prompts)))):
+            try:
+                text = self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
+                draft = self._draft(self.encode(text), group, index, extents)
+                self._check_length(draft, max_length, None)
+            except PromptError as error:
+                if on_error is None:
+                    raise
+                on_error(index, error)
+            else:
+                found.append(draft)
+        return found
+
+    def read(
+        self, draft: Draft, part: Part = "all", made: dict[Hashable, Patches] | None = None
+    ) -> Sample:
+        """Lays out the tokens of a draft and decodes its images.
+
+        Args:
+            part: the whole prompt; its "prefix", which ends with the last image; or the "suffix"
+                after that, for which nothing is decoded.
+            made: patches by image key, of images that were cut already; new ones are added.
+
+        Raises:
+            PromptError: naming the sample and the image that cannot be decoded.
+        """
+        slots, used = [], 0
+        for extent in draft.extents:
+            slots.append(extent.slots_m + used)
+            used += extent.groups * self._cut.slots_per_group
+        sequence = expand(
+            draft.ids,
+            self.config.image_token_id,
+            slots,
+            [extent.grid for extent in draft.extents],
+            self.config.decoder.mrope_section is not None,
+        )
+        end = draft.length - draft.suffix_length
+        if part == "suffix":
+            return Sample(sequence.slice(end, None))
+        made = {} if made is None else made
+        for order, (source, key) in enumerate(zip(draft.images, draft.image_keys)):
+            if key not in made:
+                made[key] = self._patch(source, _where(draft.number, order), draft.extents[order])
+        patches = [made[key] for key in draft.image_keys]
+        return Sample(sequence.slice(0, end) if part == "prefix" else sequence, patches)
+
+    def pad(self, samples: Sequence[Sample], *, length: int = 0, groups: int = 0) -> Batch:
+        """Makes a batch of samples, of at least this length and this many groups of patches."""
+        length = max(length, *(len(sample.sequence.tokens_t) for sample in samples))
+        groups = max(groups, *(sum(p.groups for p in sample.patches) for sample in samples))
+        return pad(samples, length, groups, self._cut, self.pad_id)
+
+    def bucket_groups(self, groups: int) -> int:
+        """Returns the static number of groups that images of so many groups are padded to."""
+        return bucket(groups, self._cut.group_multiple)
+
     def _texts(self, images, prompts, first: int) -> tuple[list[str], list[list[ImageSource]]]:
         prompts = _strings(prompts, "prompts")
         nested = check_nesting(images, len(prompts), first)
@@ -222,124 +301,105 @@ class Processor:
     ) -> Batch:
         if not rows:
             raise PromptError("The batch is empty; give at least one prompt.")
+        extents: dict[Hashable, Extent] = {}
         nested = check_nesting(images, len(rows), first)
-        for index, (row, group) in enumerate(zip(rows, nested), first):
-            placeholders = row.count(self.config.image_token_id)
-            if placeholders != len(group):
-                raise PromptError(
-                    f"Sample {index}: its text has {placeholders} {self.image_token} "
-                    f"placeholder(s) but {len(group)} image(s) were given; they must be as many."
-                )
-        patches = self._patches(nested, first)
-        sequences = [self._expand(row, cut) for row, cut in zip(rows, patches)]
-        limit = self.config.decoder.max_positions if max_length is None else max_length
-        for index, (sequence, group) in enumerate(zip(sequences, nested), first):
-            self._check_length(len(sequence.tokens_t), limit, length, index, group)
+        drafts = [
+            self._draft(row, group, index, extents)
+            for index, (row, group) in enumerate(zip(rows, nested), first)
+        ]
+        for draft in drafts:
+            self._check_length(draft, max_length, length)
         if length is None:
-            length = min(bucket(max(len(s.tokens_t) for s in sequences)), limit)
-        return self._pad(sequences, length, self._images(patches, groups))
-
-    def _patches(self, nested: list[list[ImageSource]], first: int) -> list[list[Patches]]:
-        # Questions about one image often share a batch: each image is decoded and cut once.
-        made: dict[str | int, Patches] = {}
-        patches = []
-        for sample, group in enumerate(nested, first):
-            patches.append([])
-            for number, source in enumerate(group):
-                key = id(source) if isinstance(source, Image) else str(source)
-                if key not in made:
-                    where = f"Sample {sample}, image {number}"
-                    made[key] = self._patch(source, where)
-                patches[-1].append(made[key])
-        return patches
-
-    def _patch(self, source: ImageSource, where: str) -> Patches:
-        image = load_image(source, where, self.max_image_pixels)
-        try:
-            return self._cut(image)
-        except CheckpointError:
-            raise
-        except ValueError as error:
-            raise PromptError(
-                f"{where} ({describe(source)}, {image.width}x{image.height} pixels) was refused by "
-                f"the image processor: {error}"
-            ) from None
-
-    def _check_length(
-        self, tokens: int, limit: int, length: int | None, sample: int, group: list[ImageSource]
-    ) -> None:
-        images = f" ({len(group)} image(s) included)" if group else ""
-        if tokens > limit:
-            raise PromptError(
-                f"Sample {sample}: its prompt is {tokens} tokens long{images}, more than the "
-                f"{limit} allowed (the model has {self.config.decoder.max_positions} positions); "
-                "shorten it, give fewer or smaller images, or ask for fewer new tokens."
-            )
-        if length is not None and tokens > length:
-            raise PromptError(
-                f"Sample {sample}: its prompt is {tokens} tokens long{images}, more than the "
-                f"length of {length} asked for; shorten it or ask for more."
-            )
-
-    def _expand(self, row: list[int], patches: list[Patches]) -> Sequences:
-        slots, used = [], 0
-        for cut in patches:
-            slots.append(cut.slots_m + used)
-            used += cut.groups * self._cut.slots_per_group
-        return expand(
-            row,
-            self.config.image_token_id,
-            slots,
-            [cut.grid for cut in patches],
-            self.config.decoder.mrope_section is not None,
-        )
-
-    def _images(self, patches: list[list[Patches]], groups: int | None) -> Images | None:
-        most = max(sum(cut.groups for cut in row) for row in patches)
-        if not most:
-            return None
-        if groups is None:
-            groups = bucket(most, self._cut.group_multiple)
+            limit = self.config.decoder.max_positions if max_length is None else max_length
+            length = min(bucket(max(draft.length for draft in drafts)), limit)
+        most = max(draft.groups for draft in drafts)
+        if groups is None or not most:
+            groups = self.bucket_groups(most)
         elif most > groups:
             raise PromptError(
                 f"A sample's images fill {most} groups of patches, more than the {groups} asked "
                 "for; give fewer or smaller images, or more groups."
             )
-        shape = (len(patches), groups, self._cut.patches_per_group)
-        patches_bgue = np.zeros((*shape, self._cut.patch_features), np.float32)
-        ids_bgu = np.full(shape, -1, np.int32)
-        positions_bgu2 = np.zeros((*shape, 2), np.int32)
-        for sample, row in enumerate(patches):
-            used = 0
-            for number, cut in enumerate(row):
-                here = sample, slice(used, used + cut.groups)
-                cut.fill(patches_bgue[here])
-                ids_bgu[here] = np.where(cut.index_gu >= 0, number, -1)
-                positions_bgu2[here] = cut.positions_gu2
-                used += cut.groups
-        return Images(patches_bgue, ids_bgu, positions_bgu2)
+        # Questions about one image often share a batch: each image is decoded and cut once.
+        made: dict[Hashable, Patches] = {}
+        samples = [self.read(draft, "all", made) for draft in drafts]
+        return pad(samples, length, groups, self._cut, self.pad_id)
 
-    def _pad(self, sequences: list[Sequences], length: int, images: Images | None) -> Batch:
-        size = len(sequences)
-        tokens_bt = np.full((size, length), self.pad_id, np.int32)
-        kinds_bt = np.zeros((size, length), np.int8)
-        slots_bt = np.zeros((size, length), np.int32)
-        positions_bt3 = np.zeros((size, length, 3), np.int32)
-        for row, sequence in enumerate(sequences):
-            end = len(sequence.tokens_t)
-            tokens_bt[row, :end] = sequence.tokens_t
-            kinds_bt[row, :end] = sequence.kinds_t
-            slots_bt[row, :end] = sequence.slots_t
-            positions_bt3[row, :end] = sequence.positions_t3
-        return Batch(
-            tokens_bt=tokens_bt,
-            kinds_bt=kinds_bt,
-            positions_bt3=positions_bt3,
-            slots_bt=slots_bt,
-            lengths_b=np.array([len(s.tokens_t) for s in sequences], np.int32),
-            next_position_b=np.array([s.next_position for s in sequences], np.int32),
-            images=images,
+    def _draft(
+        self,
+        ids: Sequence[int],
+        images: Sequence[ImageSource],
+        number: int,
+        extents: dict[Hashable, Extent],
+    ) -> Draft:
+        """Measures a sample; `extents` holds what is known of images already."""
+        token = self.config.image_token_id
+        places = [place for place, id in enumerate(ids) if id == token]
+        if len(places) != len(images):
+            raise PromptError(
+                f"Sample {number}: its text has {len(places)} {self.image_token} "
+                f"placeholder(s) but {len(images)} image(s) were given; they must be as many."
+            )
+        keys = []
+        for order, source in enumerate(images):
+            where = _where(number, order)
+            width, height = image_size(source, where, self.max_image_pixels)
+            keys.append(image_key(source, where))
+            if keys[-1] not in extents:
+                with _refusals(where, source, width, height):
+                    extents[keys[-1]] = self._cut.extent(width, height)
+        return Draft(
+            number=number,
+            ids=tuple(ids),
+            images=tuple(images),
+            image_keys=tuple(keys),
+            extents=tuple(extents[key] for key in keys),
+            prefix_ids=places[-1] + 1 if places else 0,
         )
+
+    def _patch(self, source: ImageSource, where: str, extent: Extent) -> Patches:
+        image = load_image(source, where, self.max_image_pixels)
+        with _refusals(where, source, image.width, image.height):
+            patches = self._cut(image)
+        if patches.groups != extent.groups:
+            raise PromptError(
+                f"{where} ({describe(source)}) fills {patches.groups} groups of patches where its "
+                f"header promised {extent.groups}; the file changed while it was read."
+            )
+        return patches
+
+    def _check_length(self, draft: Draft, limit: int | None, length: int | None) -> None:
+        limit = self.config.decoder.max_positions if limit is None else limit
+        images = f" ({len(draft.images)} image(s) included)" if draft.images else ""
+        if draft.length > limit:
+            raise PromptError(
+                f"Sample {draft.number}: its prompt is {draft.length} tokens long{images}, more "
+                f"than the {limit} allowed (the model has {self.config.decoder.max_positions} "
+                "positions); shorten it, give fewer or smaller images, or ask for fewer new tokens."
+            )
+        if length is not None and draft.length > length:
+            raise PromptError(
+                f"Sample {draft.number}: its prompt is {draft.length} tokens long{images}, more "
+                f"than the length of {length} asked for; shorten it or ask for more."
+            )
+
+
+def _where(sample: int, image: int) -> str:
+    return f"Sample {sample}, image {image}"
+
+
+@contextlib.contextmanager
+def _refusals(where: str, source: ImageSource, width: int, height: int) -> Iterator[None]:
+    """Turns what an image processor says of an image into words that name it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise PromptError(
+            f"{where} ({describe(source)}, {width}x{height} pixels) was refused by the image "
+            f"processor: {error}"
+        ) from None
 
 
 def _token(tokenizer, token_id: int | None, field: str) -> str:

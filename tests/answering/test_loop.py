@@ -1,0 +1,164 @@
+"""Answers do not depend on how prompts are read: together, apart, or from what was kept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.reference import IMAGES, PROMPTS, picture
+from vlm_jax.answering import Failure
+from vlm_jax.attention.steering import HeadGains, Steering
+from vlm_jax.errors import PromptError
+
+WORDS = ["Is there a dog?", "Is there a cat in the picture?", "What is it?", "Count them."]
+
+
+@pytest.fixture(scope="module")
+def suite():
+    """Fifteen questions on four images, three of them asked twice, and one with no image."""
+    images = [[picture(60, 84, seed)] for seed in range(3)] + [IMAGES[0]]
+    asked = [(images[n % 4], WORDS[n // 4]) for n in range(11)]
+    asked += [asked[2], asked[5], asked[2], ([], "Hello")]
+    return [group for group, _ in asked], [prompt for _, prompt in asked]
+
+
+@pytest.fixture
+def fresh(vlm):
+    """The session's model with no prefix kept; counts the rows that prefill reads."""
+    return vlm.with_params(vlm.params)
+
+
+def rows_read(model, monkeypatch):
+    """Counts questions that reach the generator and prefixes that are read."""
+    counts = {"rows": 0, "prefixes": 0}
+    generate, read = type(model.generator).__call__, type(model.generator).read_prefix
+
+    def counted(self, params, batch, **settings):
+        counts["rows"] += batch.size
+        return generate(self, params, batch, **settings)
+
+    def counted_read(self, params, batch, *rest):
+        counts["prefixes"] += batch.size
+        return read(self, params, batch, *rest)
+
+    monkeypatch.setattr(type(model.generator), "__call__", counted)
+    monkeypatch.setattr(type(model.generator), "read_prefix", counted_read)
+    return counts
+
+
+def by_index(answers):
+    return {answer.index: answer for answer in answers}
+
+
+def test_sharing_prefixes_changes_no_answer(fresh, suite, monkeypatch):
+    counts = rows_read(fresh, monkeypatch)
+    settings = {"max_new_tokens": 4, "batch_size": 4}
+    apart = by_index(fresh.answer(*suite, **settings, share_prefix=False))
+    assert counts == {"rows": 12, "prefixes": 0}  # twelve different questions
+    shared = by_index(fresh.answer(*suite, **settings))
+    assert shared == apart
+    assert sorted(shared) == list(range(15))
+    assert counts["prefixes"] == 4
+    for index in (3, 12):
+        images, prompts = ([part[index]] for part in suite)
+        (alone,) = fresh.answer(images, prompts, max_new_tokens=4)
+        assert alone.tokens == shared[index].tokens
+
+
+def test_kept_prefixes_serve_later_calls(fresh, suite, monkeypatch):
+    settings = {"max_new_tokens": 4, "batch_size": 4}
+    expected = by_index(fresh.answer(*suite, **settings))
+    bias = np.zeros(fresh.config.decoder.vocab_size, np.float32)
+    bias[expected[0].tokens[0]] = -1e4
+    biased = by_index(fresh.answer(*suite, **settings, logit_bias=bias))
+    fresh.keep_prefixes(1 << 30)
+    counts = rows_read(fresh, monkeypatch)
+    assert by_index(fresh.answer(*suite, **settings)) == expected
+    assert by_index(fresh.answer(*suite, **settings, logit_bias=bias)) == biased
+    assert biased[0].tokens[0] != expected[0].tokens[0]
+    assert (fresh.prefixes.read, fresh.prefixes.reused, counts["prefixes"]) == (1, 1, 4)
+    other = fresh.with_params(fresh.params)
+    assert other.prefixes.bytes == 0
+    assert other.prefixes.limit_bytes == 1 << 30
+
+
+def test_the_least_recently_used_prefixes_go_first(fresh):
+    ask = lambda seed: list(
+        fresh.answer([[picture(60, 84, seed)]], WORDS[:1], max_new_tokens=1, batch_size=1)
+    )
+    fresh.keep_prefixes(1 << 30)
+    ask(0)
+    fresh.keep_prefixes(2 * fresh.prefixes.bytes)
+    for seed in (0, 1, 0, 2, 0, 1):
+        ask(seed)
+    # 1 was out of use longer than 0 when 2 came.
+    assert (fresh.prefixes.read, fresh.prefixes.reused) == (4, 2)
+    assert 0 < fresh.prefixes.bytes <= fresh.prefixes.limit_bytes
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_sample_that_cannot_be_read_fails_alone(fresh, suite, tmp_path, share):
+    images, prompts = map(list, suite)
+    missing, torn = tmp_path / "missing.png", tmp_path / "torn.png"
+    picture(60, 84, 9).save(torn)
+    torn.write_bytes(torn.read_bytes()[:-2000])  # its header is whole
+    images[1], images[4], images[8] = [missing], [torn], [torn]
+    prompts[6] = "  "
+    settings = {"max_new_tokens": 2, "batch_size": 4, "share_prefix": share}
+    found = by_index(fresh.answer(images, prompts, **settings, on_error="yield"))
+    failures = {index: one.reason for index, one in found.items() if isinstance(one, Failure)}
+    assert sorted(failures) == [1, 4, 6, 8]
+    assert sorted(found) == list(range(15))
+    assert "missing.png" in failures[1]
+    assert all("torn.png) is corrupt" in failures[index] for index in (4, 8))
+    assert "Sample 6: its prompt is empty" in failures[6]
+    whole = by_index(fresh.answer(*suite, **settings))
+    assert all(found[n] == whole[n] for n in found if n not in failures)
+    with pytest.raises(PromptError, match="missing"):
+        list(fresh.answer(images, prompts, **settings))
+    with pytest.raises(PromptError, match="torn"):
+        list(fresh.answer(images[4:5], prompts[4:5], **settings))
+
+
+def test_a_batch_of_nothing_but_failures_is_not_read(fresh, tmp_path, monkeypatch):
+    torn = tmp_path / "torn.png"
+    picture(60, 84, 9).save(torn)
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    counts = rows_read(fresh, monkeypatch)
+    for words in (WORDS[:1], WORDS[:2]):
+        found = list(fresh.answer([[torn]] * len(words), words, max_new_tokens=2, on_error="yield"))
+        assert [type(one) for one in found] == [Failure] * len(words)
+    assert counts == {"rows": 0, "prefixes": 0}
+
+
+def test_every_sample_has_its_own_steering_whatever_batch_it_is_in(fresh):
+    decoder = fresh.config.decoder
+    rng = np.random.default_rng(0)
+    shape = (len(PROMPTS), decoder.num_layers, decoder.num_heads)
+    gains = rng.uniform(0, 3, shape).astype(np.float32)
+    steer = lambda rows: Steering(head_gains=HeadGains(gains[rows]))
+    ask = lambda rows, steering: by_index(
+        fresh.answer(
+            [IMAGES[row] for row in rows],
+            [PROMPTS[row] for row in rows],
+            max_new_tokens=4,
+            batch_size=2,
+            steering=steering,
+        )
+    )
+    together = ask(range(4), steer(slice(None)))
+    for row in range(4):
+        assert ask([row], steer([row]))[0].tokens == together[row].tokens
+    plain = ask(range(4), None)
+    assert [plain[row].tokens for row in range(4)] != [together[row].tokens for row in range(4)]
+
+
+def test_samples_that_are_drawn_are_drawn_apart(fresh):
+    from vlm_jax.decoding import Sampling
+
+    images, prompts = [IMAGES[1]] * 4, [WORDS[0]] * 4
+    settings = {"max_new_tokens": 6, "sampling": Sampling(temperature=2.0)}
+    found = by_index(fresh.answer(images, prompts, **settings))
+    assert len({one.tokens for one in found.values()}) > 1
+    whole = by_index(fresh.answer(images, prompts, **settings, share_prefix=False))
+    assert {n: dataclasses.replace(one) for n, one in whole.items()} == found

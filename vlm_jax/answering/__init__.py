@@ -1,0 +1,21 @@
+"""How many questions become few programs and little work: what `VLM.answer` runs.
+
+Equal questions are asked once, questions on one image share what was read up to its last token,
+batches hold rows of like size, and host threads decode images ahead of the device.
+"""
+
+from vlm_jax.answering.loop import Answer, Failure, Reader, Settings, answer
+from vlm_jax.answering.plan import Plan, batch_rows, make_plan
+from vlm_jax.answering.prefixes import PrefixStore
+
+__all__ = [
+    "Answer",
+    "Failure",
+    "Plan",
+    "PrefixStore",
+    "Reader",
+    "Settings",
+    "answer",
+    "batch_rows",
+    "make_plan",
+]

@@ -1,0 +1,292 @@
+"""The loop from prompts to answers: host threads prepare, the device reads and decodes."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import numpy as np
+
+from vlm_jax.answering.plan import Batching, Chunk, Plan, Question, Sizes, batch_rows, make_plan
+from vlm_jax.answering.prefixes import PrefixStore
+from vlm_jax.attention.steering import Readings, Steering
+from vlm_jax.batch import Batch
+from vlm_jax.decoding import Generated, Generator, Sampling
+from vlm_jax.errors import PromptError
+from vlm_jax.models import Params, Prefix
+from vlm_jax.processing import Draft, ImageSource, Processor
+from vlm_jax.processing.buckets import bucket
+
+LOOKAHEAD = 2
+"""Batches whose images are decoded and resized on the host while the device works."""
+
+Made = TypeVar("Made")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One sample's generated text.
+
+    Attributes:
+        index: which sample of the call.
+        text: without special tokens.
+        tokens: generated ids, the stop id left out.
+        ended: whether the model stopped by itself (not at the limit).
+        readings: with steering, each reading's mean over the decode rows, leaves [L, N].
+    """
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+    readings: Readings | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A sample that could not be read.
+
+    Attributes:
+        index: which sample of the call.
+        reason: one sentence that names the sample, and the file where one is to blame.
+    """
+
+    index: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How prompts are answered.
+
+    Attributes:
+        max_new_tokens: limit of each answer.
+        sampling: how tokens are chosen.
+        batch_size: samples read at once at most.
+        logit_bias: float32 [V] added to the logits at every step.
+        steering: what to do to attention; leaves [1, L, N], or [samples, L, N] for each its own.
+        share_prefix: read what questions begin with, through their last image, once for all.
+        on_error: "raise" stops at a sample that cannot be read, "yield" makes it a `Failure`.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling
+    batch_size: int
+    logit_bias: np.ndarray | None = None
+    steering: Steering | None = None
+    share_prefix: bool = True
+    on_error: Literal["raise", "yield"] = "raise"
+
+    @property
+    def one_steering(self) -> bool:
+        """Whether all samples are steered alike."""
+        return all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(self.steering))
+
+    def steering_of(self, samples: Sequence[int]) -> Steering | None:
+        """Returns the steering of a batch's rows."""
+        rows = np.asarray(samples)
+        pick = lambda leaf: leaf if leaf.shape[0] == 1 else np.asarray(leaf)[rows]
+        return jax.tree.map(pick, self.steering)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A model as the loop needs it.
+
+    Attributes:
+        generator: its compiled programs.
+        params: parameters, on the generator's mesh.
+        processor: its words and pixels.
+        prefixes: what earlier calls have read.
+    """
+
+    generator: Generator
+    params: Params
+    processor: Processor
+    prefixes: PrefixStore
+
+
+def answer(
+    reader: Reader,
+    images: Sequence[Sequence[ImageSource]] | None,
+    prompts: Sequence[str],
+    settings: Settings,
+) -> Iterator[Answer | Failure]:
+    """Answers prompts, each as soon as its batch is done.
+
+    Raises:
+        PromptError: a sample cannot be read, and `settings.on_error` is "raise".
+    """
+    failed: list[Failure] = []
+    note = None
+    if settings.on_error == "yield":
+        note = lambda index, error: failed.append(Failure(index, str(error)))
+    limit = max(reader.processor.config.decoder.max_positions - settings.max_new_tokens, 1)
+    drafts = reader.processor.drafts(images, prompts, max_length=limit, on_error=note)
+    yield from failed
+    run = _Run(reader, settings)
+    plan = plan_answers(reader, drafts, settings)
+    with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
+        chunks = lambda chunk: None if chunk.key in reader.prefixes else run.prepare(chunk)
+        for chunk, prepared in _ahead(pool, plan.chunks, chunks):
+            yield from run.continue_prefixes(chunk, prepared)
+        for batching, prepared in _ahead(pool, plan.batches, run.prepare):
+            yield from run.decode(batching, prepared)
+
+
+def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) -> Plan:
+    """Plans who is read with whom."""
+    limit = max(reader.processor.config.decoder.max_positions - settings.max_new_tokens, 1)
+    data = reader.generator.mesh.shape["data"]
+
+    sizes = Sizes(
+        rows=lambda count: batch_rows(count, settings.batch_size, data),
+        length=lambda length: min(bucket(length), limit),
+        groups=reader.processor.bucket_groups,
+    )
+    steering = settings.steering
+    shares = settings.share_prefix and (steering is None or steering.shares_prefix)
+    keeps = reader.prefixes.limit_bytes > 0
+    return make_plan(
+        drafts,
+        sizes,
+        once=settings.sampling.greedy and settings.one_steering,
+        shared=lambda questions: shares and (keeps or questions > 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A batch on the host; rows of questions that failed hold another's prompt."""
+
+    batch: Batch | None  # None where every question failed
+    failures: Mapping[int, Failure]  # by place among the batch's questions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One call of the loop."""
+
+    reader: Reader
+    settings: Settings
+
+    def prepare(self, batching: Batching | Chunk) -> _Prepared:
+        """Decodes images and lays out the prompts of a batch, or the prefixes of a chunk."""
+        chunk = isinstance(batching, Chunk)
+        questions = batching.prefixes if chunk else batching.questions
+        part = "prefix" if chunk else "suffix" if batching.owners else "all"
+        made, failures, samples = {}, {}, []
+        for place, question in enumerate(questions):
+            try:
+                samples.append(self.reader.processor.read(question.draft, part, made))
+            except PromptError as error:
+                if self.settings.on_error == "raise":
+                    raise
+                failures[place] = Failure(question.draft.number, str(error))
+                samples.append(None)
+        good = [sample for sample in samples if sample is not None]
+        if not good:
+            return _Prepared(None, failures)
+        filled = [sample or good[0] for sample in samples]
+        filled += filled[-1:] * (batching.rows - len(filled))
+        sizes = {"length": batching.length, "groups": batching.groups}
+        return _Prepared(self.reader.processor.pad(filled, **sizes), failures)
+
+    def continue_prefixes(
+        self, chunk: Chunk, prepared: _Prepared | None
+    ) -> Iterator[Answer | Failure]:
+        """Answers all questions of a chunk."""
+        failures = {} if prepared is None else prepared.failures
+        if prepared is None or prepared.batch is not None:
+            read = lambda: self._read_prefixes(chunk, prepared)
+            # Rows of prefixes that failed hold other images: not to be kept under these keys.
+            prefix = read() if failures else self.reader.prefixes.get(chunk.key, read)
+            for batching in chunk.batches:
+                yield from self.decode(batching, self.prepare(batching), prefix, failures)
+        else:
+            for batching in chunk.batches:
+                for question, owner in zip(batching.questions, batching.owners):
+                    yield from _fail(question, failures[owner])
+
+    def _read_prefixes(self, chunk: Chunk, prepared: _Prepared | None) -> Prefix:
+        # A prefix that was kept when the thread looked may have had to go since.
+        batch = (prepared or self.prepare(chunk)).batch
+        assert batch is not None
+        return self.reader.generator.read_prefix(self.reader.params, batch)
+
+    def decode(
+        self,
+        batching: Batching,
+        prepared: _Prepared,
+        prefix: Prefix | None = None,
+        failed: Mapping[int, Failure] = {},
+    ) -> Iterator[Answer | Failure]:
+        """Answers the questions of a batch; `failed` are failures by prefix."""
+        generated = None
+        if prepared.batch is not None:
+            generated = self._generate(batching, prepared.batch, prefix)
+        texts = [] if generated is None else self._texts(generated)
+        for row, question in enumerate(batching.questions):
+            failure = prepared.failures.get(row)
+            if batching.owners:
+                failure = failed.get(batching.owners[row])
+            if failure is not None or generated is None:
+                assert failure is not None
+                yield from _fail(question, failure)
+                continue
+            length = int(generated.lengths_b[row])
+            for index in question.samples:
+                yield Answer(
+                    index,
+                    texts[row],
+                    tuple(generated.tokens_bn[row, :length].tolist()),
+                    bool(generated.ended_b[row]),
+                    jax.tree.map(operator.itemgetter(row), generated.readings),
+                )
+
+    def _texts(self, generated: Generated) -> list[str]:
+        return self.reader.processor.decode(generated.tokens_bn, generated.lengths_b)
+
+    def _generate(self, batching: Batching, batch: Batch, prefix: Prefix | None) -> Generated:
+        settings, filler = self.settings, batching.rows - len(batching.questions)
+        samples = [question.samples[0] for question in batching.questions]
+        samples += samples[-1:] * filler
+        return self.reader.generator(
+            self.reader.params,
+            batch,
+            max_new_tokens=settings.max_new_tokens,
+            slots=bucket(settings.max_new_tokens),
+            stop_ids=self.reader.processor.stop_ids,
+            pad_id=self.reader.processor.pad_id,
+            sampling=settings.sampling,
+            row_ids=samples,
+            logit_bias=settings.logit_bias,
+            steering=settings.steering_of(samples),
+            prefix=prefix,
+            owner_b=None if prefix is None else [*batching.owners, *batching.owners[-1:] * filler],
+        )
+
+
+def _fail(question: Question, failure: Failure) -> Iterator[Failure]:
+    """Yields the failure of every sample that asks a question."""
+    for index in question.samples:
+        yield Failure(index, failure.reason)
+
+
+def _ahead(
+    pool: concurrent.futures.Executor,
+    items: Sequence[Any],
+    prepare: Callable[[Any], Made],
+) -> Iterator[tuple[Any, Made]]:
+    """Yields items with what threads made of them, `LOOKAHEAD` items ahead."""
+    waiting: collections.deque = collections.deque()
+    for item in items:
+        waiting.append((item, pool.submit(prepare, item)))
+        if len(waiting) > LOOKAHEAD:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()

@@ -1,0 +1,116 @@
+"""One sample on its way into a batch: measured first, then cut, maybe split, and padded."""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from vlm_jax.batch import Batch, Images
+from vlm_jax.processing.images import ImageSource
+from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
+from vlm_jax.processing.positions import Sequences
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """What a sample will be, known before its images are decoded.
+
+    Attributes:
+        number: what errors call the sample.
+        ids: token ids of the templated text, one placeholder an image.
+        images: the sample's images.
+        image_keys: equal for equal images (`images.image_key`).
+        extents: what the images become.
+        prefix_ids: how many of `ids` end with the last placeholder; 0 without images.
+    """
+
+    number: int
+    ids: tuple[int, ...]
+    images: tuple[ImageSource, ...]
+    image_keys: tuple[Hashable, ...]
+    extents: tuple[Extent, ...]
+    prefix_ids: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, image tokens counted."""
+        return len(self.ids) + sum(extent.tokens - 1 for extent in self.extents)
+
+    @property
+    def suffix_length(self) -> int:
+        """Tokens behind the last image."""
+        return len(self.ids) - self.prefix_ids
+
+    @property
+    def groups(self) -> int:
+        """Groups of patches of all images."""
+        return sum(extent.groups for extent in self.extents)
+
+    @property
+    def prefix(self) -> Hashable:
+        """Equal for samples whose prompts are equal through their last image."""
+        return self.ids[: self.prefix_ids], self.image_keys
+
+    @property
+    def question(self) -> Hashable:
+        """Equal for samples that ask the same."""
+        return self.ids, self.image_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A prompt with its image tokens, and its images cut into patches."""
+
+    sequence: Sequences
+    patches: Sequence[Patches] = ()
+
+
+def pad(
+    samples: Sequence[Sample], length: int, groups: int, cut: Clip | Qwen, pad_id: int
+) -> Batch:
+    """Makes a batch of samples.
+
+    Args:
+        samples: at most `length` tokens and `groups` groups each.
+        length: T of the batch.
+        groups: groups of patches of each row; 0 makes a batch without images.
+        cut: what cut the patches.
+        pad_id: fills rows behind their tokens.
+    """
+    sequences = [sample.sequence for sample in samples]
+    size = len(samples)
+    tokens_bt = np.full((size, length), pad_id, np.int32)
+    kinds_bt = np.zeros((size, length), np.int8)
+    slots_bt = np.zeros((size, length), np.int32)
+    positions_bt3 = np.zeros((size, length, 3), np.int32)
+    for row, sequence in enumerate(sequences):
+        end = len(sequence.tokens_t)
+        tokens_bt[row, :end] = sequence.tokens_t
+        kinds_bt[row, :end] = sequence.kinds_t
+        slots_bt[row, :end] = sequence.slots_t
+        positions_bt3[row, :end] = sequence.positions_t3
+    return Batch(
+        tokens_bt=tokens_bt,
+        kinds_bt=kinds_bt,
+        positions_bt3=positions_bt3,
+        slots_bt=slots_bt,
+        lengths_b=np.array([len(s.tokens_t) for s in sequences], np.int32),
+        next_position_b=np.array([s.next_position for s in sequences], np.int32),
+        images=_pad_images([sample.patches for sample in samples], groups, cut) if groups else None,
+    )
+
+
+def _pad_images(patches: Sequence[Sequence[Patches]], groups: int, cut: Clip | Qwen) -> Images:
+    shape = (len(patches), groups, cut.patches_per_group)
+    patches_bgue = np.zeros((*shape, cut.patch_features), np.float32)
+    ids_bgu = np.full(shape, -1, np.int32)
+    positions_bgu2 = np.zeros((*shape, 2), np.int32)
+    for sample, row in enumerate(patches):
+        used = 0
+        for number, one in enumerate(row):
+            here = sample, slice(used, used + one.groups)
+            one.fill(patches_bgue[here])
+            ids_bgu[here] = np.where(one.index_gu >= 0, number, -1)
+            positions_bgu2[here] = one.positions_gu2
+            used += one.groups
+    return Images(patches_bgue, ids_bgu, positions_bgu2)
