@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from tests.steering.dense import channel, channel_target, head, one, random_layer, relative
+from vlm_jax.errors import EditError
 from vlm_jax.steering.qk import LayerWeights, QKEdit, edit_layers
 from vlm_jax.steering.qk.controls import Product
 from vlm_jax.steering.qk.factor import factor_layers
 from vlm_jax.steering.qk.modes import KeyMap, channel_modes
+from vlm_jax.steering.qk.oracle import edit_both
 
 CHANNELS = ("symmetric", "antisymmetric")
 
@@ -115,6 +117,49 @@ def test_overlap_decides_what_channels_can_realise(rho):
     else:
         assert 0.5 < report["residual"] < 0.7
         assert 0.3 < report["cosine"]["symmetric_antisymmetric"] < 0.8
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_keys_that_follow_miss_least(name):
+    layer = random_layer(9, heads=3, kv_heads=3, dims=40)
+    fields = {"method": name, "k": 4, "strength": 0.7, "rcond": 0.0}
+    both = edit_both(LayerWeights.of(0, layer), QKEdit(band=(0, 0), **fields))
+    fixed = edit(layer, **fields)
+    for n in range(3):
+        q, k = head(layer, n)
+        report = fixed.heads[n]
+        removed = 0.7 * channel_target(q.T @ k, report["k"], name)
+        target = q.T @ k - removed
+        realised = both.wq_dnh[:, n] @ both.wk_dkh[:, n].T
+        left, values, right = np.linalg.svd(target)
+        assert relative(realised, (left[:, :16] * values[:16]) @ right[:16]) < 1e-12
+        missed = np.linalg.norm(realised - target) / np.linalg.norm(removed)
+        assert both.residual_n[n] == pytest.approx(missed, rel=1e-9)
+        assert report["least_residual"] == pytest.approx(missed, rel=1e-9)
+        assert 0 < missed < report["residual"]
+
+
+def test_keys_of_an_equal_space_follow_exactly():
+    layer = overlapping(1.0)
+    spec = QKEdit(band=(0, 0), method="symmetric", k=4)
+    both = edit_both(LayerWeights.of(0, layer), spec)
+    assert both.residual_n[0] < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layer", "fields", "message"),
+    [
+        ({}, {"method": "symmetric"}, "4 query heads on 2 key heads"),
+        ({"heads": 2}, {}, "symmetric or antisymmetric"),
+        ({"heads": 2}, {"method": "symmetric", "control": "R1"}, "without control"),
+        ({"heads": 2}, {"method": "symmetric", "energy": 0.5}, "without control, energy"),
+    ],
+    ids=str,
+)
+def test_keys_that_cannot_follow_are_refused(layer, fields, message):
+    weights = LayerWeights.of(0, random_layer(0, **layer))
+    with pytest.raises(EditError, match=message):
+        edit_both(weights, QKEdit(band=(0, 0), **fields))
 
 
 def test_ridge_tames_ill_conditioned_keys():

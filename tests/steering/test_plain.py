@@ -39,6 +39,43 @@ def test_three_forms_of_the_map_back_agree(strength):
         assert relative(ours, operator @ q) < 1e-13
 
 
+@pytest.mark.parametrize("method", ["plain", "symmetric"])
+def test_the_pseudo_inverse_agrees_where_keys_have_full_rank(method):
+    layer = random_layer(21)
+    fields = {"method": method, "k": 2, "strength": 0.6}
+    ours = edit(layer, map_back="pinv", **fields)
+    assert ours.arrays["wq_dnh"].tobytes() == edit(layer, **fields).arrays["wq_dnh"].tobytes()
+
+
+@pytest.mark.parametrize("control", ["", "R1", "R3"])
+def test_the_pseudo_inverse_deletes_queries_beside_the_keys(control):
+    layer = random_layer(22)
+    layer["wk_dkh"][..., 12:] = layer["wk_dkh"][..., :4]
+    fields = {"k": 3, "strength": 0.6, "control": control}
+    projected = edit(layer, **fields).arrays["wq_dnh"]
+    edited = edit(layer, map_back="pinv", **fields)
+    rotation = Rope(1e4 ** (-np.arange(8) / 8), np.array([5])).rotations(16)[0]
+    for n in range(4):
+        q, k = head(layer, n)
+        ours = edited.arrays["wq_dnh"][:, n].T
+        if not control:
+            assert relative(ours, plain(q, k, edited.heads[n]["k"], 0.6)) < 1e-12
+        pinv = np.linalg.pinv(k, rcond=1e-10)
+        assert relative(ours, (projected[:, n] @ k @ pinv).T) < 1e-12
+        assert relative(ours.T @ k, projected[:, n] @ k) < 1e-12
+        assert relative(ours.T @ rotation @ k, projected[:, n] @ rotation @ k) > 0.01
+        change = ours - q
+        assert edited.heads[n]["edit"]["dw_norm"] == pytest.approx(np.linalg.norm(change))
+        assert edited.heads[n]["edit"]["rank"] == np.linalg.matrix_rank(change, 1e-9)
+
+
+def test_the_pseudo_inverse_at_strength_zero_changes_nothing():
+    layer = random_layer(22)
+    layer["wk_dkh"][..., 12:] = layer["wk_dkh"][..., :4]
+    edited = edit(layer, map_back="pinv", control="C5")
+    assert edited.arrays["wq_dnh"].tobytes() == layer["wq_dnh"].tobytes()
+
+
 def test_edited_product_is_the_target_and_so_is_its_spectrum():
     layer = random_layer(2)
     edited = edit(layer, k=4, strength=0.6)

@@ -35,6 +35,7 @@ def test_depth_bands_are_contiguous_and_inside(layers, first, last):
         ({"control": "R9"}, "control='R9'"),
         ({"bias": "no"}, "bias='no'"),
         ({"alignment_class": "x"}, "alignment_class"),
+        ({"map_back": "svd"}, "map_back='svd'"),
         ({"k": 0}, "k=0"),
         ({"k": 2.5}, "k=2.5"),
         ({"k": 4, "energy": 0.5}, "give one"),

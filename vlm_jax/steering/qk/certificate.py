@@ -79,6 +79,19 @@ def residual(modes: Modes, chosen: np.ndarray, product: Product) -> float:
     return float(np.linalg.norm(missed) / np.linalg.norm(target))
 
 
+def least_residual(modes: Modes, chosen: np.ndarray, product: Product, strength: float) -> float:
+    """As `residual`, were the head free to change its keys too: the best product of its rank.
+
+    No map-back can miss less of the target; see `oracle.edit_both`.
+    """
+    if modes.exact or not chosen.size or not strength:
+        return 0.0
+    target = (modes.left[:, chosen] * modes.values[chosen]) @ modes.right[:, chosen].T
+    values = np.linalg.svd(product.core - strength * target, compute_uv=False)
+    missed = np.linalg.norm(values[product.r_q.shape[1] :])
+    return float(missed / np.linalg.norm(strength * target))
+
+
 def cosine_of(one: HeadEdit, other: HeadEdit, product: Product) -> float:
     """The cosine between the changes of the product that two edits realise."""
     first, second = product.removed(one, 1.0), product.removed(other, 1.0)
@@ -94,10 +107,10 @@ def rope_capture(edit: HeadEdit, cores_obc: np.ndarray) -> dict[str, Any]:
     Returns:
         `values`, one an offset, and their `median`; nothing where no direction was edited.
     """
-    count = edit.left.shape[1]
+    count = edit.modes.size
     if not count:
         return {"values": [], "median": None}
-    kept = np.sum((edit.left.T @ cores_obc) ** 2, axis=(1, 2))
+    kept = np.sum((edit.left[:, :count].T @ cores_obc) ** 2, axis=(1, 2))
     squares = np.linalg.eigvalsh(cores_obc @ np.swapaxes(cores_obc, -1, -2))
     total = np.sum(squares[:, -count:], axis=1)
     values = kept / np.where(total > 0, total, 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlm_jax.errors import EditError
 from vlm_jax.steering.qk.factor import HeadFactors
-from vlm_jax.steering.qk.modes import KeyMap, Modes
+from vlm_jax.steering.qk.modes import DEAD, KeyMap, Modes
 from vlm_jax.steering.qk.spec import QKEdit
 
 
@@ -82,6 +82,34 @@ def base_edit(modes: Modes, chosen: np.ndarray, spec: QKEdit) -> HeadEdit:
         relative = (modes.values[chosen] / modes.values[0]) ** 2
         columns = columns * (spec.soft * relative / (1 + spec.soft * relative))
     return HeadEdit(columns, modes.left[:, chosen], chosen)
+
+
+def mapped_back(
+    base: HeadEdit, edit: HeadEdit, product: Product, spec: QKEdit
+) -> tuple[HeadEdit, HeadEdit]:
+    """An edit and its control as `spec.map_back` realises them.
+
+    A pseudo-inverse of the keys also deletes, whatever the strength, what queries hold beside the
+    keys' span; another strength therefore needs another edit.
+    """
+    strength = spec.realised_strength
+    if spec.map_back != "pinv" or not strength:
+        return base, edit
+    _, values, turn = np.linalg.svd(product.r_kw)
+    dead = turn[int(np.sum(values > DEAD * values[0])) :].T
+    if not dead.size:
+        return base, edit
+
+    def whole(one: HeadEdit) -> HeadEdit:
+        if one.temperature is not None:
+            return one
+        kept = one.columns - dead @ (dead.T @ one.columns)
+        columns = np.concatenate([kept, dead / strength], axis=1)
+        left = np.concatenate([one.left, product.r_q @ dead], axis=1)
+        return dataclasses.replace(one, columns=columns, left=left)
+
+    done = whole(base)
+    return done, done if edit is base else whole(edit)
 
 
 def controlled_edit(

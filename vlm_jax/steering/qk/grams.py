@@ -60,6 +60,7 @@ class GramBasis:
         return lifted_nrd
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def gram_factors(
     layers: Sequence[LayerWeights],
     metric_hh: Sequence[np.ndarray],
@@ -108,12 +109,17 @@ def _grams(wide: _Wide, overlap: bool) -> tuple[np.ndarray, np.ndarray | None, n
     """Products over D: [N, H, H] of queries, and of queries with keys; [K, H, H] of keys."""
     heads, kv_heads = wide.queries.shape[1], wide.keys.shape[1]
 
+    # Weights that are not finite are refused by name later; threads have settings of their own.
+    @np.errstate(invalid="ignore", over="ignore")
     def own(n: int):
         query = wide.queries[:, n]
         return query.T @ query, query.T @ wide.key_of(n) if overlap else None
 
-    rows = _each(own, range(heads))
-    keys = _each(lambda k: wide.keys[:, k].T @ wide.keys[:, k], range(kv_heads))
+    @np.errstate(invalid="ignore", over="ignore")
+    def of_keys(k: int):
+        return wide.keys[:, k].T @ wide.keys[:, k]
+
+    rows, keys = _each(own, range(heads)), _each(of_keys, range(kv_heads))
     mixed = np.stack([row[1] for row in rows]) if overlap else None
     return np.stack([row[0] for row in rows]), mixed, np.stack(keys)
 

@@ -11,7 +11,13 @@ import numpy as np
 
 from vlm_jax.errors import EditError
 from vlm_jax.steering.qk import certificate
-from vlm_jax.steering.qk.controls import HeadEdit, Product, base_edit, controlled_edit
+from vlm_jax.steering.qk.controls import (
+    HeadEdit,
+    Product,
+    base_edit,
+    controlled_edit,
+    mapped_back,
+)
 from vlm_jax.steering.qk.factor import Factors, HeadFactors, factor_layers, layers_at_once
 from vlm_jax.steering.qk.modes import (
     KeyMap,
@@ -218,6 +224,7 @@ def _plan(
         rng = np.random.default_rng([spec.seed, weights.layer, n])
         where = f"layer {weights.layer} head {n}"
         edit = controlled_edit(base, modes, product, key_map, spec, rng, where)
+        base, edit = mapped_back(base, edit, product, spec)
         heads.append(_HeadPlan(n, factors[n], product, modes, counts[n], base, edit, key_map))
     return _Plan(heads, weights.num_heads, factors[0].r_q.shape[0])
 
@@ -359,6 +366,9 @@ def _describe(weights, h: _HeadPlan, directions_rd, spec: QKEdit, strength: floa
         numbers["reference"] = certificate.magnitudes(h.base, h.product, strength, behind, w_norm)
         numbers["matched"] = h.edit.matched
     if spec.joint:
+        numbers["least_residual"] = certificate.least_residual(
+            h.modes, h.base.modes, h.product, strength
+        )
         numbers["cosine"] = _cosines(h, spec)
     return numbers
 

@@ -17,6 +17,9 @@ from vlm_jax.steering.qk.spec import DEFAULT_CHANNEL_RCOND, QKEdit
 
 # A cut between modes closer than this share of the strongest is a matter of rounding.
 _SMALLEST_GAP = 1e-3
+DEAD = 1e-10
+"""Share of the keys' largest singular value below which a direction is rounding, its inverse noise.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +70,7 @@ class KeyMap:
         """[H, m] columns c_j that minimise ||right_j - r_kw c_j||^2 + lam ||c_j||^2."""
         basis, values, turn = np.linalg.svd(self.r_kw, full_matrices=False)
         ridge = (self.rcond * values[0]) ** 2 if values.size else 0.0
-        # Below this, a direction of the keys is rounding and its inverse noise.
-        alive = values > 1e-10 * values[0]
+        alive = values > DEAD * values[0]
         inverse = np.zeros_like(values)
         inverse[alive] = values[alive] / (values[alive] ** 2 + ridge)
         return turn.T @ (inverse[:, None] * (basis.T @ right))

@@ -11,6 +11,7 @@ from vlm_jax.errors import EditError
 METHODS = ("plain", "symmetric", "antisymmetric", "alignment")
 CHANNELS = ("symmetric", "antisymmetric")
 ALIGNMENT_CLASSES = ("content", "attract", "repel", "directional")
+MAP_BACKS = ("projection", "pinv")
 BIAS_MODES = ("weights", "operator", "augmented")
 CONTROLS = {
     "": "the edit itself",
@@ -60,6 +61,10 @@ class QKEdit:
         fold_norm: whether the gain of the input norm is part of the product.
         rope_avg: whether the product averages the rotary rotation over the given offsets instead of
             taking offset 0.
+        map_back: `projection` takes the target's directions from the queries; `pinv` is the literal
+            (M' K^+)^T. The two agree where keys have full rank; elsewhere `pinv` also deletes what
+            queries hold beside the keys, which does not act at offset 0 but does once positions
+            turn it.
         rcond: ridge of the least-squares map-back relative to the largest singular value of the
             keys (0.01 for channels).
         alignment_min: c0, the |u.v| at which a mode counts as aligned, in [0, 1].
@@ -86,6 +91,7 @@ class QKEdit:
     bias: str = "weights"
     fold_norm: bool = False
     rope_avg: bool = False
+    map_back: str = "projection"
     rcond: float | None = None
     alignment_min: float = 0.5
     alignment_class: str = "content"
@@ -96,6 +102,7 @@ class QKEdit:
     def __post_init__(self):
         _one_of("method", self.method, METHODS)
         _one_of("bias", self.bias, BIAS_MODES)
+        _one_of("map_back", self.map_back, MAP_BACKS)
         _one_of("alignment_class", self.alignment_class, ALIGNMENT_CLASSES)
         _one_of("control", self.control, tuple(CONTROLS))
         object.__setattr__(self, "band", tuple(self.band))
