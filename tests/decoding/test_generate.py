@@ -128,6 +128,15 @@ def test_settings_compile_nothing(vlm, asked):
     assert vlm.generator.compilations == before
 
 
+def test_nothing_moves_between_host_and_devices_unasked(vlm, asked):
+    sampling = Sampling(temperature=1.0, top_k=5)
+    generate(vlm, asked.batch, sampling=sampling)
+    with jax.transfer_guard("disallow"):
+        made = generate(vlm, asked.batch)
+        generate(vlm, asked.batch, sampling=sampling)
+    np.testing.assert_array_equal(made.tokens_bn, asked.greedy.tokens_bn)
+
+
 def test_the_cache_is_donated(vlm, asked, monkeypatch):
     decode, caches = vlm.generator._decode, []
 

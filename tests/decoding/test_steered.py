@@ -16,6 +16,7 @@ from vlm_jax.attention.steering import (
     Steering,
     VisualGains,
 )
+from vlm_jax.decoding import StepCounts
 from vlm_jax.models import abstract, merge
 
 STEPS, SLOTS = 3, 4
@@ -77,9 +78,9 @@ def stepper(vlm):
 def read_logits(vlm, batch, steering, tokens):
     """Logits after the prompts, and after some given tokens, [1 + STEPS, B, V]."""
     generator = vlm.generator
-    steering = generator._put_steering(steering)
+    steering = generator._put.steering(steering)
     logits, cache, _ = generator._prefill(
-        vlm.params, generator._put_rows(batch), steering, slots=SLOTS
+        vlm.params, generator._put.rows(batch), steering, slots=SLOTS
     )
     found = [np.asarray(logits)]
     for index in range(STEPS):
@@ -154,10 +155,52 @@ def test_a_sweep_compiles_once(llava_vlm):
     generate(vlm, small, drawn(vlm, 0), 2)
     before, answers = vlm.generator.compilations, set()
     for seed in range(100):
-        tokens, readings = generate(vlm, small, drawn(vlm, seed), 2)
+        with jax.transfer_guard("disallow"):
+            tokens, readings = generate(vlm, small, drawn(vlm, seed), 2)
         answers.add((*tokens[0].tolist(), float(readings.fired_bn.sum())))
     assert vlm.generator.compilations == before
     assert len(answers) > 5
+
+
+def test_each_step_counts_the_heads_of_its_row(llava_vlm):
+    """Against steps taken one by one; behind a row's end there is nothing to count."""
+    vlm = llava_vlm
+    batch, steering = make_batch(vlm), drawn(vlm, 0, examples=4)
+    ask = lambda **options: vlm.generator(
+        vlm.params, batch, max_new_tokens=SLOTS, steering=steering, **options
+    )
+    made = ask()
+    placed = vlm.generator._put.steering(steering)
+    rows = vlm.generator._put.rows(batch)
+    _, cache, readings = vlm.generator._prefill(vlm.params, rows, placed, slots=SLOTS)
+    found = []
+    for index in range(SLOTS):
+        found.append(readings)
+        token = made.tokens_bn[:, index]
+        _, cache, readings = stepper(vlm)(vlm.params, token, cache, placed)
+    for name in ("fired", "perception", "reasoning"):
+        expected = np.stack([getattr(step, f"{name}_bn") for step in found], axis=1).sum(-1)
+        counts = getattr(made.counts, name)
+        np.testing.assert_array_equal(counts, expected)
+        assert len(np.unique(counts)) > 2
+    stopped = ask(stop_ids=[int(made.tokens_bn[0, 0])])
+    steps = np.arange(SLOTS)[None] < (stopped.lengths_b + stopped.ended_b)[:, None]
+    assert steps[0].sum() == 1
+    expected = np.where(steps[..., None], made.counts.fired, 0)
+    np.testing.assert_array_equal(stopped.counts.fired, expected)
+
+
+def test_only_parts_that_choose_heads_are_counted(llava_vlm):
+    every = drawn(llava_vlm, 0)
+    count = lambda steering: StepCounts.empty((1, SLOTS, 3), steering)
+    assert count(None) is None
+    assert count(Steering(lens=every.lens, head_gains=every.head_gains)) is None
+    fired = count(Steering(reallocation=every.reallocation))
+    assert fired.fired.shape == (1, SLOTS, 3)
+    assert fired.perception is None
+    classes = count(Steering(visual_gains=every.visual_gains))
+    assert classes.fired is None
+    assert classes.perception.shape == classes.reasoning.shape == (1, SLOTS, 3)
 
 
 def test_gains_of_zero_remove_a_head(llava_vlm):

@@ -1,26 +1,25 @@
 """Prefill and decoding as two jitted programs over a mesh, and a third for shared prefixes.
 
-Decoding is one `lax.while_loop` inside one jit that ends when every row has. Its cache is donated,
-and returned, so that the buffers of new tokens are updated in place.
+The cache is donated to decoding, and returned, so that the buffers of new tokens are updated in
+place.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding.sampling import Knobs, Sampling, row_keys, sample
-from vlm_jax.models import VLM, Cache, Params, Prefix, abstract, merge
-from vlm_jax.parallel import batch_sharding, replicated
+from vlm_jax.decoding.loop import StepCounts, decode
+from vlm_jax.decoding.request import Asked, Placement
+from vlm_jax.decoding.sampling import Sampling
+from vlm_jax.models import Params, Prefix, abstract, merge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,39 +31,14 @@ class Generated:
         lengths_b: int32 [B] generated tokens before the stop id.
         ended_b: bool [B] whether a stop id was reached within the limit.
         readings: with steering, each reading's mean over a row's decode rows, leaves [B, L, N].
+        counts: where steering reallocates or classifies heads, how many at each step.
     """
 
     tokens_bn: np.ndarray
     lengths_b: np.ndarray
     ended_b: np.ndarray
     readings: Readings | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """Traced settings of one call; the batch dim leads where there is one."""
-
-    limit: Any  # int32 scalar, tokens to generate
-    stop_ids: Any  # int32 [stops]
-    pad_id: Any  # int32 scalar
-    knobs: Knobs
-    seeds_b: Any  # uint32 [B]
-    bias_bv: Any  # float32 [B, V] added to logits, or None
-    steering: Steering | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What the loop carries."""
-
-    count: Array
-    tokens_bn: Array
-    ended_b: Array
-    logits_bv: Array
-    cache: Cache
-    readings: Readings | None  # sums over the decode rows of rows that had not ended
+    counts: StepCounts | None = None
 
 
 class Generator:
@@ -78,7 +52,6 @@ class Generator:
     def __init__(self, config: VLMConfig, mesh: Mesh):
         self.mesh = mesh
         graphdef = abstract(config)[0]
-        rows, whole = batch_sharding(mesh), replicated(mesh)
 
         def read_prefix(params: Params, batch: Batch, steering: Steering | None):
             return merge(graphdef, params).read_prefix(batch, steering)
@@ -91,15 +64,16 @@ class Generator:
             prefix = _everywhere(prefix, mesh)
             return merge(graphdef, params).forward(batch, steering, prefix, owner_b)
 
-        def decode(params: Params, read, cache, request, slots: int, greedy: bool):
-            return _decode(merge(graphdef, params), read, cache, request, slots, greedy)
+        def decode_all(params: Params, read, cache, request, slots: int, greedy: bool):
+            return decode(merge(graphdef, params), read, cache, request, slots, greedy)
 
         self._read_prefix = jax.jit(read_prefix)
         self._prefill = jax.jit(prefill, static_argnames="slots")
         self._forward = jax.jit(forward)
-        self._decode = jax.jit(decode, static_argnames=("slots", "greedy"), donate_argnames="cache")
-        self._put_rows = functools.partial(jax.device_put, device=rows)
-        self._put_whole = functools.partial(jax.device_put, device=whole)
+        self._decode = jax.jit(
+            decode_all, static_argnames=("slots", "greedy"), donate_argnames="cache"
+        )
+        self._put, self._like = Placement.on(mesh), Placement.on(mesh, abstract=True)
 
     @property
     def compilations(self) -> int:
@@ -125,11 +99,8 @@ class Generator:
         Raises:
             ValueError: the steering does not let prompts share prefixes (`Steering.shares_prefix`).
         """
-        if steering is not None:
-            steering.check_shares_prefix()
-            steering = None if steering.leaves_prefix else steering
-        put = self._put_whole if batch.size % self.mesh.shape["data"] else self._put_rows
-        return self._read_prefix(params, put(batch), self._put_steering(steering))
+        steering = self._put.steering(_prefix_steering(steering))
+        return self._read_prefix(params, self._rows_or_whole(self._put, batch), steering)
 
     def logits(
         self,
@@ -148,30 +119,9 @@ class Generator:
             steering: what to do to attention.
             prefix, owner_b: as for generation.
         """
-        steering = self._put_steering(steering)
+        steering = self._put.steering(steering)
         before = self._before(batch, prefix, owner_b)
-        return self._forward(params, self._put_rows(batch), steering, *before)
-
-    def _before(
-        self, batch: Batch, prefix: Prefix | None, owner_b: Sequence[int] | np.ndarray | None
-    ) -> tuple[Prefix, Array] | tuple[()]:
-        """Returns the arguments of the programs that say what the batch goes on from."""
-        if prefix is None and owner_b is None:
-            return ()
-        if prefix is None or owner_b is None:
-            raise ValueError("Give prefix and owner_b together, or neither.")
-        owners, count = np.asarray(owner_b, np.int32), prefix.size
-        if owners.shape != (batch.size,) or owners.min() < 0 or owners.max() >= count:
-            raise ValueError(
-                f"owner_b must say for each of the {batch.size} rows which of the {count} prefixes "
-                f"it goes on from, as indices below {count}; it is {owner_b}."
-            )
-        return prefix, self._put_rows(owners)
-
-    def _put_steering(self, steering: Steering | None) -> Steering | None:
-        """Places steering: examples' own values with their rows, shared ones everywhere."""
-        put = lambda leaf: (self._put_rows if leaf.shape[0] > 1 else self._put_whole)(leaf)
-        return jax.tree.map(put, steering)
+        return self._forward(params, self._put.rows(batch), steering, *before)
 
     def __call__(
         self,
@@ -211,42 +161,109 @@ class Generator:
             ValueError: `owner_b` does not name a prefix for each row, or the prefixes were not read
                 as the steering needs them.
         """
+        asked = Asked(
+            max_new_tokens, slots, stop_ids, pad_id, sampling, row_ids, logit_bias,
+            steering,
+        )  # fmt: skip
         before = self._before(batch, prefix, owner_b)
-        slots = slots or max_new_tokens
-        sampling = sampling or Sampling()
-        rows = np.arange(batch.size) if row_ids is None else np.asarray(row_ids)
-        seeds = np.random.SeedSequence(sampling.seed).generate_state(1)[0] ^ (
-            rows.astype(np.uint32) * np.uint32(2654435761)
-        )
-        stops = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
-        bias = logit_bias
-        if bias is not None:
-            bias = np.broadcast_to(np.asarray(bias, np.float32), (batch.size, bias.shape[-1]))
-        request = self._put_whole(
-            _Request(
-                np.int32(max_new_tokens),
-                stops,
-                np.int32(pad_id),
-                sampling.knobs(),
-                None,
-                None,
-                None,
-            )
-        )
-        steering = self._put_steering(steering)
-        request = dataclasses.replace(
-            request,
-            seeds_b=self._put_rows(seeds),
-            bias_bv=self._put_rows(bias),
-            steering=steering,
-        )
+        request = asked.request(self._put, batch.size)
         logits_bv, cache, readings = self._prefill(
-            params, self._put_rows(batch), steering, *before, slots=slots
+            params, self._put.rows(batch), request.steering, *before, slots=asked.room
         )
         *found, _ = self._decode(
-            params, (logits_bv, readings), cache, request, slots=slots, greedy=sampling.greedy
+            params, (logits_bv, readings), cache, request, slots=asked.room, greedy=asked.greedy
         )
         return Generated(*jax.device_get(found))
+
+    def warm(
+        self,
+        params: Mapping[str, Any],
+        batch: Batch,
+        *,
+        prefix: Batch | None = None,
+        **options: Any,
+    ) -> None:
+        """Compiles ahead of time what a call with arguments of these shapes will run.
+
+        Nothing is computed, and the call then compiles nothing. XLA compiles outside Python's
+        lock: warm each bucket from a thread of its own.
+
+        Args:
+            params: parameters, or `ShapeDtypeStruct`s with their shardings.
+            batch: arrays or `ShapeDtypeStruct`s.
+            prefix: what `read_prefix` will be given, likewise; None if prompts are read whole.
+            options: of the call, except `prefix` and `owner_b`. Of their values only those that
+                make shapes or programs matter: room for tokens, the number of stop ids, greedy or
+                not, the parts of the steering.
+        """
+        asked = Asked(**options)
+        request = asked.request(self._like, batch.size)
+        before = ()
+        if prefix is not None:
+            steering = self._like.steering(_prefix_steering(asked.steering))
+            placed = self._rows_or_whole(self._like, prefix)
+            read = _compile(self._read_prefix, params, placed, steering)
+            before = read, self._like.rows(jax.ShapeDtypeStruct((batch.size,), np.int32))
+        logits_bv, cache, readings = _compile(
+            self._prefill,
+            params,
+            self._like.rows(batch),
+            request.steering,
+            *before,
+            slots=asked.room,
+        )
+        _compile(
+            self._decode,
+            params,
+            (logits_bv, readings),
+            cache,
+            request,
+            slots=asked.room,
+            greedy=asked.greedy,
+        )
+
+    def _rows_or_whole(self, put: Placement, batch: Batch) -> Batch:
+        """Places prefixes: split over the data axis where they divide."""
+        return (put.whole if batch.size % self.mesh.shape["data"] else put.rows)(batch)
+
+    def _before(
+        self,
+        batch: Batch,
+        prefix: Prefix | None,
+        owner_b: Sequence[int] | np.ndarray | None,
+    ) -> tuple[Prefix, Array] | tuple[()]:
+        """Returns the arguments of the programs that say what the batch goes on from."""
+        if prefix is None and owner_b is None:
+            return ()
+        if prefix is None or owner_b is None:
+            raise ValueError("Give prefix and owner_b together, or neither.")
+        owners, count = np.asarray(owner_b, np.int32), prefix.size
+        if owners.shape != (batch.size,) or owners.min() < 0 or owners.max() >= count:
+            raise ValueError(
+                f"owner_b must say for each of the {batch.size} rows which of the {count} prefixes "
+                f"it goes on from, as indices below {count}; it is {owner_b}."
+            )
+        return prefix, self._put.rows(owners)
+
+
+def _compile(program: Any, *args: Any, **static: Any) -> Any:
+    """Compiles a jitted program; returns what it will return, as shapes with shardings.
+
+    Calls of the program find what was compiled here in JAX's own cache.
+    """
+    lowered = program.lower(*args, **static)
+    describe = lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type
+    )
+    return jax.tree.map(describe, lowered.out_info, lowered.compile().output_shardings)
+
+
+def _prefix_steering(steering: Steering | None) -> Steering | None:
+    """Returns what of a steering matters to prefixes."""
+    if steering is None:
+        return None
+    steering.check_shares_prefix()
+    return None if steering.leaves_prefix else steering
 
 
 def _everywhere(prefix: Prefix | None, mesh: Mesh) -> Prefix | None:
@@ -259,65 +276,3 @@ def _everywhere(prefix: Prefix | None, mesh: Mesh) -> Prefix | None:
         leaf, NamedSharding(mesh, PartitionSpec(None, *[free] * (leaf.ndim - 1)))
     )
     return prefix if mesh.shape["data"] == 1 else jax.tree.map(whole, prefix)
-
-
-def _decode(
-    model: VLM,
-    read: tuple[Float[Array, "B V"], Readings | None],
-    cache: Cache,
-    request: _Request,
-    slots: int,
-    greedy: bool,
-) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, Cache]:
-    """Runs the loop; returns tokens, lengths, whether rows ended, readings, and the cache."""
-    logits_bv, readings = read
-    rows = logits_bv.shape[0]
-    state = _State(
-        count=jnp.int32(0),
-        tokens_bn=jnp.full((rows, slots), request.pad_id, jnp.int32),
-        ended_b=jnp.zeros(rows, bool),
-        logits_bv=logits_bv,
-        cache=cache,
-        readings=readings,
-    )
-    limit = jnp.minimum(request.limit, slots)
-
-    def choose(state: _State) -> _State:
-        """Takes one token a row from the logits at hand."""
-        biased_bv = state.logits_bv
-        if request.bias_bv is not None:
-            biased_bv = biased_bv + request.bias_bv
-        if greedy:
-            token_b = jnp.argmax(biased_bv, axis=-1).astype(jnp.int32)
-        else:
-            token_b = sample(biased_bv, row_keys(request.seeds_b, state.count), request.knobs)
-        token_b = jnp.where(state.ended_b, request.pad_id, token_b)
-        tokens_bn = jax.lax.dynamic_update_slice_in_dim(
-            state.tokens_bn, token_b[:, None], state.count, axis=1
-        )
-        ended_b = state.ended_b | jnp.isin(token_b, request.stop_ids)
-        return dataclasses.replace(
-            state, count=state.count + 1, tokens_bn=tokens_bn, ended_b=ended_b
-        )
-
-    def advance(state: _State) -> _State:
-        """Reads the last token and chooses the next."""
-        token_b = jax.lax.dynamic_index_in_dim(
-            state.tokens_bn, state.count - 1, axis=1, keepdims=False
-        )
-        logits_bv, cache, new = model.step(token_b, state.cache, request.steering)
-        going = (~state.ended_b)[:, None, None].astype(jnp.float32)
-        readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
-        return choose(
-            dataclasses.replace(state, logits_bv=logits_bv, cache=cache, readings=readings)
-        )
-
-    state = jax.lax.while_loop(
-        lambda state: (state.count < limit) & ~jnp.all(state.ended_b), advance, choose(state)
-    )
-    is_stop_bn = jnp.isin(state.tokens_bn, request.stop_ids)
-    first_b = jnp.where(jnp.any(is_stop_bn, axis=1), jnp.argmax(is_stop_bn, axis=1), state.count)
-    # The first token is predicted by the prompt's last row, each later one by the token before it.
-    steps_b = jnp.clip(first_b + state.ended_b, 1, state.count)[:, None, None]
-    readings = jax.tree.map(lambda total: total / steps_b, state.readings)
-    return state.tokens_bn, first_b.astype(jnp.int32), state.ended_b, readings, state.cache

@@ -1,9 +1,11 @@
 """How the next token is chosen from logits: greedy, temperature, top-k, top-p, per row."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from vlm_jax.errors import ConfigError
@@ -41,7 +43,7 @@ class Sampling:
 
     def knobs(self) -> "Knobs":
         """Returns the settings as arrays, so that changing one compiles nothing."""
-        return Knobs(jnp.float32(self.temperature), jnp.int32(self.top_k), jnp.float32(self.top_p))
+        return Knobs(np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p))
 
 
 @jax.tree_util.register_dataclass
@@ -49,9 +51,9 @@ class Sampling:
 class Knobs:
     """`Sampling` as traced scalars: temperature float32, top_k int32, top_p float32."""
 
-    temperature: Array
-    top_k: Array
-    top_p: Array
+    temperature: Any
+    top_k: Any
+    top_p: Any
 
 
 def sample(

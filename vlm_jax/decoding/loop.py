@@ -1,0 +1,158 @@
+"""The decode loop: one `lax.while_loop` that ends when every row has, and what it counts."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm_jax.attention.steering import Readings, Steering
+from vlm_jax.decoding.request import Request
+from vlm_jax.decoding.sampling import row_keys, sample
+from vlm_jax.models import VLM, Cache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepCounts:
+    """How many heads of each layer were acted on at each step; int16 [B, slots, L].
+
+    Step j is the decode row that predicted generated token j: the prompt's last row, then each
+    generated token. Steps behind a row's end count 0.
+
+    Attributes:
+        fired: heads that reallocated; None where nothing can be.
+        perception, reasoning: heads of the class; None where no head is classified.
+    """
+
+    fired: Any = None
+    perception: Any = None
+    reasoning: Any = None
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int], steering: Steering | None) -> "StepCounts | None":
+        """Returns zeros [B, slots, L] for the parts that a steering has, None if it has none."""
+        if steering is None or not (steering.reallocation or steering.visual_gains):
+            return None
+        zeros = lambda part: None if part is None else jnp.zeros(shape, jnp.int16)
+        classes = zeros(steering.visual_gains), zeros(steering.visual_gains)
+        return cls(zeros(steering.reallocation), *classes)
+
+    def put(
+        self, step: Int[Array, ""], readings: Readings, going_b: Bool[Array, " B"]
+    ) -> "StepCounts":
+        """Returns the counts with those of a step, of rows that go on."""
+
+        def write(counts: Array | None, flags_bln: Array) -> Array | None:
+            if counts is None:
+                return None
+            heads_bl = jnp.where(going_b[:, None], jnp.sum(flags_bln, axis=-1), 0)
+            return jax.lax.dynamic_update_slice_in_dim(
+                counts, heads_bl[:, None].astype(counts.dtype), step, axis=1
+            )
+
+        return StepCounts(
+            write(self.fired, readings.fired_bn),
+            write(self.perception, readings.perception_bn),
+            write(self.reasoning, readings.reasoning_bn),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What the loop carries."""
+
+    count: Array
+    tokens_bn: Array
+    ended_b: Array
+    logits_bv: Array
+    cache: Cache
+    readings: Readings | None  # sums over the decode rows of rows that had not ended
+    counts: StepCounts | None
+
+
+def decode(
+    model: VLM,
+    read: tuple[Float[Array, "B V"], Readings | None],
+    cache: Cache,
+    request: Request,
+    slots: int,
+    greedy: bool,
+) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Cache]:
+    """Runs the loop.
+
+    Args:
+        model: the model.
+        read: logits and readings of the prompts' last rows.
+        cache: what was read.
+        request: traced settings.
+        slots: room for tokens.
+        greedy: whether the likeliest token is always taken.
+
+    Returns:
+        Tokens, lengths, whether rows ended, mean readings, counts, and the cache.
+    """
+    logits_bv, readings = read
+    rows = logits_bv.shape[0]
+    shape = rows, slots, model.decoder.config.num_layers
+    counts = StepCounts.empty(shape, request.steering)
+    if counts is not None and readings is not None:
+        counts = counts.put(jnp.int32(0), readings, jnp.ones(rows, bool))
+    state = _State(
+        count=jnp.int32(0),
+        tokens_bn=jnp.full((rows, slots), request.pad_id, jnp.int32),
+        ended_b=jnp.zeros(rows, bool),
+        logits_bv=logits_bv,
+        cache=cache,
+        readings=readings,
+        counts=counts,
+    )
+    limit = jnp.minimum(request.limit, slots)
+
+    def choose(state: _State) -> _State:
+        """Takes one token a row from the logits at hand."""
+        biased_bv = state.logits_bv
+        if request.bias_bv is not None:
+            biased_bv = biased_bv + request.bias_bv
+        if greedy:
+            token_b = jnp.argmax(biased_bv, axis=-1).astype(jnp.int32)
+        else:
+            token_b = sample(biased_bv, row_keys(request.seeds_b, state.count), request.knobs)
+        token_b = jnp.where(state.ended_b, request.pad_id, token_b)
+        tokens_bn = jax.lax.dynamic_update_slice_in_dim(
+            state.tokens_bn, token_b[:, None], state.count, axis=1
+        )
+        ended_b = state.ended_b | jnp.isin(token_b, request.stop_ids)
+        return dataclasses.replace(
+            state, count=state.count + 1, tokens_bn=tokens_bn, ended_b=ended_b
+        )
+
+    def advance(state: _State) -> _State:
+        """Reads the last token and chooses the next."""
+        token_b = jax.lax.dynamic_index_in_dim(
+            state.tokens_bn, state.count - 1, axis=1, keepdims=False
+        )
+        logits_bv, cache, new = model.step(token_b, state.cache, request.steering)
+        going = (~state.ended_b)[:, None, None].astype(jnp.float32)
+        readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
+        counts = state.counts
+        if counts is not None and new is not None:
+            counts = counts.put(state.count, new, ~state.ended_b)
+        return choose(
+            dataclasses.replace(
+                state, logits_bv=logits_bv, cache=cache, readings=readings, counts=counts
+            )
+        )
+
+    state = jax.lax.while_loop(
+        lambda state: (state.count < limit) & ~jnp.all(state.ended_b), advance, choose(state)
+    )
+    is_stop_bn = jnp.isin(state.tokens_bn, request.stop_ids)
+    first_b = jnp.where(jnp.any(is_stop_bn, axis=1), jnp.argmax(is_stop_bn, axis=1), state.count)
+    # The first token is predicted by the prompt's last row, each later one by the token before it.
+    steps_b = jnp.clip(first_b + state.ended_b, 1, state.count)[:, None, None]
+    readings = jax.tree.map(lambda total: total / steps_b, state.readings)
+    lengths_b = first_b.astype(jnp.int32)
+    return state.tokens_bn, lengths_b, state.ended_b, readings, state.counts, state.cache

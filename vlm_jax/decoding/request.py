@@ -1,0 +1,101 @@
+"""The settings of one call of the generator, and how they reach the devices."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from vlm_jax.attention.steering import Steering
+from vlm_jax.decoding.sampling import Knobs, Sampling
+from vlm_jax.parallel import batch_sharding, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Traced settings of one call; the batch dim leads where there is one."""
+
+    limit: Any  # int32 scalar, tokens to generate
+    stop_ids: Any  # int32 [stops]
+    pad_id: Any  # int32 scalar
+    knobs: Knobs
+    seeds_b: Any  # uint32 [B]
+    bias_bv: Any  # float32 [B, V] added to logits, or None
+    steering: Steering | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Puts things on a mesh, or only says where they will be.
+
+    Attributes:
+        rows: places what leads with the batch.
+        whole: places what every device holds.
+    """
+
+    rows: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+
+    @classmethod
+    def on(cls, mesh: Mesh, *, abstract: bool = False) -> "Placement":
+        """Returns the placement on a mesh; an abstract one only describes what would be there."""
+        to = _like if abstract else jax.device_put
+        rows, whole = batch_sharding(mesh), replicated(mesh)
+        return cls(lambda tree: to(tree, rows), lambda tree: to(tree, whole))
+
+    def steering(self, steering: Steering | None) -> Steering | None:
+        """Places steering: examples' own values with their rows, shared ones everywhere."""
+        put = lambda leaf: (self.rows if leaf.shape[0] > 1 else self.whole)(leaf)
+        return jax.tree.map(put, steering)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Arguments of a call; see `Generator.__call__`."""
+
+    max_new_tokens: int
+    slots: int | None = None
+    stop_ids: Sequence[int] = ()
+    pad_id: int = 0
+    sampling: Sampling | None = None
+    row_ids: Sequence[int] | None = None
+    logit_bias: np.ndarray | None = None
+    steering: Steering | None = None
+
+    @property
+    def room(self) -> int:
+        """Slots for generated tokens."""
+        return self.slots or self.max_new_tokens
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return (self.sampling or Sampling()).greedy
+
+    def request(self, put: Placement, size: int) -> Request:
+        """Places the settings of a batch of `size` rows."""
+        sampling = self.sampling or Sampling()
+        rows = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
+        seeds = np.random.SeedSequence(sampling.seed).generate_state(1)[0] ^ (
+            rows.astype(np.uint32) * np.uint32(2654435761)
+        )
+        stops = np.asarray(sorted(set(self.stop_ids)) or [-1], np.int32)
+        limit, pad = np.int32(self.max_new_tokens), np.int32(self.pad_id)
+        bias = self.logit_bias
+        if bias is not None:
+            bias = np.broadcast_to(np.asarray(bias, np.float32), (size, bias.shape[-1]))
+        return Request(
+            *put.whole((limit, stops, pad, sampling.knobs())),
+            *put.rows((seeds, bias)),
+            steering=put.steering(self.steering),
+        )
+
+
+def _like(tree: Any, sharding: NamedSharding) -> Any:
+    """Describes arrays as they would be on a mesh."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
