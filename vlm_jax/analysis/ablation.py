@@ -107,11 +107,12 @@ class HeadAblation:
         self.shape = config.decoder.num_layers, config.decoder.num_heads
         self.rows, self.branch = rows, branch
         graphdef = abstract(config)[0]
-        compiled = lambda function: {
-            scope: jax.jit(functools.partial(function, scope, graphdef)) for scope in SCOPES
+        compiled = lambda function, *fixed: {
+            scope: jax.jit(functools.partial(function, *fixed, scope, graphdef)) for scope in SCOPES
         }
         self._read = jax.jit(functools.partial(_read, graphdef))
-        self._drop, self._slope = compiled(_ablated), compiled(_slopes)
+        self._drop = compiled(_ablated)
+        self._slope = {log: compiled(_slopes, log) for log in (False, True)}
         self._branched = jax.jit(functools.partial(branched_probabilities, graphdef))
 
     def drops(
@@ -149,15 +150,25 @@ class HeadAblation:
         return (p_mr[:, :1] - p_mr[:, 1:]).reshape(-1, *self.shape)
 
     def first_order(
-        self, params: Params, batch: Batch, places: Places, scope: str = "row"
+        self,
+        params: Params,
+        batch: Batch,
+        places: Places,
+        scope: str = "row",
+        *,
+        log: bool = False,
     ) -> Float[np.ndarray, "m L N"]:
         """Returns dP(token)/d(gain of the head) at gain 1: `drops` to first order.
 
         One backward pass gives all heads of a place.
+
+        Args:
+            params, batch, places, scope: see `drops`.
+            log: whether of log P instead.
         """
         read, batch = self._read_once(params, batch)
         runs = _Runs.one_each(places)
-        probe = lambda at: self._slope[scope](params, batch, read, runs.take(at))
+        probe = lambda at: self._slope[log][scope](params, batch, read, runs.take(at))
         return _in_batches(probe, len(runs.sample_r), self.rows)
 
     def _read_once(self, params: Params, batch: Batch) -> tuple[_Read, Batch]:
@@ -197,11 +208,16 @@ def _ablated(
 
 
 def _slopes(
-    scope: str, graphdef, params: Params, batch: Batch, read: _Read, runs: _Runs
+    log: bool, scope: str, graphdef, params: Params, batch: Batch, read: _Read, runs: _Runs
 ) -> Float[Array, "R L N"]:
     """Returns dP/dgain of each run and head; runs are independent, so one pass gives all."""
-    ones = jnp.ones((len(runs.sample_r), *_shape(graphdef, params)), jnp.float32)
-    total = lambda gain: jnp.sum(_PROBABILITY[scope](graphdef, params, batch, read, runs, gain))
+    dtype = jnp.promote_types(jnp.float32, read.x_btd.dtype)
+    ones = jnp.ones((len(runs.sample_r), *_shape(graphdef, params)), dtype)
+
+    def total(gain_rln: Array) -> Array:
+        p_rq = _PROBABILITY[scope](graphdef, params, batch, read, runs, gain_rln)
+        return jnp.sum(jnp.log(p_rq) if log else p_rq)
+
     return jax.grad(total)(ones)
 
 
