@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal
 
 import jax
@@ -34,6 +34,7 @@ class VLM:
         generator: the compiled programs, shared by edited copies (`with_params`).
         prefixes: prompts through their last image that earlier calls have read; none are kept
             until `keep_prefixes` gives them room.
+        buckets: static sizes that calls have met so far; each has its programs.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class VLM:
         self.config, self.params, self.processor, self.mesh = config, params, processor, mesh
         self.generator = generator or Generator(config, mesh)
         self.prefixes = PrefixStore()
+        self.buckets: set[Hashable] = set()
 
     def keep_prefixes(self, limit_bytes: int) -> None:
         """Keeps what is read of prompts through their last image for later calls.
@@ -65,6 +67,7 @@ class VLM:
         placed = {path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()}
         other = VLM(self.config, placed, self.processor, self.mesh, self.generator)
         other.keep_prefixes(self.prefixes.limit_bytes)
+        other.buckets = self.buckets
         return other
 
     def generate(
@@ -114,6 +117,7 @@ class VLM:
         steering: Steering | None = None,
         share_prefix: bool = True,
         on_error: Literal["raise", "yield"] = "raise",
+        streams: Sequence[int] | None = None,
     ) -> Iterator[Answer | Failure]:
         """As `generate`, yielding each `Answer` as its batch is done, in any order, for long runs.
 
@@ -126,6 +130,8 @@ class VLM:
                 questions on it. Greedy answers to equal questions are made once in any case.
             on_error: "raise" stops at a sample that cannot be read; "yield" gives a `Failure` in
                 place of its answer.
+            streams: what seeds each sample's random stream; its index by default. Samples keep
+                their draws when a part of a longer list is asked.
         """
         _check(images, prompts, max_new_tokens)
         if on_error not in ("raise", "yield"):
@@ -138,8 +144,11 @@ class VLM:
             steering,
             share_prefix,
             on_error,
+            streams,
         )
-        reader = answering.Reader(self.generator, self.params, self.processor, self.prefixes)
+        reader = answering.Reader(
+            self.generator, self.params, self.processor, self.prefixes, self.buckets
+        )
         return answering.answer(reader, images, prompts, settings)
 
     def logits(

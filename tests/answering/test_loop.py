@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.answering import Failure
 from vlm_jax.attention.steering import HeadGains, Steering
+from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import PromptError
 
 WORDS = ["Is there a dog?", "Is there a cat in the picture?", "What is it?", "Count them."]
@@ -131,6 +133,26 @@ def test_a_batch_of_nothing_but_failures_is_not_read(fresh, tmp_path, monkeypatc
     assert counts == {"rows": 0, "prefixes": 0}
 
 
+def test_all_buckets_are_compiled_before_the_first_answer(fresh, suite):
+    model = fresh.with_params(fresh.params)
+    model.generator, model.buckets = Generator(model.config, model.mesh), set()
+    images, prompts = map(list, suite)
+    prompts[0] += " word" * 40  # a second bucket of what follows an image
+    ask = lambda **more: model.answer(images, prompts, max_new_tokens=2, batch_size=4, **more)
+    answers = ask()
+    next(answers)
+    with counted() as compiled:
+        list(answers)
+    assert not compiled
+    # Prompts behind prefixes of one size, in two sizes, and one without an image.
+    assert len(model.buckets) == 3
+    assert model.generator.compilations == 1 + 2 * 3
+    with counted() as compiled:
+        list(ask())
+        list(ask(logit_bias=None))
+    assert not compiled
+
+
 def test_every_sample_has_its_own_steering_whatever_batch_it_is_in(fresh):
     decoder = fresh.config.decoder
     rng = np.random.default_rng(0)
@@ -154,11 +176,23 @@ def test_every_sample_has_its_own_steering_whatever_batch_it_is_in(fresh):
 
 
 def test_samples_that_are_drawn_are_drawn_apart(fresh):
-    from vlm_jax.decoding import Sampling
-
     images, prompts = [IMAGES[1]] * 4, [WORDS[0]] * 4
     settings = {"max_new_tokens": 6, "sampling": Sampling(temperature=2.0)}
     found = by_index(fresh.answer(images, prompts, **settings))
     assert len({one.tokens for one in found.values()}) > 1
     whole = by_index(fresh.answer(images, prompts, **settings, share_prefix=False))
     assert {n: dataclasses.replace(one) for n, one in whole.items()} == found
+
+
+def test_a_part_of_a_list_draws_what_the_whole_list_draws(fresh, suite):
+    images, prompts = suite
+    settings = {"max_new_tokens": 6, "batch_size": 4, "sampling": Sampling(1.5, seed=3)}
+    whole = by_index(fresh.answer(images, prompts, **settings))
+    part = [3, 7, 12, 13]
+    found = by_index(
+        fresh.answer(
+            [images[n] for n in part], [prompts[n] for n in part], **settings, streams=part
+        )
+    )
+    assert [found[n].tokens for n in range(4)] == [whole[n].tokens for n in part]
+    assert whole[2].tokens != whole[11].tokens  # one question, two draws

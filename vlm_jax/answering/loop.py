@@ -4,13 +4,22 @@ import collections
 import concurrent.futures
 import dataclasses
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 
-from vlm_jax.answering.plan import Batching, Chunk, Plan, Question, Sizes, batch_rows, make_plan
+from vlm_jax.answering.plan import (
+    Batching,
+    Bucket,
+    Chunk,
+    Plan,
+    Question,
+    Sizes,
+    batch_rows,
+    make_plan,
+)
 from vlm_jax.answering.prefixes import PrefixStore
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
@@ -70,6 +79,7 @@ class Settings:
         steering: what to do to attention; leaves [1, L, N], or [samples, L, N] for each its own.
         share_prefix: read what questions begin with, through their last image, once for all.
         on_error: "raise" stops at a sample that cannot be read, "yield" makes it a `Failure`.
+        streams: what seeds each sample's random stream; its index by default.
     """
 
     max_new_tokens: int
@@ -79,6 +89,7 @@ class Settings:
     steering: Steering | None = None
     share_prefix: bool = True
     on_error: Literal["raise", "yield"] = "raise"
+    streams: Sequence[int] | None = None
 
     @property
     def one_steering(self) -> bool:
@@ -101,12 +112,14 @@ class Reader:
         params: parameters, on the generator's mesh.
         processor: its words and pixels.
         prefixes: what earlier calls have read.
+        buckets: static sizes that earlier calls have met, each with programs of its own.
     """
 
     generator: Generator
     params: Params
     processor: Processor
     prefixes: PrefixStore
+    buckets: set[Hashable]
 
 
 def answer(
@@ -129,6 +142,7 @@ def answer(
     yield from failed
     run = _Run(reader, settings)
     plan = plan_answers(reader, drafts, settings)
+    run.compile(plan.buckets)
     with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
         chunks = lambda chunk: None if chunk.key in reader.prefixes else run.prepare(chunk)
         for chunk, prepared in _ahead(pool, plan.chunks, chunks):
@@ -172,6 +186,32 @@ class _Run:
 
     reader: Reader
     settings: Settings
+
+    def compile(self, buckets: Sequence[Bucket]) -> None:
+        """Compiles the programs of all buckets that no earlier call has met, side by side."""
+        settings = self.settings
+        # What makes programs of its own besides sizes; all values are traced.
+        kind = (
+            bucket(settings.max_new_tokens),
+            settings.sampling.greedy,
+            settings.logit_bias is None,
+            jax.tree.structure(settings.steering),
+            settings.one_steering,
+        )
+        new = [size for size in buckets if (size, kind) not in self.reader.buckets]
+        self.reader.buckets.update((size, kind) for size in new)
+        if len(new) > 1:  # one is compiled by its first call as well
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                list(pool.map(self._warm, new))
+
+    def _warm(self, size: Bucket) -> None:
+        shapes = self.reader.processor.shapes
+        self.reader.generator.warm(
+            self.reader.params,
+            shapes(size.rows, size.length, size.groups),
+            prefix=None if size.prefix is None else shapes(*size.prefix),
+            **self._options([0] * size.rows),
+        )
 
     def prepare(self, batching: Batching | Chunk) -> _Prepared:
         """Decodes images and lays out the prompts of a batch, or the prefixes of a chunk."""
@@ -251,23 +291,30 @@ class _Run:
         return self.reader.processor.decode(generated.tokens_bn, generated.lengths_b)
 
     def _generate(self, batching: Batching, batch: Batch, prefix: Prefix | None) -> Generated:
-        settings, filler = self.settings, batching.rows - len(batching.questions)
+        filler = batching.rows - len(batching.questions)
         samples = [question.samples[0] for question in batching.questions]
         samples += samples[-1:] * filler
-        return self.reader.generator(
-            self.reader.params,
-            batch,
-            max_new_tokens=settings.max_new_tokens,
-            slots=bucket(settings.max_new_tokens),
-            stop_ids=self.reader.processor.stop_ids,
-            pad_id=self.reader.processor.pad_id,
-            sampling=settings.sampling,
-            row_ids=samples,
-            logit_bias=settings.logit_bias,
-            steering=settings.steering_of(samples),
-            prefix=prefix,
-            owner_b=None if prefix is None else [*batching.owners, *batching.owners[-1:] * filler],
-        )
+        before = {}
+        if prefix is not None:
+            before = {
+                "prefix": prefix,
+                "owner_b": [*batching.owners, *batching.owners[-1:] * filler],
+            }
+        return self.reader.generator(self.reader.params, batch, **before, **self._options(samples))
+
+    def _options(self, samples: Sequence[int]) -> dict[str, Any]:
+        """Returns the generator's settings for rows of these samples."""
+        settings, streams = self.settings, self.settings.streams
+        return {
+            "max_new_tokens": settings.max_new_tokens,
+            "slots": bucket(settings.max_new_tokens),
+            "stop_ids": self.reader.processor.stop_ids,
+            "pad_id": self.reader.processor.pad_id,
+            "sampling": settings.sampling,
+            "row_ids": samples if streams is None else [streams[sample] for sample in samples],
+            "logit_bias": settings.logit_bias,
+            "steering": settings.steering_of(samples),
+        }
 
 
 def _fail(question: Question, failure: Failure) -> Iterator[Failure]:

@@ -65,6 +65,21 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Static sizes, which need compiled programs of their own.
+
+    Attributes:
+        rows, length, groups: of the batch.
+        prefix: the same of the prefixes that it continues, if it does.
+    """
+
+    rows: int
+    length: int
+    groups: int
+    prefix: tuple[int, int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """All batches of a call.
 
@@ -75,6 +90,17 @@ class Plan:
 
     chunks: tuple[Chunk, ...]
     batches: tuple[Batching, ...]
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The different sizes of its batches, those needed first first."""
+        chunks = [
+            Bucket(b.rows, b.length, 0, (chunk.rows, chunk.length, chunk.groups))
+            for chunk in self.chunks
+            for b in chunk.batches
+        ]
+        whole = [Bucket(b.rows, b.length, b.groups) for b in self.batches]
+        return list(dict.fromkeys(chunks + whole))
 
     @property
     def questions(self) -> int:
