@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from configs import testbed
 
 DEMO = ("gains_last", "air", "air_mild", "text_half", "adhh_t50")
-# Random heads in the same layers are all of them where a method acts on all heads of a layer.
-NO_RANDOM = ("text_half",)
+# Random heads in the same layers are all of them where a method acts on all heads of a layer; parts
+# and variants of a method have no draws of their own, which would double the runs.
+NO_RANDOM = ("text_half", "gains_q", "air_R", "air_P", "adhh_t40")
 
 
 def get_config(size: str = "") -> ConfigDict:
