@@ -72,21 +72,24 @@ def image_key(source: ImageSource, where: str) -> Hashable:
     """Returns what equal images share: a file's path, time and size, a PIL image's pixels.
 
     Raises:
-        PromptError: the file is missing, or the PIL image cannot be decoded.
+        PromptError: there is no such file, the PIL image cannot be decoded, or `source` is neither.
     """
     if not isinstance(source, PIL.Image.Image):
-        try:
-            status = os.stat(source)
-        except OSError as error:
-            raise PromptError(
-                f"{where} ({describe(source)}) cannot be read: {error.strerror}."
-            ) from None
-        return os.fspath(source), status.st_mtime_ns, status.st_size
+        path = _path(source, where)
+        status = os.stat(path)
+        return path, status.st_mtime_ns, status.st_size
     _decode(source.load, source, where)
     return source.mode, source.size, hashlib.blake2b(source.tobytes(), digest_size=16).digest()
 
 
 def _open(source: ImageSource, where: str, max_pixels: int) -> PIL.Image.Image:
+    path = _path(source, where)
+    image = _decode(lambda: PIL.Image.open(path), source, where)
+    _check_size(image, where, max_pixels)
+    return image
+
+
+def _path(source: ImageSource, where: str) -> str:
     if not isinstance(source, (str, os.PathLike)):
         raise PromptError(
             f"{where} must be a path or a PIL image, not {type(source).__name__}; images are given "
@@ -94,9 +97,7 @@ def _open(source: ImageSource, where: str, max_pixels: int) -> PIL.Image.Image:
         )
     if not os.path.isfile(source):
         raise PromptError(f"{where}: no such file: {describe(source)}.")
-    image = _decode(lambda: PIL.Image.open(source), source, where)
-    _check_size(image, where, max_pixels)
-    return image
+    return os.fspath(source)
 
 
 def _decode(step: Callable, source: ImageSource, where: str):

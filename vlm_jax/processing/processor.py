@@ -25,7 +25,7 @@ from vlm_jax.processing.images import (
 )
 from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
 from vlm_jax.processing.positions import expand
-from vlm_jax.processing.samples import Draft, Sample, pad
+from vlm_jax.processing.samples import Draft, Sample, pad, shapes
 
 Part = Literal["all", "prefix", "suffix"]
 
@@ -229,11 +229,15 @@ class Processor:
                 out; by default the error is raised.
         """
         prompts = _strings(prompts, "prompts")
-        found, extents = [], {}
+        # Benchmarks ask the same of many images: a text is tokenized once, a header read once.
+        found, extents, tokenized = [], {}, {}
         for index, (prompt, group) in enumerate(zip(prompts, check_nesting(images, len(prompts)))):
             try:
-                text = self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
-                draft = self._draft(self.encode(text), group, index, extents)
+                asked = repr(prompt), len(group)
+                if asked not in tokenized:
+                    text = self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
+                    tokenized[asked] = self.encode(text)
+                draft = self._draft(tokenized[asked], group, index, extents)
                 self._check_length(draft, max_length, None)
             except PromptError as error:
                 if on_error is None:
@@ -282,6 +286,10 @@ class Processor:
         length = max(length, *(len(sample.sequence.tokens_t) for sample in samples))
         groups = max(groups, *(sum(p.groups for p in sample.patches) for sample in samples))
         return pad(samples, length, groups, self._cut, self.pad_id)
+
+    def shapes(self, rows: int, length: int, groups: int = 0) -> Batch:
+        """Returns `ShapeDtypeStruct`s of what `pad` makes at these sizes."""
+        return shapes(rows, length, groups, self._cut)
 
     def bucket_groups(self, groups: int) -> int:
         """Returns the static number of groups that images of so many groups are padded to."""
@@ -343,9 +351,9 @@ class Processor:
         keys = []
         for order, source in enumerate(images):
             where = _where(number, order)
-            width, height = image_size(source, where, self.max_image_pixels)
             keys.append(image_key(source, where))
             if keys[-1] not in extents:
+                width, height = image_size(source, where, self.max_image_pixels)
                 with _refusals(where, source, width, height):
                     extents[keys[-1]] = self._cut.extent(width, height)
         return Draft(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Hashable, Sequence
 
+import jax
 import numpy as np
 
 from vlm_jax.batch import Batch, Images
@@ -97,6 +98,27 @@ def pad(
         lengths_b=np.array([len(s.tokens_t) for s in sequences], np.int32),
         next_position_b=np.array([s.next_position for s in sequences], np.int32),
         images=_pad_images([sample.patches for sample in samples], groups, cut) if groups else None,
+    )
+
+
+def shapes(rows: int, length: int, groups: int, cut: Clip | Qwen) -> Batch:
+    """Returns `ShapeDtypeStruct`s of what `pad` makes of `rows` samples."""
+    shape = lambda dtype, *dims: jax.ShapeDtypeStruct((rows, *dims), dtype)
+    patches = groups, cut.patches_per_group
+    return Batch(
+        tokens_bt=shape(np.int32, length),
+        kinds_bt=shape(np.int8, length),
+        positions_bt3=shape(np.int32, length, 3),
+        slots_bt=shape(np.int32, length),
+        lengths_b=shape(np.int32),
+        next_position_b=shape(np.int32),
+        images=Images(
+            shape(np.float32, *patches, cut.patch_features),
+            shape(np.int32, *patches),
+            shape(np.int32, *patches, 2),
+        )
+        if groups
+        else None,
     )
 
 
