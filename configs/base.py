@@ -10,6 +10,10 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "model": 1})  # -1: all devices that are left
     config.compile_cache = ""  # folder of compiled programs; "" is the user's cache, "off" is none
 
+    # Items whose image or prompt cannot be read are recorded and left out; a run stops at more of
+    # them than this: a number, or below 1 a share of a benchmark's items (of one at least).
+    config.max_failures = 0.01
+
     # Generation.
     config.batch_size = 0  # rows of a batch; 0 is 8 on CPU and 32 elsewhere
     config.max_new_tokens = 64

@@ -33,7 +33,7 @@ class Progress:
         stream: TextIO | None = None,
     ):
         self.total, self.unit, self.label, self.enabled = total, unit, label, enabled
-        self.done = 0
+        self.done = self.failed = 0
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._interval = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
@@ -47,9 +47,10 @@ class Progress:
     def __exit__(self, kind, error, trace) -> None:
         self.close(failed=kind is not None)
 
-    def advance(self, count: int = 1) -> None:
-        """Adds finished work, and reports if it is time to."""
+    def advance(self, count: int = 1, *, failed: int = 0) -> None:
+        """Adds finished work, and how much of it failed; reports if it is time to."""
         self.done += count
+        self.failed += failed
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now
@@ -60,7 +61,8 @@ class Progress:
         if not failed:
             seconds = time.monotonic() - self._begun
             line = f"{self._prefix()}{self._amount(self.done)} in {duration(seconds)}"
-            self._show(f"{line} ({self._rate(seconds)})", last=True)
+            lost = f", {self.failed} failed" if self.failed else ""
+            self._show(f"{line} ({self._rate(seconds)}){lost}", last=True)
         elif self._terminal and self._width:
             self._write("\n")
 
@@ -70,6 +72,7 @@ class Progress:
         if self.total:
             parts = [f"{self._amount(self.done)} of {self._amount(self.total)}"]
             parts.append(f"{self.done / self.total:.0%}")
+        parts += [f"{self.failed} failed"] * bool(self.failed)
         parts.append(self._rate(seconds))
         if self.total and self.done:
             left = seconds * max(self.total - self.done, 0) / self.done

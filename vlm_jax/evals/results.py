@@ -4,9 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from vlm_jax.errors import UserError
 from vlm_jax.evals.statistics import Interval
+from vlm_jax.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -143,21 +142,8 @@ def write_json(path: str | Path, document: Any) -> Path:
     Raises:
         UserError: the folder cannot be made or written.
     """
-    path = Path(path)
-    text = json.dumps(document, indent=2, allow_nan=False, default=_plain) + "\n"
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    replace_file(path, json.dumps(document, indent=2, allow_nan=False, default=_plain) + "\n")
+    return Path(path)
 
 
 def metric_table(arms: Sequence[tuple[str, Results]], metrics: Sequence[str] | None = None) -> str:

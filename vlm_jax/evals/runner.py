@@ -1,18 +1,19 @@
 """Runs a model over a benchmark: answers go to disk as they are made, a killed run goes on."""
 
-import json
 import os
-import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vlm_jax.errors import AnswersError, UserError
+from vlm_jax.errors import UserError
+from vlm_jax.evals.answer_log import ERROR, AnswerLog, Row, Unkept
 from vlm_jax.evals.base import Benchmark, Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.tallies import TallyTable, tabulate_sums
 from vlm_jax.progress import Progress
 
-_SYNC_EVERY = 128
+_NUMBERED = re.compile(r"^Sample \d+(?:, |: (?:its )?)")
 
 
 class Model(Protocol):
@@ -20,8 +21,69 @@ class Model(Protocol):
 
     @property
     def answer(self) -> Callable[..., Iterator[Any]]:
-        """Of lists of images and prompts: yields answers with `index` and `text` as made."""
+        """Of lists of images and prompts: yields answers with `index` and `text` as made.
+
+        With `on_error="yield"` a sample that cannot be read gives its `index` and the `reason`;
+        `streams` seeds each sample's random stream.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a run; by default it is alone.
+
+    Attributes:
+        index: which process.
+        count: of how many.
+        agree: does work in every process and gives the results (JSON values) of all; an error in
+            one is an error in all.
+    """
+
+    index: int = 0
+    count: int = 1
+    agree: Callable[[Callable[[], Any]], list[Any]] = lambda work: [work()]
+
+    def of(self, examples: Sequence[Example]) -> list[Example]:
+        """This process's part: all examples on one image stay together."""
+        groups: dict[Any, int] = {}
+        for example in examples:
+            groups.setdefault(_item(example), len(groups) % self.count)
+        return [example for example in examples if groups[_item(example)] == self.index]
+
+    def union(self, work: Callable[[], Mapping[str, Row]]) -> dict[str, Row]:
+        """Does work in every process; returns the rows of all by id, answers before failures."""
+        merged: dict[str, Row] = {}
+        for rows in self.agree(work):
+            for identifier, row in rows.items():
+                if ERROR in merged.get(identifier, {ERROR: ""}):
+                    merged[identifier] = row
+        return merged
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a run found.
+
+    Attributes:
+        tallies: example's id as a string -> the item it counts towards, and its tally.
+        failures: id as a string -> why there is no answer.
+        rows: the lines of the answers file, failures left out.
+    """
+
+    tallies: Mapping[str, tuple[Any, Mapping[str, int]]]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    rows: Sequence[Row] = ()
+
+    def table(self, without: Collection[str] = ()) -> TallyTable:
+        """A row of tallies an image (questions on one image are resampled together).
+
+        Args:
+            without: ids that are left out, such as those that failed in another arm.
+        """
+        return tabulate_sums(
+            tally for identifier, tally in self.tallies.items() if identifier not in without
+        )
 
 
 def run(
@@ -31,121 +93,176 @@ def run(
     *,
     identity: Mapping[str, Any],
     label: str = "",
-    details: Callable[[Any], Mapping[str, Any]] | None = None,
+    details: Callable[[Any], Row] | None = None,
+    max_failures: float = 0.0,
+    share: Share = Share(),
     **settings: Any,
-) -> TallyTable:
+) -> Answered:
     """Answers a benchmark and tallies the answers.
 
     Args:
         model: the model.
         benchmark: what to ask, and how to score it.
-        path: the answers file (JSONL). Answers that it holds from a killed run are kept.
+        path: the answers file (JSONL). Answers that it holds from a killed run are kept; items that
+            failed are tried again.
         identity: JSON values that say which model and which settings make the answers; answers of
             another identity are refused.
         label: shown with the progress.
         details: more fields of an answer's line in the file, of what `Model.answer` yields.
+        max_failures: see `failure_limit`.
+        share: this process's part; every process gets the whole result.
         settings: for `Model.answer`, such as `max_new_tokens`.
-
-    Returns:
-        A row of tallies an image (questions on one image are resampled together).
 
     Raises:
         AnswersError: the file holds answers of another run.
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or more items failed than may; what was answered is
+            kept.
     """
     examples = list(benchmark.examples())
-    store = _Store(
-        pathlib.Path(path), {**identity, "protocol": protocol_hash(benchmark.protocol())}
+    protocol = protocol_hash(benchmark.protocol())
+    log = AnswerLog(path, {**identity, "protocol": protocol}, share.index, share.count)
+    row = lambda example, answer: {
+        **benchmark.answer_row(example, answer.text),
+        **(details(answer) if details else {}),
+    }
+    rows = answer_all(
+        model, examples, log, row, label=label, max_failures=max_failures, share=share, **settings
     )
-    texts = store.read({str(example.id) for example in examples})
-    todo = [example for example in examples if str(example.id) not in texts]
-    if todo:
-        with Progress(len(todo), "answers", label=label) as progress, store:
+    answered = {key: line for key, line in rows.items() if ERROR not in line}
+    text = lambda line: line.get("caption", line.get("text"))
+    return Answered(
+        {
+            str(example.id): (
+                _item(example),
+                benchmark.tally(example, text(answered[str(example.id)])),
+            )
+            for example in examples
+            if str(example.id) in answered
+        },
+        {key: line[ERROR] for key, line in rows.items() if ERROR in line},
+        tuple(answered.values()),
+    )
+
+
+def answer_all(
+    model: Model,
+    examples: Sequence[Example],
+    log: AnswerLog | Unkept,
+    row: Callable[[Example, Any], Row],
+    *,
+    label: str = "",
+    max_failures: float = 0.0,
+    share: Share = Share(),
+    malformed: Mapping[str, str] | None = None,
+    show: Callable[[Example, Any], None] = lambda example, answer: None,
+    **settings: Any,
+) -> dict[str, Row]:
+    """Answers examples that no earlier part of the run has answered; writes the finished file.
+
+    Args:
+        model: the model.
+        examples: what to ask.
+        log: where answers are kept.
+        row: the fields of an answer's line.
+        label, max_failures, share, settings: see `run`.
+        malformed: items that could not be read into an example, and why; they are failures.
+        show: called with each new answer.
+
+    Returns:
+        Every line by its id as a string, in the order of the examples, failures among them.
+    """
+    malformed = dict(malformed or {})
+    limit = failure_limit(max_failures, len(examples) + len(malformed))
+    known = share.union(lambda: log.find({str(example.id) for example in examples}))
+    todo = [e for e in share.of(examples) if ERROR in known.get(str(e.id), {ERROR: ""})]
+    # Samples keep their random streams whatever part of the examples is asked.
+    places = {str(example.id): place for place, example in enumerate(examples)}
+    guard = _Guard(limit, len(examples) + len(malformed), dict(malformed))
+    guard.check()
+
+    def work() -> dict[str, Row]:
+        made: dict[str, Row] = {}
+        if not todo:
+            return made
+        quiet = share.index == 0
+        with log, Progress(len(todo), "answers", label=label, enabled=quiet) as progress:
             answers = model.answer(
                 [list(example.images) for example in todo],
                 [example.prompt for example in todo],
+                on_error="yield",
+                streams=[places[str(example.id)] for example in todo],
                 **settings,
             )
             for answer in answers:
-                example = todo[answer.index]
-                texts[str(example.id)] = answer.text
-                row = benchmark.answer_row(example, answer.text)
-                store.append(example.id, {**row, **(details(answer) if details else {})})
-                progress.advance()
-    return tabulate_answers(benchmark, examples, texts)
+                example, reason = todo[answer.index], _reason(answer)
+                line = row(example, answer) if reason is None else {ERROR: reason}
+                made[str(example.id)] = {"id": example.id, **line}
+                log.append(example.id, line)
+                progress.advance(failed=reason is not None)
+                if reason is None:
+                    show(example, answer)
+                else:
+                    guard.add(str(example.id), reason)
+        return made
+
+    new = share.union(work)
+    failed = {**malformed, **{key: line[ERROR] for key, line in new.items() if ERROR in line}}
+    _Guard(limit, guard.total, failed).check()
+    found = {**known, **new}
+    rows = {str(e.id): found[str(e.id)] for e in examples}
+    rows |= {key: {"id": key, ERROR: reason} for key, reason in malformed.items()}
+    share.agree(lambda: log.publish(list(rows.values())) if share.index == 0 else None)
+    log.forget()
+    return rows
 
 
-def tabulate_answers(
-    benchmark: Benchmark, examples: list[Example], texts: Mapping[str, str]
-) -> TallyTable:
-    """Sums the tallies of answers by image; `texts` is keyed by the example's id as a string."""
-    return tabulate_sums(
-        (example.meta.get("image", example.id), benchmark.tally(example, texts[str(example.id)]))
-        for example in examples
-    )
+def failure_limit(max_failures: float, total: int) -> int:
+    """How many of `total` items may fail: a number, or below 1 a share (of at least one item).
+
+    Raises:
+        UserError: it is negative.
+    """
+    if not max_failures >= 0:
+        raise UserError(
+            f"config.max_failures={max_failures} must be a number of items, or a share below 1."
+        )
+    if max_failures >= 1:
+        return int(max_failures)
+    return max(1, int(max_failures * total)) if max_failures else 0
 
 
-class _Store:
-    """An append-only answers file beside a small file that says whose answers they are."""
+@dataclass
+class _Guard:
+    """Counts items that failed, and stops at too many."""
 
-    def __init__(self, path: pathlib.Path, identity: Mapping[str, Any]):
-        self.path, self.key = path, path.with_suffix(".run.json")
-        self.identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
-        self._file = None
-        self._written = 0
+    limit: int
+    total: int
+    failed: dict[str, str]
 
-    def read(self, known: set[str]) -> dict[str, str]:
-        """Returns the answers of an earlier part of this run; drops a line that was cut short."""
-        if not self.path.exists() or not self.key.exists():
-            return {}
-        if json.loads(self.key.read_text(encoding="utf-8")) != self.identity:
-            raise AnswersError(
-                f"{self.path} holds answers of another model or other settings ({self.key.name} "
-                "says which); delete it or choose another --workdir."
-            )
-        texts: dict[str, str] = {}
-        kept = 0
-        data = self.path.read_bytes()
-        for line in data.splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                identifier, text = str(row["id"]), row.get("caption", row.get("text"))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                break
-            if not line.endswith(b"\n") or identifier not in known:
-                break
-            texts[identifier] = text
-            kept += len(line)
-        if kept < len(data):
-            os.truncate(self.path, kept)
-        return texts
+    def add(self, identifier: str, reason: str) -> None:
+        self.failed[identifier] = reason
+        self.check()
 
-    def __enter__(self) -> "_Store":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not (self.path.exists() and self.key.exists())
-            if fresh:
-                self.key.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
-            self._file = self.path.open("w" if fresh else "a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}.") from error
-        return self
+    def check(self) -> None:
+        if len(self.failed) <= self.limit:
+            return
+        identifier, reason = list(self.failed.items())[-1]
+        raise UserError(
+            f"{len(self.failed)} of {self.total} items failed and config.max_failures allows "
+            f"{self.limit}, the last {identifier}: {reason} Repair them or allow more; what was "
+            "answered is kept."
+        )
 
-    def append(self, identifier: Any, row: Mapping[str, Any]) -> None:
-        """Writes one answer; it survives the process from then on, and soon the machine."""
-        assert self._file is not None
-        try:
-            self._file.write(json.dumps({"id": identifier, **row}) + "\n")
-            self._file.flush()
-            self._written += 1
-            if self._written % _SYNC_EVERY == 0:
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror or error}; the answers so far are kept."
-            ) from error
 
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
+def _reason(answer: Any) -> str | None:
+    """Why there is no answer, None if there is.
+
+    Reasons begin with the sample's number in its call, which the line's id says better.
+    """
+    reason = getattr(answer, "reason", None)
+    return None if reason is None else _NUMBERED.sub("", reason)
+
+
+def _item(example: Example) -> Any:
+    """The image that an example is about."""
+    return example.meta.get("image", example.id)

@@ -4,9 +4,7 @@ Each steered answer's line in `answers.jsonl` carries what happened in it, so th
 on after a kill knows it of the answers that were there already.
 """
 
-import json
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +27,12 @@ def details(answer: Any) -> dict[str, Any]:
     return {FIELD: {name: np.round(h_l, _DIGITS).tolist() for name, h_l in heads.items()}}
 
 
-def acted(steering: Steering, files: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+def acted(steering: Steering, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Sums up what a steering did, as JSON values.
 
     Args:
         steering: leaves [1, L, N].
-        files: benchmark -> the answers that were made with it.
+        lines: benchmark -> lines of the answers that were made with it.
 
     Returns:
         `layers` and `heads` that it may act on; `trigger_rate`, the share of decode rows of
@@ -43,7 +41,7 @@ def acted(steering: Steering, files: Mapping[str, pathlib.Path]) -> dict[str, An
         where the steering has no such part. `by_layer` and `by_benchmark` split them. `regime` is
         the share above which selected heads are too many.
     """
-    rows = {name: _rows(path) for name, path in files.items()}
+    rows = {name: _rows(answers) for name, answers in lines.items()}
     joined = {key: np.concatenate([one[key] for one in rows.values()]) for key in _FIELDS}
     mask_ln = touched(steering)
     listed = _reallocating(steering)
@@ -103,11 +101,9 @@ def _rates(
     }
 
 
-def _rows(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _rows(answers: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Heads by answer and layer, [answers, L] a field."""
-    with path.open(encoding="utf-8") as file:
-        found = [json.loads(line)[FIELD] for line in file]
-    return {key: np.array([row[key] for row in found], np.float64) for key in _FIELDS}
+    return {key: np.array([row[FIELD][key] for row in answers], np.float64) for key in _FIELDS}
 
 
 def _leaf(values: Any) -> np.ndarray:

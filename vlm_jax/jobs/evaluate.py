@@ -12,12 +12,14 @@ from vlm_jax.evals.comparison import Comparison, compare
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.tallies import TallyTable
+from vlm_jax.files import replace_file
 from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
 from vlm_jax.jobs.benchmarks import read_benchmark
 from vlm_jax.jobs.measure import Measured, Session
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import provenance
 from vlm_jax.jobs.say_less import SayLess, read_say_less
+from vlm_jax.parallel import processes
 from vlm_jax.report.across import across_tables
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import comparison_page, page
@@ -136,6 +138,9 @@ class Evaluation:
             if arm.methods:
                 entry["methods"] = [dict(method) for method in arm.methods]
                 entry["acted"] = list(self.measured.acted[arm.name])
+        document["failures"] = {
+            name: dict(found) for name, found in self.measured.failures.items() if found
+        }
         return {**document, "compilations": dataclasses.asdict(self.measured.compiled)}
 
 
@@ -150,10 +155,20 @@ def evaluate(
     """Measures, compares, writes and prints; see `run`."""
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
     tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
-    _publish(request, workdir, found, tables)
+    tables += failure_tables(found.measured.failures)
+    if processes.primary():
+        _publish(request, workdir, found, tables)
     show(tables, found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
     return found
+
+
+def failure_tables(failures: Mapping[str, Mapping[str, str]]) -> list[Table]:
+    """The items that could not be read, if any; they are left out of all arms."""
+    rows = [[name, key, why] for name, found in failures.items() for key, why in found.items()]
+    notes = ["Left out of every arm, so that all arms answer the same items."]
+    headers = ["benchmark", "item", "reason"]
+    return [Table("Items that could not be read", headers, rows, notes)] if rows else []
 
 
 def show(tables: Sequence[Table], measured: Measured) -> None:
@@ -193,15 +208,17 @@ def compare_arms(
 def _write_arms(
     request, benchmarks, arms: Sequence[Arm], measured: Measured, comparison: Comparison, workdir
 ) -> dict[str, dict[str, Results]]:
-    """Writes a `results.json` beside the answers of every arm and draw; returns the arms'."""
+    """Returns the arms' results; process 0 writes them beside the answers of every draw."""
     results: dict[str, dict[str, Results]] = {name: {} for name in benchmarks}
     options = {"draws": request.config.bootstrap_draws, "seed": request.config.seed}
     for arm, row in zip(arms, comparison.arms):
         for name, benchmark in benchmarks.items():
             tables = measured.tables[arm.name][name]
-            describe = _Describe(request, benchmark, arm)
+            describe = _Describe(request, benchmark, arm, len(measured.failures.get(name, {})))
             entry = describe.results(row.levels[name], row.changes.get(name, {}), tables)
             results[name][arm.name] = entry
+            if not processes.primary():
+                continue
             folder = workdir / slug(name)
             entry.write(folder / slug(arm.name) / "results.json")
             if arm.is_random:
@@ -219,6 +236,7 @@ class _Describe:
     request: Request
     benchmark: Benchmark
     arm: Arm
+    failed: int = 0
 
     def results(
         self,
@@ -232,7 +250,9 @@ class _Describe:
         for table in tables:
             for field, count in table.totals().items():
                 counts[field] = counts.get(field, 0) + count
-        notes = (f"Metrics are means over {len(tables)} draws.",) if len(tables) > 1 else ()
+        notes = [f"Metrics are means over {len(tables)} draws."] if len(tables) > 1 else []
+        if self.failed:
+            notes.append(f"{self.failed} items could not be read and are left out of all arms.")
         edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
         arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}
         if self.arm.methods:
@@ -249,7 +269,7 @@ class _Describe:
             seeds={**found["seeds"], "bootstrap": self.request.config.seed},
             device=found["device"],
             protocol=protocol_hash(self.benchmark.protocol()),
-            notes=notes,
+            notes=tuple(notes),
         )
 
 
@@ -267,7 +287,7 @@ def _publish(
     top = {**entry.document(), "arm": UNEDITED, "all": everything, "comparison": comparison}
     write_json(workdir / "results.json", top)
     answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
-    (workdir / "answers.jsonl").write_bytes(answers)
+    replace_file(workdir / "answers.jsonl", answers)
     title = f"{request.need('source').name}: arms beside their controls"
     write_reports(workdir, title, tables, comparison_page(title, found.comparison, tables, entry))
 
@@ -275,5 +295,5 @@ def _publish(
 def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:
     """Writes `report.md` and `report.html`."""
     text = "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
-    (workdir / "report.md").write_text(text, encoding="utf-8")
-    (workdir / "report.html").write_text(page, encoding="utf-8")
+    replace_file(workdir / "report.md", text)
+    replace_file(workdir / "report.html", page)

@@ -11,13 +11,14 @@ import jax
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
 from vlm_jax.evals.base import Benchmark
+from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.jobs.acted import acted, details
 from vlm_jax.jobs.arms import UNEDITED, Arm, Planned, Setting, edit_model, plan_edits, slug
 from vlm_jax.jobs.fingerprint import fingerprint
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import generation_settings, load_model
+from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_model, share
 from vlm_jax.jobs.say_less import SayLess
 from vlm_jax.progress import duration
 from vlm_jax.steering.qk import QKEdit
@@ -56,6 +57,8 @@ class Measured:
         planned: what every edit is, in low-rank form, and its sizes.
         acted: arm -> what its steering did, one a draw; steered arms alone.
         compiled: programs.
+        failures: benchmark -> id of an item -> why it could not be read, in whichever arm; such
+            items are left out of all arms, so that they stay paired.
     """
 
     tables: Mapping[str, Mapping[str, Sequence[TallyTable]]]
@@ -63,6 +66,7 @@ class Measured:
     planned: Mapping[QKEdit, Planned]
     acted: Mapping[str, Sequence[Mapping[str, Any]]]
     compiled: Compiled
+    failures: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class Session:
@@ -76,11 +80,10 @@ class Session:
         self.source = checkpoint.open_folder(request.need("source"))
         self.model = load_model(request)
         self.settings = generation_settings(request.config)
-        named = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+        self.max_failures, self.share = request.config.max_failures, share()
         self.identity = {
             "source": fingerprint(self.source),
-            **{key: request.config[key] for key in named},
-            "dtype": str(next(iter(self.model.params.values())).dtype),
+            **generation_identity(request.config, self.model),
         }
 
     def measure(
@@ -103,9 +106,9 @@ class Session:
         runs = _Runs(self, benchmarks, workdir, clock, planned)
         vectors = {bias: say_less.logit_bias(self.model, bias) for bias in biases if say_less}
         before = self.model.generator.compilations
-        tables: dict[str, dict[str, list[TallyTable]]] = {
-            UNEDITED: runs.draw(Setting(0), slug(UNEDITED), UNEDITED)
-        }
+        found: dict[str, dict[str, list[Answered]]] = {UNEDITED: {}}
+        for name, answered in runs.draw(Setting(0), slug(UNEDITED), UNEDITED).items():
+            found[UNEDITED][name] = [answered]
         compiled = {"unedited": self.model.generator.compilations - before}
         compiled |= {"edited": 0, "steered": 0}
         done: dict[str, list[Mapping[str, Any]]] = {}
@@ -114,27 +117,51 @@ class Session:
                 many = len(arm.settings)
                 label = f"{arm.name} {draw + 1} of {many}" if arm.is_random else arm.name
                 before = self.model.generator.compilations
-                for name, drawn in runs.draw(setting, folder, label).items():
-                    tables.setdefault(arm.name, {}).setdefault(name, []).extend(drawn)
+                drawn = runs.draw(setting, folder, label)
+                for name, answered in drawn.items():
+                    found.setdefault(arm.name, {}).setdefault(name, []).append(answered)
                 kind = "edited" if setting.steering is None else "steered"
                 compiled[kind] += self.model.generator.compilations - before
                 if setting.steering is not None:
-                    files = {name: runs.path(name, folder) for name in benchmarks}
-                    done.setdefault(arm.name, []).append(acted(setting.steering, files))
-        sweep = {}
+                    rows = {name: answered.rows for name, answered in drawn.items()}
+                    done.setdefault(arm.name, []).append(acted(setting.steering, rows))
+        biased: dict[float, dict[str, Answered]] = {}
         for bias, vector in vectors.items():
             identity = {"edit": "None", "bias": bias, "bias_tokens": say_less and say_less.tokens}
             where = f"frontier/bias_{bias:+g}", f"say-less bias {bias:+g}"
-            sweep[bias] = {
+            biased[bias] = {
                 name: runs.answer(name, self.model, *where, identity, logit_bias=vector)
                 for name in captions
             }
+        everything = [*found.values(), *({n: [a] for n, a in b.items()} for b in biased.values())]
+        failures = _failures(benchmarks, everything)
+        tables = {
+            arm: {name: [a.table(failures[name]) for a in drawn] for name, drawn in own.items()}
+            for arm, own in found.items()
+        }
+        sweep = {
+            bias: {name: answered.table(failures[name]) for name, answered in own.items()}
+            for bias, own in biased.items()
+        }
         if sweep:
             sweep[0.0] = {name: tables[UNEDITED][name][0] for name in captions}
         steerings = [setting.steering for arm in arms for setting in arm.settings]
         kinds = len({jax.tree.structure(one) for one in steerings if one is not None})
         sweep = dict(sorted(sweep.items()))
-        return Measured(tables, sweep, planned, done, Compiled(**compiled, kinds=kinds))
+        programs = Compiled(**compiled, kinds=kinds)
+        return Measured(tables, sweep, planned, done, programs, failures)
+
+
+def _failures(
+    benchmarks: Mapping[str, Benchmark], runs: Sequence[Mapping[str, Sequence[Answered]]]
+) -> dict[str, dict[str, str]]:
+    """Benchmark -> id -> reason, of items that failed in any run."""
+    failures: dict[str, dict[str, str]] = {name: {} for name in benchmarks}
+    for found in runs:
+        for name, drawn in found.items():
+            for answered in drawn:
+                failures[name].update(answered.failures)
+    return failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +174,8 @@ class _Runs:
     clock: "_Clock"
     planned: Mapping[QKEdit, Planned]
 
-    def draw(self, setting: Setting, folder: str, label: str) -> dict[str, list[TallyTable]]:
-        """Answers every benchmark with one setting; returns a table each."""
+    def draw(self, setting: Setting, folder: str, label: str) -> dict[str, Answered]:
+        """Answers every benchmark with one setting."""
         model = self.session.model
         if setting.edit is not None:
             model = edit_model(model, self.session.source, self.planned[setting.edit])
@@ -156,7 +183,7 @@ class _Runs:
         if setting.steering is not None:
             steered = {"steering": setting.steering, "details": details}
         return {
-            name: [self.answer(name, model, folder, label, setting.identity, **steered)]
+            name: self.answer(name, model, folder, label, setting.identity, **steered)
             for name in self.benchmarks
         }
 
@@ -166,7 +193,7 @@ class _Runs:
 
     def answer(
         self, name: str, model: VLM, folder: str, label: str, identity: dict, **settings: Any
-    ) -> TallyTable:
+    ) -> Answered:
         """Answers a benchmark, or reads the answers that are there."""
         with self.clock:
             return run_benchmark(
@@ -175,6 +202,8 @@ class _Runs:
                 self.path(name, folder),
                 identity={**self.session.identity, **identity},
                 label=f"{self.clock} {name}, {label}",
+                max_failures=self.session.max_failures,
+                share=self.session.share,
                 **self.session.settings,
                 **settings,
             )

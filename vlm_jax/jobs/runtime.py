@@ -10,8 +10,9 @@ from vlm_jax.api import VLM, load
 from vlm_jax.decoding import Sampling
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.results import package_versions
+from vlm_jax.evals.runner import Share
 from vlm_jax.jobs.request import Request
-from vlm_jax.parallel import make_mesh
+from vlm_jax.parallel import make_mesh, processes
 
 PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
@@ -37,6 +38,11 @@ def enable_compile_cache(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def share() -> Share:
+    """This process's part of a run's answers."""
+    return Share(processes.index(), processes.count(), processes.agree)
+
+
 def generation_settings(config: Any) -> dict[str, Any]:
     """Returns the arguments of `VLM.answer` that a config sets."""
     return {
@@ -46,9 +52,16 @@ def generation_settings(config: Any) -> dict[str, Any]:
     }
 
 
+def generation_identity(config: Any, model: VLM) -> dict[str, Any]:
+    """Returns what besides the weights makes an answer what it is, as JSON values."""
+    named = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    dtype = str(next(iter(model.params.values())).dtype)
+    return {**{key: config[key] for key in named}, "dtype": dtype}
+
+
 def provenance(config: Any) -> dict[str, Any]:
     """Returns what every result file carries: settings, versions, seeds, device."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     kind = device.device_kind if device.platform != "cpu" else "CPU"
     return {
         "config": config.to_dict(),

@@ -1,0 +1,260 @@
+"""Answers on disk while they are made, and the finished file.
+
+A process appends a line an answer to a log of its own: the finished file's name where it works
+alone, `answers.<process>-of-<n>.jsonl` where it is one of n. A line outlives the process as soon as
+it is appended, and the machine within `SYNC_SECONDS`. The finished file has the lines of all
+processes in the order of the questions, whoever made them and however often they were stopped.
+
+A small file beside it, `answers.run.json`, says whose answers they are.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from vlm_jax.errors import AnswersError, UserError
+from vlm_jax.files import cannot_write, replace_file
+
+SYNC_SECONDS = 1.0
+ERROR = "error"
+"""The field of a line that says why there is no answer."""
+
+Row = Mapping[str, Any]
+
+
+class AnswerLog:
+    """The log of one process, and what all logs hold; a context manager around appending.
+
+    Args:
+        path: the finished file.
+        identity: JSON values that say which model and which settings make the answers.
+        index: which process this is.
+        count: how many share the work.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, identity: Mapping[str, Any], index: int = 0, count: int = 1
+    ):
+        self.path = pathlib.Path(path)
+        self.key = self.path.with_suffix(".run.json")
+        self.identity = json.loads(json.dumps(identity, sort_keys=True, default=str))
+        self._ending = f"-of-{count}{self.path.suffix}"
+        name = f"{self.path.stem}.{index}{self._ending}"
+        self.log = self.path if count == 1 else self.path.with_name(name)
+        self._fresh = False
+        self._file: int | None = None
+        self._sync: _Sync | None = None
+        self._size = 0
+
+    def find(self, known: Collection[str]) -> dict[str, Row]:
+        """Returns the lines of earlier parts of this run, by id as a string; changes nothing.
+
+        Where an item failed and was answered later, the answer counts.
+
+        Args:
+            known: ids that the run asks about.
+
+        Raises:
+            AnswersError: the file holds answers of another run.
+            UserError: it cannot be read.
+        """
+        try:
+            self._fresh = not self.key.exists()
+            if self._fresh:
+                return {}
+            if json.loads(self.key.read_text(encoding="utf-8")) != self.identity:
+                raise AnswersError(
+                    f"{self.path} holds answers of another model or other settings "
+                    f"({self.key.name} says which); delete both or choose another --workdir."
+                )
+            rows: dict[str, Row] = {}
+            for log in dict.fromkeys([self.path, self.log, *self._logs()]):
+                for row, _ in _lines(log):
+                    identifier = str(row["id"])
+                    if identifier in known and ERROR in rows.get(identifier, {ERROR: ""}):
+                        rows[identifier] = row
+            return rows
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}.") from error
+
+    def __enter__(self) -> "AnswerLog":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._fresh:
+                for old in (self.path, self.log, *self._logs()):
+                    # Of the same count are the logs that other processes open just now.
+                    if old == self.log or not old.name.endswith(self._ending):
+                        old.unlink(missing_ok=True)
+                replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
+                self._fresh = False
+            self._size = max((end for _, end in _lines(self.log)), default=0)
+            self._file = os.open(self.log, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._lock()
+            os.truncate(self._file, self._size)  # a line that was cut short
+            os.lseek(self._file, self._size, os.SEEK_SET)
+        except OSError as error:
+            raise cannot_write(self.log, error) from error
+        self._sync = _Sync(self._file)
+        return self
+
+    def append(self, identifier: Any, row: Row) -> None:
+        """Writes one answer, or why there is none (`ERROR`).
+
+        Raises:
+            UserError: it cannot be written; the answers before it are kept.
+        """
+        assert self._file is not None
+        assert self._sync is not None
+        line = _line({"id": identifier, **row})
+        try:
+            self._sync.check()
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            self._size += len(line)
+            self._sync.wanted.set()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        if self._file is None or self._sync is None:
+            return
+        try:
+            self._sync.stop()
+            self._sync.check()
+            os.truncate(self._file, self._size)  # half a line, where the disk is full
+            os.fsync(self._file)
+        except OSError as failed:
+            if kind is None:
+                raise self._failed(failed) from failed
+        finally:
+            os.close(self._file)
+            self._file = self._sync = None
+
+    def publish(self, rows: Collection[Row]) -> None:
+        """Writes the finished file, lines in the order given, and removes the processes' logs.
+
+        Raises:
+            UserError: it cannot be written; all logs are kept.
+        """
+        content = b"".join(map(_line, rows))
+        try:
+            if not self.path.exists() or self.path.read_bytes() != content:
+                if not self.key.exists():
+                    replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
+                replace_file(self.path, content, kept=f"the answers are kept in {self._kept()}")
+            for log in self._logs():
+                log.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(
+                self.path, error, f"the answers are kept in {self._kept()}"
+            ) from error
+
+    def forget(self) -> None:
+        """Removes this process's own log, once its lines are in the finished file elsewhere."""
+        if self.log != self.path:
+            self.log.unlink(missing_ok=True)
+
+    def _lock(self) -> None:
+        """Refuses a second run on the same file; the lock goes with the process."""
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            self._file = None
+            raise UserError(
+                f"another run is writing {self.log}; wait for it, or choose another --workdir."
+            ) from None
+        except OSError:
+            pass  # file systems without locks
+
+    def _logs(self) -> list[pathlib.Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}.*-of-*{self.path.suffix}"))
+
+    def _kept(self) -> str:
+        return ", ".join(log.name for log in self._logs()) or str(self.log)
+
+    def _failed(self, error: OSError) -> UserError:
+        return cannot_write(self.log, error, "the answers so far are kept: start again to go on")
+
+
+class Unkept:
+    """The log of answers that nobody keeps."""
+
+    path = None
+
+    def find(self, known: Collection[str]) -> dict[str, Row]:
+        """Nothing."""
+        return {}
+
+    def __enter__(self) -> "Unkept":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def append(self, identifier: Any, row: Row) -> None:
+        """Forgets it."""
+
+    def publish(self, rows: Collection[Row]) -> None:
+        """Writes nothing."""
+
+    def forget(self) -> None:
+        """There is nothing."""
+
+
+class _Sync:
+    """Puts a file's content on disk every `SYNC_SECONDS` while there is something new."""
+
+    def __init__(self, file: int):
+        self.wanted = threading.Event()
+        self._file, self._stop = file, threading.Event()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="answers to disk")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises the error that the disk has reported."""
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        self.wanted.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self.wanted.wait() and not self._stop.wait(SYNC_SECONDS):
+            self.wanted.clear()
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._error = error
+                return
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields rows with the place where each ends, up to a line that was cut short."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    end = 0
+    for line in data.split(b"\n")[:-1]:
+        try:
+            row = json.loads(line)
+            _ = row["id"]
+        except (ValueError, KeyError, TypeError):
+            return
+        end += len(line) + 1
+        yield row, end
