@@ -139,6 +139,10 @@ class HFFolder(ModelFolder):
                 files[INDEX] = index
             write_files(temporary, files)
 
+    def sources(self) -> list[pathlib.Path]:
+        """The files that the parameters and their meaning come from."""
+        return [self.path / file for file in ("config.json", *self.files)]
+
     def index(self) -> bytes | None:
         """The bytes of the shard index; None for a single file."""
         return None if SINGLE in self.files else (self.path / INDEX).read_bytes()

@@ -1,24 +1,29 @@
-"""The two conversions, streaming: memory follows the largest tensor, not the model."""
+"""The two conversions, streaming: memory follows the largest tensor, not the model.
+
+Both go on where an interrupted one stopped, if the source is still the same.
+"""
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from convert import safetensors_io, source_layout
 from convert.families import bind
 from convert.hf_folder import INDEX, HFFolder, open_hf
-from convert.safetensors_io import Entry
+from convert.safetensors_io import Entry, Header
 from convert.source_layout import SourceLayout
 from convert.table import Binding, Tensor
 from vlm_jax.checkpoint import (
     SOURCE_LAYOUT,
     ConvertedFolder,
     FolderWriter,
+    ModelFolder,
     TensorInfo,
-    new_folder,
+    identity_of,
     open_folder,
+    resumable_folder,
     write_files,
 )
 from vlm_jax.errors import CheckpointError
@@ -37,20 +42,23 @@ def import_hf(
 
     Raises:
         ConfigError, CheckpointError: the source is no such folder, incomplete, damaged or not
-            finite, or the target cannot be made. Nothing is left behind.
+            finite, and nothing is left behind; or the target cannot be made, or the source cannot
+            be read to its end, and what was done is kept for the next call.
     """
     folder = open_hf(source) if pathlib.Path(source).is_dir() else None
     if folder is None:
         raise CheckpointError(
             f"{source} is no Hugging Face folder: it needs config.json and weights."
         )
-    total = sum(info.nbytes for info in folder.tensors.values())
-    with new_folder(target, source) as temporary, Progress(
-        total, "B", "importing", enabled=progress
-    ) as meter:  # fmt: skip
-        writer = FolderWriter(temporary)
-        for path, array in folder.stream():
-            writer.add(path, array)
+    headers = (header.text for header in folder.files.values())
+    identity = identity_of(folder.sources(), b"import", *headers)
+    with (
+        resumable_folder(target, source, identity) as temporary,
+        FolderWriter(temporary) as writer,
+        _progress("importing", folder, writer.stored, progress) as meter,
+    ):
+        for path, array in folder.stream(p for p in folder.tensors if p not in writer.stored):
+            writer.add(path, array, checked=True)
             meter.advance(array.nbytes)
         files: dict[str, bytes | pathlib.Path] = dict(folder.companions())
         files[SOURCE_LAYOUT] = source_layout.of_folder(folder).to_json()
@@ -69,8 +77,7 @@ def export_hf(
     Args: as `import_hf`; a source that is a Hugging Face folder already is copied.
 
     Raises:
-        CheckpointError: the source's parameters are not those of its config, or the target cannot
-            be made. Nothing is left behind.
+        CheckpointError: the source's parameters are not those of its config, or as `import_hf`.
     """
     folder = open_folder(source)
     if isinstance(folder, HFFolder):
@@ -85,11 +92,9 @@ def export_hf(
         if folder.source_layout is None
         else source_layout.from_json(folder.source_layout)
     )
-    total = sum(info.nbytes for info in folder.tensors.values())
-    with new_folder(target, source) as temporary, Progress(
-        total, "B", "exporting", enabled=progress
-    ) as meter:  # fmt: skip
-        _write_shards(folder, binding, layout, temporary, meter)
+    identity = identity_of(folder.sources(), b"export", layout.to_json())
+    with resumable_folder(target, source, identity) as temporary:
+        _write_shards(folder, binding, layout, temporary, progress)
         files: dict[str, bytes | pathlib.Path] = dict(folder.companions())
         if layout.index is not None:
             files[INDEX] = layout.index
@@ -101,16 +106,19 @@ def _write_shards(
     binding: Binding,
     layout: SourceLayout,
     target: pathlib.Path,
-    meter: Progress,
+    progress: bool,
 ) -> None:
-    """Writes every file of a layout, reading the parameters in the order of their bytes."""
+    """Writes the files of a layout that are not there, reading in the order of their bytes."""
     entries: dict[str, Entry] = {}
     for header in layout.files.values():
         entries |= header.entries
     infos = {name: TensorInfo(entry.shape, entry.dtype) for name, entry in entries.items()}
     names: dict[str, Tensor] = binding.match(infos, str(folder.path / SOURCE_LAYOUT))
+    missing = {file: h for file, h in layout.files.items() if not _complete(target / file, h)}
+    wanted = {name for header in missing.values() for name in header.entries if name in names}
+    stored = {tensor.path for name, tensor in names.items() if name not in wanted}
     arrays: Iterator[tuple[str, np.ndarray]] = folder.stream(
-        names[name].path for name in entries if name in names
+        names[name].path for name in entries if name in wanted
     )
 
     def tensor(name: str) -> Iterator[np.ndarray]:
@@ -120,8 +128,25 @@ def _write_shards(
         meter.advance(array.nbytes)
         return names[name].to_disk(array)
 
-    for file, header in layout.files.items():
-        safetensors_io.write(target / file, header, tensor)
+    with _progress("exporting", folder, stored, progress) as meter:
+        for file, header in missing.items():
+            partial = target / f".{file}.partial"
+            safetensors_io.write(partial, header, tensor)
+            partial.rename(target / file)
+
+
+def _complete(path: pathlib.Path, header: Header) -> bool:
+    """Whether an earlier run wrote a file: it got its name and length when it was whole."""
+    return path.exists() and path.stat().st_size == header.data_start + header.data_bytes
+
+
+def _progress(label: str, folder: ModelFolder, stored: Collection[str], enabled: bool) -> Progress:
+    """A meter of the bytes that are still to be done."""
+    sizes = {path: info.nbytes for path, info in folder.tensors.items()}
+    before = sum(sizes[path] for path in stored)
+    if before:
+        label += f" ({before / sum(sizes.values()):.0%} was done before)"
+    return Progress(sum(sizes.values()) - before, "B", label, enabled=enabled)
 
 
 def _check_parameters(folder: ConvertedFolder, binding: Binding) -> None:

@@ -1,13 +1,13 @@
-"""Every broken folder gets one error that names the fault, and leaves nothing behind."""
+"""Every broken folder gets one error that names the fault, and leaves nothing behind.
+
+What a failure of the machine leaves is `test_resume`'s.
+"""
 
 import errno
 import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import convert
 from tests import tiny
 from vlm_jax import checkpoint
-from vlm_jax.checkpoint import converted, orbax_store
+from vlm_jax.checkpoint import orbax_store
 from vlm_jax.errors import CheckpointError, ConfigError, UserError
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -244,7 +244,7 @@ def test_unwritable_target(source, monkeypatch, code):
     mkdir = pathlib.Path.mkdir
 
     def refuse(path, *args, **kwargs):
-        if ".partial-" in path.name:
+        if path.name.endswith(".partial"):
             raise OSError(code, os.strerror(code), str(path))
         mkdir(path, *args, **kwargs)
 
@@ -256,21 +256,6 @@ def test_a_file_where_a_folder_should_be(source):
     (source.parent / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"cannot write .*target: (File exists|Not a dir)"):
         convert.import_hf(source, source.parent / "file" / "target", progress=False)
-
-
-def test_disk_full_in_the_middle(source, monkeypatch):
-    add = converted.FolderWriter.add
-    seen = []
-
-    def fail(self, path, array):
-        seen.append(path)
-        if len(seen) > 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        add(self, path, array)
-
-    monkeypatch.setattr(converted.FolderWriter, "add", fail)
-    monkeypatch.setattr(orbax_store, "GROUP_BYTES", 1000)
-    refuses(source, "cannot write .*target: No space left on device")
 
 
 def test_manifest_damage(ours, tmp_path):
@@ -296,47 +281,3 @@ def test_parameters_lost_or_exchanged(ours, tmp_path):
     shutil.rmtree(folder / "params")
     with pytest.raises(CheckpointError, match=r"params is not a complete checkpoint"):
         checkpoint.open_folder(folder).load()
-
-
-KILLED = """
-import sys, time
-import convert
-from vlm_jax.checkpoint import converted, orbax_store
-
-orbax_store.GROUP_BYTES = 1000
-add, seen = converted.FolderWriter.add, []
-
-def stop(self, path, array):
-    add(self, path, array)
-    seen.append(path)
-    if len(seen) == 10:
-        print("ready", flush=True)
-        time.sleep(60)
-
-converted.FolderWriter.add = stop
-convert.import_hf(sys.argv[1], sys.argv[2])
-"""
-
-
-def test_a_killed_conversion_leaves_nothing_that_looks_complete(source, tmp_path):
-    target = tmp_path / "target"
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(source), str(target)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    left = [path for path in tmp_path.iterdir() if path != source]
-    assert len(left) == 1
-    assert left[0].name.startswith(".target.partial-")
-    assert any((left[0]).rglob("*.ocdbt"))  # it was killed in the middle of writing
-    with pytest.raises(CheckpointError):
-        checkpoint.open_folder(left[0])
-    convert.import_hf(source, target, progress=False)
-    assert sorted(tmp_path.iterdir()) == sorted([source, target])
-    assert checkpoint.open_folder(target).load()

@@ -4,7 +4,7 @@
 The room knows nothing of other formats: they register themselves as entry points.
 """
 
-from vlm_jax.checkpoint.atomic import new_folder
+from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
 from vlm_jax.checkpoint.certificate import CERTIFICATE, SIDECAR, Certificate, digest
 from vlm_jax.checkpoint.converted import SOURCE_LAYOUT, ConvertedFolder, FolderWriter, save
 from vlm_jax.checkpoint.folder import (
@@ -36,9 +36,11 @@ __all__ = [
     "check_finite",
     "companion_files",
     "digest",
+    "identity_of",
     "new_folder",
     "open_folder",
     "place",
+    "resumable_folder",
     "save",
     "with_extra",
     "write_files",

@@ -1,14 +1,19 @@
 """Folders that appear under their name only when they are complete."""
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 from vlm_jax.errors import CheckpointError
+
+_STATE = ".made_from"
 
 
 @contextlib.contextmanager
@@ -27,20 +32,7 @@ def new_folder(
     Raises:
         CheckpointError: the target exists, is the source or inside it, or cannot be written.
     """
-    target = pathlib.Path(os.path.abspath(target))
-    if (
-        source is not None
-        and target.exists()
-        and os.path.realpath(source) == os.path.realpath(target)
-    ):
-        raise CheckpointError(f"the target {target} is the source itself; name another folder.")
-    if source is not None and pathlib.Path(os.path.realpath(target)).is_relative_to(
-        os.path.realpath(source)
-    ):
-        raise CheckpointError(
-            f"the target {target} lies inside the source {source}; name a folder beside it."
-        )
-    _refuse_existing(target)
+    target = _absolute(target, source)
     temporary = target.with_name(f".{target.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,12 +42,126 @@ def new_folder(
         _refuse_existing(target)
         temporary.rename(target)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write {target}: {error.strerror or error}"
-            f"{f' ({error.filename})' if error.filename else ''}."
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_folder(
+    target: str | os.PathLike[str], source: str | os.PathLike[str], identity: str
+) -> Iterator[pathlib.Path]:
+    """As `new_folder`, but what an interrupted call left in it is still there in the next one.
+
+    A killed process, an interruption and an error of the machine (a full disk, a file that cannot
+    be read) leave the temporary folder; an error in the input removes it.
+
+    Args:
+        target: the folder to make; must not exist.
+        source: the folder that it is made from.
+        identity: of what the folder is made from, as `identity_of` gives it. Leftovers of another
+            identity are cleared away.
+
+    Raises:
+        CheckpointError: as `new_folder`; or another process is making the same target.
+    """
+    target = _absolute(target, source)
+    temporary = target.with_name(f".{target.name}.partial")
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(exist_ok=True)
+            state = stack.enter_context((temporary / _STATE).open("a+", encoding="utf-8"))
+            _lock(state, target)
+            _claim(temporary, state, identity)
+            yield temporary
+            _refuse_existing(target)
+            (temporary / _STATE).unlink()
+            temporary.rename(target)
+        except _Busy as error:
+            raise CheckpointError(str(error)) from None
+        except (OSError, CheckpointError) as error:
+            of_machine = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+            kept = _kept(temporary, of_machine)
+            if isinstance(error, OSError):
+                raise CheckpointError(f"{_unwritable(target, error)}{kept}") from error
+            raise type(error)(f"{error}{kept}") from error
+        except Exception:
+            _kept(temporary, False)
+            raise
+
+
+def identity_of(files: Iterable[pathlib.Path], *texts: bytes) -> str:
+    """A hash of files' names, sizes and times of change, and of some content.
+
+    A file that was fetched again may have the same header as a damaged one: its time tells.
+    """
+    known = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        known.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for text in texts:
+        known.update(b"%d\n" % len(text) + text)
+    return known.hexdigest()
+
+
+class _Busy(Exception):
+    """Another process holds the folder."""
+
+
+def _lock(state: TextIO, target: pathlib.Path) -> None:
+    """Holds the folder until the file is closed, even by a kill."""
+    try:
+        fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _Busy(
+            f"another process is making {target}; wait for it, or name another target."
+        ) from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _claim(temporary: pathlib.Path, state: TextIO, identity: str) -> None:
+    """Clears away what was made from something else."""
+    state.seek(0)
+    if state.read() == identity:
+        return
+    for left in temporary.iterdir():
+        if left.name != _STATE:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    state.truncate(0)
+    state.write(identity)
+    state.flush()
+
+
+def _kept(temporary: pathlib.Path, keep: bool) -> str:
+    """Removes the folder unless it is worth keeping; what to tell the user of it."""
+    files = (path for path in temporary.rglob("*") if path.is_file() and path.name != _STATE)
+    if keep and any(files):
+        return f" What was done is kept in {temporary}: the same command goes on from there."
+    shutil.rmtree(temporary, ignore_errors=True)
+    return ""
+
+
+def _absolute(
+    target: str | os.PathLike[str], source: str | os.PathLike[str] | None
+) -> pathlib.Path:
+    target = pathlib.Path(os.path.abspath(target))
+    if source is not None:
+        real, origin = pathlib.Path(os.path.realpath(target)), os.path.realpath(source)
+        if target.exists() and str(real) == origin:
+            raise CheckpointError(f"the target {target} is the source itself; name another folder.")
+        if real.is_relative_to(origin):
+            raise CheckpointError(
+                f"the target {target} lies inside the source {source}; name a folder beside it."
+            )
+    _refuse_existing(target)
+    return target
+
+
+def _unwritable(target: pathlib.Path, error: OSError) -> CheckpointError:
+    where = f" ({error.filename})" if error.filename else ""
+    return CheckpointError(f"cannot write {target}: {error.strerror or error}{where}.")
 
 
 def _refuse_existing(target: pathlib.Path) -> None:

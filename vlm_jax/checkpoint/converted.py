@@ -25,30 +25,46 @@ from vlm_jax.checkpoint.folder import (
     with_extra,
     write_files,
 )
-from vlm_jax.checkpoint.orbax_store import Reader, Writer
+from vlm_jax.checkpoint.orbax_store import INDEX, Reader, Writer
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # How the files that a folder was converted from held its tensors; means nothing to this room.
 SOURCE_LAYOUT = "source_layout.json"
 _OWN_FIELDS = ("format_version", "family", "tensors")
 
 
 class FolderWriter:
-    """Fills a folder (a temporary one of `new_folder`) parameter by parameter."""
+    """Fills a folder (a temporary one) parameter by parameter; a context manager.
+
+    Attributes:
+        stored: the paths that an interrupted run left in the folder; they are not given again.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
         self._params = Writer(folder / PARAMS)
+        self.stored = self._params.stored
 
-    def add(self, path: str, array: np.ndarray | jax.Array) -> None:
+    def __enter__(self) -> "FolderWriter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._params.__exit__(*error)
+
+    def add(self, path: str, array: np.ndarray | jax.Array, *, checked: bool = False) -> None:
         """Takes one parameter; the caller must not change the array afterwards.
+
+        Args:
+            path: of the parameter.
+            array: on the host or on devices.
+            checked: whether it is known to be finite.
 
         Raises:
             CheckpointError: it holds NaN or infinity.
         """
-        self._params.add(path, array)
+        self._params.add(path, array, checked=checked)
 
     def finish(
         self, files: Mapping[str, bytes | pathlib.Path], manifest: Mapping[str, Any]
@@ -93,6 +109,10 @@ class ConvertedFolder(ModelFolder):
         """How the converted files held the tensors, as the converter wrote it; None if unknown."""
         path = self.path / SOURCE_LAYOUT
         return path.read_bytes() if path.exists() else None
+
+    def sources(self) -> list[pathlib.Path]:
+        """Files that no two writings of a folder have in common."""
+        return [self.path / "config.json", self.path / MANIFEST, self.path / PARAMS / INDEX]
 
     def companions(self) -> dict[str, pathlib.Path]:
         """See `ModelFolder`."""
@@ -141,10 +161,9 @@ class ConvertedFolder(ModelFolder):
     ) -> None:
         """See `ModelFolder`."""
         self.check_paths(replace)
-        with new_folder(target, self.path) as temporary:
-            writer = FolderWriter(temporary)
+        with new_folder(target, self.path) as temporary, FolderWriter(temporary) as writer:
             for path, given in replace.items():
-                writer.add(path, self.replacement(path, given))
+                writer.add(path, self.replacement(path, given), checked=True)
             for path, array in self.stream(p for p in self.tensors if p not in replace):
                 writer.add(path, array)
             files = with_extra(self.companions(), extra_files)
@@ -184,8 +203,7 @@ def save(
     files = companions.companions() if isinstance(companions, ModelFolder) else companions
     if "config.json" not in files:
         raise CheckpointError(f"cannot write {target}: no config.json is among its companions.")
-    with new_folder(target) as temporary:
-        writer = FolderWriter(temporary)
+    with new_folder(target) as temporary, FolderWriter(temporary) as writer:
         for path, array in params.items():
             writer.add(path, array)
         if writer.finish(files, manifest or {}) != config:

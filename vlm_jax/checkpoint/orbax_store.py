@@ -1,122 +1,310 @@
-"""Parameters in an Orbax checkpoint: written in groups, read in groups or straight onto devices.
+"""Parameters as Orbax checkpoints, a group each: written and read in groups, or onto devices.
 
-The flat dict is the stored tree: a key is a parameter path, and no layers are stacked, so that the
-memory of writing and reading is bounded by the largest single tensor and not by the model.
+A group is a flat dict, parameter path -> array, of no more than `GROUP_BYTES` or of one larger
+parameter; no layers are stacked. So the memory of writing and reading is bounded by the largest
+tensor and not by the model, and writing that was interrupted goes on after the last group. An index
+beside the groups names those that are safe.
 """
 
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
 import pathlib
+import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
 from vlm_jax.checkpoint.folder import TensorInfo, check_finite
 from vlm_jax.errors import CheckpointError
 
-GROUP_BYTES = 64 << 20  # one call a tensor takes 2.5 times as long as groups of this size
+INDEX = "index.jsonl"
+GROUP_BYTES = 64 << 20
+# A larger group is written before more is read: one such is held, not two.
+_ALONE_BYTES = 256 << 20
 _BUFFER_BYTES = 64 << 20
 _CHUNK_BYTES = 16 << 20  # of a stored array: what a device that needs a part of it must read
+_HEAD_BYTES = 256 << 10  # heads of this size are chunks of their own
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
-
-def _context() -> ocp.Context:
-    context = ocp.Context()
-    # Groups are handed over and never touched again: no copies are needed.
-    context.memory.deepcopy_host_arrays = False
-    context.memory.write_concurrent_bytes = _BUFFER_BYTES
-    context.memory.read_concurrent_bytes = _BUFFER_BYTES
-    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
-    return context
+Groups = dict[str, dict[str, TensorInfo]]
 
 
 class Writer:
-    """Writes arrays as they come, holding at most one group."""
+    """Writes arrays as they come: one group is written while the next is filled.
 
-    def __init__(self, path: pathlib.Path):
-        self._path = str(path.absolute())  # Orbax refuses relative paths
+    A context manager, which waits for what is being written.
+
+    Attributes:
+        tensors: every parameter that was taken, those of an interrupted run included.
+        stored: the paths that the folder held when it was opened.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Goes on in a folder that holds groups already.
+
+        Raises:
+            OSError: the folder cannot be made or read.
+        """
+        folder.mkdir(exist_ok=True)
+        self._folder = folder.absolute()  # Orbax refuses relative paths
+        _mend_index(folder)
+        self._groups = _read_index(folder) if (folder / INDEX).exists() else {}
+        for left in folder.iterdir():  # by a save that did not end
+            if left.name != INDEX and left.name not in self._groups:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self.tensors = {path: info for g in self._groups.values() for path, info in g.items()}
+        self.stored = frozenset(self.tensors)
         self._group: dict[str, np.ndarray] = {}
-        self._bytes = 0
-        self.tensors: dict[str, TensorInfo] = {}
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: concurrent.futures.Future[None] | None = None
 
-    def add(self, path: str, array: np.ndarray | jax.Array) -> None:
-        """Takes one parameter; the caller must not change the array afterwards."""
-        # As NumPy, whatever its sharding: the stored tree then knows no devices.
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._thread.shutdown()
+
+    def add(self, path: str, array: np.ndarray | jax.Array, *, checked: bool = False) -> None:
+        """Takes one parameter; the caller must not change the array afterwards.
+
+        Args:
+            path: of the parameter.
+            array: whatever its sharding: the stored tree knows no devices.
+            checked: whether it is known to be finite.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+            OSError: an earlier group could not be written.
+        """
         array = np.asarray(array)
-        check_finite(array, path, "the parameters to be written")
+        if not checked:
+            check_finite(array, path, "the parameters to be written")
         self._group[path] = array
-        self._bytes += array.nbytes
         self.tensors[path] = TensorInfo(array.shape, array.dtype)
-        if self._bytes >= GROUP_BYTES:
+        if _size(self._group) >= GROUP_BYTES:
             self._flush()
 
     def finish(self) -> None:
-        """Completes the checkpoint."""
+        """Writes what is left."""
         self._flush()
-        with _context():
-            ocp.partial.finalize(self._path)
+        self._wait()
 
     def _flush(self) -> None:
-        if self._group:
-            with _context():
-                ocp.partial.save(self._path, self._group)
-            self._group, self._bytes = {}, 0
+        if not self._group:
+            return
+        self._wait()
+        group, self._group = self._group, {}
+        alone = _size(group) > _ALONE_BYTES
+        self._writing = self._thread.submit(self._save, group)
+        del group
+        if alone:
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _save(self, group: dict[str, np.ndarray]) -> None:
+        name = f"{len(self._groups):05}"
+        try:
+            with _quiet():
+                _save(self._folder / name, group)
+        except ValueError as error:  # what the storage library makes of the system's errors
+            code = _OS_ERROR.search(str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(self._folder / name)) from error
+        self._groups[name] = {p: TensorInfo(array.shape, array.dtype) for p, array in group.items()}
+        _append_index(self._folder, name, self._groups[name])
 
 
 class Reader:
-    """Reads a checkpoint that `Writer` made."""
+    """Reads what `Writer` made."""
 
-    def __init__(self, path: pathlib.Path, tensors: Mapping[str, TensorInfo]):
-        """`tensors` is what the manifest promises; the stored tree must agree.
+    def __init__(self, folder: pathlib.Path, tensors: Mapping[str, TensorInfo]):
+        """`tensors` is what the manifest promises; the index must agree.
 
         Raises:
             CheckpointError: it does not, or cannot be read.
         """
-        self._path, self._tensors = str(path.absolute()), tensors
+        self._folder = folder.absolute()
+        self._tensors = tensors
         try:
-            with _context():
-                self._stored: dict[str, Any] = dict(ocp.metadata(self._path).metadata)
-        except (OSError, ValueError, KeyError, ocp.errors.InvalidLayoutError) as error:
-            raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
-        stored = {k: TensorInfo(tuple(v.shape), np.dtype(v.dtype)) for k, v in self._stored.items()}
+            groups = _read_index(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
+        stored = {path: info for group in groups.values() for path, info in group.items()}
         if stored != dict(tensors):
             differing = sorted(
                 path for path in stored.keys() | tensors.keys()
                 if stored.get(path) != tensors.get(path)
             )  # fmt: skip
             raise CheckpointError(
-                f"{path} does not hold what the manifest says: {', '.join(differing)}."
+                f"{folder} does not hold what the manifest says: {', '.join(differing)}."
             )
+        self._group_of = {path: name for name, group in groups.items() for path in group}
+        self._metadata: dict[str, dict[str, Any]] = {}
 
     def stream(self, paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields arrays in the order of `paths`, in groups of at least `GROUP_BYTES`."""
-        group: list[str] = []
-        size = 0
-        for path in paths:
-            group.append(path)
-            size += self._tensors[path].nbytes
-            if size >= GROUP_BYTES:
-                yield from self._read(group)
-                group, size = [], 0
-        if group:
-            yield from self._read(group)
+        """Yields arrays in the order of `paths`; the next few are read meanwhile."""
+        parts = self._parts(list(paths))
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            ahead = None
+            for part, following in zip(parts, [*parts[1:], []]):
+                arrays = self._read(part) if ahead is None else ahead.result()
+                small = sum(self._tensors[path].nbytes for path in following) <= _ALONE_BYTES
+                ahead = thread.submit(self._read, following) if following and small else None
+                for path in part:
+                    yield path, arrays.pop(path)
 
     def load(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Restores parameters to a dtype and sharding, without a whole copy on the host."""
-        if not leaves:
-            return {}
-        loaded = self._load(dict.fromkeys(self._stored, ocp.PLACEHOLDER) | dict(leaves))
+        loaded: dict[str, jax.Array] = {}
+        groups: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+        for path, leaf in leaves.items():
+            groups.setdefault(self._group_of[path], {})[path] = leaf
+        for name, wanted in groups.items():
+            loaded |= self._load(name, wanted)
         return {path: loaded[path] for path in leaves}
 
-    def _read(self, group: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-        tree = dict.fromkeys(self._stored, ocp.PLACEHOLDER)
-        arrays = self._load(tree | {path: self._stored[path] for path in group})
-        for path in group:
-            yield path, np.asarray(arrays[path])
+    def _parts(self, paths: list[str]) -> list[list[str]]:
+        """Cuts paths where the group changes, `GROUP_BYTES` are full or one comes again."""
+        parts: list[list[str]] = []
+        size = 0
+        for path in paths:
+            if (
+                not parts
+                or self._group_of[parts[-1][0]] != self._group_of[path]
+                or size >= GROUP_BYTES
+                or path in parts[-1]
+            ):
+                parts.append([])
+                size = 0
+            parts[-1].append(path)
+            size += self._tensors[path].nbytes
+        return parts
 
-    def _load(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+    def _read(self, paths: list[str]) -> dict[str, np.ndarray]:
+        name = self._group_of[paths[0]]
+        loaded = self._load(name, {path: None for path in paths})
+        return {path: np.asarray(loaded[path]) for path in paths}
+
+    def _load(self, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads parameters of one group; to NumPy where a leaf is None."""
+        folder = str(self._folder / name)
         try:
-            with _context():
-                return ocp.load(self._path, dict(tree))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._path} cannot be read: {error}") from error
+            with _quiet(), _context():
+                if name not in self._metadata:
+                    self._metadata[name] = dict(ocp.metadata(folder).metadata)
+                stored = self._metadata[name]
+                leaves = {path: stored[path] if w is None else w for path, w in wanted.items()}
+                loaded = ocp.load(folder, dict.fromkeys(stored, ocp.PLACEHOLDER) | leaves)
+                return {path: loaded[path] for path in wanted}
+        except (OSError, ValueError, KeyError, ocp.errors.InvalidLayoutError) as error:
+            raise CheckpointError(f"{folder} cannot be read: {error}") from error
+
+
+def _save(folder: pathlib.Path, group: dict[str, np.ndarray]) -> None:
+    """Writes one checkpoint, complete or not at all, by this process alone."""
+    # The newer interface would have every process of a job take part.
+    alone = ocp_v0.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="vlm_jax",
+    )
+    # Groups are handed over and never touched again: no copies are needed.
+    numpy = ocp_v0.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    handler = ocp_v0.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        use_zarr3=True,
+        multiprocessing_options=alone,
+        handler_impl=ocp_v0.BasePyTreeCheckpointHandler(
+            save_concurrent_bytes=_BUFFER_BYTES,
+            use_ocdbt=True,
+            use_zarr3=True,
+            use_compression=False,  # trained weights shrink by a quarter, at 50 MB/s a core
+            multiprocessing_options=alone,
+            type_handler_registry=ocp_v0.type_handlers.create_type_handler_registry(
+                (np.ndarray, numpy)
+            ),
+        ),
+    )
+    chunks = {path: _chunks(path, array) for path, array in group.items()}
+    with ocp_v0.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(str(folder), ocp_v0.args.PyTreeSave(group, save_args=chunks))
+
+
+def _chunks(path: str, array: np.ndarray) -> ocp_v0.SaveArgs:
+    """How an array is cut: heads apart where they are large, and long dims before short ones.
+
+    These are the dims that a mesh cuts: a device then reads little more than its part.
+    """
+    letters = path.rpartition("_")[2]
+    heads = [axis for axis, letter in enumerate(letters) if letter in "nk"]
+    if len(letters) != array.ndim or not heads:
+        axes = ()
+    else:
+        axes = tuple(heads) if array.nbytes >= _HEAD_BYTES * array.shape[heads[0]] else ()
+    return ocp_v0.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)
+
+
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    context.memory.read_concurrent_bytes = _BUFFER_BYTES
+    # Each process reads what its devices need, whatever the others do.
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.barrier_sync_key_prefix = "vlm_jax"
+    return context
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the library from printing an error that is raised as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _size(group: Mapping[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in group.values())
+
+
+def _append_index(folder: pathlib.Path, name: str, tensors: Mapping[str, TensorInfo]) -> None:
+    with (folder / INDEX).open("a", encoding="utf-8") as file:
+        fields = {p: {"shape": list(i.shape), "dtype": i.dtype.name} for p, i in tensors.items()}
+        file.write(json.dumps({"group": name, "tensors": fields}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _mend_index(folder: pathlib.Path) -> None:
+    """Takes away a last line that was broken off."""
+    path = folder / INDEX
+    if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, raw.rfind(b"\n") + 1)
+
+
+def _read_index(folder: pathlib.Path) -> Groups:
+    groups = {}
+    for line in (folder / INDEX).read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        groups[fields["group"]] = {
+            path: TensorInfo(tuple(field["shape"]), np.dtype(field["dtype"]))
+            for path, field in fields["tensors"].items()
+        }
+    return groups
