@@ -10,13 +10,13 @@ from vlm_jax.evals.results import Results
 from vlm_jax.report.plots import COLOURS, Mark, Series, forest, scatter
 from vlm_jax.report.tables import Table, interval
 
-_LEGEND = 16  # arms that have room for their names
+_LEGEND = 24  # arms that have room for their names
 _BEYOND = 2  # points of the frontier drawn on either side of the arms
 FRONTIER_NOTE = (
     "The line is what a plain end-of-caption bias gives for free, its biases written beside it; "
     "here is the part near the arms, a table below has all of it. "
-    "Arms below the line hallucinate less than saying less would at the same recall. Small dots "
-    "are single draws of random controls."
+    "Arms below the line hallucinate less than saying less would at the same recall. Rings are "
+    "controls, in the colour of their arm; small dots are single draws of random ones."
 )
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee3;--paper:#fff}
@@ -86,8 +86,10 @@ def frontier_plot(comparison: Comparison) -> str:
         for p in _near(comparison)
     ]
     series = [Series("say less (bias)", curve, "var(--soft)", line=True, labels=True)]
-    for number, arm in enumerate(comparison.arms):
-        colour = "var(--ink)" if not number else COLOURS[(number - 1) % len(COLOURS)]
+    colours = _colours(comparison)
+    controls = {contrast.control for contrast in comparison.contrasts}
+    for arm in comparison.arms:
+        colour = colours[arm.name]
         draws = [
             Mark(100 * recall, 100 * c_s, text=f"{arm.name}, draw {draw + 1}")
             for draw, (recall, c_s) in enumerate(zip(arm.pooled["recall"], arm.pooled["C_S"]))
@@ -95,11 +97,21 @@ def frontier_plot(comparison: Comparison) -> str:
         if len(draws) > 1:
             series.append(Series("", draws, colour, faint=True))
         middle = Mark(mean([m.x for m in draws]), mean([m.y for m in draws]), text=arm.name)
-        series.append(Series(arm.name if named else "", [middle], colour))
+        ring = arm.name in controls
+        series.append(Series(arm.name if named else "", [middle], colour, hollow=ring))
     where = " + ".join(comparison.pooled)
     return scatter(
         series, f"recall, % ({where})", "C_S, %", title="Hallucinated captions against recall"
     )
+
+
+def _colours(comparison: Comparison) -> dict[str, str]:
+    """A colour an arm; a control has that of the first arm that it is a control of."""
+    own = {contrast.control: contrast.edit for contrast in reversed(comparison.contrasts)}
+    found = {comparison.arms[0].name: "var(--ink)"}
+    leads = [arm.name for arm in comparison.arms[1:] if arm.name not in own]
+    found |= {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(leads)}
+    return found | {name: found.get(edit, "var(--soft)") for name, edit in own.items()}
 
 
 def _near(comparison: Comparison) -> Sequence[FrontierPoint]:
@@ -115,10 +127,12 @@ def _near(comparison: Comparison) -> Sequence[FrontierPoint]:
 def _forest(comparison: Comparison, benchmark: str, metric: str) -> str:
     scale = 1 if metric in comparison.units else 100
     rows = []
-    for number, arm in enumerate(comparison.arms[1:]):
+    colours = _colours(comparison)
+    controls = {contrast.control for contrast in comparison.contrasts}
+    for arm in comparison.arms[1:]:
         change = arm.changes[benchmark][metric]
         text = interval(change, plain=scale == 1, signed=True)
         mark = Mark(scale * change.value, 0.0, scale * change.low, scale * change.high, text)
-        rows.append((arm.name, mark, COLOURS[number % len(COLOURS)]))
+        rows.append(Series(arm.name, [mark], colours[arm.name], hollow=arm.name in controls))
     unit = comparison.units.get(metric, "points")
     return forest(rows, f"change of {metric}, {unit}", title=f"{benchmark}, change of {metric}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 900, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 290, 20, 48
+_LEGEND_PITCH = 20
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
 """Colours that stay apart for colour-blind readers."""
 
@@ -32,7 +33,8 @@ class Series:
         colour: of lines and points.
         line: whether the points are joined.
         faint: whether it is background, such as single draws.
-        labels: whether each mark's text is written beside it.
+        hollow: whether its points are rings, as those of controls.
+        labels: whether the marks' texts are written beside them, where there is room.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Series:
     colour: str = COLOURS[0]
     line: bool = False
     faint: bool = False
+    hollow: bool = False
     labels: bool = False
 
 
@@ -82,27 +85,30 @@ def scatter(
     """
     marks = [mark for one in series for mark in one.marks]
     ys = [value for mark in marks for value in (mark.y, mark.low, mark.high)]
+    named = [one for one in series if one.name]
+    height = max(HEIGHT, _TOP + _LEGEND_PITCH * len(named) + _BOTTOM)
     x = _Scale.over([mark.x for mark in marks], _LEFT, WIDTH - _RIGHT)
-    y = _Scale.over([*ys, 0.0] if zero else ys, HEIGHT - _BOTTOM, _TOP)
+    y = _Scale.over([*ys, 0.0] if zero else ys, height - _BOTTOM, _TOP)
     parts = [_axes(x, y, x_label, y_label)]
     if zero:
         parts.append(f'<path class=zero d="M{x.start} {y(0)}H{x.end}"/>')
     parts += [_draw(one, x, y) for one in series]
-    parts.append(_legend([one for one in series if one.name]))
-    return _svg(parts, HEIGHT, title)
+    parts.append(_legend(named))
+    return _svg(parts, height, title)
 
 
-def forest(rows: Sequence[tuple[str, Mark, str]], x_label: str, *, title: str = "") -> str:
+def forest(rows: Sequence[Series], x_label: str, *, title: str = "") -> str:
     """Draws an interval a row around x = 0.
 
     Args:
-        rows: (name, mark with its value in x and its ends, colour).
+        rows: each with one mark, its value in x and its ends.
         x_label: of the axis.
         title: what the plot shows, for readers who do not see it.
     """
     left, pitch = 230, 26
     height = _TOP + pitch * len(rows) + _BOTTOM
-    ends = [value for _, mark, _ in rows for value in (mark.x, mark.low, mark.high)]
+    marks = [row.marks[0] for row in rows]
+    ends = [value for mark in marks for value in (mark.x, mark.low, mark.high)]
     x = _Scale.over([*ends, 0.0], left, WIDTH - 24)
     bottom = height - _BOTTOM
     parts = [
@@ -112,19 +118,19 @@ def forest(rows: Sequence[tuple[str, Mark, str]], x_label: str, *, title: str = 
     ]
     parts.append(f'<path class=zero d="M{x(0)} {_TOP}V{bottom}"/>')
     parts.append(_text((left + WIDTH - 24) / 2, height - 8, x_label, "middle"))
-    for number, (name, mark, colour) in enumerate(rows):
+    for number, (row, mark) in enumerate(zip(rows, marks)):
         y = _TOP + pitch * (number + 0.5)
-        parts.append(_text(left - 12, y + 4, name, "end"))
+        parts.append(_text(left - 12, y + 4, row.name, "end"))
         if math.isfinite(mark.low) and math.isfinite(mark.high):
-            parts.append(
-                f'<path stroke="{colour}" stroke-width=2 d="M{x(mark.low)} {y}H{x(mark.high)}"/>'
-            )
-        parts.append(_dot(x(mark.x), y, colour, mark.text))
+            ends = f"M{x(mark.low)} {y}H{x(mark.high)}"
+            parts.append(f'<path stroke="{row.colour}" stroke-width=2 d="{ends}"/>')
+        parts.append(_dot(x(mark.x), y, row.colour, mark.text, hollow=row.hollow))
     return _svg(parts, height, title)
 
 
 def _draw(one: Series, x: _Scale, y: _Scale) -> str:
     parts = []
+    labelled: list[tuple[float, float]] = []
     if one.line and len(one.marks) > 1:
         path = "L".join(f"{x(mark.x)} {y(mark.y)}" for mark in one.marks)
         parts.append(f'<path fill=none stroke="{one.colour}" stroke-width=2 d="M{path}"/>')
@@ -133,9 +139,12 @@ def _draw(one: Series, x: _Scale, y: _Scale) -> str:
             parts.append(
                 f'<path stroke="{one.colour}" d="M{x(mark.x)} {y(mark.low)}V{y(mark.high)}"/>'
             )
-        parts.append(_dot(x(mark.x), y(mark.y), one.colour, mark.text, 2.5 if one.faint else 4.5))
-        if one.labels:
-            parts.append(_text(x(mark.x) - 8, y(mark.y) - 6, mark.text, "end"))
+        at = x(mark.x), y(mark.y)
+        radius = 2.5 if one.faint else 4.5
+        parts.append(_dot(*at, one.colour, mark.text, radius, hollow=one.hollow))
+        if one.labels and all(abs(at[0] - u) > 40 or abs(at[1] - v) > 14 for u, v in labelled):
+            parts.append(_text(at[0] - 8, at[1] - 6, mark.text, "end"))
+            labelled.append(at)
     opacity = " opacity=.45" if one.faint else ""
     return f"<g{opacity}>{''.join(parts)}</g>"
 
@@ -161,15 +170,20 @@ def _legend(series: Sequence[Series]) -> str:
     at = WIDTH - _RIGHT + 18
     parts = []
     for number, one in enumerate(series):
-        y = _TOP + 8 + 20 * number
-        parts.append(_dot(at, y, one.colour, one.name))
+        y = _TOP + 8 + _LEGEND_PITCH * number
+        parts.append(_dot(at, y, one.colour, one.name, hollow=one.hollow))
         parts.append(_text(at + 11, y + 4, one.name, "start"))
     return "".join(parts)
 
 
-def _dot(x: float, y: float, colour: str, text: str, radius: float = 4.5) -> str:
+def _dot(
+    x: float, y: float, colour: str, text: str, radius: float = 4.5, *, hollow: bool = False
+) -> str:
     tip = f"<title>{html.escape(text)}</title>" if text else ""
-    return f'<circle cx={x} cy={y} r={radius} fill="{colour}">{tip}</circle>'
+    paint = (
+        f'fill="var(--paper)" stroke="{colour}" stroke-width=2' if hollow else f'fill="{colour}"'
+    )
+    return f"<circle cx={x} cy={y} r={radius} {paint}>{tip}</circle>"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
