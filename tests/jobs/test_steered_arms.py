@@ -77,6 +77,17 @@ def test_what_methods_did_is_kept_and_summed_up(job, fake, capsys):
     assert again["air"]["acted"] == arms["air"]["acted"]
 
 
+def test_a_config_asks_for_two_passes(job, config, fake):
+    config.arms = {"once": GAINS, "twice": {**GAINS, "passes": 2}}
+    config.frontier.biases = ()
+    top = read(job(evaluate.run) / "results.json")
+    (twice,) = top["comparison"]["arms"]["twice"]["acted"]
+    assert twice["perception"] == 1.0  # what the first pass read, as gains are fixed in the second
+    once, others = len(fake.calls) // 4, 3
+    assert len(fake.calls) == (others + 1) * once
+    assert once == 3 * 40
+
+
 def test_a_great_share_of_selected_heads_is_a_warning(job, monkeypatch, capsys):
     from vlm_jax.jobs import acted
 

@@ -50,6 +50,12 @@ class Setting:
     steering: Steering | None = dataclasses.field(default=None, compare=False)
 
     @property
+    def two_passes(self) -> bool:
+        """Whether classes of heads are read in a pass of their own; fixed gains need none."""
+        reads = self.steering is not None and self.steering.visual_gains is not None
+        return reads and any(entry.get("passes") == 2 for entry in self.methods)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """JSON values that say which setting made an answer."""
         named: dict[str, Any] = {"edit": repr(self.edit)}

@@ -22,6 +22,7 @@ from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_
 from vlm_jax.jobs.say_less import SayLess
 from vlm_jax.progress import duration
 from vlm_jax.steering.qk import QKEdit
+from vlm_jax.steering.two_pass import TwoPasses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,8 @@ class _Runs:
         model = self.session.model
         if setting.edit is not None:
             model = edit_model(model, self.session.source, self.planned[setting.edit])
+        if setting.two_passes:
+            model = TwoPasses(model)
         steered = {}
         if setting.steering is not None:
             steered = {"steering": setting.steering, "details": details}
@@ -192,7 +195,13 @@ class _Runs:
         return self.workdir / slug(name) / folder / "answers.jsonl"
 
     def answer(
-        self, name: str, model: VLM, folder: str, label: str, identity: dict, **settings: Any
+        self,
+        name: str,
+        model: VLM | TwoPasses,
+        folder: str,
+        label: str,
+        identity: dict,
+        **settings: Any,
     ) -> Answered:
         """Answers a benchmark, or reads the answers that are there."""
         with self.clock:

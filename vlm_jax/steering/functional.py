@@ -94,32 +94,20 @@ def read_classes(config: VLMConfig, preset: str = "", **given: Any) -> Classes:
     return Classes(shape, **values)
 
 
-def functional_heads(
-    config: VLMConfig,
-    *,
-    preset: str = "",
-    reasoning_first_layer: int | None = None,
-    reasoning_to: float | None = None,
-    reasoning_gain: float | None = None,
-    perception_last_layer: int | None = None,
-    perception_from: float | None = None,
-    perception_gain: float | None = None,
-    rows: str = "q",
-    mode: str = "dynamic",
-    heads: Any = None,
-    control: str = "",
-    seed: int = 0,
-) -> Steering:
-    """Gains by class; a gain of 1 leaves a class out.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which heads are of which class, and where that is read: what all methods with classes ask.
 
-    Args:
-        config: the model.
+    Attributes:
         preset: a key of `presets.FUNCTIONAL`.
-        reasoning_first_layer, reasoning_to, reasoning_gain: l_reas, tau_reas, g_reas.
-        perception_last_layer, perception_from, perception_gain: l_perc, tau_perc, g_perc.
+        reasoning_first_layer, reasoning_to: l_reas, tau_reas.
+        perception_last_layer, perception_from: l_perc, tau_perc.
         rows: whose attention is read at prefill; see `VisualGains`.
         mode: "dynamic" classifies at every call, "prefill_cached" at prefill only,
             "dataset_static" takes the classes of `heads`.
+        passes: 1 reads each layer on the stream that shallower gains have changed; 2 reads classes
+            from an unsteered pass over the prompt, and gains hold for the whole answer
+            (`two_pass`).
         heads: where the classes of a calibration set are (`resolve_heads`); used by the static
             mode and by the controls "random" and "no_sinks" alone. "random" is static always.
         control: a word of `CONTROLS`; "other" exchanges the gains of the classes, "all" gives every
@@ -127,15 +115,69 @@ def functional_heads(
         seed: of random heads.
 
     Raises:
+        ConfigError: a word is unknown, or two passes are asked of gains that read no attention.
+    """
+
+    preset: str = ""
+    reasoning_first_layer: int | None = None
+    reasoning_to: float | None = None
+    perception_last_layer: int | None = None
+    perception_from: float | None = None
+    rows: str = "q"
+    mode: str = "dynamic"
+    passes: int = 1
+    heads: Any = None
+    control: str = ""
+    seed: int = 0
+
+    def __post_init__(self):
+        one_of("mode", self.mode, MODES)
+        one_of("rows", self.rows, ROWS)
+        one_of("control", self.control, CONTROLS)
+        if whole("passes", self.passes, 1, 2) == 2 and self.mode != "dynamic":
+            raise ConfigError(
+                f"passes=2 reads classes from the prompt, so mode={self.mode!r} has no meaning; "
+                "leave one of them out."
+            )
+
+    def classes(self, config: VLMConfig, **gains: float | None) -> Classes:
+        """Its thresholds and layers, with some gains."""
+        given = {name: getattr(self, name) for name in _FIELDS if hasattr(self, name)}
+        return read_classes(config, self.preset, **given, **gains)
+
+    def steering(self, config: VLMConfig, classes: Classes) -> Steering:
+        """The steering of a classification."""
+        sets = _calibrated(config, self)
+        return steer_classes(
+            classes,
+            rows=self.rows,
+            mode=self.mode,
+            sets=sets,
+            control=self.control,
+            seed=self.seed,
+        )
+
+
+def functional_heads(
+    config: VLMConfig,
+    *,
+    reasoning_gain: float | None = None,
+    perception_gain: float | None = None,
+    **selection: Any,
+) -> Steering:
+    """Gains by class; a gain of 1 leaves a class out.
+
+    Args:
+        config: the model.
+        reasoning_gain, perception_gain: g_reas, g_perc.
+        selection: fields of `Selection`.
+
+    Raises:
         ConfigError: a setting is out of range or contradicts another.
     """
-    given = {name: value for name, value in locals().items() if name in _FIELDS}
-    one_of("mode", mode, MODES)
-    one_of("rows", rows, ROWS)
-    one_of("control", control, CONTROLS)
-    classes = read_classes(config, preset, **given)
-    sets = _calibrated(config, heads, mode, control)
-    return steer_classes(classes, rows=rows, mode=mode, sets=sets, control=control, seed=seed)
+    chosen = Selection(**selection)
+    gains = {"reasoning_gain": reasoning_gain, "perception_gain": perception_gain}
+    return chosen.steering(config, chosen.classes(config, **gains))
 
 
 def steer_classes(
@@ -262,16 +304,7 @@ def policy(
     enhance: str = "perception",
     alpha: float = 1.2,
     beta: float | None = None,
-    preset: str = "",
-    reasoning_first_layer: int | None = None,
-    reasoning_to: float | None = None,
-    perception_last_layer: int | None = None,
-    perception_from: float | None = None,
-    rows: str = "q",
-    mode: str = "dynamic",
-    heads: Any = None,
-    control: str = "",
-    seed: int = 0,
+    **selection: Any,
 ) -> Steering:
     """Policies A to D over the two classes.
 
@@ -281,36 +314,32 @@ def policy(
         enhance: the class that gets alpha, "perception" or "reasoning"; the other gets beta.
         alpha, beta: gains, alpha > 1 > beta >= 0. By default beta = 2 - alpha, which matches
             |gain - 1|.
-        preset, reasoning_first_layer, reasoning_to, perception_last_layer, perception_from, rows,
-            mode, heads, control, seed: as for `functional_heads`.
+        selection: fields of `Selection`.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
     """
-    given = {name: value for name, value in locals().items() if name in _FIELDS}
+    chosen = Selection(**selection)
     one_of("enhance", enhance, ("perception", "reasoning"))
-    one_of("mode", mode, MODES)
-    one_of("rows", rows, ROWS)
-    one_of("control", control, CONTROLS)
     alpha = number("alpha", alpha, 1, 2 if beta is None else _MAX_GAIN)
     beta = number("beta", 2 - alpha if beta is None else beta, 0, 1)
     up, down, neutral = _policy_classes(policy, alpha, beta)
     perception, reasoning = (up, down) if enhance == "perception" else (down, up)
     classes = dataclasses.replace(
-        read_classes(config, preset, **given),
+        chosen.classes(config),
         perception_gain=perception,
         reasoning_gain=reasoning,
         neutral_gain=neutral,
     )
-    sets = _calibrated(config, heads, mode, control)
-    return steer_classes(classes, rows=rows, mode=mode, sets=sets, control=control, seed=seed)
+    return chosen.steering(config, classes)
 
 
-def _calibrated(config: VLMConfig, heads: Any, mode: str, control: str) -> HeadSets | None:
-    if heads is not None:
-        return resolve_heads(heads, config)
-    if mode == "dataset_static" or control in ("random", "no_sinks"):
-        needs = f"mode={mode!r}" if mode == "dataset_static" else f"control={control!r}"
+def _calibrated(config: VLMConfig, chosen: Selection) -> HeadSets | None:
+    if chosen.heads is not None:
+        return resolve_heads(chosen.heads, config)
+    static = chosen.mode == "dataset_static"
+    if static or chosen.control in ("random", "no_sinks"):
+        needs = f"mode={chosen.mode!r}" if static else f"control={chosen.control!r}"
         raise ConfigError(
             f"{needs} needs heads: a file of --job=identify that says which heads are in which "
             "class on a calibration set."

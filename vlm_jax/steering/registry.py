@@ -1,5 +1,6 @@
 """Methods by name: what a config calls them, and the function that makes their steering."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.steering.air import adhh, air, air_star
 from vlm_jax.steering.checks import nearest, one_of
 from vlm_jax.steering.combine import merge
-from vlm_jax.steering.functional import functional_heads, policy
+from vlm_jax.steering.functional import Selection, functional_heads, policy
 
 METHODS: dict[str, Callable[..., Steering]] = {
     "functional_heads": functional_heads,
@@ -31,7 +32,10 @@ def settings_of(name: str) -> dict[str, Any]:
     """
     one_of("method", name, METHODS)
     parameters = list(inspect.signature(METHODS[name]).parameters.values())[1:]
-    return {parameter.name: parameter.default for parameter in parameters}
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if len(named) < len(parameters):
+        named |= {field.name: field.default for field in dataclasses.fields(Selection)}
+    return named
 
 
 def build(name: str, config: VLMConfig, **settings: Any) -> Steering:

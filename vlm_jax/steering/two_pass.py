@@ -5,68 +5,118 @@ each example's classes come from an unsteered reading of its prompt and hold for
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from vlm_jax.attention.steering import HeadGains, Readings, Steering
-from vlm_jax.steering.functional import Classes, classifier
+from vlm_jax.attention.steering import HeadGains, Readings, Steering, VisualGains
+from vlm_jax.errors import ConfigError
+
+_SAMPLES = 256  # read ahead of their answers
 
 
 class Model(Protocol):
     """What is needed of a model; `vlm_jax.VLM` is one."""
 
-    mesh: Any
-
-    def answer(self, images: Any, prompts: Any, **settings: Any) -> Iterator[Any]:
+    @property
+    def answer(self) -> Callable[..., Iterator[Any]]:
         """See `vlm_jax.VLM.answer`."""
         ...
 
 
-def answer_in_two_passes(
-    model: Model,
-    images: Sequence[Sequence[Any]],
-    prompts: Sequence[str],
-    classes: Classes,
-    *,
-    rows: str = "q",
-    batch_size: int = 8,
-    **settings: Any,
-) -> Iterator[Any]:
-    """Answers prompts as `VLM.answer` does, heads gained by the classes of an unsteered pass.
+@dataclasses.dataclass(frozen=True)
+class TwoPasses:
+    """A model that reads every prompt unsteered before it answers.
 
-    Args:
+    Attributes:
         model: the model.
-        images, prompts: samples.
-        classes: thresholds and gains (`functional.read_classes`).
-        rows: whose attention is read; see `VisualGains`.
-        batch_size: samples read at once, rounded up to the mesh's data axis.
-        settings: other settings of `VLM.answer`.
-
-    Yields:
-        Answers, in order.
     """
-    data = model.mesh.shape["data"]
-    size = -(-batch_size // data) * data
-    read = classifier(classes, rows)
-    for start in range(0, len(prompts), size):
-        # Whole batches, so that row n of the steering is row n of the batch.
-        picked = [min(start + row, len(prompts) - 1) for row in range(size)]
-        asked = [images[index] for index in picked], [prompts[index] for index in picked]
-        first = {**settings, "max_new_tokens": 1, "steering": read, "batch_size": size}
-        seen = sorted(model.answer(*asked, **first), key=lambda answer: answer.index)
-        gain_bln = np.stack([prefill_gains(classes, answer.readings) for answer in seen])
-        steering = Steering(head_gains=HeadGains(gain_bln))
-        made = model.answer(*asked, **settings, steering=steering, batch_size=size)
-        for answer in made:
-            if start + answer.index < len(prompts):
-                yield dataclasses.replace(answer, index=start + answer.index)
+
+    model: Model
+
+    def answer(
+        self,
+        images: Sequence[Sequence[Any]] | None,
+        prompts: Sequence[str],
+        *,
+        steering: Steering,
+        streams: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> Iterator[Any]:
+        """Answers prompts as `VLM.answer` does, heads gained by the classes of an unsteered pass.
+
+        Args:
+            images, prompts, streams: see `VLM.answer`.
+            steering: leaves [1, L, N], `visual_gains` among its parts.
+            settings: other settings of `VLM.answer`.
+
+        Yields:
+            Answers; their readings say the classes that the first pass found.
+
+        Raises:
+            ConfigError: the steering reads no classes.
+        """
+        if steering.visual_gains is None:
+            raise ConfigError(
+                "two passes need gains by class; a control with fixed gains, or another method, "
+                "runs in one."
+            )
+        number = streams or range(len(prompts))
+        for start in range(0, len(prompts), _SAMPLES):
+            picked = range(start, min(start + _SAMPLES, len(prompts)))
+            yield from self._answer(images, prompts, steering, list(picked), number, settings)
+
+    def _answer(self, images, prompts, steering, picked, number, settings) -> Iterator[Any]:
+        """Answers some of the prompts."""
+        part: VisualGains = steering.visual_gains
+        ask = lambda samples: (
+            None if images is None else [images[n] for n in samples],
+            [prompts[n] for n in samples],
+        )
+        seen = {}
+        first = {**settings, "max_new_tokens": 1, "steering": unit_gains(part)}
+        for found in self.model.answer(*ask(picked), **first):
+            if hasattr(found, "readings"):
+                seen[picked[found.index]] = found.readings
+            else:
+                yield dataclasses.replace(found, index=picked[found.index])
+        samples = sorted(seen)
+        if not samples:
+            return
+        gain_bln = np.stack([class_gains(part, seen[n]) for n in samples])
+        if steering.head_gains is not None:
+            gain_bln = gain_bln * np.asarray(steering.head_gains.gain)
+        second = dataclasses.replace(
+            steering, visual_gains=None, head_gains=HeadGains(gain_bln.astype(np.float32))
+        )
+        # Gains of its own act on an image that others ask about too.
+        options = {**settings, "steering": second, "share_prefix": False}
+        options["streams"] = [number[n] for n in samples]
+        for answer in self.model.answer(*ask(samples), **options):
+            index = samples[answer.index]
+            if hasattr(answer, "readings"):
+                classes = {name: getattr(seen[index], name) for name in _CLASSES}
+                readings = dataclasses.replace(answer.readings, **classes)
+                answer = dataclasses.replace(answer, readings=readings)
+            yield dataclasses.replace(answer, index=index)
 
 
-def prefill_gains(classes: Classes, readings: Readings) -> np.ndarray:
+_CLASSES = ("perception_bn", "reasoning_bn")
+
+
+def unit_gains(part: VisualGains) -> Steering:
+    """Returns a steering that reads the same classes and changes nothing."""
+    ones = np.ones(np.shape(part.perception_gain), np.float32)
+    return Steering(
+        visual_gains=dataclasses.replace(
+            part, perception_gain=ones, reasoning_gain=ones, mode="dynamic"
+        )
+    )
+
+
+def class_gains(part: VisualGains, readings: Readings) -> np.ndarray:
     """Returns float32 gains [L, N] from the readings of one example's prompt."""
-    perception = np.asarray(readings.perception_bn) > 0.5
-    reasoning = np.asarray(readings.reasoning_bn) > 0.5
-    gain_ln = np.where(reasoning, classes.reasoning_gain, classes.neutral_gain)
-    return np.where(perception, classes.perception_gain, gain_ln).astype(np.float32)
+    perception, reasoning = (np.asarray(getattr(readings, name)) > 0.5 for name in _CLASSES)
+    gain_ln = np.where(reasoning, np.asarray(part.reasoning_gain)[0], 1.0)
+    return np.where(perception, np.asarray(part.perception_gain)[0], gain_ln).astype(np.float32)
