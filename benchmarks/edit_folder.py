@@ -1,6 +1,6 @@
 """What editing a sharded Hugging Face folder costs over copying it, in time and in memory.
 
-    OPENBLAS_NUM_THREADS=1 NPROC=16 python -m benchmarks.edit_folder --output edit_folder.json
+    python -m benchmarks edit
 
 The folder is random bfloat16 in the proportions of Qwen2.5-VL-7B, half as wide and half as deep, so
 that an edited head stands for half as many bytes as at 7B: the ratio is harder than at full size.
@@ -10,21 +10,17 @@ first edit, which compiles, is not timed.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import pathlib
 import shutil
 import tempfile
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("NPROC", "16")
-
 import ml_dtypes
 import numpy as np
 
-from benchmarks.protocol import compare, machine
+from benchmarks.protocol import compare
+from benchmarks.record import figure, record
 from convert import safetensors_io
 from convert.families import bind
 from vlm_jax import checkpoint
@@ -32,9 +28,28 @@ from vlm_jax.config import read_config
 from vlm_jax.jobs.edit import edit_folder
 from vlm_jax.steering.qk import QKEdit
 
+QUANTITY = "edit / copy, time of a folder"
 GOAL = 2.0
 SHARD_BYTES = 400 << 20
 BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def settings(quick: bool) -> dict[str, Any]:
+    """How many times narrower than 7B, layers, and repeats."""
+    if quick:
+        return dict(scale=4, layers=2, repeats=2)
+    return dict(scale=2, layers=14, repeats=5)
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Measures the row; the folder that `TMPDIR` names needs 8 GB."""
+    chosen = settings(quick)
+
+    def figures() -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as root:
+            return [against_copy(pathlib.Path(root), **chosen, judged=not quick)]
+
+    return record("edit", QUANTITY, chosen, figures)
 
 
 def config(scale: int, layers: int) -> dict[str, Any]:
@@ -100,7 +115,7 @@ def peak_resident(reset: bool = False) -> int | None:
     return next(int(line.split()[1]) << 10 for line in status if line.startswith(f"{name}:"))
 
 
-def measure(root: pathlib.Path, scale: int, layers: int, repeats: int) -> dict[str, Any]:
+def against_copy(root: pathlib.Path, scale: int, layers: int, repeats: int, judged: bool):
     source, edited, copied = root / "source", root / "edited", root / "copied"
     make_folder(source, scale, layers)
     spec = QKEdit(k=4, strength=0.5)
@@ -126,42 +141,13 @@ def measure(root: pathlib.Path, scale: int, layers: int, repeats: int) -> dict[s
 
     sizes: dict[str, int] = {}
     report = compare(edit, lambda: shutil.copytree(source, copied), repeats, check=check)
-    opened = checkpoint.open_folder(source)
-    layer = {p: i for p, i in opened.tensors.items() if p.startswith("decoder/layers/0/")}
-    read = ("wq_dnh", "wk_dkh", "bq_nh", "bk_kh", "attn_norm_d")
-    return {
-        **config(scale, layers),
-        "bytes": sum(info.nbytes for info in opened.tensors.values()),
-        "files": len(list(source.glob("*.safetensors"))),
-        "edited_layers": last["layers"],
-        "edited_heads": last["summary"]["heads"],
-        "edit_over_copy": report.as_dict(),
-        "goal": GOAL,
-        "verdict": report.verdict(GOAL),
-        "peak_bytes_over_start": peaks,
-        "bytes_read_of_one_layer": sum(i.nbytes for p, i in layer.items() if p.endswith(read)),
-        "certificate_bytes": sizes[checkpoint.CERTIFICATE],
-        "sidecar_bytes": sizes[checkpoint.SIDECAR],
-    }
-
-
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output", type=pathlib.Path, help="write the JSON here too")
-    parser.add_argument("--folder", type=pathlib.Path, help="where to work; a disk with 8 GB free")
-    parser.add_argument("--scale", type=int, default=2, help="of the 7B widths: 1, 2 or 4")
-    parser.add_argument("--layers", type=int, default=14)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine()}
-    with tempfile.TemporaryDirectory(dir=args.folder) as root:
-        result |= measure(pathlib.Path(root), args.scale, args.layers, args.repeats)
-    result["load_average_after"] = list(os.getloadavg())
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    total = sum(info.nbytes for info in checkpoint.open_folder(source).tensors.values())
+    return figure(
+        f"{last['summary']['heads']} heads, {len(list(source.glob('*.safetensors')))} files",
+        report,
+        GOAL if judged else None,
+        folder_GB=total / 1e9,
+        peak_over_start_MB=max(peaks, default=0) / 1e6,
+        certificate_MB=sizes[checkpoint.CERTIFICATE] / 1e6,
+        sidecar_MB=sizes[checkpoint.SIDECAR] / 1e6,
+    )

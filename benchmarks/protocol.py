@@ -14,7 +14,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,12 @@ class RatioReport:
             return "met" if self.high <= goal else "missed" if self.low > goal else "unclear"
         return "met" if self.low >= goal else "missed" if self.high < goal else "unclear"
 
+    def scaled(self, factor: float) -> RatioReport:
+        """The report of a quantity that is this ratio times a constant."""
+        times = lambda value: None if value is None else factor * value
+        names = ("min", "median", "low", "high", "cpu_median", "cpu_low", "cpu_high")
+        return dataclasses.replace(self, **{name: times(getattr(self, name)) for name in names})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
@@ -59,6 +65,75 @@ class RatioReport:
 
 def _nothing() -> tuple[()]:
     return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One way to do the work.
+
+    Attributes:
+        run: does it, and blocks until it is done.
+        prepare: makes its arguments anew before every run, untimed: copies of what it consumes.
+    """
+
+    run: Callable[..., Any]
+    prepare: Callable[[], tuple] = _nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Every timed run of a route, in order: seconds, and processor seconds of all threads."""
+
+    seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
+
+    def over(self, other: Series) -> RatioReport:
+        """Returns the ratio of this route's time to another's."""
+        report = ratio_of(self.seconds, other.seconds)
+        if min(*self.cpu_seconds, *other.cpu_seconds) <= 0:
+            return report
+        busy = ratio_of(self.cpu_seconds, other.cpu_seconds)
+        return dataclasses.replace(
+            report, cpu_median=busy.median, cpu_low=busy.low, cpu_high=busy.high
+        )
+
+
+def in_turns(
+    routes: Mapping[str, Route],
+    repeats: int = 7,
+    *,
+    warm_up: int = 1,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Series]:
+    """Times routes turn by turn.
+
+    The order alternates from turn to turn, so that none always runs on another's warm caches.
+
+    Args:
+        routes: what is timed.
+        repeats: timed runs of each.
+        warm_up: untimed runs of each before.
+        check: sees what the routes returned in each turn, untimed, and raises where that is not the
+            work that was to be timed.
+    """
+    if repeats < 2:
+        raise ValueError(f"repeats={repeats} gives no interval; use at least 2, better 7.")
+    wall: dict[str, list[float]] = {name: [] for name in routes}
+    cpu: dict[str, list[float]] = {name: [] for name in routes}
+    for turn in range(-warm_up, repeats):
+        done: dict[str, Any] = {}
+        for name in list(routes) if turn % 2 == 0 else reversed(routes):
+            ready = routes[name].prepare()
+            start = time.perf_counter(), time.process_time()
+            done[name] = routes[name].run(*ready)
+            taken = time.perf_counter() - start[0], time.process_time() - start[1]
+            del ready
+            if turn >= 0:
+                wall[name].append(taken[0])
+                cpu[name].append(taken[1])
+        if check is not None:
+            check(done)
+    return {name: Series(tuple(wall[name]), tuple(cpu[name])) for name in routes}
 
 
 def compare(
@@ -70,43 +145,17 @@ def compare(
     prepare: tuple[Callable[[], tuple], Callable[[], tuple]] = (_nothing, _nothing),
     check: Callable[[Any, Any], None] | None = None,
 ) -> RatioReport:
-    """Times a and b turn by turn; both must block until their work is done.
-
-    The order within a turn alternates, so that neither always runs on the other's warm caches.
-
-    Args:
-        a, b: the two routes.
-        repeats: timed runs of each.
-        warm_up: untimed runs of each before.
-        prepare: for each route, what makes its arguments anew before every run, untimed: copies of
-            what the route consumes.
-        check: sees what a and b returned in each turn, untimed, and raises where that is not the
-            work that was to be timed.
-    """
-    if repeats < 2:
-        raise ValueError(f"repeats={repeats} gives no interval; use at least 2, better 7.")
-    wall: tuple[list[float], list[float]] = ([], [])
-    cpu: tuple[list[float], list[float]] = ([], [])
-    for turn in range(-warm_up, repeats):
-        done: list[Any] = [None, None]
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            ready = prepare[which]()
-            start = time.perf_counter(), time.process_time()
-            done[which] = (a, b)[which](*ready)
-            taken = time.perf_counter() - start[0], time.process_time() - start[1]
-            if turn >= 0:
-                wall[which].append(taken[0])
-                cpu[which].append(taken[1])
-        if check is not None:
-            check(*done)
-    report = ratio_of(*wall)
-    if min(cpu[0]) <= 0 or min(cpu[1]) <= 0:
-        return report
-    busy = ratio_of(*cpu)
-    return dataclasses.replace(report, cpu_median=busy.median, cpu_low=busy.low, cpu_high=busy.high)
+    """Times two routes turn by turn and returns the ratio a / b; see `in_turns`."""
+    series = in_turns(
+        {"a": Route(a, prepare[0]), "b": Route(b, prepare[1])},
+        repeats,
+        warm_up=warm_up,
+        check=None if check is None else lambda done: check(done["a"], done["b"]),
+    )
+    return series["a"].over(series["b"])
 
 
-def ratio_of(a_seconds, b_seconds) -> RatioReport:
+def ratio_of(a_seconds: Sequence[float], b_seconds: Sequence[float]) -> RatioReport:
     """The report of two series of runs."""
     first, second = np.asarray(a_seconds, float), np.asarray(b_seconds, float)
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import protocol
-from benchmarks.protocol import compare, machine, peaks, ratio_of
+from benchmarks.protocol import Route, compare, in_turns, machine, peaks, ratio_of
 
 
 class Clock:
@@ -101,6 +101,26 @@ def test_compare_takes_turns_and_leaves_out_warm_up_preparation_and_checks(clock
     assert turns == [{"a", "b"}] * 4
     assert {name: given for name, given in log} == {"a": "for a", "b": "for b"}
     assert [log[i][0] for i in range(0, 8, 2)] == ["b", "a", "b", "a"]
+
+
+def test_many_routes_take_turns_against_one_baseline(clock):
+    log = []
+    seconds = {"base": [9.0, 2.0, 2.0], "slow": [9.0, 3.0, 3.0], "fast": [9.0, 1.0, 1.0]}
+    routes = {name: Route(clock.route(each, log, name)) for name, each in seconds.items()}
+    series = in_turns(routes, 2)
+    assert [name for (name,) in log] == [*reversed(routes), *routes, *reversed(routes)]
+    assert series["slow"].over(series["base"]).median == 1.5
+    assert series["fast"].over(series["base"]).median == 0.5
+    assert series["base"].cpu_seconds == (4.0, 4.0)
+
+
+def test_a_scaled_report_is_scaled_throughout():
+    report = ratio_of([1.6, 1.8, 2.0], [1.0] * 3)
+    doubled = report.scaled(2)
+    assert (doubled.low, doubled.median) == (2 * report.low, 2 * report.median)
+    assert doubled.verdict(4.1) == report.verdict(2.05)
+    assert doubled.a_seconds == report.a_seconds
+    assert doubled.cpu_median is None
 
 
 def test_a_failed_check_stops_the_measurement(clock):

@@ -1,0 +1,210 @@
+"""What the released models need of a chip at least: bytes, and the time that these bytes take.
+
+    python -m benchmarks.roofline
+
+Computed from the architectures, the sharding table and data-sheet peaks; nothing here is measured.
+A floor supposes that every byte moves at the memory's full rate and every product at the full rate
+of the chip; good engines reach 65 to 75 % of it in decoding and about half in prefill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tests.released import CONFIGS
+from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig, parse_config
+from vlm_jax.models import abstract
+from vlm_jax.parallel.sharding import AXES
+
+WIDTH = 2
+"""Bytes of a bfloat16 value."""
+
+USABLE = 0.9
+"""Share of a chip's memory for weights and caches; activations and the runtime take the rest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peaks of a data sheet: dense bfloat16 FLOP/s, bytes/s of memory, bytes of memory."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+CHIPS = {
+    "H100 SXM": Chip(989e12, 3.35e12, 80e9),
+    "H200": Chip(989e12, 4.8e12, 141e9),
+    "TPU v5e": Chip(197e12, 0.819e12, 16e9),
+    "TPU v5p": Chip(459e12, 2.765e12, 95e9),
+    "TPU v6e": Chip(918e12, 1.64e12, 32e9),
+}
+"""NVIDIA's and Google Cloud's data sheets."""
+
+
+def layer_weights(c: DecoderConfig) -> int:
+    """Weights of the matrices of one decoder layer."""
+    attention = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
+    return attention + 3 * c.hidden_size * c.intermediate_size
+
+
+def linear_weights(c: DecoderConfig) -> int:
+    """Weights that every generated token is multiplied with: all layers and the head."""
+    return c.num_layers * layer_weights(c) + c.hidden_size * c.vocab_size
+
+
+def prefill_flops(c: DecoderConfig, length: int) -> float:
+    """Operations of reading a prompt: causal attention, and the head for the last row only."""
+    linear = 2 * c.num_layers * layer_weights(c) * length
+    attention = 2 * c.num_layers * c.num_heads * c.head_dim * length**2
+    return linear + attention + 2 * c.hidden_size * c.vocab_size
+
+
+def suffix_flops(c: DecoderConfig, start: int, length: int) -> float:
+    """Operations of reading `length` tokens behind `start` that have been read."""
+    head = 2 * c.hidden_size * c.vocab_size
+    return prefill_flops(c, start + length) - prefill_flops(c, start) + head
+
+
+def kv_values(c: DecoderConfig) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * c.num_layers * c.num_kv_heads * c.head_dim
+
+
+def decode_bytes(c: DecoderConfig, rows: int, context: float, width: int = WIDTH) -> float:
+    """Bytes that a decode step reads: all linear weights, and the keys and values of each row."""
+    return width * (linear_weights(c) + rows * context * kv_values(c))
+
+
+def vision_flops(config: VLMConfig, patches: int) -> float:
+    """Operations of tower and projector on so many patches (LLaVA: of whole images)."""
+    v, sizes = config.vision, {path: math.prod(a.shape) for path, a in _shapes(config).items()}
+    merged = v.merge_size**2 if isinstance(v, QwenVisionConfig) else 1
+    ends = sizes["vision/patch_ed"] + (sizes["projector/w1_ef"] + sizes["projector/w2_fd"]) / merged
+    linear = 4 * v.hidden_size**2
+    if isinstance(v, QwenVisionConfig):
+        linear += 3 * v.hidden_size * v.intermediate_size
+        full = len(v.full_attention_layers)
+        window = (v.window_units * v.merge_size) ** 2
+        keys = window * (v.num_layers - full) + patches * full
+    else:
+        linear += 2 * v.hidden_size * v.intermediate_size
+        keys = v.num_patches * v.num_layers
+    return 2 * patches * (v.num_layers * linear + ends) + 4 * v.hidden_size * patches * keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A model over `model` chips, by the sharding table.
+
+    Attributes:
+        weights: bytes of weights on a chip.
+        read: bytes of weights of them that a decode step reads.
+        kv: bytes of keys and values of a token on a chip.
+    """
+
+    config: DecoderConfig
+    model: int
+    weights: float
+    read: float
+    kv: float
+
+    def bytes_at(self, rows: int, context: int) -> float:
+        """Bytes on a chip with the caches of `rows` rows."""
+        return self.weights + rows * context * self.kv
+
+    def step_seconds(self, chip: Chip, rows: int, context: int) -> float:
+        """Floor of a decode step; the collectives between chips are not in it."""
+        memory = (self.read + rows * context * self.kv) / chip.bandwidth
+        return max(memory, 2 * rows * linear_weights(self.config) / self.model / chip.flops)
+
+    def prefill_seconds(self, chip: Chip, length: int) -> float:
+        """Floor of reading one prompt, without its images."""
+        return prefill_flops(self.config, length) / self.model / chip.flops
+
+
+def place(config: VLMConfig, model: int) -> Placed:
+    """Lays the weights out over `model` chips."""
+    weights = read = 0.0
+    decoder = config.decoder
+    for path, leaf in _shapes(config).items():
+        dims = zip(path.rsplit("_", 1)[-1], leaf.shape)
+        divides = any(AXES[letter] == "model" and size % model == 0 for letter, size in dims)
+        size = WIDTH * math.prod(leaf.shape) / (model if divides else 1)
+        weights += size
+        table = path.endswith("embed_vd") and not decoder.tie_embeddings
+        read += size if path.startswith("decoder/") and not table else 0
+    shared = model if decoder.num_kv_heads % model == 0 else 1
+    return Placed(decoder, model, weights, read, WIDTH * kv_values(decoder) / shared)
+
+
+@functools.cache
+def _shapes(config: VLMConfig) -> dict[str, Any]:
+    return dict(abstract(config)[1])
+
+
+def smallest(config: VLMConfig, chip: Chip, rows: int = 8, context: int = 2048) -> Placed:
+    """The fewest chips, a power of two, that hold the weights and so many rows' caches."""
+    model = 1
+    while (placed := place(config, model)).bytes_at(rows, context) > USABLE * chip.memory:
+        model *= 2
+        if model > 64:
+            raise ValueError("The model does not fit 64 of these chips.")
+    return placed
+
+
+def released(name: str) -> VLMConfig:
+    """A released architecture."""
+    return parse_config(CONFIGS[name])
+
+
+def chips_table() -> str:
+    """Memory and floors of every released size on every chip."""
+    lines = [
+        "| model | chip | chips | weights a chip, GB | caches a chip, GB (8 x 2,048) "
+        "| decode, ms a step: 1 row | 8 rows | 32 rows | prefill, ms: 640 | 1,500 | 4,096 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in CONFIGS:
+        config = released(name)
+        for label, chip in CHIPS.items():
+            placed = smallest(config, chip)
+            steps = [f"{1e3 * placed.step_seconds(chip, rows, 2048):.2f}" for rows in (1, 8)]
+            many = placed.bytes_at(32, 2048) <= USABLE * chip.memory
+            steps.append(f"{1e3 * placed.step_seconds(chip, 32, 2048):.2f}" if many else "no room")
+            reads = [
+                f"{1e3 * placed.prefill_seconds(chip, length):.1f}" for length in (640, 1500, 4096)
+            ]
+            cells = [name, label, str(placed.model), f"{placed.weights / 1e9:.1f}"]
+            cells += [f"{8 * 2048 * placed.kv / 1e9:.2f}", *steps, *reads]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sizes_table() -> str:
+    """What every released size is made of."""
+    lines = [
+        "| model | weights, GB | of them read a step, GB | KV a token, KiB | GFLOP a token |",
+        "|---|---|---|---|---|",
+    ]
+    for name in CONFIGS:
+        config = released(name)
+        placed = place(config, 1)
+        lines.append(
+            f"| {name} | {placed.weights / 1e9:.2f} | {placed.read / 1e9:.2f} "
+            f"| {placed.kv / 1024:.0f} | "
+            f"{2 * config.decoder.num_layers * layer_weights(config.decoder) / 1e9:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"roofline": chips_table, "sizes": sizes_table}
+"""Name in a page's mark -> what is put there."""
+
+
+if __name__ == "__main__":
+    print(sizes_table(), chips_table(), sep="\n\n")
