@@ -153,9 +153,12 @@ class HFFolder(ModelFolder):
         array = np.empty(tensor.shape, self.tensors[path].dtype)
         rows = tensor.disk_rows(array)
         source = self.path / file
-        for row, strip in safetensors_io.read_strips(source, self.files[file], name, len(rows)):
+
+        def place_strip(row: int, strip: np.ndarray) -> None:
             check_finite(strip, name, source)
             layout.copy_rows(rows[row : row + len(strip)], layout.bits(strip))
+
+        safetensors_io.read_strips(source, self.files[file], name, len(rows), place_strip)
         return array
 
     def _raw(self, name: str) -> np.ndarray:

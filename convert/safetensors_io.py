@@ -5,6 +5,8 @@ resident, the package writes its own header where a round trip needs the origina
 errors do not say which file to fetch again.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -12,8 +14,9 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +43,10 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
 STRIP_BYTES = 4 << 20  # what is moved at a time
+THREADS = min(4, os.cpu_count() or 1)  # enough for a fast disk
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,19 +186,21 @@ def read(path: pathlib.Path, header: Header, name: str) -> np.ndarray:
 
 
 def read_strips(
-    path: pathlib.Path, header: Header, name: str, rows: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Reads one tensor a few rows at a time into a buffer that stays in the processor's cache.
+    path: pathlib.Path,
+    header: Header,
+    name: str,
+    rows: int,
+    visit: Callable[[int, np.ndarray], None],
+) -> None:
+    """Reads one tensor a few rows at a time, in several threads at once.
 
     Args:
         path: the file.
         header: its header.
         name: of the tensor.
         rows: how many equal rows its bytes are to be seen as.
-
-    Yields:
-        (number of the first row, [some rows, the rest] in the stored dtype); the array is
-        overwritten by the next one.
+        visit: takes the number of the first row and [some rows, the rest] in the stored dtype, an
+            array that is overwritten when it returns and has never left the processor's cache.
 
     Raises:
         CheckpointError: as `read`.
@@ -201,12 +210,35 @@ def read_strips(
     if not row_bytes:
         return
     step = max(1, STRIP_BYTES // row_bytes)
-    buffer = np.empty(min(step, rows) * row_bytes, np.uint8)
-    with _opened(path, header.data_start + entry.start) as file:
-        for row in range(0, rows, step):
-            strip = buffer[: min(step, rows - row) * row_bytes]
+    buffers = threading.local()
+
+    def move(row: int) -> None:
+        if not hasattr(buffers, "one"):
+            buffers.one = np.empty(min(step, rows) * row_bytes, np.uint8)
+        strip = buffers.one[: min(step, rows - row) * row_bytes]
+        offset = header.data_start + entry.start + row * row_bytes
+        with _opened(path, offset) as file:
             _read_into(file, strip.data, path)
-            yield row, strip.view(entry.dtype).reshape(strip.size // row_bytes, -1)
+        visit(row, strip.view(entry.dtype).reshape(strip.size // row_bytes, -1))
+
+    for _ in in_order(move, range(0, rows, step)):
+        pass
+
+
+def in_order(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Maps items in a few threads, no further ahead than these, and yields in the items' order."""
+    threads = min(THREADS, len(items))
+    if threads < 2:
+        yield from map(work, items)
+        return
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        running: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+        for item in items:
+            if len(running) == threads:
+                yield running.popleft().result()
+            running.append(pool.submit(work, item))
+        while running:
+            yield running.popleft().result()
 
 
 def write(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from convert import layout
-from convert.safetensors_io import STRIP_BYTES
+from convert.safetensors_io import STRIP_BYTES, in_order
 from vlm_jax.checkpoint import TensorInfo
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
@@ -70,18 +70,20 @@ class Tensor:
         """Gives our array's bytes in the checkpoint's order, in pieces.
 
         Yields:
-            contiguous integers, overwritten by the next piece.
+            contiguous integers.
         """
         rows = self.disk_rows(np.ascontiguousarray(array))
         if rows.flags.c_contiguous:
             yield rows
             return
         step = max(1, STRIP_BYTES // (rows.shape[1] * rows.itemsize))
-        buffer = np.empty((min(step, len(rows)), rows.shape[1]), rows.dtype)
-        for row in range(0, len(rows), step):
-            strip = buffer[: len(rows) - row]
-            layout.copy_rows(strip, rows[row : row + step])
-            yield strip
+
+        def strip(row: int) -> np.ndarray:
+            piece = np.empty_like(rows[row : row + step], order="C")
+            layout.copy_rows(piece, rows[row : row + step])
+            return piece
+
+        yield from in_order(strip, range(0, len(rows), step))
 
 
 @dataclasses.dataclass(frozen=True)

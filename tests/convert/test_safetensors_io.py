@@ -121,10 +121,15 @@ def test_reads_by_strips(strip_bytes, tmp_path, monkeypatch):
     save_file(ARRAYS, tmp_path / "x")
     header = io.read_header(tmp_path / "x")
     for rows in (1, 2, 3, 6):
-        seen = [
-            (row, len(strip), strip.tobytes())
-            for row, strip in io.read_strips(tmp_path / "x", header, "a", rows)
-        ]
+        seen = []
+        io.read_strips(
+            tmp_path / "x",
+            header,
+            "a",
+            rows,
+            lambda row, strip, seen=seen: seen.append((row, len(strip), strip.tobytes())),
+        )
+        seen.sort()
         assert [row for row, _, _ in seen] == [
             sum(n for _, n, _ in seen[:i]) for i in range(len(seen))
         ]
@@ -132,7 +137,19 @@ def test_reads_by_strips(strip_bytes, tmp_path, monkeypatch):
         assert len(seen) == (
             1 if strip_bytes > 24 else -(-rows // max(1, strip_bytes * rows // 24))
         )
-    assert not list(io.read_strips(tmp_path / "x", header, "empty", 5))
+    io.read_strips(tmp_path / "x", header, "empty", 5, lambda *_: pytest.fail("nothing to read"))
+
+
+def test_maps_in_order_and_not_too_far_ahead(monkeypatch):
+    monkeypatch.setattr(io, "THREADS", 3)
+    begun = []
+    results = io.in_order(lambda item: begun.append(item) or -item, range(20))
+    for item, result in enumerate(results):
+        assert result == -item
+        assert len(begun) <= item + 3
+    assert sorted(begun) == list(range(20))
+    with pytest.raises(ZeroDivisionError):
+        list(io.in_order(lambda item: 1 // (item - 5), range(20)))
 
 
 def test_pieces_must_fill_their_place(tmp_path):
