@@ -194,7 +194,7 @@ def _qwen2_5_vl_config(family: Family) -> dict[str, Any]:
             "depth": 4,
             "hidden_size": 64,
             "intermediate_size": 160,
-            "num_heads": 4,
+            "num_heads": 2,
             "in_channels": 3,
             "hidden_act": "silu",
             "patch_size": patch,

@@ -32,7 +32,10 @@ Params = dict[str, jax.Array]
 def label_head(width: int) -> Params:
     """Returns the linear labels that the tower is trained through and that are thrown away."""
     # Most patches are empty: start from rare labels.
-    return {HEAD: jnp.zeros((width, _NUM_LABELS)), BIAS: jnp.full((_NUM_LABELS,), -2.0)}
+    return {
+        HEAD: jnp.zeros((width, _NUM_LABELS)),
+        BIAS: jnp.full((_NUM_LABELS,), -2.0, jnp.float32),
+    }
 
 
 class Stage(abc.ABC):
