@@ -14,6 +14,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -91,11 +92,13 @@ def make_folder(folder: pathlib.Path, scale: int, layers: int) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         header = safetensors_io.build_header(shard, {"format": "pt"})
 
-        def random(name: str, header=header) -> np.ndarray:
-            shape = header.entries[name].shape
-            bits = rng.integers(0, 1 << 16, int(np.prod(shape)), dtype=np.uint16)
-            # Sign and mantissa at random, one exponent: finite, and of full rank.
-            return (bits & 0x807F | 0x3C00).view(BF16).reshape(shape)
+        def random(name: str, header=header) -> Iterator[np.ndarray]:
+            left = int(np.prod(header.entries[name].shape))
+            while left:
+                bits = rng.integers(0, 1 << 16, min(left, 1 << 23), dtype=np.uint16)
+                # Sign and mantissa at random, one exponent: finite, and of full rank.
+                yield bits & 0x807F | 0x3C00
+                left -= bits.size
 
         safetensors_io.write(folder / file, header, random)
         weight_map |= {name: file for name, _, _ in shard}
