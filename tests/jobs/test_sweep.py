@@ -43,6 +43,8 @@ def test_doses_their_corrections_and_the_choice(job, capsys):
     assert dose["p"] < dose["p_holm"] <= 3 * dose["p"]
     assert dose["p_max_t"] == pytest.approx(1 / 201)
     assert 0 < dose["detectable"] < 0.3
+    assert dose["items"] == 19  # (1.96 + 0.84)^2 (0.3 - 0.3^2) / 0.3^2, where all change one way
+    assert found["settings"]["strength=1.0 R3"]["items"] is None
     assert found["settings"]["strength=1.0 R3"]["p"] is None
     assert found["settings"]["strength=1.0 R3"]["draws"] == 2
     printed = capsys.readouterr().out

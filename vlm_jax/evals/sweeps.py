@@ -15,6 +15,7 @@ from vlm_jax.evals.statistics import (
     LEVEL,
     Interval,
     holm,
+    items_needed,
     max_t,
     mcnemar,
     minimum_detectable_effect,
@@ -35,6 +36,8 @@ class Dose:
         value: of the metric.
         change: paired difference from the unedited model.
         detectable: the least true change that this many items find with 80 % power.
+        items: how many items would find the change that was seen with 80 % power, were it true;
+            None where it is 0, of several draws, or the metric is not C_S.
         recall: paired difference of recall, None where the benchmarks have none.
         p: two-sided p-value of the change by itself, None for controls.
         p_holm, p_max_t: corrected for all tested settings, None for controls.
@@ -47,6 +50,7 @@ class Dose:
     change: Interval
     detectable: float
     recall: Interval | None
+    items: int | None = None
     p: float | None = None
     p_holm: float | None = None
     p_max_t: float | None = None
@@ -59,7 +63,7 @@ class Dose:
             "recall": self.recall,
             "simultaneous": self.simultaneous,
         }
-        plain = ("draws", "value", "detectable", "p", "p_holm", "p_max_t")
+        plain = ("draws", "value", "detectable", "items", "p", "p_holm", "p_max_t")
         return {name: getattr(self, name) for name in plain} | {
             name: None if entry is None else interval_fields(entry)
             for name, entry in intervals.items()
@@ -115,8 +119,9 @@ def dose_response(
         error = standard_error(samples[name])
         recall = change(name, "recall")[0] if "recall" in statistics else None
         least = minimum_detectable_effect(error, level=level)
-        doses[name] = Dose(name, len(pooled[name]), value, effect, least, recall)
         own = [table for owner, table in flat if owner == name]
+        items = _items(metric, own, base, effect.value)
+        doses[name] = Dose(name, len(pooled[name]), value, effect, least, recall, items)
         p_values[name] = _p_value(metric, own, base, effect.value, error)
     corrected = [name for name in names if name in tested]
     if corrected:
@@ -169,11 +174,26 @@ def _pooled(own: ByBenchmark, benchmarks: Sequence[str]) -> list[tuple[TallyTabl
     ]
 
 
-def _p_value(metric, own: Sequence[TallyTable], base, effect: float, error: float) -> float:
+def _items(metric: str, own: Sequence[TallyTable], base: TallyTable, effect: float) -> int | None:
+    pair = _outcomes(metric, own, base)
+    if pair is None or not effect:
+        return None
+    return items_needed(float(np.mean(pair[0] != pair[1])), effect)
+
+
+def _outcomes(metric: str, own: Sequence[TallyTable], base: TallyTable):
+    """Whether each caption hallucinates, steered and not; None where the metric counts others."""
+    if metric != "C_S" or len(own) != 1:
+        return None
     outcome = "hallucinated_captions"
-    if metric == "C_S" and len(own) == 1:
-        first, second = (t.counts[:, t.fields.index(outcome)] > 0 for t in (own[0], base))
-        return mcnemar(first, second)
+    first, second = (t.counts[:, t.fields.index(outcome)] > 0 for t in (own[0], base))
+    return first, second
+
+
+def _p_value(metric, own: Sequence[TallyTable], base, effect: float, error: float) -> float:
+    pair = _outcomes(metric, own, base)
+    if pair is not None:
+        return mcnemar(*pair)
     if not error:
         return 1.0 if not effect else 0.0
     return 2 * (1 - NormalDist().cdf(abs(effect) / error))

@@ -20,6 +20,8 @@ def dose_table(
     """A setting a row, controls among them, the chosen one marked."""
     plain = metric in comparison.units
     headers = ["setting", metric, "change", "at once", "p", "p Holm", "p max-T", "detectable"]
+    with_items = any(dose.items is not None for dose in doses)
+    headers += ["items needed"] * with_items
     with_recall = any(dose.recall is not None for dose in doses)
     headers += ["recall"] * with_recall + ["gap to frontier"] * bool(comparison.points)
     arms = {arm.name: arm for arm in comparison.arms}
@@ -36,6 +38,8 @@ def dose_table(
             p_value(dose.p_max_t),
             number(dose.detectable, plain=plain),
         ]
+        if with_items:
+            row.append(NONE if dose.items is None else f"{dose.items:,}")
         if with_recall:
             row.append(interval(dose.recall, signed=True))
         if comparison.points:
@@ -51,6 +55,10 @@ def dose_table(
         f"{'exact McNemar' if metric == 'C_S' else 'from the bootstrap error'}, two-sided.",
         "detectable: least true change found with 80 % power. Controls are not tested.",
     ]
+    if with_items:
+        notes.append(
+            "items needed: to find the change that was seen with 80 % power, were it true."
+        )
     if chosen is not None:
         notes.append("> is the chosen setting.")
     return Table(f"Dose and response of {metric} ({' + '.join(benchmarks)})", headers, rows, notes)
