@@ -38,6 +38,10 @@ demo: $(VENV)/.product
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# All rows on an otherwise idle machine (about 15 minutes on two cores), then the tables of docs/.
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Runs benchmark rows and writes their records and tables.
 
-    python -m benchmarks                  # all rows, then the tables of docs/performance.md
+    python -m benchmarks                  # rows R1 to R13, then the tables of docs/
     python -m benchmarks R1 R13 --quick   # some rows on tiny models: do they run?
     python -m benchmarks --device_shape=7b  # a 7B shape on an accelerator
 
@@ -36,8 +36,12 @@ ROWS = {
     "R12": "start_up",
     "R13": "memory",
     "edit": "edit_folder",
+    "convert": "conversion",
 }
 """Row -> module with `measure(quick)`."""
+
+ON_REQUEST = ("edit", "convert")
+"""Rows that run only when named: they write gigabytes."""
 
 SHAPES = {"small": ROWS, "7b": {"7B": "seven_b"}}
 """Rows by the size of the model: small ones run on two cores, the 7B shape on an accelerator."""
@@ -58,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="folder for records (benchmarks/results)")
     args = parser.parse_args()
     modules = SHAPES[args.device_shape]
-    rows = args.rows or list(modules)
+    rows = args.rows or [row for row in modules if row not in ON_REQUEST]
     unknown = [row for row in rows if row not in modules]
     if unknown:
         parser.error(f"there is no row {', '.join(unknown)}; the rows are {', '.join(modules)}.")

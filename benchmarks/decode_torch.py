@@ -37,7 +37,7 @@ def settings(quick: bool) -> dict[str, Any]:
     """Prompt, answer and batches."""
     if quick:
         return dict(text=text_of(True), prompt=64, new_tokens=4, batches=(2,), repeats=2)
-    return dict(text=text_of(False), prompt=512, new_tokens=32, batches=(1, 8), repeats=7)
+    return dict(text=text_of(False), prompt=512, new_tokens=24, batches=(1, 8), repeats=7)
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def one_case(
     method = torch_decoding.air if name == "AIR" else None
     theirs = Torch(folder, batch, pixels, steps, method)
     same(ours.tokens_bn, theirs.tokens_bn)
-    best, tried = theirs.best(3)
+    best, tried = theirs.best(2)
 
     def check(done: dict[str, Any]) -> None:
         for tokens in done.values():

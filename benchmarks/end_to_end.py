@@ -31,8 +31,8 @@ def settings(quick: bool) -> dict[str, Any]:
     """The model, the batch and the answers' lengths, with repeats."""
     if quick:
         return dict(text=text_of(True), vision={}, rows=2, answers=[(2, 2)])
-    text = text_of(False, num_hidden_layers=4)
-    return dict(text=text, vision=TOWER, rows=8, answers=[(1, 9), (128, 7)])
+    text = text_of(False, num_hidden_layers=3)
+    return dict(text=text, vision=TOWER, rows=8, answers=[(1, 9), (128, 5)])
 
 
 def measure(quick: bool = False) -> dict[str, Any]:

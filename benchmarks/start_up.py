@@ -31,7 +31,7 @@ def settings(quick: bool) -> dict[str, Any]:
     """The model and how long its questions are, in letters."""
     if quick:
         return dict(text=text_of(True), letters=(10,), repeats=2)
-    return dict(text=text_of(False), letters=(10, 60, 150, 300), repeats=3)
+    return dict(text=text_of(False, num_hidden_layers=6), letters=(10, 150, 300), repeats=3)
 
 
 def measure(quick: bool = False) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def settings(quick: bool) -> dict[str, Any]:
     if quick:
         sizes = dict(text=text_of(True), vision={}, images=2)
         return dict(**sizes, questions=3, new_tokens=2, batch_size=2, repeats=2)
-    sizes = dict(text=text_of(False, num_hidden_layers=4), vision=TOWER, images=20)
+    sizes = dict(text=text_of(False, num_hidden_layers=2), vision=TOWER, images=20)
     return dict(**sizes, questions=18, new_tokens=2, batch_size=8, repeats=3)
 
 

@@ -29,7 +29,9 @@ def settings(quick: bool) -> dict[str, Any]:
     """The prompt, the answer's length, and how many settings."""
     if quick:
         return dict(text=text_of(True), length=48, new_tokens=4, settings=3, repeats=2)
-    return dict(text=text_of(False), length=640, new_tokens=24, settings=8, repeats=7)
+    return dict(
+        text=text_of(False, num_hidden_layers=6), length=640, new_tokens=24, settings=8, repeats=7
+    )
 
 
 def measure(quick: bool = False) -> dict[str, Any]:

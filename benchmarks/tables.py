@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import record
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
-PAGES = ("performance.md",)
+PAGES = ("performance.md", "tpu_pods.md", "gpu_clusters.md")
 _MARK = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
