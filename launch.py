@@ -17,8 +17,18 @@ A folder is a Hugging Face checkpoint or a converted one; every job reads both. 
   python launch.py --job=edit --config=configs/edit.py --config.edit.k=2 \\
       --source=Qwen2.5-VL-7B-Instruct --target=edited
 
-configs/base.py lists every setting. Errors are one line on stderr and exit code 1; no job leaves a
-half-written folder, and evaluate, identify, sweep and train go on where a killed run stopped.
+configs/base.py lists every setting. An edited folder is edited again by --config.revert=True, which
+gives the original weights back, or --config.restrength=<a>, which makes the edit at strength a.
+
+Errors are one line on stderr and exit code 1. No job leaves a half-written folder; evaluate,
+generate, identify, sweep and train go on where a killed run stopped. Images and prompts that cannot
+be read are recorded and left out, up to config.max_failures of them.
+
+Several processes, each with its own accelerators, share the answers of evaluate, generate and
+sweep; in other jobs process 0 works and the rest wait. TPU pods, SLURM, Open MPI and Kubernetes say
+themselves who belongs together; elsewhere start each with
+
+  --coordinator=<host:port of process 0> --num_processes=<n> --process_id=<0 to n - 1>
 """
 
 import importlib
@@ -47,6 +57,8 @@ JOBS = {
     "sweep": "vlm_jax.jobs.sweep:run",
     "train": "vlm_jax.jobs.train:run",
 }
+# Jobs whose work all processes share; in the others process 0 works alone.
+_SHARED = ("evaluate", "generate", "sweep")
 _DEFAULT_CONFIGS = {
     "edit": "edit",
     "generate": "generate",
@@ -70,6 +82,12 @@ _ANSWERS = flags.DEFINE_string("answers", None, "score: JSONL of captions or ans
 _TRUTH = flags.DEFINE_list("truth", [], "score: object tables, COCO annotations or POPE questions.")
 _BASELINE = flags.DEFINE_string("baseline", None, "score: answers to take paired differences from.")
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Several processes: host:port of the first."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many; 1 is alone.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
+
 
 def _path(text: str | None) -> pathlib.Path | None:
     return None if text is None else pathlib.Path(text)
@@ -88,24 +106,48 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"--job is missing; it is one of {', '.join(sorted(JOBS))} (see --help)."
             )
-        from vlm_jax.jobs.request import Request
-
-        module, function = JOBS[_JOB.value].split(":")
-        request = Request(
-            config=_CONFIG.value,
-            source=_path(_SOURCE.value[0]) if len(_SOURCE.value) == 1 else None,
-            sources=tuple(map(pathlib.Path, _SOURCE.value)) if len(_SOURCE.value) > 1 else (),
-            target=_path(_TARGET.value),
-            workdir=_path(_WORKDIR.value),
-            answers=_path(_ANSWERS.value),
-            truth=tuple(map(pathlib.Path, _TRUTH.value)),
-            baseline=_path(_BASELINE.value),
-        )
-        getattr(importlib.import_module(module), function)(request)
+        if _JOB.value == "score":
+            _work()  # needs no JAX
+        else:
+            _work_together()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: {error.strerror}{where}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def _work_together() -> None:
+    """Runs the job in all processes, or in process 0; an error in one is an error in all."""
+    from vlm_jax.parallel import processes
+
+    processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not processes.primary():  # process 0 speaks for all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    share = processes.agree if _JOB.value in _SHARED else processes.by_primary
+    share(_work)
+
+
+def _work() -> None:
+    """Runs the job."""
+    from vlm_jax.jobs.request import Request
+
+    module, function = JOBS[_JOB.value or ""].split(":")
+    request = Request(
+        config=_CONFIG.value,
+        source=_path(_SOURCE.value[0]) if len(_SOURCE.value) == 1 else None,
+        sources=tuple(map(pathlib.Path, _SOURCE.value)) if len(_SOURCE.value) > 1 else (),
+        target=_path(_TARGET.value),
+        workdir=_path(_WORKDIR.value),
+        answers=_path(_ANSWERS.value),
+        truth=tuple(map(pathlib.Path, _TRUTH.value)),
+        baseline=_path(_BASELINE.value),
+    )
+    getattr(importlib.import_module(module), function)(request)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -60,6 +60,8 @@ def start(
             "cluster that says so itself."
         )
     _check(coordinator, num_processes, process_id)
+    # Its handler would swallow SIGTERM; a run that is killed goes on anyway.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError, OSError) as error:
