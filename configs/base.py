@@ -10,6 +10,9 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "model": 1})  # -1: all devices that are left
     config.compile_cache = ""  # folder of compiled programs; "" is the user's cache, "off" is none
 
+    # MiB of device memory for what arms share: prompts read through their last image; 0 keeps none.
+    config.prefix_cache_mb = 1024
+
     # Items whose image or prompt cannot be read are recorded and left out; a run stops at more of
     # them than this: a number, or below 1 a share of a benchmark's items (of one at least).
     config.max_failures = 0.01
@@ -57,6 +60,13 @@ def get_config() -> ConfigDict:
     # The say-less frontier: biases on the logits of tokens that end a caption; no bias is none.
     # Tokens are words of one token each; "<stop>" stands for the ids that end an answer.
     config.frontier = ConfigDict({"biases": (), "tokens": ("<stop>",)})
+
+    # How `score` judges. CHAIR's words are this project's own, or those of a published synonyms.txt
+    # with the two-word rules of its script, or of a JSON file; POPE answers are read by a parser
+    # of vlm_jax.evals.pope.PARSERS.
+    config.score = ConfigDict(
+        {"synonyms": "", "double_words": "", "parser": "rucaibox", "allow_missing": False}
+    )
 
     # What `sweep` varies (see vlm_jax/jobs/grids.py): field of config.edit -> values; or, where
     # `method` lists attention methods, field of theirs -> values.

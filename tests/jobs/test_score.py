@@ -1,0 +1,59 @@
+"""The score job: CHAIR's words and POPE's parser as a config says."""
+
+import json
+
+import pytest
+
+from configs import base
+from vlm_jax.errors import ConfigError
+from vlm_jax.jobs import score
+from vlm_jax.jobs.request import Request
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Captions that name a puppy and a hot dog, and images that hold dogs alone."""
+    answers = tmp_path / "answers.jsonl"
+    captions = ["a puppy", "a hot dog"]
+    rows = [{"image_id": n, "caption": text} for n, text in enumerate(captions)]
+    answers.write_text("\n".join(map(json.dumps, rows)))
+    truth = tmp_path / "truth.jsonl"
+    seen = [
+        {"image_id": n, "captions": ["a dog"], "instances": [{"category": "dog"}]} for n in (0, 1)
+    ]
+    truth.write_text("\n".join(map(json.dumps, seen)))
+    (tmp_path / "synonyms.txt").write_text("dog, puppy\nhot dog\n")
+    (tmp_path / "none.json").write_text("{}")
+    return Request(config=base.get_config(), answers=answers, truth=(truth,), workdir=tmp_path)
+
+
+def found(request):
+    score.run(request)
+    return json.loads((request.workdir / "results.json").read_text())
+
+
+def test_the_words_are_those_of_the_file(asked, capsys):
+    own = found(asked)
+    asked.config.score.synonyms = str(asked.workdir / "synonyms.txt")
+    published = found(asked)
+    assert published["metrics"]["C_S"]["value"] == own["metrics"]["C_S"]["value"] == 0.5
+    assert published["protocol"] != own["protocol"]
+    asked.config.score.double_words = str(asked.workdir / "none.json")
+    assert found(asked)["metrics"]["C_S"]["value"] == 0  # a hot dog is a dog without the rule
+    assert "C_S" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"synonyms": "absent.txt"}, "config.score: .*absent.txt"),
+        ({"double_words": "rules.json"}, "name it by config.score.synonyms"),
+        ({"parser": "hearsay"}, "config.score.parser must be one of"),
+        ({"allow_missing": 1}, "config.score.allow_missing must be True or False"),
+        ({"words": "x"}, "config.score has no key 'words'"),
+    ],
+)
+def test_a_wrong_section_is_one_clear_error(asked, section, message):
+    asked.config.score = section
+    with pytest.raises(ConfigError, match=message):
+        score.run(asked)
