@@ -61,6 +61,16 @@ def test_one_clear_error_for_each_bad_composition(call, match):
     assert "\n" not in str(caught.value)
 
 
+def test_the_order_of_methods_means_nothing():
+    config = model_config(3, 4)
+    gains = ("functional_heads", {"reasoning_first_layer": 0, "perception_last_layer": 2})
+    others = ("air", {"heads": ((0, 1),)})
+    one, other = compose([gains, others], config), compose([others, gains], config)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+        assert np.array_equal(a, b)
+
+
 def test_a_config_section_is_a_method():
     section = ml_collections.ConfigDict({"method": "air", "heads": HEADS, "visual_gain": 2.0})
     found = read_method(section, SMALL)

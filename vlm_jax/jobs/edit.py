@@ -1,4 +1,4 @@
-"""Edits the query weights of a model folder; the result is a folder of the same format.
+"""Edits the weights of a model folder; the result is a folder of the same format.
 
 An edited folder carries a certificate, which its weights are checked against whenever they are
 read, and a sidecar, which takes the edit back or makes it at another strength without the source.
@@ -35,12 +35,19 @@ def run(request: Request) -> None:
     """Edits `--source` into `--target` as `config.edit` says.
 
     Of a source that is edited already, `config.revert=True` writes the original weights, and
-    `config.restrength=a` the same edit at strength `a`; any other edit of it is refused.
+    `config.restrength=a` the same edit at strength `a`; any other edit of it is refused. With
+    `config.fold`, an attention method's fixed gains are written instead (`fold`).
     """
     source = checkpoint.open_folder(request.need("source"))
     target = request.need("target")
     revert = request.config.get("revert", False)
     strength = request.config.get("restrength", None)
+    if request.config.get("fold"):
+        from vlm_jax.jobs.fold import fold_method  # it reads arms, which read this module
+
+        gain_ln = fold_method(source, target, request.config)
+        print(f"Folded gains of {int((gain_ln != 1).sum())} heads into {target}")
+        return
     if revert and strength is not None:
         raise ConfigError(
             f"config.revert and config.restrength={strength} exclude each other; give one of them."

@@ -1,4 +1,17 @@
-"""Several steerings as one: merged into one intervention, or stacked, one for each example."""
+"""Several steerings as one: merged into one intervention, or stacked, one for each example.
+
+Which pairs commute. Parts act in the order of `attention.steering` however they were merged, so
+the order of methods in a config means nothing. Applied one after another, head and visual gains
+commute with each other, with `Reallocation` and with `Projection`, whose results are proportional
+to the weights; `LogitGains` and `Lens` do not (the lens reads the logits that gains left), nor do
+`Reallocation` and `Projection` (the row's mean is that of the weights as they were left). All that
+reads masses, which are triggers and classes, reads what `LogitGains` and `Lens` left.
+
+An edit of query weights and gains folded into output weights touch different tensors and commute
+bit for bit. An edit and a steering act together whichever was named first: the steering acts on the
+edited model's attention. Head sets that were found on the unedited model are then those of another
+model.
+"""
 
 import dataclasses
 from collections.abc import Sequence
