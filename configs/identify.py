@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
             "count": 4,  # heads in the head set
             "captions": "hallucinated",  # or "all"
             "subtokens": "first",  # or "all"
+            "labels": "offsets",  # or "string_match", as released
             "chunk": 64,  # captions between two saves
             "rows": 256,  # ablated runs in a batch
             "classes": CLASSES,  # thresholds of functional heads

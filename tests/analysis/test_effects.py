@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.analysis.effects import effect_sizes, jaccard, ranking, spearman, stability
-from vlm_jax.analysis.mentions import naming_tokens, token_spans
+from vlm_jax.analysis.mentions import matching_tokens, naming_tokens, token_spans
 from vlm_jax.evals.chair import ScoredMention
 
 
@@ -76,6 +76,37 @@ def test_a_token_of_two_mentions_is_hallucinated_if_either_is():
     spans = [(0, 4)]
     found = naming_tokens([mention(0, 2, False), mention(2, 4, True)], spans)
     assert [(t.index, t.hallucinated) for t in found] == [(0, True)]
+
+
+class Words:
+    """A tokenizer of words that ends them with their last three letters as a token of its own."""
+
+    def __init__(self):
+        self.pieces: list[str] = []
+
+    def __call__(self, text, add_special_tokens=False):
+        parts = [p for word in text.split() for p in (word[:-3], word[-3:]) if p]
+        self.pieces += [part for part in parts if part not in self.pieces]
+        return {"input_ids": [self.pieces.index(part) for part in parts]}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(self.pieces[n] for n in ids)
+
+
+def test_matching_strings_label_what_reads_alike():
+    """As released: the first piece alone, wherever it occurs, hallucinated winning ties."""
+    tokenizer = Words()
+    text = "handcart and handbag by a dog"
+    tokens = tokenizer(text)["input_ids"]
+    mentions = [mention(0, 8, False), mention(13, 20, True), mention(26, 29, False)]
+    found = matching_tokens(mentions, tokenizer, tokens, text)
+    read = [(tokenizer.decode([tokens[t.index]]), t.hallucinated) for t in found]
+    assert read == [("handc", False), ("hand", True), ("dog", False)]
+    again = "dog dog hand"
+    tokens = tokenizer(again)["input_ids"]
+    mentions = [mention(0, 3, False), mention(4, 7, True)]
+    found = matching_tokens(mentions, tokenizer, tokens, again)
+    assert [(t.index, t.hallucinated, t.first) for t in found] == [(0, True, True), (1, True, True)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Object mentions of an answer as tokens, found by character offsets."""
+"""Object mentions of an answer as tokens, found by character offsets or, as released, by string."""
 
 import dataclasses
 import itertools
@@ -67,3 +67,32 @@ def naming_tokens(mentions: Sequence[ScoredMention], spans: Sequence[Span]) -> l
                 first = index == inside[0]
                 found[index] = NamingToken(index, number, mention.hallucinated, first)
     return [found[index] for index in sorted(found)]
+
+
+def matching_tokens(
+    mentions: Sequence[ScoredMention], tokenizer: Any, tokens: Sequence[int], text: str
+) -> list[NamingToken]:
+    """Returns the tokens that read as the first piece of a mentioned word: labels as released.
+
+    A word stands for the first token it has by itself, and all tokens of that string are labelled,
+    as hallucinated if any such word is. Longer words count once, and pieces of other words count
+    too (AD-HH's and AIR's repositories); `naming_tokens` is what was meant.
+
+    Args:
+        mentions: of the answer.
+        tokenizer, tokens, text: see `token_spans`.
+    """
+    reads = lambda token: tokenizer.decode([token], skip_special_tokens=True).strip()
+    labels: dict[str, int] = {}
+    for number, mention in enumerate(mentions):
+        pieces = tokenizer(text[mention.start : mention.end], add_special_tokens=False)["input_ids"]
+        piece = reads(pieces[0]) if len(pieces) else ""
+        known = labels.get(piece)
+        if piece and (known is None or (mention.hallucinated and not mentions[known].hallucinated)):
+            labels[piece] = number
+    found = []
+    for index, token in enumerate(tokens):
+        number = labels.get(reads(token))
+        if number is not None:
+            found.append(NamingToken(index, number, mentions[number].hallucinated, True))
+    return found

@@ -17,7 +17,7 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.analysis.ablation import SCOPES, HeadAblation, Places
 from vlm_jax.analysis.effects import effect_sizes, jaccard, ranking, spearman, stability
-from vlm_jax.analysis.mentions import naming_tokens, token_spans
+from vlm_jax.analysis.mentions import matching_tokens, naming_tokens, token_spans
 from vlm_jax.api import VLM, Answer
 from vlm_jax.attention.steering import Readings
 from vlm_jax.errors import AnswersError, ConfigError
@@ -36,6 +36,7 @@ from vlm_jax.steering.heads import HeadSets, shape_of
 
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
+_LABELS = ("offsets", "string_match")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Settings:
         count: heads in the head set.
         captions: which captions count, those with a "hallucinated" mention or "all".
         subtokens: whether a mention counts at its "first" token or at "all" of them.
+        labels: how mentions are found among tokens, by character "offsets" or by "string_match", as
+            the released code does (`mentions.matching_tokens`).
         chunk: captions between two saves.
         rows: ablated runs in a batch.
         classes: settings of functional heads by which readings are classified.
@@ -56,6 +59,7 @@ class Settings:
     count: int = 20
     captions: str = "hallucinated"
     subtokens: str = "first"
+    labels: str = "offsets"
     chunk: int = 32
     rows: int = 64
     classes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -117,6 +121,7 @@ def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> Setting
         one_of("config.identify.scopes", scope, SCOPES)
     one_of("config.identify.captions", settings.captions, _CAPTIONS)
     one_of("config.identify.subtokens", settings.subtokens, _SUBTOKENS)
+    one_of("config.identify.labels", settings.labels, _LABELS)
     whole("config.identify.count", settings.count, 1, shape[0] * shape[1] // 2)
     whole("config.identify.chunk", settings.chunk, 1, 1 << 20)
     whole("config.identify.rows", settings.rows, 1, 1 << 20)
@@ -187,8 +192,12 @@ class _Chunk:
             wrong = any(mention.hallucinated for mention in mentions)
             if self.settings.captions == "hallucinated" and not wrong:
                 continue
-            spans = token_spans(self.model.processor.tokenizer, answer.tokens, answer.text)
-            for token in naming_tokens(mentions, spans):
+            said = self.model.processor.tokenizer, answer.tokens, answer.text
+            if self.settings.labels == "offsets":
+                named = naming_tokens(mentions, token_spans(*said))
+            else:
+                named = matching_tokens(mentions, *said)
+            for token in named:
                 if token.first or self.settings.subtokens == "all":
                     identifier = answer.tokens[token.index]
                     yield sample, token.index, identifier, int(token.hallucinated)
