@@ -57,7 +57,7 @@ class VLM:
         image then decode and read each image once.
 
         Args:
-            limit_bytes: device memory that they may take; the least recently used go first.
+            limit_bytes: device memory that they may take; an edited copy takes as much again.
         """
         self.prefixes = PrefixStore(limit_bytes)
 

@@ -53,6 +53,9 @@ class FakeVLM:
     def _encode(text, add_special_tokens=True):
         return {",": [COMMA], "two": [3, 4]}.get(text, [0])
 
+    def keep_prefixes(self, limit_bytes):
+        """Nothing is read, so nothing is kept."""
+
     def with_params(self, params):
         return FakeVLM(params, self.calls, self.pristine)
 

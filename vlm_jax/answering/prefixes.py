@@ -1,4 +1,4 @@
-"""Prompt prefixes that stay on the device between calls, least recently used out first."""
+"""Prompt prefixes that stay on the device between calls."""
 
 import collections
 from collections.abc import Callable, Hashable
@@ -13,6 +13,9 @@ class PrefixStore:
 
     Settings that leave such rows alone (logit biases; steering of the rows behind an image) ask
     about the same images again and again: the images are then decoded and read once for all.
+
+    Where there is no room for all, what was used last makes room: calls come round to the images
+    that were asked about first, and would otherwise always find the others.
 
     Args:
         limit_bytes: device memory that kept prefixes may take; 0 keeps none.
@@ -46,7 +49,7 @@ class PrefixStore:
         self.read += 1
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix))
         if size <= self.limit_bytes:
+            while self.bytes + size > self.limit_bytes:
+                self._kept.popitem()
             self._kept[key] = prefix, size
-            while self.bytes > self.limit_bytes:
-                self._kept.popitem(last=False)
         return prefix
