@@ -8,6 +8,7 @@ beside the groups names those that are safe.
 
 import concurrent.futures
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -107,6 +108,7 @@ class Writer:
         del group
         if alone:
             self._wait()
+            _give_back()
 
     def _wait(self) -> None:
         if self._writing is not None:
@@ -278,6 +280,13 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _give_back() -> None:
+    """Returns freed memory to the system: the C library keeps what chunks were copied to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _size(group: Mapping[str, np.ndarray]) -> int:
