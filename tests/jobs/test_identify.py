@@ -107,6 +107,7 @@ def test_results_of_other_settings_are_refused(workdir, small_config):
         ({"count": 25}, "from 1 to 24"),
         ({"captions": "some"}, "captions must be one of"),
         ({"subtokens": "last"}, "subtokens must be one of"),
+        ({"labels": "exact"}, "labels must be one of"),
         ({"chunk": 0}, "chunk must be a whole number"),
         ({"classes": {"perception_from": "high"}}, "classes.perception_from must be"),
     ],

@@ -163,7 +163,9 @@ class _Chunk:
         images = [list(example.images) for example in self.examples]
         prompts = [example.prompt for example in self.examples]
         made = self.model.answer(images, prompts, **captioner)
-        answers = sorted(made, key=lambda answer: answer.index)
+        answers = sorted(
+            (one for one in made if isinstance(one, Answer)), key=lambda one: one.index
+        )
         rows = list(self._tokens(answers))
         token_m4 = np.asarray(rows, np.int32).reshape(-1, 4)
         fields = [field.name for field in dataclasses.fields(Readings)]

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -72,11 +71,6 @@ class Calibration:
                 100 * self.selected,
                 100 * REGIME,
             )
-
-    def trigger_rates(self, heads: Iterable[Head]) -> dict[str, Any]:
-        """How often the rows of listed heads were reallocated: each head's rate, and the mean."""
-        rates = {f"{layer},{head}": float(self.fired_ln[layer, head]) for layer, head in heads}
-        return {"mean": float(np.mean(list(rates.values()))) if rates else 0.0, "heads": rates}
 
 
 def calibrate(readings: Iterable[Readings]) -> Calibration:
