@@ -201,9 +201,21 @@ def steer(choice: str, layout: Layout, seed: int, dtype: str = "float64") -> Ste
     return Steering(**chosen)
 
 
-@functools.partial(jax.jit, static_argnames="dense")
-def read(problem: Problem, steering: Steering | None, dense: bool = False):
+@functools.partial(jax.jit, static_argnames=("dense", "cut", "joined"))
+def read(
+    problem: Problem,
+    steering: Steering | None,
+    dense: bool = False,
+    cut: int = 0,
+    joined: bool = False,
+):
     """Reads the prompt and every token after it.
+
+    Args:
+        problem, steering: what to read.
+        dense: whether through the oracle.
+        cut: read so many rows of the prompt in a call before.
+        joined: whether the keys of both calls are one segment.
 
     Returns:
         The output at prompt rows, the outputs of the steps [steps, B, N, H], and the readings of
@@ -219,16 +231,25 @@ def read(problem: Problem, steering: Steering | None, dense: bool = False):
         empty, empty, Visibility(order), jnp.full((batch, SLOTS), Kind.TEXT, dtype=jnp.int8)
     )
 
-    def call(q, segments, seen, rows, memory):
+    def call(q, segments, seen, rows, memory, causal=False):
         if dense:
             return dense_steered(q, segments, seen, steering, rows, memory)
-        causal = rows is not None
         if steering is None:
             return attend(q, segments, seen, causal=causal), None, None
         return attend(q, segments, seen, causal=causal, steering=steering, rows=rows, state=memory)
 
     prompt = [*earlier, problem.prompt]
-    out, memory, reading = call(problem.q_btnh, prompt, problem.seen, problem.rows, None)
+    memory, q, seen, rows, head = None, problem.q_btnh, problem.seen, problem.rows, []
+    if cut:
+        first, rest = problem.prompt.slice(0, cut), problem.prompt.slice(cut, length - cut)
+        prompt = [*earlier, first]
+        until = Rows(rows.after_image_bt[:, :cut], rows.real_bt[:, :cut], None)
+        out, memory, _ = call(q[:, :cut], prompt, seen.slice(0, cut), until, None, causal=True)
+        head, q, seen = [out], q[:, cut:], seen.slice(cut, length - cut)
+        rows = Rows(rows.after_image_bt[:, cut:], rows.real_bt[:, cut:], rows.last_b - cut)
+        prompt = [*earlier, problem.prompt] if joined else [*prompt, rest]
+    out, memory, reading = call(q, prompt, seen, rows, memory, causal=not cut)
+    out = jnp.concatenate([*head, out], axis=1)
     outs, readings = [], [reading]
     for step, (q, k, v) in enumerate(problem.new):
         new = new.write(k, v, step)

@@ -107,13 +107,6 @@ def test_choices_do_something_and_triggers_go_both_ways():
             assert 0 < mean(flag) < 1, (choice, flag)
 
 
-def test_counting_projections_refuse_a_split_prompt():
-    layout = TWO_PROMPT_SEGMENTS[0]
-    problem = build(layout, 0, "float32")
-    with pytest.raises(ValueError, match="2 segments"):
-        read(problem, steer("running", layout, 0, "float32"))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_identities_keep_every_bit_in_prompts_of_several_tiles(dtype):
     """Gains of one and heads that are off, with everything read that could be."""

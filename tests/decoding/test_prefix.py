@@ -1,12 +1,16 @@
 """Prompts that share prefixes against the same prompts read whole."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tests.decoding.conftest import SLOTS, generate
+from tests.decoding.test_steered import drawn, leaf
 from tests.prefixes import cut
 from tests.reference import IMAGES
+from vlm_jax.attention.steering import LARGEST_SCALE, Lens, Steering
 
 BAR = 1.5e-5
 """Largest float32 difference of logits of order 1 that another order of summation makes."""
@@ -96,3 +100,75 @@ def test_owners_that_name_no_prefix_are_refused(llava_vlm, owner_b):
     prefix = llava_vlm.generator.read_prefix(llava_vlm.params, first)
     with pytest.raises(ValueError, match="owner_b"):
         generate(llava_vlm, suffix, prefix=prefix, owner_b=owner_b)
+
+
+def split_steerings(vlm) -> dict[str, Steering]:
+    """All parts that prompts in two calls allow: without and with some that act on prefixes."""
+    every = drawn(vlm, 5, examples=len(SAMPLES))
+    behind = dataclasses.replace(every, head_gains=None, visual_gains=None)
+    shared = jax.tree.map(lambda leaf: leaf[:1], every)
+    counting = dataclasses.replace(shared.projection, zero_trace="running", prefill="causal")
+    before = dataclasses.replace(behind, head_gains=shared.head_gains, projection=counting)
+    return {"behind": behind, "before": before}
+
+
+@pytest.mark.parametrize("name", ["behind", "before"])
+def test_steered_logits_behind_a_prefix_are_those_of_whole_prompts(llava_vlm, name):
+    """Steering of each row's own behind the image; shared where it acts on prefixes too."""
+    vlm = llava_vlm
+    whole = vlm.processor.batch([IMAGES[sample] for sample in SAMPLES], QUESTIONS)
+    first, suffix = cut(whole, FIRSTS, prefix_pads=5, suffix_pads=3)
+    steering = split_steerings(vlm)[name]
+    expected = real_rows(whole, suffix, vlm.generator.logits(vlm.params, whole, steering))
+    vanilla = real_rows(whole, suffix, vlm.generator.logits(vlm.params, whole))
+    prefix = vlm.generator.read_prefix(vlm.params, first, steering)
+    assert bool(prefix.states) == (name == "before")
+    found = vlm.generator.logits(vlm.params, suffix, steering, prefix=prefix, owner_b=OWNERS)
+    # A projection's rescale multiplies rounding too.
+    bar = BAR * (LARGEST_SCALE if name == "before" else 2)
+    for row, logits in enumerate(expected):
+        np.testing.assert_allclose(found[row, : len(logits)], logits, atol=bar, rtol=0)
+        assert np.abs(vanilla[row] - logits).max() > 1e-2
+
+
+def test_steered_answers_behind_a_prefix_are_those_of_whole_prompts(llava_vlm):
+    vlm = llava_vlm
+    whole = vlm.processor.batch([IMAGES[sample] for sample in SAMPLES], QUESTIONS)
+    first, suffix = cut(whole, FIRSTS, prefix_pads=5, suffix_pads=3)
+    steering = split_steerings(vlm)["before"]
+    expected = generate(vlm, whole, steering=steering)
+    prefix = vlm.generator.read_prefix(vlm.params, first, steering)
+    found = generate(vlm, suffix, steering=steering, prefix=prefix, owner_b=OWNERS)
+    np.testing.assert_array_equal(found.tokens_bn, expected.tokens_bn)
+    np.testing.assert_array_equal(found.counts.fired, expected.counts.fired)
+    for ours, theirs in zip(jax.tree.leaves(found.readings), jax.tree.leaves(expected.readings)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_settings_that_leave_prefixes_share_one_program_and_its_result(llava_vlm):
+    vlm = llava_vlm
+    whole = vlm.processor.batch([IMAGES[1]], ["Why?"])
+    first, _ = cut(whole, [0])
+    plain = vlm.generator.read_prefix(vlm.params, first)
+    before = vlm.generator.compilations
+    for steering in (split_steerings(vlm)["behind"], Steering(lens=Lens(leaf(vlm, 0.3)))):
+        prefix = vlm.generator.read_prefix(vlm.params, first, steering)
+        jax.tree.map(np.testing.assert_array_equal, prefix, plain)
+    assert vlm.generator.compilations == before
+
+
+def test_prefixes_that_do_not_fit_a_steering_are_refused(llava_vlm):
+    vlm = llava_vlm
+    whole = vlm.processor.batch([IMAGES[1]], ["Why?"])
+    first, suffix = cut(whole, [0])
+    plain = vlm.generator.read_prefix(vlm.params, first)
+    every = drawn(vlm, 5)
+    with pytest.raises(ValueError, match="Visual gains act on all rows"):
+        vlm.generator.read_prefix(vlm.params, first, every)
+    ask = lambda steering: vlm.generator.logits(
+        vlm.params, suffix, steering, prefix=plain, owner_b=[0]
+    )
+    with pytest.raises(ValueError, match="Visual gains act on all rows"):
+        ask(Steering(visual_gains=every.visual_gains))
+    with pytest.raises(ValueError, match="head_gains: read them with this steering"):
+        ask(Steering(head_gains=every.head_gains))

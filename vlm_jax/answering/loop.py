@@ -96,6 +96,18 @@ class Settings:
         """Whether all samples are steered alike."""
         return all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(self.steering))
 
+    @property
+    def leaves_prefix(self) -> bool:
+        """Whether the prefixes that the unsteered model reads serve."""
+        return self.steering is None or self.steering.leaves_prefix
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether what prompts begin with is read once for all."""
+        if self.steering is not None and not self.steering.shares_prefix:
+            return False
+        return self.share_prefix and (self.leaves_prefix or self.one_steering)
+
     def steering_of(self, samples: Sequence[int]) -> Steering | None:
         """Returns the steering of a batch's rows."""
         rows = np.asarray(samples)
@@ -144,7 +156,8 @@ def answer(
     plan = plan_answers(reader, drafts, settings)
     run.compile(plan.buckets)
     with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
-        chunks = lambda chunk: None if chunk.key in reader.prefixes else run.prepare(chunk)
+        kept = lambda chunk: settings.leaves_prefix and chunk.key in reader.prefixes
+        chunks = lambda chunk: None if kept(chunk) else run.prepare(chunk)
         for chunk, prepared in _ahead(pool, plan.chunks, chunks):
             yield from run.continue_prefixes(chunk, prepared)
         for batching, prepared in _ahead(pool, plan.batches, run.prepare):
@@ -161,9 +174,8 @@ def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) ->
         length=lambda length: min(bucket(length), limit),
         groups=reader.processor.bucket_groups,
     )
-    steering = settings.steering
-    shares = settings.share_prefix and (steering is None or steering.shares_prefix)
-    keeps = reader.prefixes.limit_bytes > 0
+    shares = settings.shares_prefix
+    keeps = reader.prefixes.limit_bytes > 0 and settings.leaves_prefix
     return make_plan(
         drafts,
         sizes,
@@ -243,7 +255,8 @@ class _Run:
         if prepared is None or prepared.batch is not None:
             read = lambda: self._read_prefixes(chunk, prepared)
             # Rows of prefixes that failed hold other images: not to be kept under these keys.
-            prefix = read() if failures else self.reader.prefixes.get(chunk.key, read)
+            keep = self.settings.leaves_prefix and not failures
+            prefix = self.reader.prefixes.get(chunk.key, read) if keep else read()
             for batching in chunk.batches:
                 yield from self.decode(batching, self.prepare(batching), prefix, failures)
         else:
@@ -255,7 +268,7 @@ class _Run:
         # A prefix that was kept when the thread looked may have had to go since.
         batch = (prepared or self.prepare(chunk)).batch
         assert batch is not None
-        return self.reader.generator.read_prefix(self.reader.params, batch)
+        return self.reader.generator.read_prefix(self.reader.params, batch, self.settings.steering)
 
     def decode(
         self,

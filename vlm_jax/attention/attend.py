@@ -86,7 +86,8 @@ def attend(
         steering: what to do to this layer's heads and masses (leaves [b, N]); None is the vanilla
             function, and identity values give its bits.
         rows: with steering, what the rows of a prompt are; None for decode rows (T = 1).
-        state: with steering, what the layer remembers from the calls before; None at prefill.
+        state: with steering, what the layer remembers from the calls before; None where there are
+            none, as when a prompt is read at once.
 
     Returns:
         The output in the queries' dtype; with steering also the new state and the readings of the
@@ -97,7 +98,7 @@ def attend(
         return BACKENDS[backend](q_btnh, segments, seen, causal, scale).astype(q_btnh.dtype)
     if rows is not None:
         out, state, readings = steered_prefill(
-            q_btnh, segments, seen, steering, rows, causal=causal, scale=scale
+            q_btnh, segments, seen, steering, rows, before=state, causal=causal, scale=scale
         )
     else:
         out, _, state, readings = steered_row(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
@@ -207,7 +208,8 @@ def _over_tiles(queries: _Tile, segment: Segment, causal: bool, block: int) -> _
 
     tiles = [(i, j) for i in range(blocks) for j in range(i + 1 if causal else key_blocks)]
     if tiles:
-        sums, _ = jax.lax.scan(add, sums, tuple(map(jnp.asarray, zip(*tiles))))
+        which = np.array(tiles, np.int32)
+        sums, _ = jax.lax.scan(add, sums, (jnp.asarray(which[:, 0]), jnp.asarray(which[:, 1])))
     join = lambda head, stack: jnp.concatenate([head, *stack], axis=3)
     return jax.tree.map(join, ragged, sums)
 

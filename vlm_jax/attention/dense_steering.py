@@ -130,6 +130,8 @@ def _decode_rows(q_btnh, rows: Rows | None) -> Bool[Array, "B T"]:
     """The last row of each prompt, and rows of generated tokens."""
     if rows is None:
         return jnp.ones(q_btnh.shape[:2], bool)
+    if rows.last_b is None:
+        return jnp.zeros(q_btnh.shape[:2], bool)
     return jnp.arange(q_btnh.shape[1]) == rows.last_b[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Steered attention of a whole prompt: tiles for all rows, one edited row a sample for the last."""
+"""Steered attention of a prompt: tiles for all rows, one edited row a sample for the last."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Tap, segment_attention
 from vlm_jax.attention.row import RowKeys, steered_row
-from vlm_jax.attention.segment import Segment, Visibility, merge
+from vlm_jax.attention.segment import Segment, Visibility, kinds_of, merge
 from vlm_jax.attention.steering import (
     Moments,
     Readings,
@@ -21,6 +21,7 @@ from vlm_jax.attention.steering import (
     frobenius_scale,
     visual_gain,
 )
+from vlm_jax.batch import Kind
 
 
 def steered_prefill(
@@ -30,31 +31,31 @@ def steered_prefill(
     steering: Steering,
     rows: Rows,
     *,
+    before: State | None = None,
     causal: bool = False,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B T N H"], State, Readings]:
     """Attends with all rows of prompts, steered.
 
     Args:
-        segments: the keys; the last segment is the prompt itself.
+        segments: the keys; the last ones are the queries' own, those before were read earlier.
         steering: of this layer.
         rows: what the queries are.
+        before: what the calls that read the earlier keys returned, or None.
 
     Returns:
-        The output, the state that decoding continues from, and what happened in the last row.
+        The output, the state that later calls continue from, and what happened in the last row
+        (nothing where prompts go on in another call).
 
     Raises:
-        ValueError: a projection that counts rows is asked of several segments, whose earlier rows
-            nobody has counted.
+        ValueError: a projection needs earlier rows that nobody has counted or may not be changed
+            any more, or a part needs the last row where prompts go on.
     """
-    part = steering.projection
+    part, last_b = steering.projection, rows.last_b
     counts = part is not None and part.counts
-    if counts and len(segments) > 1:
-        raise ValueError(
-            f"A projection with zero_trace 'running' or prefill 'causal' or 'official' needs all "
-            f"prompt rows in one call, but the prompt's keys come in {len(segments)} segments. "
-            "Read the prompt at once, or use zero_trace='skip' and prefill='off'."
-        )
+    keys = _Keys.of(segments, q_btnh.shape[1])
+    counted = None if before is None else before.moments
+    _check(steering, goes_on=last_b is None, uncounted=bool(keys.earlier) and counted is None)
     averages = steering.visual_gains is not None and steering.visual_gains.rows == "q"
     tap = _tap(steering, rows, masses=averages, squares=counts)
     reads = [
@@ -68,14 +69,19 @@ def steered_prefill(
 
     moments = None
     if part is not None and counts:
-        trace_btn = jnp.exp(_diagonal(q_btnh, segments[-1], scale) - lse)
+        trace_btn = jnp.exp(_diagonal(q_btnh, keys.own, scale) - lse)
         squares_btn = _sum(m * m * r.squares_btn for m, r in zip(mass, reads))
-        before = rows.real_bt & (jnp.arange(out.shape[1]) < rows.last_b[:, None])
-        moments = _moments(trace_btn, squares_btn, before)
+        first_bt = rows.real_bt
+        if last_b is not None:
+            first_bt = first_bt & (jnp.arange(out.shape[1]) < last_b[:, None])
+        read = _Counted(trace_btn, squares_btn, first_bt, counted)
         if part.prefill == "causal":
-            out = _project_causal(out, segments[-1].v_bksh, trace_btn, squares_btn, before, part)
+            out = _project_causal(out, keys, read, part)
+        moments = read.moments()
+    if last_b is None:
+        return out, State(moments), Readings.none(out.shape[0], out.shape[2])
 
-    pick = lambda a: jnp.take_along_axis(a, _column(rows.last_b, a.ndim), axis=1)
+    pick = lambda a: jnp.take_along_axis(a, _column(last_b, a.ndim), axis=1)
     last_seen = jax.tree.map(pick, seen)
     official = part is not None and part.prefill == "official"
     row, changed, state, readings = steered_row(
@@ -88,11 +94,11 @@ def steered_prefill(
         gained_b=pick(rows.after_image_bt)[:, 0],
         project=not official,
     )
-    is_last = (jnp.arange(out.shape[1]) == rows.last_b[:, None])[..., None]
+    is_last = (jnp.arange(out.shape[1]) == last_b[:, None])[..., None]
     if steering.touches_row:
         out = jnp.where((is_last & changed[:, None])[..., None], row, out)
     if part is not None and official:
-        out = _project_official(out, segments[-1].v_bksh, state.moments, rows, part)
+        out = _project_official(out, keys.own.v_bksh, state.moments, rows, part)
     if part is not None and part.zero_trace == "skip":
         state = dataclasses.replace(state, moments=None)
 
@@ -150,11 +156,6 @@ def _mean(values_btn: Array, rows_bt: Array) -> Array:
     return jnp.sum(jnp.where(chosen, values_btn, 0.0), axis=1) / count
 
 
-def _moments(trace_btn: Array, squares_btn: Array, rows_bt: Array) -> Moments:
-    add = lambda a: jnp.sum(jnp.where(rows_bt[..., None], a, 0.0), axis=1)
-    return Moments(add(trace_btn), add(squares_btn), add(jnp.ones_like(trace_btn)))
-
-
 def _diagonal(q_btnh: Array, own: Segment, scale: float | None) -> Array:
     """Logits of each row on its own key, [B, T, N].
 
@@ -179,15 +180,91 @@ def _heads(v_bksh: Array, heads: int) -> Array:
     return spread.reshape(batch, heads, length, dim).transpose(0, 2, 1, 3)
 
 
-def _project_causal(out, v_bksh, trace_btn, squares_btn, before_bt, part) -> Array:
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """The keys of a call.
+
+    Attributes:
+        own: of the queries.
+        earlier: the segments, or parts of them, before those.
+    """
+
+    own: Segment
+    earlier: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], length: int) -> "_Keys":
+        *earlier, last = segments
+        before = last.length - length
+        if not before:
+            return cls(last, tuple(earlier))
+        return cls(last.slice(before, length), (*earlier, last.slice(0, before)))
+
+    def earlier_values(self, heads: int) -> Array | float:
+        """Sum of the earlier values, by query head, [B, 1, N, H]."""
+        total: Array | float = 0.0
+        for segment in self.earlier:
+            real = (kinds_of(segment) != Kind.PAD)[:, None, :, None]
+            values = segment.v_bksh.astype(jnp.promote_types(segment.v_bksh.dtype, jnp.float32))
+            summed = jnp.sum(jnp.where(real, values, 0.0), axis=2, keepdims=True)
+            total = total + _heads(summed, heads)
+        return total
+
+
+def _check(steering: Steering, goes_on: bool, uncounted: bool) -> None:
+    """Raises ValueError where a prompt cannot be read in several calls.
+
+    Args:
+        goes_on: whether more rows follow in a later call.
+        uncounted: whether there are earlier keys whose rows nobody has counted.
+    """
+    counts = steering.projection is not None and steering.projection.counts
+    if goes_on:
+        steering.check_shares_prefix()
+    if counts and uncounted:
+        raise ValueError(
+            "A projection with zero_trace='running' or prefill='causal' counts the rows of a "
+            "prompt from the first on, but some were read by a call that did not: pass the state "
+            "that it returned with the same projection, or read the prompt at once."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """Traces and squares of each row, the rows before the last, and those of earlier calls."""
+
+    trace_btn: Array
+    squares_btn: Array
+    first_bt: Array
+    earlier: Moments | None
+
+    def _first(self) -> list[Array]:
+        """Returns traces, squares and counts [B, T, N], zero from the last row on."""
+        values = self.trace_btn, self.squares_btn, jnp.ones_like(self.trace_btn)
+        return [jnp.where(self.first_bt[..., None], a, 0.0) for a in values]
+
+    def moments(self) -> Moments:
+        """Returns the moments of all rows before the last."""
+        own = Moments(*(jnp.sum(a, axis=1) for a in self._first()))
+        return own if self.earlier is None else self.earlier + own
+
+    def running(self) -> list[Array]:
+        """Returns traces, squares and counts of the rows up to each row, [B, T, N]."""
+        own = [jnp.cumsum(a, axis=1) for a in self._first()]
+        if self.earlier is None:
+            return own
+        return [a[:, None] + b for a, b in zip(jax.tree.leaves(self.earlier), own)]
+
+
+def _project_causal(out, keys: _Keys, read: _Counted, part) -> Array:
     """Projects each row before the last with the traces and norms of the rows up to it."""
-    real = before_bt[..., None]
-    running = lambda a: jnp.cumsum(jnp.where(real, a, 0.0), axis=1)
-    count = jnp.maximum(running(jnp.ones_like(trace_btn)), 1.0)
-    trace = running(trace_btn)
-    eta = frobenius_scale(running(squares_btn), trace, count)
-    values = _heads(v_bksh, out.shape[2]).astype(out.dtype)
+    real = read.first_bt[..., None]
+    trace, squares, count = read.running()
+    count = jnp.maximum(count, 1.0)
+    eta = frobenius_scale(squares, trace, count)
+    values = _heads(keys.own.v_bksh, out.shape[2]).astype(out.dtype)
     summed = jnp.cumsum(jnp.where(real[..., None], values, 0.0), axis=1)
+    summed = summed + keys.earlier_values(out.shape[2])
     beta = part.beta[:, None]
     mean = (count - trace) / (count * count)
     wide = lambda a: a[..., None]

@@ -162,19 +162,34 @@ class Steering:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, index], self)
 
     @property
-    def leaves_prefix(self) -> bool:
-        """Whether nothing happens up to a prompt's last image token, nor is counted there.
+    def on_prefix(self) -> "Steering | None":
+        """The parts that act up to a prompt's last image token, or count rows there; None: none do.
 
-        Such steerings share the prefix that the unsteered model reads: logit gains act on text
-        rows after the image; lens, reallocation and the projection of decode rows alone on the
-        last row of a prompt and the generated ones.
+        Head gains, visual gains, and projections that count rows. Logit gains act on text rows
+        after the image only; lens, reallocation and projections of decode rows alone on the last
+        row of a prompt and the generated ones.
         """
-        counts = self.projection is not None and self.projection.counts
-        return self.head_gains is None and self.visual_gains is None and not counts
+        projection = self.projection
+        if projection is not None and not projection.counts:
+            projection = None
+        parts = self.head_gains, self.visual_gains, projection
+        if all(part is None for part in parts):
+            return None
+        return Steering(
+            head_gains=self.head_gains, visual_gains=self.visual_gains, projection=projection
+        )
+
+    @property
+    def leaves_prefix(self) -> bool:
+        """Whether the prefix that the unsteered model reads serves, for all such settings."""
+        return self.on_prefix is None
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether prompts may be read in two calls, the first up to the last image token."""
+        """Whether prompts may be read in two calls, the first up to the last image token.
+
+        The first call is then steered too, unless this `leaves_prefix`.
+        """
         return self._needs_whole_prompts() is None
 
     def check_shares_prefix(self) -> None:
@@ -191,8 +206,6 @@ class Steering:
             return "A projection with prefill='official' puts later keys into all rows of a prompt"
         if self.reallocation is not None and self.reallocation.trigger_reduce == "batch_sum":
             return "A reallocation with trigger_reduce='batch_sum' depends on who is in the batch"
-        if not self.leaves_prefix:
-            return "Head gains and projections that count rows act from the first row of a prompt"
         return None
 
     @property
@@ -209,12 +222,12 @@ class Rows:
     Attributes:
         after_image_bt: text rows after the sample's last image token.
         real_bt: rows that are not padding.
-        last_b: index of the last prompt row.
+        last_b: index of the last prompt row; None where prompts go on in another call.
     """
 
     after_image_bt: Bool[Array, "B T"]
     real_bt: Bool[Array, "B T"]
-    last_b: Int[Array, " B"]
+    last_b: Int[Array, " B"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -225,6 +238,9 @@ class Moments:
     trace_bn: Float[Array, "B N"]
     squares_bn: Float[Array, "B N"]
     sums_bn: Float[Array, "B N"]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return jax.tree.map(jnp.add, self, other)
 
 
 @jax.tree_util.register_dataclass
@@ -261,6 +277,11 @@ class Readings:
     fired_bn: Float[Array, "B N"]
     perception_bn: Float[Array, "B N"]
     reasoning_bn: Float[Array, "B N"]
+
+    @classmethod
+    def none(cls, rows: int, heads: int) -> "Readings":
+        """Returns zeros, where there is no decode row."""
+        return cls(*[jnp.zeros((rows, heads), jnp.float32)] * 6)
 
 
 def visual_gain(

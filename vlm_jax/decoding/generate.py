@@ -90,8 +90,9 @@ class Generator:
             params: parameters, already on the mesh.
             batch: each prompt up to its last image token, with its images. I need not divide over
                 the mesh's data axis, but only then do its devices share the work.
-            steering: of those who go on. One that leaves prefixes as they are
-                (`Steering.leaves_prefix`) gives what none gives, by the same program.
+            steering: of those who go on. Only its parts that act on prefixes do
+                (`Steering.on_prefix`): if there are none, this gives what no steering gives, by
+                the same program.
 
         Returns:
             The prefixes, on the devices; no call consumes them.
@@ -263,7 +264,7 @@ def _prefix_steering(steering: Steering | None) -> Steering | None:
     if steering is None:
         return None
     steering.check_shares_prefix()
-    return None if steering.leaves_prefix else steering
+    return steering.on_prefix
 
 
 def _everywhere(prefix: Prefix | None, mesh: Mesh) -> Prefix | None:

@@ -1,6 +1,7 @@
 """Keys and values that are remembered: beginnings of prompts, prompts, and slots behind them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +53,12 @@ class Prefix:
     Attributes:
         segments: per layer, the keys and values [I, K, P, H] of I prefixes.
         states: per layer, what steering remembers; empty when nothing was steered.
+        steered: which parts of a steering the prefixes were read with (`Steering.on_prefix`).
     """
 
     segments: tuple[Segment, ...]
     states: tuple[State, ...] = ()
+    steered: Any = dataclasses.field(default=jax.tree.structure(None), metadata={"static": True})
 
     @property
     def size(self) -> int:
@@ -80,6 +83,17 @@ class Prefix:
         """Raises ValueError unless prompts that are steered so can go on from here."""
         if steering is not None:
             steering.check_shares_prefix()
+        needed = None if steering is None else steering.on_prefix
+        if jax.tree.structure(needed) != self.steered:
+            raise ValueError(
+                "The prefixes were read with other parts of a steering than act on them here, "
+                f"{_parts(needed)}: read them with this steering."
+            )
+
+
+def _parts(steering: Steering | None) -> str:
+    named = {} if steering is None else vars(steering)
+    return " and ".join(name for name, part in named.items() if part is not None) or "none"
 
 
 def prompt_order(batch: Batch, start: int = 0) -> Int[Array, "B T"]:

@@ -23,7 +23,7 @@ class Steer:
     Attributes:
         steering: of all layers.
         rows: what the rows of a prompt are; None for decode rows.
-        before: what each layer remembers from the calls before; None at prefill.
+        before: what each layer remembers from the calls before; None where there are none.
         states: filled with what each layer remembers after this call.
         readings: filled with what happened in each layer's decode row.
     """

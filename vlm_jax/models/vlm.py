@@ -51,7 +51,12 @@ class VLM(nnx.Module):
         return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
 
     def read(
-        self, batch: Batch, steering: Steering | None = None, prefix: Prefix | None = None
+        self,
+        batch: Batch,
+        steering: Steering | None = None,
+        prefix: Prefix | None = None,
+        *,
+        ends: bool = True,
     ) -> tuple[Float[Array, "B T D"], tuple[Segment, ...], Steer | None]:
         """Runs the decoder over prompts, or over what follows their prefixes.
 
@@ -60,6 +65,7 @@ class VLM(nnx.Module):
                 prompts.
             steering: what to do to attention.
             prefix: the prefix of each row.
+            ends: whether the last row of each sample is a prompt's last; False for prefixes.
 
         Returns:
             Hidden states, each layer's keys and values (of the whole prompts), and what steering
@@ -75,7 +81,12 @@ class VLM(nnx.Module):
         kept: list[Segment] = []
         if prefix is not None:
             prefix.check(steering)
-        steer = None if steering is None else Steer(steering, prompt_rows(batch, prefix))
+        steer = None
+        if steering is not None:
+            rows = prompt_rows(batch, prefix)
+            rows = rows if ends else dataclasses.replace(rows, last_b=None)
+            states = None if prefix is None else prefix.states or None
+            steer = Steer(steering, rows, states)
 
         def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
             own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
@@ -107,15 +118,18 @@ class VLM(nnx.Module):
 
         Args:
             batch: the beginnings, with their images.
-            steering: what will be done to the attention of those who go on from them; a steering
-                that leaves prefixes as they are is the same as none.
+            steering: what will be done to the attention of those who go on from them; its parts
+                that act on prefixes (`Steering.on_prefix`) do.
 
         Raises:
             ValueError: the steering lets rows behind the prefix change rows within it.
         """
         if steering is not None:
             steering.check_shares_prefix()
-        return Prefix(self.read(batch)[1])
+            steering = steering.on_prefix
+        _, segments, steer = self.read(batch, steering, ends=False)
+        states = () if steer is None else tuple(steer.states)
+        return Prefix(segments, states, jax.tree.structure(steering))
 
     def prefill(
         self,
@@ -132,8 +146,8 @@ class VLM(nnx.Module):
                 positions those of the whole prompts.
             slots: room for generated tokens.
             steering: what to do to attention.
-            prefix: what `read_prefix` read of I prompts, with this steering or, if it leaves
-                prefixes as they are, without.
+            prefix: what `read_prefix` read of I prompts, with the parts of this steering that act
+                there.
             owner_b: which of the I prefixes each row goes on from; None: row for row.
 
         Returns:
