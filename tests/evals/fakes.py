@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Collection
 
 from vlm_jax.evals.base import Example
 
@@ -52,7 +53,9 @@ class FakeModel:
         breaks: number at which the model itself fails.
     """
 
-    def __init__(self, fails=frozenset(), shuffled: bool = False, breaks: int | None = None):
+    def __init__(
+        self, fails: Collection[int] = (), shuffled: bool = False, breaks: int | None = None
+    ):
         self.fails, self.shuffled, self.breaks = fails, shuffled, breaks
         self.asked: list[int] = []
         self.streams: dict[int, int] = {}

@@ -1,5 +1,7 @@
 """Benchmarks over folders of images: pinned order, answers that read back, an error a gap."""
 
+import json
+
 import pytest
 
 from vlm_jax.errors import AnswersError
@@ -7,7 +9,7 @@ from vlm_jax.evals.answers import read_captions, read_question_answers
 from vlm_jax.evals.base import Benchmark, Example
 from vlm_jax.evals.benchmarks import CAPTION_PROMPT, ONE_WORD, Chair, Pope
 from vlm_jax.evals.tallies import tabulate
-from vlm_jax.evals.truth import ObjectTruth, Question
+from vlm_jax.evals.truth import ObjectTruth, Question, read_questions
 
 TRUTH = ObjectTruth(
     {1: frozenset({"dog"}), 2: frozenset(), "k": frozenset({"cup"})}, ("dog", "cup")
@@ -106,3 +108,19 @@ def test_gaps_are_errors(images, tmp_path, write):
         Chair({1: "one"}, TRUTH, questions=questions)
     with pytest.raises(ValueError, match="not both"):
         Chair({1: "one"}, TRUTH, questions=questions, ids=[1])
+
+
+def test_rows_of_a_question_file_that_cannot_be_read_are_named(tmp_path, write):
+    rows = [
+        {"question_id": n, "image": "1.jpg", "text": "A dog?", "label": "yes"} for n in range(3)
+    ]
+    text = [json.dumps(row) for row in rows]
+    text[1:1] = ['{"question_id": 7, "image"', "[1]", json.dumps(rows[0] | {"label": "maybe"})]
+    path = write("questions.jsonl", "\n".join(text))
+    pope = Pope({1: "one.jpg"}, path)
+    assert [question.id for question in pope.questions] == [0, 1, 2]
+    assert list(pope.malformed) == [f"questions.jsonl line {n}" for n in (2, 3, 4)]
+    assert pope.malformed["questions.jsonl line 2"].startswith("not valid JSON")
+    assert pope.malformed["questions.jsonl line 4"] == "label must be 'yes' or 'no', found 'maybe'."
+    with pytest.raises(AnswersError, match="line 2: not valid JSON"):
+        read_questions(path)

@@ -237,3 +237,15 @@ def test_metric_tables_mark_what_excludes_zero():
     assert lines[4].split()[:3] == ["vs", "baseline", "-10.0*"]
     with pytest.raises(ValueError, match="at least one arm"):
         metric_table([])
+
+
+def test_items_that_failed_are_left_out_and_said(files, write):
+    broken = {"id": 2, "error": "image 0 is corrupt."}
+    answers = write("failed.jsonl", [ANSWERS[0], broken, ANSWERS[1]])
+    results = score(answers, files["questions"])
+    assert results.n == 2
+    assert results.notes == ("1 items could not be read and were left out",)
+    with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 2"):
+        score(write("less.jsonl", ANSWERS[:2]), files["questions"])
+    captions = write("captions_failed.jsonl", [CAPTIONS[0], broken])
+    assert "1 items could not be read" in score(captions, files["table"]).notes[1]

@@ -17,11 +17,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vlm_jax.errors import AnswersError, UserError
+from vlm_jax.evals.answers import ERROR
 from vlm_jax.files import cannot_write, replace_file
 
 SYNC_SECONDS = 1.0
-ERROR = "error"
-"""The field of a line that says why there is no answer."""
 
 Row = Mapping[str, Any]
 

@@ -8,6 +8,9 @@ from vlm_jax.evals.records import ImageId, Row, read_rows, row_image_id, row_tex
 
 QuestionId = int | str
 
+ERROR = "error"
+"""The field of a line that says why there is no answer."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -17,11 +20,13 @@ class Answers:
         path: the file.
         texts: id -> text.
         lines: id -> line number in the file.
+        failed: ids, as text, of lines that say why there is no answer.
     """
 
     path: Path
     texts: Mapping[ImageId, str]
     lines: Mapping[ImageId, int]
+    failed: tuple[str, ...] = ()
 
 
 def read_captions(path: str | Path) -> Answers:
@@ -63,9 +68,13 @@ def question_id(row: Row) -> QuestionId:
 def _collect(path: str | Path, parse, what: str) -> Answers:
     texts: dict[ImageId, str] = {}
     lines: dict[ImageId, int] = {}
+    failed = []
     for row in read_rows(path):
+        if ERROR in row.fields and "id" in row.fields:
+            failed.append(str(row.fields["id"]))
+            continue
         key, text = parse(row)
         if key in texts:
             raise row.error(f"second {what} {key} (the first is on line {lines[key]}); keep one")
         texts[key], lines[key] = text, row.line
-    return Answers(Path(path), texts, lines)
+    return Answers(Path(path), texts, lines, tuple(failed))

@@ -113,6 +113,9 @@ class Pope:
         parser: reads verdicts, a key of `pope.PARSERS`.
         limit: number of questions to take from the front; default: all.
 
+    Attributes:
+        malformed: rows of the question file that could not be read -> what is wrong with them.
+
     Raises:
         AnswersError: an image is missing.
     """
@@ -129,8 +132,9 @@ class Pope:
         parser: str = "rucaibox",
         limit: int | None = None,
     ) -> None:
+        self.malformed: dict[str, str] = {}
         if isinstance(questions, str | Path):
-            questions = read_questions(questions)
+            questions = read_questions(questions, self.malformed)
         pope.parse_answer("", "yes", parser)
         self.parser = parser
         self.questions = tuple(questions)[:limit]

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,8 +53,17 @@ def read_text(path: str | Path) -> str:
         raise AnswersError(f"{path} cannot be read: {error}") from error
 
 
-def parse_rows(path: str | Path, text: str) -> Iterator[Row]:
+def parse_rows(
+    path: str | Path, text: str, malformed: Callable[[int, str], None] | None = None
+) -> Iterator[Row]:
     """Yields the JSON objects of a file's text: JSON lines, an array, or concatenated objects.
+
+    Args:
+        path: the file, for errors.
+        text: its content.
+        malformed: told the line and the fault of a row that is not JSON or not an object, which is
+            then passed over together with the rest of its line; an array is one piece, and a fault
+            in it an error.
 
     Raises:
         AnswersError: a row is not JSON or not an object; the text holds no row.
@@ -82,13 +91,19 @@ def parse_rows(path: str | Path, text: str) -> Iterator[Row]:
         try:
             value, cursor = decoder.raw_decode(text, cursor)
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)
-            raise AnswersError(f"{path} line {line}: not valid JSON ({reason})") from error
+            fault = f"not valid JSON ({getattr(error, 'msg', error)})"
+            if malformed is None or is_array:
+                raise AnswersError(f"{path} line {line}: {fault}") from error
+            malformed(line, fault)
+            end = text.find("\n", cursor)
+            cursor = len(text) if end < 0 else end
+            continue
         if not isinstance(value, dict):
-            raise AnswersError(
-                f"{path} line {line}: expected a JSON object, found {type(value).__name__} "
-                f"{_shorten(value)}"
-            )
+            fault = f"expected a JSON object, found {type(value).__name__} {_shorten(value)}"
+            if malformed is None or is_array:
+                raise AnswersError(f"{path} line {line}: {fault}")
+            malformed(line, fault)
+            continue
         rows += 1
         yield Row(path, line, value)
     if not rows:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlm_jax.errors import UserError
-from vlm_jax.evals.answer_log import ERROR, AnswerLog, Row, Unkept
+from vlm_jax.evals.answer_log import AnswerLog, Row, Unkept
+from vlm_jax.evals.answers import ERROR
 from vlm_jax.evals.base import Benchmark, Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.tallies import TallyTable, tabulate_sums
@@ -126,7 +127,15 @@ def run(
         **(details(answer) if details else {}),
     }
     rows = answer_all(
-        model, examples, log, row, label=label, max_failures=max_failures, share=share, **settings
+        model,
+        examples,
+        log,
+        row,
+        label=label,
+        max_failures=max_failures,
+        share=share,
+        malformed=getattr(benchmark, "malformed", None),
+        **settings,
     )
     answered = {key: line for key, line in rows.items() if ERROR not in line}
     text = lambda line: line.get("caption", line.get("text"))

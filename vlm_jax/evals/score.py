@@ -122,8 +122,8 @@ class _ChairJudge:
             (image, self.scorer.tally(image, text)) for image, text in captions.texts.items()
         )
         rest = len(self.truth.objects) - len(captions.texts)
-        notes = (f"{rest} images of the truth have no caption and were left out",) if rest else ()
-        return table, set(table.ids), notes
+        notes = [f"{rest} images of the truth have no caption and were left out"] if rest else []
+        return table, set(table.ids), (*notes, *_failed(captions))
 
     def statistics(self) -> Mapping[str, Statistic]:
         return chair.METRICS
@@ -150,7 +150,8 @@ class _PopeJudge:
     def tabulate(self, path: str | Path) -> tuple[TallyTable, set[Any], tuple[str, ...]]:
         answers = read_question_answers(path)
         _refuse_unknown(answers, self.questions, "answer", "question")
-        missing = [key for key in self.questions if key not in answers.texts]
+        lacking = [key for key in self.questions if key not in answers.texts]
+        missing = [key for key in lacking if str(key) not in answers.failed]
         if missing and not self.allow_missing:
             raise AnswersError(
                 f"{path}: {len(missing)} of {len(self.questions)} questions have no answer: "
@@ -161,8 +162,9 @@ class _PopeJudge:
             for key, question in self.questions.items()
             if key in answers.texts
         )
-        notes = (f"{len(missing)} questions have no answer and were left out",) if missing else ()
-        return table, self.questions.keys() - set(missing), notes
+        notes = [f"{len(missing)} questions have no answer and were left out"] if missing else []
+        items = self.questions.keys() - set(lacking)
+        return table, items, (*notes, *_failed(answers))
 
     def statistics(self) -> Mapping[str, Statistic]:
         return pope.metrics(self.parser)
@@ -172,6 +174,11 @@ class _PopeJudge:
 
 
 _Judge = _ChairJudge | _PopeJudge
+
+
+def _failed(answers: Answers) -> tuple[str, ...]:
+    count = len(answers.failed)
+    return (f"{count} items could not be read and were left out",) if count else ()
 
 
 def _refuse_unknown(answers: Answers, truth: Mapping[Any, Any], what: str, item: str) -> None:

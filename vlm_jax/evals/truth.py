@@ -51,7 +51,9 @@ class Question:
 
 
 def read_truth(
-    paths: str | Path | Sequence[str | Path], vocabulary: Vocabulary | None = None
+    paths: str | Path | Sequence[str | Path],
+    vocabulary: Vocabulary | None = None,
+    malformed: dict[str, str] | None = None,
 ) -> ObjectTruth | tuple[Question, ...]:
     """Reads ground truth of either kind from one file or several files of one kind.
 
@@ -60,6 +62,8 @@ def read_truth(
             files.
         vocabulary: finds objects in reference captions and names categories; the default is our
             own table.
+        malformed: takes the rows of a file of questions that cannot be read, "<file> line <n>" ->
+            what is wrong with it, instead of an error.
 
     Raises:
         AnswersError: a file is of no known kind, of another kind than the first, or has a
@@ -72,7 +76,7 @@ def read_truth(
     builder = _ObjectBuilder(vocabulary)
     questions: dict[int | str, Question] = {}
     for path in map(Path, paths):
-        _read_one(path, builder, questions)
+        _read_one(path, builder, questions, malformed)
     if questions and builder.objects:
         raise AnswersError(
             f"truth files {', '.join(map(str, paths))} mix questions and objects; give one kind"
@@ -92,9 +96,11 @@ def read_object_truth(
     return truth
 
 
-def read_questions(paths: str | Path | Sequence[str | Path]) -> tuple[Question, ...]:
+def read_questions(
+    paths: str | Path | Sequence[str | Path], malformed: dict[str, str] | None = None
+) -> tuple[Question, ...]:
     """`read_truth` for yes/no questions; refuses object tables."""
-    truth = read_truth(paths)
+    truth = read_truth(paths, malformed=malformed)
     if isinstance(truth, ObjectTruth):
         raise AnswersError(
             f"{paths} holds objects of images; a file of labelled questions is needed"
@@ -139,7 +145,12 @@ class _ObjectBuilder:
         )
 
 
-def _read_one(path: Path, builder: _ObjectBuilder, questions: dict[int | str, Question]) -> None:
+def _read_one(
+    path: Path,
+    builder: _ObjectBuilder,
+    questions: dict[int | str, Question],
+    malformed: dict[str, str] | None,
+) -> None:
     text = read_text(path)
     start = text.lstrip()[: len(_TABLE_HEADER)]
     if start == _TABLE_HEADER:
@@ -154,9 +165,17 @@ def _read_one(path: Path, builder: _ObjectBuilder, questions: dict[int | str, Qu
     document = _coco_document(text)
     if document is not None:
         return _read_coco(path, document, builder)
-    for row in parse_rows(path, text):
+    note = None
+    if malformed is not None:
+        note = lambda line, fault: malformed.update({f"{path.name} line {line}": f"{fault}."})
+    for row in parse_rows(path, text, note):
         if "label" in row.fields:
-            _add_question(row, questions)
+            try:
+                _add_question(row, questions)
+            except AnswersError as error:
+                if note is None:
+                    raise
+                note(row.line, str(error).removeprefix(f"{path} line {row.line}: "))
         elif "captions" in row.fields or "instances" in row.fields:
             _add_described_image(row, builder)
         else:

@@ -7,7 +7,8 @@ from typing import Any
 
 from vlm_jax import checkpoint
 from vlm_jax.errors import PromptError, UserError
-from vlm_jax.evals.answer_log import ERROR, AnswerLog, Unkept
+from vlm_jax.evals.answer_log import AnswerLog, Unkept
+from vlm_jax.evals.answers import ERROR
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import answer_all
