@@ -53,7 +53,7 @@ def settings(quick: bool) -> dict[str, Any]:
         )  # fmt: skip
         root |= {f"{name}_token_id": 500 + i for i, name in enumerate(("image", "vision_start",
                  "vision_end", "video", "bos", "eos"))}  # fmt: skip
-        sizes = dict(batches=(1, 2), context=48, steps=4, lengths=(48,), repeats=2)
+        sizes = dict(batches=(2,), context=48, steps=4, lengths=(48,), repeats=2)
     else:
         sizes = dict(
             batches=(1, 8, 32), context=2048, steps=64, lengths=(640, 1500, 4096), repeats=9

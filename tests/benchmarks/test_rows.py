@@ -1,0 +1,50 @@
+"""Every row runs on a tiny model, asserts its work, and leaves a record for the tables.
+
+The row of fresh processes is left to its parts: its start-up is tested with the compile cache.
+"""
+
+import importlib
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks import record, start_up, tables
+from benchmarks.__main__ import ON_REQUEST, ROWS
+
+QUICK = {row: module for row, module in ROWS.items() if row not in ("R12", *ON_REQUEST)}
+
+
+@pytest.mark.parametrize("row", QUICK)
+def test_a_row_runs(row, tmp_path):
+    result = importlib.import_module(f"benchmarks.{QUICK[row]}").measure(quick=True)
+    assert result["row"] == row
+    assert result["figures"]
+    assert all(found["low"] > 0 and found["verdict"] == "" for found in result["figures"])
+    path = record.write(result, tmp_path)
+    table = tables.figures(json.loads(path.read_text()))
+    assert all(found["name"] in table for found in result["figures"])
+    assert record.missed(result) == []
+
+
+def starts(compile_seconds, again=0, answers=("a",)):
+    return [
+        {
+            "answers": list(answers), "compile": seconds, "process": seconds + 1, "programs": 4,
+            "buckets": 2, "programs_again": again,
+        }
+        for seconds in compile_seconds
+    ]  # fmt: skip
+
+
+def test_a_warm_start_is_judged_by_what_it_compiles():
+    figures = start_up.judge(starts([10, 11, 12]), starts([2, 2, 2]), judged=True)
+    assert [found["verdict"] for found in figures] == ["met", "", "met"]
+    late = start_up.judge(starts([10, 11, 12]), starts([9, 9, 9], again=1), judged=True)
+    assert [found["verdict"] for found in late] == ["missed", "", "missed"]
+
+
+def test_starts_that_answer_differently_are_no_measurement():
+    with pytest.raises(RuntimeError, match="same answers"):
+        start_up.judge(starts([1, 1]), starts([1, 1], answers=("b",)), judged=True)
