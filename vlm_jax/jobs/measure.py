@@ -80,6 +80,8 @@ class Session:
     def __init__(self, request: Request):
         self.source = checkpoint.open_folder(request.need("source"))
         self.model = load_model(request)
+        # Arms that leave an image's rows alone read it once for all.
+        self.model.keep_prefixes(int(request.config.prefix_cache_mb * 2**20))
         self.settings = generation_settings(request.config)
         self.max_failures, self.share = request.config.max_failures, share()
         self.identity = {
