@@ -1,0 +1,120 @@
+"""Items that cannot be read: arms stay paired, generate goes on, files say what failed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from configs import base
+from tests.jobs.conftest import IMAGES
+from vlm_jax.errors import AnswersError, PromptError, UserError
+from vlm_jax.jobs import evaluate, generate
+from vlm_jax.jobs.request import Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    index: int
+    reason: str
+
+
+@pytest.fixture
+def torn(fake, monkeypatch):
+    """Image 3 cannot be read by edited models, image 4 never."""
+    lost = type(fake).answer
+
+    def answer(model, images, prompts, **settings):
+        for one in lost(model, images, prompts, **settings):
+            number = images[one.index][0]
+            bad = number == 4 or (number == 3 and model.change())
+            yield Failed(one.index, f"Sample {one.index}, image 0 is corrupt.") if bad else one
+
+    monkeypatch.setattr(type(fake), "answer", answer)
+
+
+def test_an_item_that_fails_in_one_arm_is_left_out_of_all(job, config, torn):
+    config.max_failures = 2
+    workdir = job(evaluate.run)
+    top = json.loads((workdir / "results.json").read_text())
+    reason = "image 0 is corrupt."
+    assert top["comparison"]["failures"] == {
+        "broken": {"4": reason, "3": reason},
+        "pope": {"5": reason, "4": reason},
+    }
+    for arm in ("unedited", "edited", "R3"):
+        assert top["all"]["broken"][arm]["n"] == IMAGES - 2
+        assert "2 items could not be read" in " ".join(top["all"]["broken"][arm]["notes"])
+        assert top["all"]["normal"][arm]["n"] == IMAGES
+    rows = [json.loads(line) for line in (workdir / "answers.jsonl").read_text().splitlines()]
+    assert rows[4] == {"id": 4, "error": reason}
+    assert rows[3]["caption"]
+    assert f"| broken | 4 | {reason} |" in (workdir / "report.md").read_text()
+
+
+def test_too_many_failures_stop_an_evaluation(job, config, torn):
+    with pytest.raises(UserError, match=r"2 of 40 items failed and config.max_failures allows 1"):
+        job(evaluate.run)
+
+
+@pytest.fixture
+def ask(tiny_llava, tmp_path, capsys):
+    """Runs generate on requests, two of which cannot be read; returns its folder and output."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(5):
+        PIL.Image.fromarray(rng.integers(0, 255, (56, 56, 3), np.uint8)).save(tmp_path / f"{n}.png")
+        rows.append(json.dumps({"id": f"r{n}", "images": [f"{n}.png"], "prompt": f"What is {n}?"}))
+    (tmp_path / "2.png").write_bytes(b"no image")
+    rows.insert(1, '{"prompt"')
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text("\n".join(rows))
+    config = base.get_config()
+    config.requests, config.max_new_tokens, config.batch_size = str(requests), 4, 2
+    config.compile_cache = "off"
+
+    def run(name: str = "work", **changes):
+        config.update(changes)
+        generate.run(Request(config=config, source=tiny_llava, workdir=tmp_path / name))
+        return tmp_path / name / "answers.jsonl", capsys.readouterr()
+
+    return run
+
+
+def test_generate_records_what_it_cannot_read_and_goes_on_after_a_kill(ask):
+    path, said = ask(max_failures=2)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["r0", "r1", "r2", "r3", "r4", "line 2"]
+    assert "corrupt or not an image" in rows[2]["error"]
+    assert "needs an object with 'prompt'" in rows[5]["error"]
+    assert {"id", "prompt", "text"} == rows[0].keys()
+    assert "[r2] failed: image 0" in said.err
+    assert "(2 of 6 failed)" in said.out
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b'"r1"') + 20])  # killed in the middle of a line
+    path, said = ask()
+    assert path.read_bytes() == whole
+    assert "[r0]" not in said.out
+    assert "[r4]" in said.out
+    with pytest.raises(AnswersError, match="another model or other settings"):
+        ask(max_new_tokens=5)
+
+
+def test_generate_stops_at_too_many_failures(ask):
+    with pytest.raises(UserError, match=r"2 of 6 items failed and config.max_failures allows 1"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', "line 2: second request 1"),
+        ("\n", "holds no request"),
+    ],
+)
+def test_a_request_file_without_distinct_requests_is_refused(tmp_path, content, message):
+    path = tmp_path / "requests.jsonl"
+    path.write_text(content)
+    with pytest.raises(PromptError, match=message):
+        generate.read_requests(str(path), "", [])
