@@ -8,7 +8,7 @@ import pytest
 from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.answering import Failure
-from vlm_jax.attention.steering import HeadGains, Steering
+from vlm_jax.attention.steering import HeadGains, Reallocation, Steering
 from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import PromptError
 
@@ -174,6 +174,35 @@ def test_every_sample_has_its_own_steering_whatever_batch_it_is_in(fresh):
         assert ask([row], steer([row]))[0].tokens == together[row].tokens
     plain = ask(range(4), None)
     assert [plain[row].tokens for row in range(4)] != [together[row].tokens for row in range(4)]
+
+
+def test_steering_that_acts_on_prefixes_is_read_with_them(fresh, suite, monkeypatch):
+    decoder = fresh.config.decoder
+    shape = (1, decoder.num_layers, decoder.num_heads)
+    gain = np.random.default_rng(1).uniform(0, 3, shape).astype(np.float32)
+    steering = Steering(head_gains=HeadGains(gain))
+    settings = {"max_new_tokens": 4, "batch_size": 4, "steering": steering}
+    fresh.keep_prefixes(1 << 30)
+    list(fresh.answer(*suite, max_new_tokens=4, batch_size=4))
+    counts = rows_read(fresh, monkeypatch)
+    tokens = lambda answers: {index: one.tokens for index, one in by_index(answers).items()}
+    shared = tokens(fresh.answer(*suite, **settings))
+    assert counts["prefixes"] == 4  # read anew: those that are kept were not steered
+    assert shared == tokens(fresh.answer(*suite, **settings, share_prefix=False))
+
+
+def test_answers_count_heads_by_step(fresh):
+    decoder = fresh.config.decoder
+    leaf = lambda value: np.full((1, decoder.num_layers, decoder.num_heads), value, np.float32)
+    always = Steering(reallocation=Reallocation(leaf(1.0), leaf(0.5), leaf(-1.0)))
+    ask = lambda steering: fresh.answer(
+        IMAGES[:2], PROMPTS[:2], max_new_tokens=5, steering=steering
+    )
+    for made in ask(always):
+        shape = (len(made.tokens) + made.ended, decoder.num_layers)
+        np.testing.assert_array_equal(made.counts.fired, np.full(shape, decoder.num_heads))
+        assert made.counts.perception is None
+    assert all(made.counts is None for made in ask(None))
 
 
 def test_samples_that_are_drawn_are_drawn_apart(fresh):

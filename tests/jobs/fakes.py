@@ -1,11 +1,13 @@
 """A model that names objects by rule, so that every expected number is known by hand."""
 
 import dataclasses
+import functools
 import types
 
 import numpy as np
 
 from vlm_jax.attention.steering import Readings, Steering
+from vlm_jax.decoding import StepCounts
 
 STOP, COMMA = 2, 7
 LAYERS_HEADS = (3, 4)
@@ -16,6 +18,15 @@ class Answer:
     index: int
     text: str
     readings: Readings | None = None
+    counts: StepCounts | None = None
+
+
+def counts(steering: Steering) -> StepCounts:
+    """Two steps; every second one all reallocating heads of layer 1 fire."""
+    part = steering.reallocation
+    fired_sl = np.zeros((2, LAYERS_HEADS[0]), np.int16)
+    fired_sl[1, 1] = 0 if part is None else np.isfinite(part.threshold[0, 1]).sum()
+    return StepCounts(None if part is None else fired_sl)
 
 
 def readings(steering: Steering) -> Readings:
@@ -73,13 +84,15 @@ class FakeVLM:
         cats = 6 - round(self.change() / 2) - round(bias)
         if steering is not None and steering.reallocation is not None:
             cats -= int(np.isfinite(steering.reallocation.threshold[0, 1]).sum())
-        read = None if steering is None else readings(steering)
+        say = Answer
+        if steering is not None:
+            say = functools.partial(Answer, readings=readings(steering), counts=counts(steering))
         for index, (listed, prompt) in enumerate(zip(images, prompts)):
             number = listed[0]
             self.calls.append(number)
             if prompt.startswith("Is "):
-                yield Answer(index, "yes" if number % 2 or not self.change() else "no", read)
+                yield say(index, "yes" if number % 2 or not self.change() else "no")
                 continue
             objects = ["dog"] if number % 10 < 2 * round(bias) else ["dog", "car"]
             objects += ["cat"] if number % 10 < cats else []
-            yield Answer(index, f"a {' and a '.join(objects)}.", read)
+            yield say(index, f"a {' and a '.join(objects)}.")

@@ -56,7 +56,9 @@ def test_steered_arms_stand_beside_edits(job):
 def test_what_methods_did_is_kept_and_summed_up(job, fake, capsys):
     workdir = job(evaluate.run)
     line = (workdir / "broken" / "air" / "answers.jsonl").read_text().splitlines()[0]
-    assert json.loads(line)["steering"]["fired"] == [0, 0.5, 0.5]
+    did = json.loads(line)["steering"]
+    assert did["fired"] == [0, 0.5, 0.5]
+    assert did["steps"] == {"fired": [0, 1]}
     assert "steering" not in (workdir / "broken" / "qk" / "answers.jsonl").read_text()
     arms = read(workdir / "results.json")["comparison"]["arms"]
     (air,) = arms["air"]["acted"]

@@ -23,7 +23,7 @@ from vlm_jax.answering.plan import (
 from vlm_jax.answering.prefixes import PrefixStore
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
-from vlm_jax.decoding import Generated, Generator, Sampling
+from vlm_jax.decoding import Generated, Generator, Sampling, StepCounts
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix
 from vlm_jax.processing import Draft, ImageSource, Processor
@@ -45,6 +45,8 @@ class Answer:
         tokens: generated ids, the stop id left out.
         ended: whether the model stopped by itself (not at the limit).
         readings: with steering, each reading's mean over the decode rows, leaves [L, N].
+        counts: where steering reallocates or classifies heads, how many at each step, leaves
+            [steps, L].
     """
 
     index: int
@@ -52,6 +54,7 @@ class Answer:
     tokens: tuple[int, ...]
     ended: bool
     readings: Readings | None = None
+    counts: StepCounts | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,14 +293,16 @@ class _Run:
                 assert failure is not None
                 yield from _fail(question, failure)
                 continue
-            length = int(generated.lengths_b[row])
+            length, ended = int(generated.lengths_b[row]), bool(generated.ended_b[row])
+            steps = slice(length + ended)
             for index in question.samples:
                 yield Answer(
                     index,
                     texts[row],
                     tuple(generated.tokens_bn[row, :length].tolist()),
-                    bool(generated.ended_b[row]),
+                    ended,
                     jax.tree.map(operator.itemgetter(row), generated.readings),
+                    jax.tree.map(operator.itemgetter((row, steps)), generated.counts),
                 )
 
     def _texts(self, generated: Generated) -> list[str]:

@@ -18,13 +18,17 @@ _DIGITS = 4
 
 
 def details(answer: Any) -> dict[str, Any]:
-    """The fields of an answer's line: by layer, how many heads fired or were of a class.
+    """The fields of an answer's line: how many heads fired or were of a class, by layer and step.
 
     Args:
-        answer: with `readings`, leaves [L, N], means over the answer's decode rows.
+        answer: with `readings`, leaves [L, N], means over the answer's decode rows, and `counts`,
+            leaves [steps, L].
     """
     heads = {name: np.asarray(getattr(answer.readings, f"{name}_bn")).sum(-1) for name in _FIELDS}
-    return {FIELD: {name: np.round(h_l, _DIGITS).tolist() for name, h_l in heads.items()}}
+    by_layer = {name: np.round(h_l, _DIGITS).tolist() for name, h_l in heads.items()}
+    counted = {name: getattr(answer.counts, name, None) for name in _FIELDS}
+    by_step = {name: n_sl.sum(-1).tolist() for name, n_sl in counted.items() if n_sl is not None}
+    return {FIELD: {**by_layer, "steps": by_step}}
 
 
 def acted(steering: Steering, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
