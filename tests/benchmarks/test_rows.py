@@ -14,6 +14,18 @@ from benchmarks import record, start_up, tables
 from benchmarks.__main__ import ON_REQUEST, ROWS
 
 QUICK = {row: module for row, module in ROWS.items() if row not in ("R12", *ON_REQUEST)}
+QUICK["7B"] = "seven_b"
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread():
+    """Threads of torch that wait for a busy core take seconds a step."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("row", QUICK)
