@@ -37,8 +37,9 @@ def read_recipe(folder):
     return json.loads((folder / "recipe.json").read_text())
 
 
-def test_the_llava_testbed_ships():
-    assert "llava-0" in [path.name for path in FOLDERS]
+def test_three_seeds_of_both_families_ship():
+    seeds = {f"{family}-{seed}" for family in ("llava", "qwen2_5_vl") for seed in range(3)}
+    assert seeds == {path.name for path in FOLDERS}
 
 
 @every
