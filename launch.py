@@ -20,9 +20,9 @@ A folder is a Hugging Face checkpoint or a converted one; every job reads both. 
 configs/base.py lists every setting. An edited folder is edited again by --config.revert=True, which
 gives the original weights back, or --config.restrength=<a>, which makes the edit at strength a.
 
-Errors are one line on stderr and exit code 1. No job leaves a half-written folder; convert, evaluate,
-export, generate, identify, sweep and train go on where a killed run stopped. Images and prompts
-that cannot be read are recorded and left out, up to config.max_failures of them.
+Errors are one line on stderr and exit code 1. No job leaves a half-written folder. What was killed
+goes on where it stopped, in all jobs but edit and score. Images and prompts that cannot be read are
+recorded and left out, up to config.max_failures of them.
 
 Several processes, each with its own accelerators, share the answers of evaluate, generate and
 sweep; in other jobs process 0 works and the rest wait. TPU pods, SLURM, Open MPI and Kubernetes say
