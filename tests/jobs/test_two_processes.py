@@ -1,0 +1,133 @@
+"""Two processes on one machine convert, edit and evaluate, with the results of one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from convert import import_hf
+from vlm_jax import checkpoint
+from vlm_jax.checkpoint import CERTIFICATE
+from vlm_jax.jobs import edit, evaluate
+from vlm_jax.jobs.request import Request
+
+# Six starts of Python and jax: seconds on a quiet machine, minutes on a crowded one.
+pytestmark = pytest.mark.timeout(900)
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = """
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.compile_cache, config.bootstrap_draws = "off", 20
+    config.max_new_tokens, config.batch_size = 6, 4
+    config.edit.band, config.edit.k = (1, 1), 2
+    scenes = {"set": "broken", "split": "test"}
+    config.benchmarks.chair = {"kind": "testbed_chair", "n": 12, **scenes}
+    config.arms = {"edited": {}}
+    return config
+"""
+
+
+def both(*flags: str, timeout: int = 400) -> list[subprocess.CompletedProcess]:
+    """Runs `launch.py` in two processes."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "16", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "launch.py", *common, f"--process_id={n}", *flags],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    ended = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=timeout)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in started:
+            process.kill()
+    return ended
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llava, tmp_path_factory):
+    """A folder that two processes have filled, and one that one process has."""
+    two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
+    (two / "small.py").write_text(CONFIG)
+    settings = f"--config={two / 'small.py'}"
+    jobs = [
+        ("convert", tiny_llava, f"--target={two / 'converted'}"),
+        ("edit", two / "converted", f"--target={two / 'edited'}"),
+        ("evaluate", two / "converted", f"--workdir={two / 'work'}"),
+    ]
+    said = {}
+    for job, source, where in jobs:
+        ended = both(f"--job={job}", settings, f"--source={source}", where)
+        assert [process.returncode for process in ended] == [0, 0], [p.stderr for p in ended]
+        said[job] = ended
+    space: dict = {}
+    exec(CONFIG, space)
+    config = space["get_config"]()
+    import_hf(tiny_llava, one / "converted", progress=False)
+    edit.run(Request(config=config, source=one / "converted", target=one / "edited"))
+    evaluate.run(Request(config=config, source=two / "converted", workdir=one / "work"))
+    return two, one, said
+
+
+@pytest.mark.parametrize("name", ["converted", "edited"])
+def test_folders_are_those_that_one_process_makes(made, name):
+    two, one, _ = made
+    ours, theirs = (checkpoint.open_folder(folder / name) for folder in (two, one))
+    expected = dict(theirs.stream())
+    found = dict(ours.stream())
+    assert found.keys() == expected.keys()
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    assert not [path for path in two.iterdir() if "partial" in path.name]
+    assert (two / "edited" / CERTIFICATE).exists()
+
+
+def test_answers_and_results_are_those_of_one_process(made):
+    two, one, _ = made
+    relative = lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+    assert relative(two / "work") == relative(one / "work")
+    for name in relative(one / "work"):
+        path = pathlib.PurePath(name)
+        if path.suffix in (".jsonl", ".md") or path.name == "answers.run.json":
+            assert (two / "work" / name).read_bytes() == (one / "work" / name).read_bytes(), name
+    lines = (two / "work" / "answers.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["caption"] for line in lines}) > 3
+    tables = [json.loads((f / "work" / "results.json").read_text()) for f in (two, one)]
+    assert tables[0]["device"] == "2 x CPU"
+    for table in tables:
+        for arm in (table, *table["all"]["chair"].values()):
+            arm.pop("device")
+        table["comparison"].pop("compilations")
+    assert tables[0] == tables[1]
+
+
+def test_both_processes_answer_and_the_first_speaks(made):
+    first, second = made[2]["evaluate"]
+    assert "Results: " in first.stdout
+    assert second.stdout == ""
+    assert "unedited: 6 answers" in first.stderr
+    assert "answers" not in second.stderr
+
+
+def test_what_fails_in_one_process_is_said_once_by_each(tmp_path):
+    missing = tmp_path / "missing"
+    first, second = both("--job=convert", f"--source={missing}", f"--target={tmp_path / 'new'}")
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert first.stderr.splitlines()[-1].startswith(f"error: {missing} is no Hugging Face folder")
+    assert second.stderr.splitlines()[-1].startswith(f"error: process 0 failed: {missing} is no")
