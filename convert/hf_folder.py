@@ -101,7 +101,7 @@ class HFFolder(ModelFolder):
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
         """See `ModelFolder`."""
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return {
             path: place(
                 array, path, dtype, device if shardings is None else shardings[path], self.path

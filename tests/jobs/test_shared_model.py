@@ -63,7 +63,8 @@ def test_steering_compiles_once_a_kind(tiny_llava, tmp_path, monkeypatch, config
     compiled = found["compilations"]
     assert compiled["edited"] == 0
     assert compiled["kinds"] == 1
-    assert compiled["steered"] == compiled["unedited"] > 0
+    # The program that reads prefixes serves both: AD-HH leaves the rows up to an image alone.
+    assert compiled["steered"] == compiled["unedited"] - 1 > 0
     rates = {name: arm["acted"][0]["trigger_rate"] for name, arm in found["arms"].items()
              if "acted" in arm}  # fmt: skip
     assert rates == {"adhh": 1.0, "adhh_random": 1.0, "never": 0.0, "both": 1.0}

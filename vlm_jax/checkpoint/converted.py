@@ -132,7 +132,7 @@ class ConvertedFolder(ModelFolder):
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
         """See `ModelFolder`."""
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         where = {path: device if shardings is None else shardings[path] for path in self.tensors}
         # Edited tensors pass through the host, where their stored bytes can be checked.
         edited = [] if self.certificate is None else list(self.certificate.tensors)

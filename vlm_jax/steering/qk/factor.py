@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -247,9 +247,14 @@ def _precision(route: str) -> contextlib.AbstractContextManager:
     return jax.enable_x64(route.endswith("64"))
 
 
+def _over_devices(one: Callable) -> Callable:
+    """Maps over this process's devices and the items of each; others may have no work."""
+    return jax.pmap(jax.vmap(one), devices=jax.local_devices())
+
+
 @functools.cache
 def _decomposition(joint: bool):
-    return jax.pmap(jax.vmap(_channels if joint else _svd_of))
+    return _over_devices(_channels if joint else _svd_of)
 
 
 @functools.cache
@@ -264,7 +269,7 @@ def _by_qr(route: str, joint: bool, cross: bool):
                 jnp.moveaxis(q_dgh, 0, 1).astype(dtype), k_dh.astype(dtype), metric_hh.astype(dtype)
             )
 
-    return jax.pmap(jax.vmap(item))
+    return _over_devices(item)
 
 
 @functools.cache
@@ -273,7 +278,7 @@ def _lift(route: str):
         with jax.default_matmul_precision("highest"):
             return jnp.einsum("gbr,gbd->grd", coordinates_gbr.astype(_dtype(route)), basis_gbd)
 
-    return jax.pmap(jax.vmap(item))
+    return _over_devices(item)
 
 
 def _dtype(route: str):
