@@ -136,6 +136,11 @@ class Reader:
     prefixes: PrefixStore
     buckets: set[Hashable]
 
+    def longest_prompt(self, settings: Settings) -> int:
+        """How many tokens a prompt may have that leaves room for its answer."""
+        positions = self.processor.config.decoder.max_positions
+        return max(positions - settings.max_new_tokens, 1)
+
 
 def answer(
     reader: Reader,
@@ -152,7 +157,7 @@ def answer(
     note = None
     if settings.on_error == "yield":
         note = lambda index, error: failed.append(Failure(index, str(error)))
-    limit = max(reader.processor.config.decoder.max_positions - settings.max_new_tokens, 1)
+    limit = reader.longest_prompt(settings)
     drafts = reader.processor.drafts(images, prompts, max_length=limit, on_error=note)
     yield from failed
     run = _Run(reader, settings)
@@ -169,9 +174,7 @@ def answer(
 
 def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) -> Plan:
     """Plans who is read with whom."""
-    limit = max(reader.processor.config.decoder.max_positions - settings.max_new_tokens, 1)
-    data = reader.generator.mesh.shape["data"]
-
+    limit, data = reader.longest_prompt(settings), reader.generator.mesh.shape["data"]
     sizes = Sizes(
         rows=lambda count: batch_rows(count, settings.batch_size, data),
         length=lambda length: min(bucket(length), limit),

@@ -25,6 +25,11 @@ SYNC_SECONDS = 1.0
 Row = Mapping[str, Any]
 
 
+def unanswered(identifier: str, rows: Mapping[str, Row]) -> bool:
+    """Whether rows by id have no answer to an item: no line, or one that says why there is none."""
+    return ERROR in rows.get(identifier, {ERROR: ""})
+
+
 class AnswerLog:
     """The log of one process, and what all logs hold; a context manager around appending.
 
@@ -74,7 +79,7 @@ class AnswerLog:
             for log in dict.fromkeys([self.path, self.log, *self._logs()]):
                 for row, _ in _lines(log):
                     identifier = str(row["id"])
-                    if identifier in known and ERROR in rows.get(identifier, {ERROR: ""}):
+                    if identifier in known and unanswered(identifier, rows):
                         rows[identifier] = row
             return rows
         except OSError as error:

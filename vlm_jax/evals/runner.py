@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlm_jax.errors import UserError
-from vlm_jax.evals.answer_log import AnswerLog, Row, Unkept
+from vlm_jax.evals.answer_log import AnswerLog, Row, Unkept, unanswered
 from vlm_jax.evals.answers import ERROR
 from vlm_jax.evals.base import Benchmark, Example
 from vlm_jax.evals.results import protocol_hash
@@ -57,7 +57,7 @@ class Share:
         merged: dict[str, Row] = {}
         for rows in self.agree(work):
             for identifier, row in rows.items():
-                if ERROR in merged.get(identifier, {ERROR: ""}):
+                if unanswered(identifier, merged):
                     merged[identifier] = row
         return merged
 
@@ -183,7 +183,7 @@ def answer_all(
     malformed = dict(malformed or {})
     limit = failure_limit(max_failures, len(examples) + len(malformed))
     known = share.union(lambda: log.find({str(example.id) for example in examples}))
-    todo = [e for e in share.of(examples) if ERROR in known.get(str(e.id), {ERROR: ""})]
+    todo = [example for example in share.of(examples) if unanswered(str(example.id), known)]
     # Samples keep their random streams whatever part of the examples is asked.
     places = {str(example.id): place for place, example in enumerate(examples)}
     guard = _Guard(limit, len(examples) + len(malformed), dict(malformed))

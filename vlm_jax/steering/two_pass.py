@@ -90,9 +90,7 @@ class TwoPasses:
         second = dataclasses.replace(
             steering, visual_gains=None, head_gains=HeadGains(gain_bln.astype(np.float32))
         )
-        # Gains of its own act on an image that others ask about too.
-        options = {**settings, "steering": second, "share_prefix": False}
-        options["streams"] = [number[n] for n in samples]
+        options = {**settings, "steering": second, "streams": [number[n] for n in samples]}
         for answer in self.model.answer(*ask(samples), **options):
             index = samples[answer.index]
             if hasattr(answer, "readings"):
