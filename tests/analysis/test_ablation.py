@@ -148,3 +148,49 @@ def test_branching_follows_rotary_positions_of_images(qwen_vlm):
     )
     assert np.abs(expected).max() > 1e-5
     np.testing.assert_allclose(found, expected, atol=3e-7, rtol=0)
+
+
+def test_a_head_becomes_its_mean_as_a_bias_makes_it(llava_vlm, asked, heads):
+    """By hand: the head's output rows are zero, and a bias puts W_O(mean) in their place."""
+    batch, places = asked
+    outputs = heads.outputs(llava_vlm.params, batch, places)
+    mean_lnh = outputs.mean(0)
+    found = heads.drops(llava_vlm.params, batch, places, "row", mean_lnh)
+    zeroed = heads.drops(llava_vlm.params, batch, places, "row")
+    config = llava_vlm.config
+    biased = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, o_bias=True))
+    zero = {
+        f"decoder/layers/{layer}/bo_d": jnp.zeros(config.decoder.hidden_size)
+        for layer in range(config.decoder.num_layers)
+    }
+    params = {**llava_vlm.params, **zero}
+    plain = HeadAblation(biased, rows=16)
+    read, rest = plain._read_once(params, batch)
+    runs = ablation._Runs.one_each(places)
+    ones = jnp.ones((len(places.sample_m), *plain.shape))
+    probe = jax.jit(
+        lambda own: ablation._row_probability(abstract(biased)[0], own, rest, read, runs, ones)[
+            :, 0
+        ]
+    )
+    for layer, head in ((0, 1), (1, 2), (2, 3)):
+        bias_d = np.einsum(
+            "h,hd->d", mean_lnh[layer, head], params[f"decoder/layers/{layer}/wo_nhd"][head]
+        )
+        swapped = without(params, layer, head) | {
+            f"decoder/layers/{layer}/bo_d": jnp.asarray(bias_d)
+        }
+        expected = probe(params) - probe(swapped)
+        np.testing.assert_allclose(found[:, layer, head], expected, atol=3e-7, rtol=0)
+    assert np.abs(found - zeroed).max() > 1e-5
+
+
+def test_the_mean_of_one_row_is_that_row(llava_vlm, asked, heads):
+    """A head that becomes what it is changes nothing."""
+    batch, places = asked
+    one = Places(places.sample_m[:1], places.query_m[:1], places.target_m[:1])
+    own = heads.outputs(llava_vlm.params, batch, one)[0]
+    found = heads.drops(llava_vlm.params, batch, one, "row", own)
+    np.testing.assert_allclose(found, 0, atol=1e-7)
+    with pytest.raises(ValueError, match="in scope 'row' alone"):
+        heads.drops(llava_vlm.params, batch, one, "all", own)

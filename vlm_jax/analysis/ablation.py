@@ -1,9 +1,12 @@
-"""How much each head contributes to the probability of tokens: zero it, or differentiate.
+"""How much each head contributes to the probability of tokens: ablate it, or differentiate.
 
 Two scopes. "row": the head is zero where the token is predicted and nowhere else, so that all other
 rows' keys and values stay as they are. "all": it is zero at every row of the sequence, prompt
-included. Every ablated run is a row of a batch with head gains of its own, 0 for the one head, so
-a thousand heads are a few batches of one compiled program.
+included. In scope "row" a head may also become its mean over other rows, which leaves the stream
+nearer to what later layers are used to than zero does.
+
+Every ablated run is a row of a batch with head gains of its own, 0 for the one head, so a thousand
+heads are a few batches of one compiled program; scope "row" shares more still (`branch`).
 """
 
 import dataclasses
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vlm_jax.analysis.branch import branched_probabilities
+from vlm_jax.analysis.branch import branched_probabilities, head_outputs
 from vlm_jax.attention import NEVER, Segment, Visibility
 from vlm_jax.attention.steering import HeadGains, State, Steering
 from vlm_jax.batch import Batch
@@ -114,9 +117,15 @@ class HeadAblation:
         self._drop = compiled(_ablated)
         self._slope = {log: compiled(_slopes, log) for log in (False, True)}
         self._branched = jax.jit(functools.partial(branched_probabilities, graphdef))
+        self._outputs = jax.jit(functools.partial(head_outputs, graphdef))
 
     def drops(
-        self, params: Params, batch: Batch, places: Places, scope: str = "row"
+        self,
+        params: Params,
+        batch: Batch,
+        places: Places,
+        scope: str = "row",
+        mean_lnh: np.ndarray | None = None,
     ) -> Float[np.ndarray, "m L N"]:
         """Returns P(token) - P(token without the head) for every place and head.
 
@@ -125,12 +134,21 @@ class HeadAblation:
             batch: prompts with their answers (`Processor.batch_answers`).
             places: the tokens.
             scope: "row" or "all".
+            mean_lnh: what an ablated head gives, [L, N, H], in scope "row"; None is zero.
+
+        Raises:
+            ValueError: a mean is asked for where it has no meaning: in scope "all", or without
+                `branch`.
         """
+        branch = scope == "row" and self.branch
+        if mean_lnh is not None and not branch:
+            raise ValueError("Heads become means where branching runs: in scope 'row' alone.")
         read, batch = self._read_once(params, batch)
-        if scope == "row" and self.branch:
+        if branch:
+            put_lnh = None if mean_lnh is None else jnp.asarray(mean_lnh, jnp.float32)
             at = zip(places.sample_m, places.query_m, places.target_m)
-            p = [np.asarray(self._branched(params, batch, read.prompt, *one)) for one in at]
-            return self._differences(np.stack(p))
+            ask = lambda one: self._branched(params, batch, read.prompt, *one, put_lnh)
+            return self._differences(np.stack([np.asarray(ask(one)) for one in at]))
         if scope == "row":
             runs, index_m = _Runs.one_each(places), np.arange(len(places.sample_m))
         else:
@@ -148,6 +166,16 @@ class HeadAblation:
     def _differences(self, p_mr: np.ndarray) -> np.ndarray:
         """Probabilities [m, 1 + heads], nothing ablated first, as drops [m, L, N]."""
         return (p_mr[:, :1] - p_mr[:, 1:]).reshape(-1, *self.shape)
+
+    def outputs(self, params: Params, batch: Batch, places: Places) -> Float[np.ndarray, "m L N H"]:
+        """Returns what each head gives at the rows that predict some tokens, before W_O; unablated.
+
+        Args:
+            params, batch, places: see `drops`.
+        """
+        read, batch = self._read_once(params, batch)
+        at = zip(places.sample_m, places.query_m)
+        return np.stack([self._outputs(params, batch, read.prompt, *one) for one in at])
 
     def first_order(
         self,

@@ -1,20 +1,22 @@
-"""All zeroed heads of one token in one pass that branches where each head is.
+"""All ablated heads of one token in one pass that branches where each head is.
 
-A head that is zero changes nothing below its layer, so runs share one stream up to there; and they
-share the keys and values of all rows before the token throughout. Against a run a head that is half
-of the layers, and no copy of the cache.
+A head's output at the row that predicts the token becomes zero, or the mean of that head over other
+rows. That changes nothing below its layer, so runs share one stream up to there; and they share the
+keys and values of all rows before the token throughout. Against a run a head that is half of the
+layers, and no copy of the cache.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlm_jax.attention import NEVER, Segment, Visibility
-from vlm_jax.attention.steering import HeadGains, State, Steering
-from vlm_jax.batch import Batch, Kind
+from vlm_jax.attention import NEVER, Segment, Visibility, attend
+from vlm_jax.attention.steering import Steering
+from vlm_jax.batch import Batch
 from vlm_jax.models import VLM, Params, merge
 from vlm_jax.models.decoder import DecoderLayer, Steer
 from vlm_jax.models.layers import rms_norm, text_angles
@@ -28,6 +30,7 @@ def branched_probabilities(
     sample: Int[Array, ""],
     query: Int[Array, ""],
     target: Int[Array, ""],
+    mean_lnh: Float[Array, "L N H"] | None = None,
 ) -> Float[Array, " runs"]:
     """Returns P(target) after the row `query`: unablated, then without each head, layer by layer.
 
@@ -37,10 +40,77 @@ def branched_probabilities(
         batch: sequences, without images.
         prompt: each layer's keys and values of whole sequences, as read unablated.
         sample: which sequence.
-        query: the row that predicts; heads are zero there alone.
+        query: the row that predicts; heads are ablated there alone.
         target: the id whose probability is asked for.
+        mean_lnh: what an ablated head's output becomes; None is zero.
     """
     model: VLM = merge(graphdef, params)
+    config = model.decoder.config
+    x_1rd, angles = _row(model, batch, sample, query)
+    for index, (layer, segment) in enumerate(zip(model.decoder.layers, prompt)):
+        before = _before(segment, sample, query)
+        kept = _together(layer, x_1rd, before, angles, query)
+        put_nh = jnp.zeros((config.num_heads, 1)) if mean_lnh is None else mean_lnh[index]
+        branches = _without_each(layer, x_1rd[:, :1], before, angles, query, put_nh)
+        x_1rd = jnp.concatenate([kept, branches], axis=1)
+    hidden_1rd = rms_norm(x_1rd, model.decoder.final_norm_d[...], config.rms_norm_eps)
+    logits_rv = model.decoder.logits(hidden_1rd)[0]
+    return jax.nn.softmax(logits_rv, axis=-1)[:, target]
+
+
+def head_outputs(
+    graphdef,
+    params: Params,
+    batch: Batch,
+    prompt: Sequence[Segment],
+    sample: Int[Array, ""],
+    query: Int[Array, ""],
+) -> Float[Array, "L N H"]:
+    """Returns what each head gives at one row, before the output projection, unablated.
+
+    Args:
+        graphdef, params, batch, prompt, sample, query: see `branched_probabilities`.
+    """
+    model: VLM = merge(graphdef, params)
+    x_1rd, angles = _row(model, batch, sample, query)
+    kept = _Keep(Steering())
+    for layer, segment in zip(model.decoder.layers, prompt):
+        before = _before(segment, sample, query)
+        x_1rd = _together(layer, x_1rd, before, angles, query, kept)
+    return jnp.concatenate(kept.outputs, axis=1)[0]
+
+
+@dataclasses.dataclass
+class _Keep(Steer):
+    """Unsteered attention that keeps what the heads of each layer gave."""
+
+    outputs: list[Array] = dataclasses.field(default_factory=list)
+
+    def attend(
+        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+    ) -> Array:
+        """Attends in the next layer."""
+        self.outputs.append(attend(q_btnh, segments, seen, causal=causal))
+        return self.outputs[-1]
+
+
+@dataclasses.dataclass
+class _Put(Steer):
+    """Unsteered attention whose nth run has `put_nh` in place of what its nth head gave."""
+
+    put_nh: Any = 0.0
+
+    def attend(
+        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+    ) -> Array:
+        """Attends in the next layer."""
+        out_n1nh = attend(q_btnh, segments, seen, causal=causal)
+        own = jnp.eye(q_btnh.shape[2], dtype=bool)[:, None, :, None]
+        return jnp.where(own, jnp.asarray(self.put_nh, out_n1nh.dtype), out_n1nh)
+
+
+def _row(model: VLM, batch: Batch, sample: Array, query: Array) -> tuple[Array, Array]:
+    """Returns the embedding [1, 1, D] of a text row, and its rotary angles."""
     config = model.decoder.config
     position_3 = jnp.asarray(batch.positions_bt3)[sample, query]
     angles = text_angles(
@@ -50,15 +120,8 @@ def branched_probabilities(
         config.rope_factor,
         config.mrope_section,
     )
-    x_1rd = model.decoder.embed(jnp.asarray(batch.tokens_bt)[sample, query][None, None])
-    for layer, segment in zip(model.decoder.layers, prompt):
-        before = _before(segment, sample, query)
-        kept = _together(layer, x_1rd, before, angles, query)
-        branches = _without_each(layer, x_1rd[:, :1], before, angles, query, config.num_heads)
-        x_1rd = jnp.concatenate([kept, branches], axis=1)
-    hidden_1rd = rms_norm(x_1rd, model.decoder.final_norm_d[...], config.rms_norm_eps)
-    logits_rv = model.decoder.logits(hidden_1rd)[0]
-    return jax.nn.softmax(logits_rv, axis=-1)[:, target]
+    token = jnp.asarray(batch.tokens_bt)[sample, query]
+    return model.decoder.embed(token[None, None]), angles
 
 
 def _before(segment: Segment, sample: Array, query: Array) -> Segment:
@@ -70,26 +133,31 @@ def _before(segment: Segment, sample: Array, query: Array) -> Segment:
 
 
 def _together(
-    layer: DecoderLayer, x_1rd: Array, before: Segment, angles: Array, query: Array
+    layer: DecoderLayer,
+    x_1rd: Array,
+    before: Segment,
+    angles: Array,
+    query: Array,
+    steer: Steer | None = None,
 ) -> Float[Array, "1 R D"]:
     """Runs a layer on all runs as rows of one sequence, each seeing its own key beside the rest."""
     runs = x_1rd.shape[1]
     each = Visibility(_full((1, runs), query), jnp.arange(runs, dtype=jnp.int32)[None])
     wide = jnp.broadcast_to(angles, (1, runs, angles.shape[-1]))
-    return layer(x_1rd, wide, each, lambda k, v: [before, Segment(k, v, each)], causal=False)
+    remember = lambda k, v: [before, Segment(k, v, each)]
+    return layer(x_1rd, wide, each, remember, causal=False, steer=steer)
 
 
 def _without_each(
-    layer: DecoderLayer, x_11d: Array, before: Segment, angles: Array, query: Array, heads: int
+    layer: DecoderLayer, x_11d: Array, before: Segment, angles: Array, query: Array, put_nh: Array
 ) -> Float[Array, "1 N D"]:
-    """Runs a layer on the unablated stream once for each head, that head zero."""
+    """Runs a layer on the unablated stream once for each head, that head's output `put_nh`."""
+    heads = put_nh.shape[0]
     spread = lambda leaf: jnp.broadcast_to(leaf, (heads, *leaf.shape[1:]))
-    gain_n1n = (1.0 - jnp.eye(heads, dtype=jnp.float32))[:, None]
-    steer = Steer(Steering(head_gains=HeadGains(gain_n1n)), before=(State(),))
     here = Visibility(order=_full((heads, 1), query))
-    kinds = jnp.full((heads, 1), Kind.TEXT, jnp.int8)
     keys = jax.tree.map(spread, before)
-    remember = lambda k, v: [keys, Segment(k, v, here, kinds)]
+    remember = lambda k, v: [keys, Segment(k, v, here)]
+    steer = _Put(Steering(), put_nh=put_nh)
     out_n1d = layer(spread(x_11d), spread(angles), here, remember, causal=False, steer=steer)
     return out_n1d.transpose(1, 0, 2)
 
