@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
             "labels": "offsets",  # or "string_match", as released
             "chunk": 64,  # captions between two saves
             "rows": 256,  # ablated runs in a batch
+            "mean_ablation": False,  # compare zero with the head's mean: twice the time
             "classes": CLASSES,  # thresholds of functional heads
         }
     )

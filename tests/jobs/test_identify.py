@@ -9,11 +9,13 @@ import pytest
 
 import vlm_jax
 from configs import identify as config_file
+from vlm_jax.analysis.effects import spearman
+from vlm_jax.analysis.findings import describe
 from vlm_jax.attention.steering import Readings
 from vlm_jax.config import read_config
 from vlm_jax.errors import AnswersError, ConfigError, UserError
 from vlm_jax.jobs import identify
-from vlm_jax.jobs.identify import Settings, describe, read_settings
+from vlm_jax.jobs.identify import read_settings
 from vlm_jax.jobs.request import Request
 from vlm_jax.steering.registry import build
 
@@ -35,6 +37,7 @@ def small_config():
     config.identify.chunk = 16
     config.identify.rows = 128
     config.identify.scopes = ("row",)
+    config.identify.mean_ablation = True
     config.compile_cache = "off"
     return config
 
@@ -74,21 +77,50 @@ def test_methods_read_the_head_file(workdir):
     assert sorted(chosen) == sorted(document["sets"]["insensitive"][:4])
 
 
+def test_means_are_a_control_of_zeros(workdir):
+    """Another ablation of the same heads: alike in rank, not equal; over all measured rows."""
+    document = json.loads((workdir / "heads.json").read_text())
+    control, zero = document["mean_ablation"], document["scopes"]["row"]
+    count = sum(document["tokens"].values())
+    assert control["over"] == f"the rows that predict the {count} measured tokens"
+    size_ln = np.asarray(control["effect_size_ln"])
+    assert size_ln.shape == SHAPE
+    assert np.abs(size_ln - zero["effect_size_ln"]).max() > 1e-3
+    agreement = control["zero_ablation"]
+    assert agreement["rank_correlation_of_effect_size"] == pytest.approx(
+        spearman(size_ln, np.asarray(zero["effect_size_ln"]))
+    )
+    assert agreement["rank_correlation_of_contrast"] > 0.3
+    assert 0 <= control["stability"]["jaccard_between_halves"] <= 1
+
+
 def test_a_killed_run_goes_on(workdir, small_config, monkeypatch):
-    """Only the chunk that is missing is measured again."""
+    """Only what is missing is measured again, in the round that it belongs to."""
     whole = (workdir / "heads.json").read_text()
-    chunk = workdir / "chunks" / "000001.npz"
-    with np.load(chunk) as arrays:
-        kept = {name: arrays[name] for name in arrays.files}
+    kept = {}
+    for name in ("000001.npz", "000000.mean.npz"):
+        chunk = workdir / "chunks" / name
+        with np.load(chunk) as arrays:
+            kept[name] = {key: arrays[key] for key in arrays.files}
+        chunk.unlink()
     (workdir / "heads.json").unlink()
-    chunk.unlink()
     measured = []
     monkeypatch.setattr(
-        identify._Chunk, "measure", lambda self, _: measured.append(self.offset) or kept
+        identify._Chunk,
+        "measure",
+        lambda self, _: measured.append(("zero", self.offset)) or kept["000001.npz"],
+    )
+    means = identify._Chunk.measure_means
+    monkeypatch.setattr(
+        identify._Chunk,
+        "measure_means",
+        lambda self, *rest: measured.append(("mean", self.offset)) or means(self, *rest),
     )
     identify.run(Request(config=small_config, source=model_folder(), workdir=workdir))
-    assert measured == [16]
+    assert measured == [("zero", 16), ("mean", 0)]
     assert (workdir / "heads.json").read_text() == whole
+    with np.load(workdir / "chunks" / "000000.mean.npz") as arrays:
+        np.testing.assert_array_equal(arrays["drop_mean"], kept["000000.mean.npz"]["drop_mean"])
 
 
 def test_results_of_other_settings_are_refused(workdir, small_config):
@@ -108,6 +140,8 @@ def test_results_of_other_settings_are_refused(workdir, small_config):
         ({"captions": "some"}, "captions must be one of"),
         ({"subtokens": "last"}, "subtokens must be one of"),
         ({"labels": "exact"}, "labels must be one of"),
+        ({"scopes": ("all",), "mean_ablation": True}, "which config.identify.scopes does not name"),
+        ({"mean_ablation": 1}, "mean_ablation must be True or False"),
         ({"chunk": 0}, "chunk must be a whole number"),
         ({"classes": {"perception_from": "high"}}, "classes.perception_from must be"),
     ],
@@ -141,4 +175,4 @@ def test_captions_without_hallucinations_are_said_to_be_too_few():
         **masses,
     }
     with pytest.raises(ConfigError, match="0 hallucinated and 4 grounded"):
-        describe(found, Settings(scopes=("row",), count=1), shape)
+        describe(found, ("row",), 1, shape)

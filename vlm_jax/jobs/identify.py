@@ -4,35 +4,38 @@ The model captions a benchmark; the words of its captions that name objects are 
 is zeroed where such a word is predicted, and heads are ranked by how much more that costs the
 hallucinated words than the grounded ones. Readings of the same captions say which heads are
 perception and reasoning heads, and which are attention sinks.
+
+As a control, `mean_ablation` puts every head's mean in its place where zero stood: the mean of what
+it gives at the rows that predict all measured tokens, hallucinated and grounded ones alike. That
+needs all captions, so it is a second round over the chunks of the first.
 """
 
 import dataclasses
-import json
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlm_jax import checkpoint
 from vlm_jax.analysis.ablation import SCOPES, HeadAblation, Places
-from vlm_jax.analysis.effects import effect_sizes, jaccard, ranking, spearman, stability
+from vlm_jax.analysis.findings import describe, show
 from vlm_jax.analysis.mentions import matching_tokens, naming_tokens, token_spans
 from vlm_jax.api import VLM, Answer
 from vlm_jax.attention.steering import Readings
-from vlm_jax.errors import AnswersError, ConfigError
+from vlm_jax.batch import Batch
+from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.benchmarks import Chair
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.jobs.benchmarks import read_benchmark
+from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.fingerprint import HEADS, fingerprint
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_settings, load_model, provenance
 from vlm_jax.progress import Progress
-from vlm_jax.steering.calibration import Calibration, calibrate
-from vlm_jax.steering.checks import number, one_of, whole
+from vlm_jax.steering.checks import number, one_of, switch, whole
 from vlm_jax.steering.functional import classifier, read_classes
-from vlm_jax.steering.heads import HeadSets, shape_of
+from vlm_jax.steering.heads import shape_of
 
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
@@ -52,6 +55,8 @@ class Settings:
             the released code does (`mentions.matching_tokens`).
         chunk: captions between two saves.
         rows: ablated runs in a batch.
+        mean_ablation: whether heads are ablated to their mean too, for comparison with zero; needs
+            scope "row".
         classes: settings of functional heads by which readings are classified.
     """
 
@@ -62,6 +67,7 @@ class Settings:
     labels: str = "offsets"
     chunk: int = 32
     rows: int = 64
+    mean_ablation: bool = False
     classes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -78,27 +84,46 @@ def run(request: Request) -> None:
         "protocol": protocol_hash(benchmark.protocol()),
         **{key: config[key] for key in ("max_new_tokens", "dtype", "seed")},
     }
-    chunks = _Chunks(workdir / "chunks", identity)
+    chunks = Chunks(workdir / "chunks", identity)
     examples = list(benchmark.examples())
     parts = [examples[at : at + settings.chunk] for at in range(0, len(examples), settings.chunk)]
-    todo = [number for number in range(len(parts)) if not chunks.has(number)]
-    if todo:
+    numbers = range(len(parts))
+    means = Chunks(workdir / "chunks", identity, "mean")
+    rounds = [chunks, means] if settings.mean_ablation else [chunks]
+    todo = {each.kind: [n for n in numbers if not each.has(n)] for each in rounds}
+    if any(todo.values()):
         model = load_model(request)
         ablation = HeadAblation(model.config, settings.rows)
         captioner = {**generation_settings(config), "steering": classifier(classes)}
-        total = sum(len(parts[number]) for number in todo)
-        with Progress(total, "captions", label="identify") as progress:
-            for number in todo:
-                offset = number * settings.chunk
-                work = _Chunk(model, benchmark, ablation, settings, parts[number], offset)
-                chunks.write(number, work.measure(captioner))
-                progress.advance(len(parts[number]))
-    found = _join([chunks.read(number) for number in range(len(parts))])
-    document = describe(found, settings, shape_of(source.config))
+        work = lambda n: _Chunk(model, benchmark, ablation, settings, parts[n], n * settings.chunk)
+        _run_round(chunks, todo[""], parts, lambda n: work(n).measure(captioner))
+        if settings.mean_ablation:
+            mean_lnh = _mean_outputs([chunks.read(number) for number in numbers])
+            again = lambda n: work(n).measure_means(chunks.read(n), mean_lnh)
+            _run_round(means, todo["mean"], parts, again)
+    found = chunks.join(numbers)
+    if settings.mean_ablation:
+        found |= means.join(numbers)
+    document = describe(found, settings.scopes, settings.count, shape_of(source.config))
     document |= {"benchmark": benchmark.name, "source": source.path.name, "identity": identity}
     document |= provenance(config)
     write_json(workdir / HEADS, document)
-    _show(document, workdir / HEADS)
+    show(document)
+    print(f"Head sets: {workdir / HEADS}")
+
+
+def _run_round(
+    chunks: Chunks,
+    todo: Sequence[int],
+    parts: Sequence[Sequence[Example]],
+    measure: Callable[[int], Mapping[str, np.ndarray]],
+) -> None:
+    """Measures the chunks that are missing, each written when it is done."""
+    label = f"identify {chunks.kind}".strip()
+    with Progress(sum(len(parts[number]) for number in todo), "captions", label=label) as progress:
+        for number in todo:
+            chunks.write(number, measure(number))
+            progress.advance(len(parts[number]))
 
 
 def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> Settings:
@@ -122,6 +147,13 @@ def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> Setting
     one_of("config.identify.captions", settings.captions, _CAPTIONS)
     one_of("config.identify.subtokens", settings.subtokens, _SUBTOKENS)
     one_of("config.identify.labels", settings.labels, _LABELS)
+    if switch("config.identify.mean_ablation", settings.mean_ablation) and (
+        "row" not in settings.scopes
+    ):
+        raise ConfigError(
+            "config.identify.mean_ablation is compared with zero ablation in scope 'row', which "
+            "config.identify.scopes does not name; add it."
+        )
     whole("config.identify.count", settings.count, 1, shape[0] * shape[1] // 2)
     whole("config.identify.chunk", settings.chunk, 1, 1 << 20)
     whole("config.identify.rows", settings.rows, 1, 1 << 20)
@@ -174,18 +206,55 @@ class _Chunk:
             for name in fields
         }
         found = {"sample": self.offset + token_m4[:, 0], "hallucinated": token_m4[:, 3] > 0}
-        empty = np.zeros((0, *self.ablation.shape), np.float32)
-        names = [f"{kind}_{scope}" for scope in self.settings.scopes for kind in ("drop", "slope")]
+        if self.settings.mean_ablation:
+            found |= self._said(answers, token_m4)
         if not len(token_m4):
-            return {**readings, **found, **dict.fromkeys(names, empty)}
-        batch, starts = self._batch(images, prompts, answers)
-        sample_m, index_m, target_m = token_m4[:, 0], token_m4[:, 1], token_m4[:, 2]
-        places = Places(sample_m, starts[sample_m] + index_m - 1, target_m)
+            names = [f"{k}_{scope}" for scope in self.settings.scopes for k in ("drop", "slope")]
+            return {**readings, **found, **dict.fromkeys(names, self._nothing)}
+        batch, places = self._asked([answer.tokens for answer in answers], token_m4[:, :3])
         for scope in self.settings.scopes:
             here = self.model.params, batch, places, scope
             found[f"drop_{scope}"] = self.ablation.drops(*here)
             found[f"slope_{scope}"] = self.ablation.first_order(*here)
+        if self.settings.mean_ablation:
+            outputs = self.ablation.outputs(self.model.params, batch, places)
+            found["output_sum"] = outputs.sum(0, dtype=np.float64)[None]
         return {**readings, **found}
+
+    def measure_means(
+        self, first: Mapping[str, np.ndarray], mean_lnh: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns drops of the same tokens where each head becomes its mean.
+
+        Args:
+            first: what `measure` found.
+            mean_lnh: each head's mean output, [L, N, H].
+        """
+        if not len(first["sample"]):
+            return {"drop_mean": self._nothing}
+        tokens = _apart(first["tokens"], first["lengths"])
+        sample_m = first["sample"] - self.offset
+        token_m3 = np.stack([sample_m, first["index"], first["target"]], axis=1)
+        batch, places = self._asked(tokens, token_m3)
+        drops = self.ablation.drops(self.model.params, batch, places, "row", mean_lnh)
+        return {"drop_mean": drops}
+
+    @property
+    def _nothing(self) -> np.ndarray:
+        """The drops of no token."""
+        return np.zeros((0, *self.ablation.shape), np.float32)
+
+    def _said(self, answers: Sequence[Answer], token_m4: np.ndarray) -> dict[str, np.ndarray]:
+        """What a second round needs of the captions, and no head's output yet."""
+        tokens = [token for answer in answers for token in answer.tokens]
+        width = self.model.config.decoder.head_dim
+        return {
+            "index": token_m4[:, 1],
+            "target": token_m4[:, 2],
+            "tokens": np.array(tokens, np.int32),
+            "lengths": np.array([len(answer.tokens) for answer in answers], np.int32),
+            "output_sum": np.zeros((1, *self.ablation.shape, width)),
+        }
 
     def _tokens(self, answers: Sequence[Answer]) -> Iterator[tuple[int, int, int, int]]:
         """Yields (sample, index in the answer, id, whether hallucinated) of naming tokens."""
@@ -204,165 +273,31 @@ class _Chunk:
                     identifier = answer.tokens[token.index]
                     yield sample, token.index, identifier, int(token.hallucinated)
 
-    def _batch(self, images, prompts, answers: Sequence[Answer]):
-        """The captions after their prompts, always as many rows so that few programs compile."""
-        index = [min(i, len(answers) - 1) for i in range(self.settings.chunk)]
-        return self.model.processor.batch_answers(
-            [images[i] for i in index],
-            [prompts[i] for i in index],
-            [answers[i].tokens for i in index],
+    def _asked(
+        self, answers: Sequence[Sequence[int]], token_m3: np.ndarray
+    ) -> tuple[Batch, Places]:
+        """The captions after their prompts, and where (sample, index, id) tokens are in them.
+
+        Always as many rows, so that few programs compile.
+        """
+        rows = [min(i, len(answers) - 1) for i in range(self.settings.chunk)]
+        batch, starts = self.model.processor.batch_answers(
+            [list(self.examples[i].images) for i in rows],
+            [self.examples[i].prompt for i in rows],
+            [answers[i] for i in rows],
             first_sample=self.offset,
         )
+        sample_m, index_m, target_m = token_m3.T
+        return batch, Places(sample_m, starts[sample_m] + index_m - 1, target_m)
 
 
-class _Chunks:
-    """Results of chunks as files beside one that says whose they are."""
-
-    def __init__(self, folder: pathlib.Path, identity: Mapping[str, Any]):
-        self.folder = folder
-        key = folder / "run.json"
-        wanted = json.loads(json.dumps(identity, sort_keys=True, default=str))
-        if not key.exists():
-            write_json(key, wanted)
-        elif json.loads(key.read_text(encoding="utf-8")) != wanted:
-            raise AnswersError(
-                f"{folder} holds results of another model or other settings ({key.name} says "
-                "which); delete it or choose another --workdir."
-            )
-
-    def _path(self, number: int) -> pathlib.Path:
-        return self.folder / f"{number:06}.npz"
-
-    def has(self, number: int) -> bool:
-        return self._path(number).exists()
-
-    def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes a chunk, whole or not at all."""
-        path = self._path(number)
-        temporary = path.with_name(f".{path.name}.part")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-
-    def read(self, number: int) -> dict[str, np.ndarray]:
-        with np.load(self._path(number), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+def _apart(tokens: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+    """Returns captions that lie one behind the other as a list each."""
+    return [row.tolist() for row in np.split(tokens, np.cumsum(lengths)[:-1])]
 
 
-def _join(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def describe(
-    found: Mapping[str, np.ndarray], settings: Settings, shape: tuple[int, int]
-) -> dict[str, Any]:
-    """Returns what was found as JSON values: head sets, effects by scope, and how sure they are.
-
-    Args:
-        found: arrays of all chunks: `sample`, `hallucinated` [m], `drop_<scope>` and
-            `slope_<scope>` [m, L, N], and the fields of `Readings` [answers, L, N].
-        settings: of the run.
-        shape: (layers, query heads).
-
-    Raises:
-        ConfigError: the captions have no hallucinated or no grounded mention.
-    """
-    wrong_m, sample_m = found["hallucinated"], found["sample"]
-    if not wrong_m.any() or wrong_m.all():
-        raise ConfigError(
-            f"the captions have {wrong_m.sum()} hallucinated and {(~wrong_m).sum()} grounded "
-            "tokens, but effects need both; ask for more captions (config.benchmarks)."
-        )
-    scopes = {}
-    for scope in settings.scopes:
-        drop_mln = found[f"drop_{scope}"]
-        effects = effect_sizes(drop_mln, wrong_m)
-        slopes = effect_sizes(found[f"slope_{scope}"], wrong_m)
-        scopes[scope] = {
-            "effect_size_ln": effects.size_ln.tolist(),
-            "contrast_ln": effects.contrast_ln.tolist(),
-            "ranking": [list(head) for head in ranking(effects.size_ln)],
-            "first_order": {
-                "rank_correlation_of_contrast": spearman(slopes.contrast_ln, effects.contrast_ln),
-                "rank_correlation_of_effect_size": spearman(slopes.size_ln, effects.size_ln),
-                "jaccard_of_top": _top_overlap(slopes.size_ln, effects.size_ln, settings.count),
-            },
-            "stability": {
-                "count": settings.count,
-                "jaccard_between_halves": stability(drop_mln, wrong_m, sample_m, settings.count),
-            },
-        }
-    first = settings.scopes[0]
-    order = ranking(np.asarray(scopes[first]["effect_size_ln"]))
-    bottom = ranking(-np.asarray(scopes[first]["contrast_ln"]))
-    calibration = _calibration(found)
-    calibration.log()
-    half = len(order) // 2
-    sets = HeadSets(
-        "",
-        shape,
-        sensitive=order[:half],
-        insensitive=bottom[:half],
-        count=settings.count,
-        perception=calibration.perception,
-        reasoning=calibration.reasoning,
-        perception_ln=calibration.perception_ln,
-        reasoning_ln=calibration.reasoning_ln,
-        system_mass_ln=calibration.system_ln,
-    )
-    return {
-        "kind": "head sets",
-        "sets": sets.document(),
-        "tokens": {"hallucinated": int(wrong_m.sum()), "grounded": int((~wrong_m).sum())},
-        "captions": {"made": calibration.answers, "measured": len(np.unique(sample_m))},
-        "scopes": scopes,
-        "overlap_of_scopes": _scope_overlap(scopes, settings.count),
-        "masses": {
-            name: getattr(calibration, f"{name}_ln").round(6).tolist()
-            for name in ("image", "text", "system")
-        },
-        "selected_share": calibration.selected,
-    }
-
-
-def _calibration(found: Mapping[str, np.ndarray]) -> Calibration:
-    names = [field.name for field in dataclasses.fields(Readings)]
-    rows = zip(*(found[name] for name in names))
-    return calibrate(Readings(**dict(zip(names, row))) for row in rows)
-
-
-def _top_overlap(one: np.ndarray, other: np.ndarray, count: int) -> float:
-    return jaccard(ranking(one)[:count], ranking(other)[:count])
-
-
-def _scope_overlap(scopes: Mapping[str, Any], count: int) -> float | None:
-    tops = [[tuple(head) for head in scope["ranking"][:count]] for scope in scopes.values()]
-    return jaccard(*tops) if len(tops) == 2 else None
-
-
-def _show(document: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Prints the heads and how sure they are."""
-    tokens, captions = document["tokens"], document["captions"]
-    print(
-        f"{captions['made']} captions, {captions['measured']} measured: "
-        f"{tokens['hallucinated']} hallucinated and {tokens['grounded']} grounded tokens."
-    )
-    for name, scope in document["scopes"].items():
-        sure, quick = scope["stability"], scope["first_order"]
-        heads = scope["ranking"][: sure["count"]]
-        listed = ", ".join(
-            f"({layer}, {head}) {scope['effect_size_ln'][layer][head]:+.2f}"
-            for layer, head in heads[:8]
-        )
-        shared = sure["jaccard_between_halves"]
-        halves = "-" if shared is None else f"{shared:.2f}"
-        print(
-            f"{name}: {listed}; halves agree {halves}, rank correlation with first order "
-            f"{quick['rank_correlation_of_contrast']:.2f}."
-        )
-    sets = document["sets"]
-    print(
-        f"{len(sets['perception'])} perception and {len(sets['reasoning'])} reasoning heads by "
-        f"majority; {document['selected_share']:.1%} of heads selected in a mean row."
-    )
-    print(f"Head sets: {path}")
+def _mean_outputs(chunks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """Each head's mean output over the rows that predict all measured tokens, float32 [L, N, H]."""
+    total = np.sum([chunk["output_sum"][0] for chunk in chunks], axis=0)
+    count = sum(len(chunk["sample"]) for chunk in chunks)
+    return (total / max(count, 1)).astype(np.float32)
