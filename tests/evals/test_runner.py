@@ -91,6 +91,32 @@ def test_an_answer_is_in_the_file_before_the_next_is_asked_for_and_soon_on_disk(
     assert seen == list(range(1, COUNT + 1))
 
 
+def test_a_log_closes_while_its_last_lines_go_to_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_log, "SYNC_SECONDS", 0.001)
+    path, syncing = tmp_path / "answers.jsonl", threading.Event()
+
+    def write():
+        with answer_log.AnswerLog(path, IDENTITY) as log:
+            wanted, stopping = log._sync.wanted, log._sync._stop
+            clear = wanted.clear
+
+            def clear_late():
+                syncing.set()
+                stopping.wait(5)
+                time.sleep(0.05)
+                clear()
+
+            wanted.clear = clear_late
+            log.append(0, {})
+            assert syncing.wait(5)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "closing a log never ended"
+    assert lines(path) == [{"id": 0}]
+
+
 def test_what_is_there_is_not_asked_again_and_keeps_its_random_stream(path):
     with pytest.raises(RuntimeError):
         run(path, FakeModel(breaks=40))

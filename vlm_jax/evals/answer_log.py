@@ -230,11 +230,13 @@ class _Sync:
     def stop(self) -> None:
         """Ends the thread."""
         self._stop.set()
-        self.wanted.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while self.wanted.wait() and not self._stop.wait(SYNC_SECONDS):
+        # One event decides when to end: woken by `wanted` as well, it could clear the last call.
+        while not self._stop.wait(SYNC_SECONDS):
+            if not self.wanted.is_set():
+                continue
             self.wanted.clear()
             try:
                 os.fsync(self._file)
