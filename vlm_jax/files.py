@@ -1,10 +1,16 @@
 """Files that are seen whole or not at all."""
 
+import itertools
 import os
 import pathlib
-import tempfile
+import re
+import shutil
+import socket
 
 from vlm_jax.errors import UserError
+
+_count = itertools.count()
+_being_written: set[pathlib.Path] = set()
 
 
 def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") -> None:
@@ -20,23 +26,53 @@ def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") 
     """
     path = pathlib.Path(path)
     data = content.encode() if isinstance(content, str) else content
-    temporary = None
+    temporary = path.with_name(f"{partial_name(path)}-{next(_count)}")
+    _being_written.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        clear_leftovers(path)
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise cannot_write(path, error, kept) from error
+    finally:
+        _being_written.discard(temporary)
 
 
 def cannot_write(path: pathlib.Path, error: OSError, kept: str = "") -> UserError:
     """The error for a file that cannot be written; `kept` says what became of the work so far."""
     reason = f"cannot write {path}: {error.strerror or error}"
     return UserError(f"{reason}; {kept}." if kept else f"{reason}.")
+
+
+def partial_name(path: pathlib.Path) -> str:
+    """The name of a file or folder while this process writes it; `clear_leftovers` knows it."""
+    return f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}"
+
+
+def clear_leftovers(path: pathlib.Path) -> None:
+    """Removes what killed processes of this machine left behind of the same file or folder."""
+    host = re.escape(socket.gethostname())
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.partial-{host}-(\d+)(-\d+)?")
+    for sibling in path.parent.iterdir():
+        match = pattern.fullmatch(sibling.name)
+        if match and not _alive(int(match[1])) and sibling not in _being_written:
+            if sibling.is_dir():
+                shutil.rmtree(sibling, ignore_errors=True)
+            else:
+                sibling.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process of this number runs; numbers come back, in containers at once."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

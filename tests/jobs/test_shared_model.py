@@ -36,10 +36,10 @@ def test_a_comparison_compiles_nothing_for_its_arms(tiny_llava, tmp_path, monkey
         "b": {"kind": "picture_chair", "offset": 1},
     }
     config.frontier.biases = (5.0,)
-    evaluate.run(Request(config=config, source=tiny_llava, workdir=tmp_path / "work"))
-    found = json.loads((tmp_path / "work" / "results.json").read_text())
-    assert found["comparison"]["compilations"]["unedited"] > 0
-    assert found["comparison"]["compilations"]["edited"] == 0
+    request = Request(config=config, source=tiny_llava, workdir=tmp_path / "work")
+    compiled = evaluate.evaluate_model(request).measured.compiled
+    assert compiled.unedited > 0
+    assert compiled.edited == 0
     assert len(list((tmp_path / "work").rglob("answers.jsonl"))) == 1 + 2 * (1 + 1 + 1 + 3 + 1)
 
 
@@ -58,13 +58,13 @@ def test_steering_compiles_once_a_kind(tiny_llava, tmp_path, monkeypatch, config
         "both": [{}, adhh],
         "qk": {},
     }
-    evaluate.run(Request(config=config, source=tiny_llava, workdir=tmp_path / "work"))
+    request = Request(config=config, source=tiny_llava, workdir=tmp_path / "work")
+    compiled = evaluate.evaluate_model(request).measured.compiled
     found = json.loads((tmp_path / "work" / "results.json").read_text())["comparison"]
-    compiled = found["compilations"]
-    assert compiled["edited"] == 0
-    assert compiled["kinds"] == 1
+    assert compiled.edited == 0
+    assert compiled.kinds == 1
     # The program that reads prefixes serves both: AD-HH leaves the rows up to an image alone.
-    assert compiled["steered"] == compiled["unedited"] - 1 > 0
+    assert compiled.steered == compiled.unedited - 1 > 0
     rates = {name: arm["acted"][0]["trigger_rate"] for name, arm in found["arms"].items()
              if "acted" in arm}  # fmt: skip
     assert rates == {"adhh": 1.0, "adhh_random": 1.0, "never": 0.0, "both": 1.0}

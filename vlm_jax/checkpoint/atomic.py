@@ -5,13 +5,12 @@ import fcntl
 import hashlib
 import os
 import pathlib
-import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from vlm_jax.errors import CheckpointError
+from vlm_jax.files import clear_leftovers, partial_name
 
 _STATE = ".made_from"
 
@@ -33,10 +32,10 @@ def new_folder(
         CheckpointError: the target exists, is the source or inside it, or cannot be written.
     """
     target = _absolute(target, source)
-    temporary = target.with_name(f".{target.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    temporary = target.with_name(partial_name(target))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(target)
+        clear_leftovers(target)
         temporary.mkdir()
         yield temporary
         _refuse_existing(target)
@@ -167,23 +166,3 @@ def _unwritable(target: pathlib.Path, error: OSError) -> CheckpointError:
 def _refuse_existing(target: pathlib.Path) -> None:
     if os.path.lexists(target):
         raise CheckpointError(f"{target} exists already; remove it or name another target.")
-
-
-def _clear_leftovers(target: pathlib.Path) -> None:
-    """Removes what killed processes of this machine left behind for the same target."""
-    host = re.escape(socket.gethostname())
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-{host}-(\d+)")
-    for sibling in target.parent.iterdir():
-        match = pattern.fullmatch(sibling.name)
-        if match and not _alive(int(match[1])):
-            shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

@@ -126,7 +126,11 @@ class Evaluation:
         }
 
     def document(self) -> dict[str, Any]:
-        """The comparison as JSON, with what every arm is."""
+        """The comparison as JSON, with what every arm is.
+
+        How many programs were compiled is not part of it: a run that goes on after a kill compiles
+        others, and its files are those of an undisturbed one.
+        """
         document = self.comparison.document()
         for arm in self.arms:
             entry = document["arms"][arm.name]
@@ -141,7 +145,7 @@ class Evaluation:
         document["failures"] = {
             name: dict(found) for name, found in self.measured.failures.items() if found
         }
-        return {**document, "compilations": dataclasses.asdict(self.measured.compiled)}
+        return document
 
 
 def evaluate(
