@@ -1,5 +1,6 @@
 """Files that are seen whole or not at all."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -37,7 +38,8 @@ def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") 
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise cannot_write(path, error, kept) from error
     finally:
         _being_written.discard(temporary)

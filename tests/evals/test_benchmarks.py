@@ -103,24 +103,56 @@ def test_gaps_are_errors(images, tmp_path, write):
         Pope({1: "one"}, QUESTIONS)
     with pytest.raises(ValueError, match="parser 'x' is unknown"):
         Pope({1: "one", 2: "two"}, QUESTIONS, parser="x")
-    questions = write("q.jsonl", [{"image": "1.jpg"}, {"image": 1}])
-    with pytest.raises(AnswersError, match="line 2: second question about image 1"):
-        Chair({1: "one"}, TRUTH, questions=questions)
+    questions = write("q.jsonl", [{"image": "1.jpg"}])
     with pytest.raises(ValueError, match="not both"):
         Chair({1: "one"}, TRUTH, questions=questions, ids=[1])
 
 
-def test_rows_of_a_question_file_that_cannot_be_read_are_named(tmp_path, write):
+def test_rows_of_a_question_file_that_cannot_be_read_are_named(write):
     rows = [
         {"question_id": n, "image": "1.jpg", "text": "A dog?", "label": "yes"} for n in range(3)
     ]
     text = [json.dumps(row) for row in rows]
     text[1:1] = ['{"question_id": 7, "image"', "[1]", json.dumps(rows[0] | {"label": "maybe"})]
+    text.append(json.dumps({"question_id": 9, "image": "1.jpg", "text": "A dog?"}))
     path = write("questions.jsonl", "\n".join(text))
     pope = Pope({1: "one.jpg"}, path)
     assert [question.id for question in pope.questions] == [0, 1, 2]
-    assert list(pope.malformed) == [f"questions.jsonl line {n}" for n in (2, 3, 4)]
+    assert list(pope.malformed) == [f"questions.jsonl line {n}" for n in (2, 3, 4, 7)]
     assert pope.malformed["questions.jsonl line 2"].startswith("not valid JSON")
     assert pope.malformed["questions.jsonl line 4"] == "label must be 'yes' or 'no', found 'maybe'."
+    assert pope.malformed["questions.jsonl line 7"].startswith("is not ground truth: expected")
     with pytest.raises(AnswersError, match="line 2: not valid JSON"):
         read_questions(path)
+
+
+def test_rows_of_captions_to_ask_for_that_cannot_be_read_are_named(write):
+    text = ['{"image": 2}', '{"image": 1, "text": 5}', "}", '{"image": 2}', '{"text": "Look."}',
+            '{"image": "1.jpg", "text": "What is this?"}']  # fmt: skip
+    questions = write("q.jsonl", "\n".join(text))
+    chair = Chair({1: "one", 2: "two"}, TRUTH, questions=questions)
+    assert [(e.id, e.prompt) for e in chair.examples()] == [
+        (2, CAPTION_PROMPT), (1, "What is this?"),
+    ]  # fmt: skip
+    assert chair.malformed == {
+        "q.jsonl line 2": "text must be text, found int 5.",
+        "q.jsonl line 3": "not valid JSON (Expecting value).",
+        "q.jsonl line 4": "second question about image 2; keep one.",
+        "q.jsonl line 5": "needs a field 'image_id' or 'image', has 'text'.",
+    }
+    first = Chair({1: "one", 2: "two"}, TRUTH, questions=questions, limit=1)
+    assert [e.id for e in first.examples()] == [2]
+    assert first.malformed == chair.malformed
+
+
+@pytest.mark.parametrize("make", [Pope, lambda images, path: Chair(images, TRUTH, questions=path)])
+def test_a_question_file_without_one_good_row_is_an_error(write, make):
+    path = write("q.jsonl", [{"answer": 1}, {"answer": 2}])
+    with pytest.raises(AnswersError, match=r"no row that can be used; q.jsonl line 1: .* 'answer'"):
+        make({1: "one"}, path)
+
+
+def test_rows_of_ground_truth_are_all_needed(write):
+    path = write("truth.jsonl", [{"image": 1, "instances": []}, {"image": 2, "instances": 3}])
+    with pytest.raises(AnswersError, match="line 2: instances must be a list"):
+        Chair({1: "one"}, path)

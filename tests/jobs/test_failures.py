@@ -10,7 +10,9 @@ import pytest
 from configs import base
 from tests.jobs.conftest import IMAGES
 from vlm_jax.errors import AnswersError, PromptError, UserError
-from vlm_jax.jobs import evaluate, generate
+from vlm_jax.evals.benchmarks import Chair
+from vlm_jax.evals.truth import ObjectTruth
+from vlm_jax.jobs import benchmarks, evaluate, generate
 from vlm_jax.jobs.request import Request
 
 
@@ -56,6 +58,30 @@ def test_an_item_that_fails_in_one_arm_is_left_out_of_all(job, config, torn):
 def test_too_many_failures_stop_an_evaluation(job, config, torn):
     with pytest.raises(UserError, match=r"2 of 40 items failed and config.max_failures allows 1"):
         job(evaluate.run)
+
+
+def test_a_malformed_row_of_questions_is_left_out_up_to_the_limit(
+    job, config, fake, tmp_path, monkeypatch
+):
+    questions = tmp_path / "questions.jsonl"
+    rows = [json.dumps({"image": number}) for number in range(IMAGES)]
+    questions.write_text("\n".join([*rows[:3], '{"image": 3', *rows[4:]]))
+    images = {number: number for number in range(IMAGES)}
+    truth = ObjectTruth(dict.fromkeys(images, frozenset({"dog"})), ("dog", "car", "cat"))
+    asks = lambda: Chair(images, truth, questions=questions)
+    monkeypatch.setitem(benchmarks.KINDS, "asks", asks)
+    config.benchmarks = {"captions": {"kind": "asks"}}
+    workdir = job(evaluate.run)
+    top = json.loads((workdir / "results.json").read_text())
+    assert top["n"] == IMAGES - 1
+    ((place, reason),) = top["comparison"]["failures"]["captions"].items()
+    assert place == "questions.jsonl line 4"
+    assert f"| captions | {place} | {reason} |" in (workdir / "report.md").read_text()
+    config.max_failures = 0
+    fake.calls.clear()
+    with pytest.raises(UserError, match=r"1 of 40 items failed .* questions.jsonl line 4: not"):
+        job(evaluate.run, "other")
+    assert not fake.calls
 
 
 @pytest.fixture

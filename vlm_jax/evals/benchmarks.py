@@ -1,5 +1,6 @@
 """CHAIR and POPE as benchmarks: examples over a folder of images, tallies by the scorers."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals import chair, pope
 from vlm_jax.evals.base import Example
-from vlm_jax.evals.records import ImageId, image_id, read_rows, row_image_id, row_text, some
+from vlm_jax.evals.records import (
+    ImageId,
+    Row,
+    image_id,
+    read_text,
+    row_image_id,
+    row_text,
+    some,
+    take_rows,
+)
 from vlm_jax.evals.tallies import Statistic, Totals
 from vlm_jax.evals.truth import ObjectTruth, Question, read_object_truth, read_questions
 from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
@@ -31,6 +41,12 @@ class Chair:
         prompt: asked about every image.
         vocabulary: finds objects in captions; default: our own table.
         groups: labels of objects by image, see `ChairScorer`.
+        limit: number of images to take from the front; default: all.
+
+    Attributes:
+        malformed: rows of the question file that could not be read -> what is wrong with them.
+            Rows of ground truth have no such place: an image with part of its objects would be
+            scored wrong, so a malformed one is an error.
 
     Raises:
         AnswersError: an image is missing or has no truth.
@@ -49,7 +65,9 @@ class Chair:
         prompt: str = CAPTION_PROMPT,
         vocabulary: Vocabulary | None = None,
         groups: Mapping[ImageId, Mapping[str, str]] | None = None,
+        limit: int | None = None,
     ) -> None:
+        self.malformed: dict[str, str] = {}
         self.vocabulary = vocabulary or coco_vocabulary()
         if not isinstance(truth, ObjectTruth):
             truth = read_object_truth(truth, self.vocabulary)
@@ -59,12 +77,13 @@ class Chair:
         if questions is not None:
             if ids is not None:
                 raise ValueError("give the images either as ids or as a question file, not both")
-            prompts = _caption_prompts(questions, prompt)
+            prompts = _caption_prompts(questions, prompt, self.malformed)
         else:
             wanted = (
                 sorted(found, key=lambda key: (isinstance(key, str), key)) if ids is None else ids
             )
             prompts = dict.fromkeys(wanted, prompt)
+        prompts = dict(itertools.islice(prompts.items(), limit))
         _need_all(prompts, found, f"image files ({images})" if _is_folder(images) else "images")
         _need_all(prompts, truth.objects, "ground truth")
         self._examples = [
@@ -219,11 +238,16 @@ def _need_all(wanted: Mapping[ImageId, Any], have: Mapping[ImageId, Any], what: 
         raise AnswersError(f"{len(missing)} of {len(wanted)} images lack {what}: {some(missing)}")
 
 
-def _caption_prompts(path: str | Path, prompt: str) -> dict[ImageId, str]:
+def _caption_prompts(
+    path: str | Path, prompt: str, malformed: dict[str, str]
+) -> dict[ImageId, str]:
     prompts: dict[ImageId, str] = {}
-    for row in read_rows(path):
+
+    def take(row: Row) -> None:
         key = row_image_id(row)
         if key in prompts:
             raise row.error(f"second question about image {key}; keep one")
         prompts[key] = row_text(row, ("text",)) if "text" in row.fields else prompt
+
+    take_rows(path, read_text(path), take, malformed)
     return prompts

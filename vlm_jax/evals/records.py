@@ -110,6 +110,43 @@ def parse_rows(
         raise AnswersError(f"{path} holds no rows; expected one JSON object a line")
 
 
+def take_rows(
+    path: str | Path, text: str, take: Callable[[Row], None], malformed: dict[str, str] | None
+) -> None:
+    """Gives every row of a file's text to `take`; passes over rows that are malformed.
+
+    Args:
+        path: the file, for errors.
+        text: its content.
+        take: raises an `AnswersError` about a row that it cannot use.
+        malformed: takes such rows and those that are not JSON, "<file> line <n>" -> what is wrong;
+            None makes each an error.
+
+    Raises:
+        AnswersError: a row is malformed and may not be; or none is of use.
+    """
+    path = Path(path)
+    if malformed is None:
+        for row in parse_rows(path, text):
+            take(row)
+        return
+    taken = 0
+
+    def note(line: int, fault: str) -> None:
+        malformed[f"{path.name} line {line}"] = f"{fault}."
+
+    for row in parse_rows(path, text, note):
+        try:
+            take(row)
+        except AnswersError as error:
+            note(row.line, str(error).removeprefix(f"{path} line {row.line}: "))
+        else:
+            taken += 1
+    if not taken:
+        place, fault = next(iter(malformed.items()))
+        raise AnswersError(f"{path} holds no row that can be used; {place}: {fault}")
+
+
 def read_rows(path: str | Path) -> Iterator[Row]:
     """Yields the JSON objects of a file; see `parse_rows` for the layouts understood."""
     return parse_rows(path, read_text(path))

@@ -17,10 +17,10 @@ from vlm_jax.evals.records import (
     ImageId,
     Row,
     image_id,
-    parse_rows,
     read_text,
     row_image_id,
     row_text,
+    take_rows,
 )
 from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
 
@@ -165,17 +165,10 @@ def _read_one(
     document = _coco_document(text)
     if document is not None:
         return _read_coco(path, document, builder)
-    note = None
-    if malformed is not None:
-        note = lambda line, fault: malformed.update({f"{path.name} line {line}": f"{fault}."})
-    for row in parse_rows(path, text, note):
+
+    def take(row: Row) -> None:
         if "label" in row.fields:
-            try:
-                _add_question(row, questions)
-            except AnswersError as error:
-                if note is None:
-                    raise
-                note(row.line, str(error).removeprefix(f"{path} line {row.line}: "))
+            _add_question(row, questions)
         elif "captions" in row.fields or "instances" in row.fields:
             _add_described_image(row, builder)
         else:
@@ -184,7 +177,8 @@ def _read_one(
                 "is not ground truth: expected 'label' (a question), 'captions' and 'instances' "
                 f"(an image), or COCO's 'annotations'; has {have}"
             )
-    return None
+
+    return take_rows(path, text, take, malformed)
 
 
 def _read_table(path: Path, text: str, builder: _ObjectBuilder) -> None:

@@ -11,11 +11,7 @@ from vlm_jax.evals.benchmarks import Chair, Pope
 
 def _chair(images: str, truth, questions: str = "", limit: int = 0) -> Benchmark:
     paths = [truth] if isinstance(truth, str) else list(truth)
-    benchmark = Chair(images, paths, questions=questions or None)
-    if limit:
-        ids = [example.id for example in benchmark.examples()][:limit]
-        benchmark = Chair(images, benchmark.truth, ids=ids)
-    return benchmark
+    return Chair(images, paths, questions=questions or None, limit=limit or None)
 
 
 def _pope(images: str, questions: str, suffix: str, parser: str, limit: int = 0) -> Benchmark:
