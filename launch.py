@@ -25,7 +25,8 @@ goes on where it stopped, in all jobs but edit and score. Images and prompts tha
 recorded and left out, up to config.max_failures of them.
 
 Several processes, each with its own accelerators, share the answers of evaluate, generate and
-sweep; in other jobs process 0 works and the rest wait. TPU pods, SLURM, Open MPI and Kubernetes say
+sweep, or one replica of the model where config.mesh.model is more than a process has; in other jobs
+process 0 works and the rest wait. TPU pods, SLURM, Open MPI and Kubernetes say
 themselves who belongs together; elsewhere start each with
 
   --coordinator=<host:port of process 0> --num_processes=<n> --process_id=<0 to n - 1>

@@ -7,7 +7,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.dtype = ""  # of weights and activations; "" is float32 on CPU, bfloat16 elsewhere
-    config.mesh = ConfigDict({"data": -1, "model": 1})  # -1: all devices that are left
+    # Replicas of the model, and devices of each. A replica larger than a process takes all devices of
+    # several. -1: all devices that are left.
+    config.mesh = ConfigDict({"data": -1, "model": 1})
     config.compile_cache = ""  # folder of compiled programs; "" is the user's cache, "off" is none
 
     # MiB of device memory for what arms share: prompts read through their last image; 0 keeps none.

@@ -17,7 +17,7 @@ from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, abstract
-from vlm_jax.parallel import make_mesh, param_shardings
+from vlm_jax.parallel import fetch, make_mesh, param_shardings
 from vlm_jax.processing import ImageSource, Processor
 
 
@@ -165,7 +165,7 @@ class VLM:
         fill = lambda samples: [*samples, *samples[-1:] * (rows - len(prompts))]
         batch = self.processor.batch(None if images is None else fill(images), fill(prompts))
         lengths = np.asarray(batch.lengths_b)[: len(prompts)]
-        logits = jax.device_get(self.generator.logits(self.params, batch))
+        logits = fetch(self.generator.logits(self.params, batch), self.mesh)
         return logits[: len(prompts), : lengths.max()], lengths
 
 

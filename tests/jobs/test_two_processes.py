@@ -1,4 +1,7 @@
-"""Two processes on one machine convert, edit and evaluate, with the results of one."""
+"""Two processes on one machine convert, edit and evaluate, with the results of one.
+
+They share the examples, or share one replica of the model.
+"""
 
 import json
 import os
@@ -16,8 +19,9 @@ from vlm_jax.checkpoint import CERTIFICATE
 from vlm_jax.jobs import edit, evaluate
 from vlm_jax.jobs.request import Request
 
-# Six starts of Python and jax: seconds on a quiet machine, minutes on a crowded one.
+# Eight starts of Python and jax: seconds on a quiet machine, minutes on a crowded one.
 pytestmark = pytest.mark.timeout(900)
+SHARED = "shared_replica"
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 from configs import base
@@ -30,7 +34,8 @@ def get_config():
     config.edit.band, config.edit.k = (1, 1), 2
     scenes = {"set": "broken", "split": "test"}
     config.benchmarks.chair = {"kind": "testbed_chair", "n": 12, **scenes}
-    config.arms = {"edited": {}}
+    gains = {"method": "functional_heads", "reasoning_to": 0.1, "perception_from": 0.5}
+    config.arms = {"edited": {}, "gains": gains}
     return config
 """
 
@@ -70,12 +75,13 @@ def made(tiny_llava, tmp_path_factory):
         ("convert", tiny_llava, f"--target={two / 'converted'}"),
         ("edit", two / "converted", f"--target={two / 'edited'}"),
         ("evaluate", two / "converted", f"--workdir={two / 'work'}"),
+        ("evaluate", two / "converted", f"--workdir={two / SHARED}", "--config.mesh.model=2"),
     ]
     said = {}
-    for job, source, where in jobs:
-        ended = both(f"--job={job}", settings, f"--source={source}", where)
+    for job, source, *where in jobs:
+        ended = both(f"--job={job}", settings, f"--source={source}", *where)
         assert [process.returncode for process in ended] == [0, 0], [p.stderr for p in ended]
-        said[job] = ended
+        said.setdefault(job, ended)
     space: dict = {}
     exec(CONFIG, space)
     config = space["get_config"]()
@@ -98,21 +104,23 @@ def test_folders_are_those_that_one_process_makes(made, name):
     assert (two / "edited" / CERTIFICATE).exists()
 
 
-def test_answers_and_results_are_those_of_one_process(made):
-    two, one, _ = made
+@pytest.mark.parametrize("name", ["work", SHARED])
+def test_answers_and_results_are_those_of_one_process(made, name):
+    work, expected = made[0] / name, made[1] / "work"
     relative = lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
-    assert relative(two / "work") == relative(one / "work")
-    for name in relative(one / "work"):
+    assert relative(work) == relative(expected)
+    for name in relative(expected):
         path = pathlib.PurePath(name)
         if path.suffix in (".jsonl", ".md") or path.name == "answers.run.json":
-            assert (two / "work" / name).read_bytes() == (one / "work" / name).read_bytes(), name
-    lines = (two / "work" / "answers.jsonl").read_text().splitlines()
+            assert (work / name).read_bytes() == (expected / name).read_bytes(), name
+    lines = (work / "answers.jsonl").read_text().splitlines()
     assert len({json.loads(line)["caption"] for line in lines}) > 3
-    tables = [json.loads((f / "work" / "results.json").read_text()) for f in (two, one)]
+    tables = [json.loads((f / "results.json").read_text()) for f in (work, expected)]
     assert tables[0]["device"] == "2 x CPU"
     for table in tables:
         for arm in (table, *table["all"]["chair"].values()):
             arm.pop("device")
+            arm["config"].pop("mesh")
     assert tables[0] == tables[1]
 
 

@@ -1,5 +1,6 @@
 """Which processes belong together, and a process by itself."""
 
+import jax
 import pytest
 
 from vlm_jax.errors import ConfigError, UserError
@@ -57,6 +58,38 @@ def test_a_process_alone_is_the_first_of_one_and_waits_for_nobody():
     assert done == [1]
     with pytest.raises(UserError, match="of its own"):
         processes.agree(_fail)
+
+
+@pytest.mark.parametrize(
+    ("own", "members"), [(1, (1,)), (4, (1,)), (8, (0, 1)), (16, (0, 1, 2, 3)), (-1, (1,))]
+)
+def test_a_large_replica_takes_whole_processes(pod, own, members):
+    assert processes.replica_team(own).members == members
+    assert processes.replica_team(own).leads == (own < 8)
+
+
+@pytest.mark.parametrize("model", [6, 12, 32])
+def test_a_replica_that_is_no_whole_processes_is_refused(pod, model):
+    with pytest.raises(ConfigError, match=f"mesh.model={model} .* one of 4, 8, 16, or to fewer"):
+        processes.replica_team(model)
+
+
+def test_a_replica_of_several_processes_needs_the_others(pod, monkeypatch):
+    monkeypatch.setattr(processes, "agree", lambda work: [work()])
+    monkeypatch.setattr(processes, "primary", lambda: True)
+    with pytest.raises(ConfigError, match=r"mesh\.model=8 needs 2 processes, but this job is done"):
+        processes.by_primary(lambda: processes.replica_team(8))
+    assert processes.replica_team(8).members == (0, 1)
+
+
+@pytest.fixture
+def pod(monkeypatch):
+    """Process 1 of four, with four devices each."""
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    monkeypatch.setattr(processes, "devices_of", lambda members: [range(4)] * len(list(members)))
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
 
 
 def _fail():

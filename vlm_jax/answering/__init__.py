@@ -4,7 +4,8 @@ Equal questions are asked once, questions on one image share what was read up to
 batches hold rows of like size, and host threads decode images ahead of the device.
 """
 
-from vlm_jax.answering.loop import Answer, Failure, Reader, Settings, answer
+from vlm_jax.answering.loop import Answer, Reader, Settings, answer
+from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import Plan, batch_rows, make_plan
 from vlm_jax.answering.prefixes import PrefixStore
 

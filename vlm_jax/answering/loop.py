@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
+from vlm_jax.answering.meeting import Failure, Meeting, Prepared
 from vlm_jax.answering.plan import (
     Batching,
     Bucket,
@@ -55,19 +57,6 @@ class Answer:
     ended: bool
     readings: Readings | None = None
     counts: StepCounts | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """A sample that could not be read.
-
-    Attributes:
-        index: which sample of the call.
-        reason: one sentence that names the sample, and the file where one is to blame.
-    """
-
-    index: int
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,23 +142,17 @@ def answer(
     Raises:
         PromptError: a sample cannot be read, and `settings.on_error` is "raise".
     """
-    failed: list[Failure] = []
-    note = None
-    if settings.on_error == "yield":
-        note = lambda index, error: failed.append(Failure(index, str(error)))
-    limit = reader.longest_prompt(settings)
-    drafts = reader.processor.drafts(images, prompts, max_length=limit, on_error=note)
+    run = _Run(reader, settings, Meeting.of(reader.generator.mesh))
+    drafts, failed = run.meeting.drafts(lambda note: run.measure(images, prompts, note))
     yield from failed
-    run = _Run(reader, settings)
     plan = plan_answers(reader, drafts, settings)
     run.compile(plan.buckets)
     with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
-        kept = lambda chunk: settings.leaves_prefix and chunk.key in reader.prefixes
-        chunks = lambda chunk: None if kept(chunk) else run.prepare(chunk)
+        chunks = lambda chunk: None if run.keeps(chunk) else run.prepare(chunk)
         for chunk, prepared in _ahead(pool, plan.chunks, chunks):
             yield from run.continue_prefixes(chunk, prepared)
         for batching, prepared in _ahead(pool, plan.batches, run.prepare):
-            yield from run.decode(batching, prepared)
+            yield from run.decode(batching, run.meeting.batch(prepared))
 
 
 def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) -> Plan:
@@ -191,19 +174,30 @@ def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A batch on the host; rows of questions that failed hold another's prompt."""
-
-    batch: Batch | None  # None where every question failed
-    failures: Mapping[int, Failure]  # by place among the batch's questions
-
-
-@dataclasses.dataclass(frozen=True)
 class _Run:
     """One call of the loop."""
 
     reader: Reader
     settings: Settings
+    meeting: Meeting
+
+    def measure(
+        self,
+        images: Sequence[Sequence[ImageSource]] | None,
+        prompts: Sequence[str],
+        note: Callable[[int, PromptError], None],
+    ) -> list[Draft]:
+        """Measures the prompts; those that cannot be read go to `note` or are raised."""
+        return self.reader.processor.drafts(
+            images,
+            prompts,
+            max_length=self.reader.longest_prompt(self.settings),
+            on_error=note if self.settings.on_error == "yield" else None,
+        )
+
+    def keeps(self, chunk: Chunk) -> bool:
+        """Whether an earlier call has read the prefixes of a chunk."""
+        return self.settings.leaves_prefix and chunk.key in self.reader.prefixes
 
     def compile(self, buckets: Sequence[Bucket]) -> None:
         """Compiles the programs of all buckets that no earlier call has met, side by side."""
@@ -231,7 +225,7 @@ class _Run:
             **self._options([0] * size.rows),
         )
 
-    def prepare(self, batching: Batching | Chunk) -> _Prepared:
+    def prepare(self, batching: Batching | Chunk) -> Prepared:
         """Decodes images and lays out the prompts of a batch, or the prefixes of a chunk."""
         chunk = isinstance(batching, Chunk)
         questions = batching.prefixes if chunk else batching.questions
@@ -247,39 +241,42 @@ class _Run:
                 samples.append(None)
         good = [sample for sample in samples if sample is not None]
         if not good:
-            return _Prepared(None, failures)
+            return Prepared(None, failures)
         filled = [sample or good[0] for sample in samples]
         filled += filled[-1:] * (batching.rows - len(filled))
         sizes = {"length": batching.length, "groups": batching.groups}
-        return _Prepared(self.reader.processor.pad(filled, **sizes), failures)
+        return Prepared(self.reader.processor.pad(filled, **sizes), failures)
 
     def continue_prefixes(
-        self, chunk: Chunk, prepared: _Prepared | None
+        self, chunk: Chunk, ready: Callable[[], Prepared | None]
     ) -> Iterator[Answer | Failure]:
-        """Answers all questions of a chunk."""
-        failures = {} if prepared is None else prepared.failures
-        if prepared is None or prepared.batch is not None:
-            read = lambda: self._read_prefixes(chunk, prepared)
-            # Rows of prefixes that failed hold other images: not to be kept under these keys.
-            keep = self.settings.leaves_prefix and not failures
-            prefix = self.reader.prefixes.get(chunk.key, read) if keep else read()
-            for batching in chunk.batches:
-                yield from self.decode(batching, self.prepare(batching), prefix, failures)
+        """Answers all questions of a chunk; `ready` gives what a thread prepared of it."""
+        failures: Mapping[int, Failure] = {}
+        if self.keeps(chunk):
+            prefix = self.reader.prefixes.find(chunk.key)
         else:
-            for batching in chunk.batches:
-                for question, owner in zip(batching.questions, batching.owners):
-                    yield from _fail(question, failures[owner])
-
-    def _read_prefixes(self, chunk: Chunk, prepared: _Prepared | None) -> Prefix:
-        # A prefix that was kept when the thread looked may have had to go since.
-        batch = (prepared or self.prepare(chunk)).batch
-        assert batch is not None
-        return self.reader.generator.read_prefix(self.reader.params, batch, self.settings.steering)
+            # A prefix that was kept when the thread looked may have had to go since.
+            prepared = self.meeting.batch(lambda: ready() or self.prepare(chunk))
+            failures = prepared.failures
+            if prepared.batch is None:
+                for batching in chunk.batches:
+                    for question, owner in zip(batching.questions, batching.owners):
+                        yield from _fail(question, failures[owner])
+                return
+            prefix = self.reader.generator.read_prefix(
+                self.reader.params, prepared.batch, self.settings.steering
+            )
+            # Rows of prefixes that failed hold other images: not to be kept under these keys.
+            if self.settings.leaves_prefix and not failures:
+                self.reader.prefixes.keep(chunk.key, prefix)
+        for batching in chunk.batches:
+            prepared = self.meeting.batch(functools.partial(self.prepare, batching))
+            yield from self.decode(batching, prepared, prefix, failures)
 
     def decode(
         self,
         batching: Batching,
-        prepared: _Prepared,
+        prepared: Prepared,
         prefix: Prefix | None = None,
         failed: Mapping[int, Failure] = {},
     ) -> Iterator[Answer | Failure]:
@@ -348,13 +345,13 @@ def _ahead(
     pool: concurrent.futures.Executor,
     items: Sequence[Any],
     prepare: Callable[[Any], Made],
-) -> Iterator[tuple[Any, Made]]:
-    """Yields items with what threads made of them, `LOOKAHEAD` items ahead."""
+) -> Iterator[tuple[Any, Callable[[], Made]]]:
+    """Yields items and where to get what threads make of them, `LOOKAHEAD` items ahead."""
     waiting: collections.deque = collections.deque()
     for item in items:
         waiting.append((item, pool.submit(prepare, item)))
         if len(waiting) > LOOKAHEAD:
             first, future = waiting.popleft()
-            yield first, future.result()
+            yield first, future.result
     for first, future in waiting:
-        yield first, future.result()
+        yield first, future.result

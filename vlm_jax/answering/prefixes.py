@@ -1,7 +1,7 @@
 """Prompt prefixes that stay on the device between calls."""
 
 import collections
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import jax
 
@@ -39,17 +39,17 @@ class PrefixStore:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
-    def get(self, key: Hashable, read: Callable[[], Prefix]) -> Prefix:
-        """Returns the prefixes of a key, read now if they are not here."""
-        if key in self._kept:
-            self.reused += 1
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
-        prefix = read()
+    def find(self, key: Hashable) -> Prefix:
+        """Returns the prefixes of a key that is here."""
+        self.reused += 1
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def keep(self, key: Hashable, prefix: Prefix) -> None:
+        """Takes prefixes that were read now, where there is room."""
         self.read += 1
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix))
         if size <= self.limit_bytes:
             while self.bytes + size > self.limit_bytes:
                 self._kept.popitem()
             self._kept[key] = prefix, size
-        return prefix

@@ -20,6 +20,7 @@ from vlm_jax.decoding.loop import StepCounts, decode
 from vlm_jax.decoding.request import Asked, Placement
 from vlm_jax.decoding.sampling import Sampling
 from vlm_jax.models import Params, Prefix, abstract, merge
+from vlm_jax.parallel import batch_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,13 @@ class Generator:
         self._read_prefix = jax.jit(read_prefix)
         self._prefill = jax.jit(prefill, static_argnames="slots")
         self._forward = jax.jit(forward)
+        # Answers lie whole with every device of a replica, of which the host may not have all.
+        answers = (batch_sharding(mesh),) * 5
         self._decode = jax.jit(
-            decode_all, static_argnames=("slots", "greedy"), donate_argnames="cache"
+            decode_all,
+            static_argnames=("slots", "greedy"),
+            donate_argnames="cache",
+            out_shardings=(*answers, None),
         )
         self._put, self._like = Placement.on(mesh), Placement.on(mesh, abstract=True)
 
@@ -113,6 +119,8 @@ class Generator:
         owner_b: Sequence[int] | np.ndarray | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits at every place of the batch; those at pads mean nothing.
+
+        They stay where the devices computed them; `vlm_jax.parallel.fetch` brings them to the host.
 
         Args:
             params: parameters, already on the mesh.

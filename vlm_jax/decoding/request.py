@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding.sampling import Knobs, Sampling
-from vlm_jax.parallel import batch_sharding, replicated
+from vlm_jax.parallel import batch_sharding, put, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +42,7 @@ class Placement:
     @classmethod
     def on(cls, mesh: Mesh, *, abstract: bool = False) -> "Placement":
         """Returns the placement on a mesh; an abstract one only describes what would be there."""
-        to = _like if abstract else jax.device_put
+        to = _like if abstract else put
         rows, whole = batch_sharding(mesh), replicated(mesh)
         return cls(lambda tree: to(tree, rows), lambda tree: to(tree, whole))
 

@@ -32,25 +32,39 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """One process's part of a run; by default it is alone.
+    """The part of a run of one process, or of several that answer together; by default all of it.
 
     Attributes:
-        index: which process.
+        index: which part.
         count: of how many.
         agree: does work in every process and gives the results (JSON values) of all; an error in
             one is an error in all.
+        in_step: the same among the processes of this part, which all do the work alike; gives this
+            one's result.
+        writes: whether this process keeps the part's answers.
     """
 
     index: int = 0
     count: int = 1
     agree: Callable[[Callable[[], Any]], list[Any]] = lambda work: [work()]
+    in_step: Callable[[Callable[[], Any]], Any] = lambda work: work()
+    writes: bool = True
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process reports progress and writes the finished file."""
+        return self.index == 0 and self.writes
 
     def of(self, examples: Sequence[Example]) -> list[Example]:
-        """This process's part: all examples on one image stay together."""
+        """This part: all examples on one image stay together."""
         groups: dict[Any, int] = {}
         for example in examples:
             groups.setdefault(_item(example), len(groups) % self.count)
         return [example for example in examples if groups[_item(example)] == self.index]
+
+    def log(self, path: str | os.PathLike, identity: Mapping[str, Any]) -> AnswerLog | Unkept:
+        """Where this process keeps answers; see `AnswerLog`."""
+        return AnswerLog(path, identity, self.index, self.count) if self.writes else Unkept()
 
     def union(self, work: Callable[[], Mapping[str, Row]]) -> dict[str, Row]:
         """Does work in every process; returns the rows of all by id, answers before failures."""
@@ -121,7 +135,7 @@ def run(
     """
     examples = list(benchmark.examples())
     protocol = protocol_hash(benchmark.protocol())
-    log = AnswerLog(path, {**identity, "protocol": protocol}, share.index, share.count)
+    log = share.log(path, {**identity, "protocol": protocol})
     row = lambda example, answer: {
         **benchmark.answer_row(example, answer.text),
         **(details(answer) if details else {}),
@@ -193,8 +207,7 @@ def answer_all(
         made: dict[str, Row] = {}
         if not todo:
             return made
-        quiet = share.index == 0
-        with log, Progress(len(todo), "answers", label=label, enabled=quiet) as progress:
+        with log, Progress(len(todo), "answers", label=label, enabled=share.speaks) as progress:
             answers = model.answer(
                 [list(example.images) for example in todo],
                 [example.prompt for example in todo],
@@ -212,15 +225,15 @@ def answer_all(
                     show(example, answer)
                 else:
                     guard.add(str(example.id), reason)
-        return made
+        return made if share.writes else {}
 
-    new = share.union(work)
+    new = share.union(lambda: share.in_step(work))
     failed = {**malformed, **{key: line[ERROR] for key, line in new.items() if ERROR in line}}
     _Guard(limit, guard.total, failed).check()
     found = {**known, **new}
     rows = {str(e.id): found[str(e.id)] for e in examples}
     rows |= {key: {"id": key, ERROR: reason} for key, reason in malformed.items()}
-    share.agree(lambda: log.publish(list(rows.values())) if share.index == 0 else None)
+    share.agree(lambda: log.publish(list(rows.values())) if share.speaks else None)
     log.forget()
     return rows
 

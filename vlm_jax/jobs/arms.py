@@ -16,6 +16,7 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.jobs.edit import image_rope, read_edit, read_layer
+from vlm_jax.parallel import put
 from vlm_jax.progress import Progress
 from vlm_jax.steering.config import is_random, read_method, split_edit, with_seed, without_control
 from vlm_jax.steering.qk import METHODS as EDIT_METHODS
@@ -338,7 +339,7 @@ def edit_model(model: VLM, source: checkpoint.ModelFolder, planned: Planned) -> 
             path = f"decoder/layers/{layer}/{name}"
             old = params[path]
             # Rounded to the stored dtype first: what is measured is what an edited folder holds.
-            params[path] = jax.device_put(array.astype(old.dtype), old.sharding)
+            params[path] = put(array.astype(old.dtype), old.sharding)
     return model.with_params(params)
 
 

@@ -28,7 +28,7 @@ def run(request: Request) -> None:
     config = request.config
     examples, malformed = read_requests(config.requests, config.prompt, list(config.images))
     model = load_model(request)
-    part = share()
+    part = share(config)
     log: AnswerLog | Unkept = Unkept()
     if request.workdir is not None:
         asked = [[e.id, e.prompt, [str(image) for image in e.images]] for e in examples]
@@ -37,7 +37,7 @@ def run(request: Request) -> None:
             **generation_identity(config, model),
             "requests": protocol_hash({"asked": asked}),
         }
-        log = AnswerLog(request.workdir / "answers.jsonl", identity, part.index, part.count)
+        log = part.log(request.workdir / "answers.jsonl", identity)
     rows = answer_all(
         model,
         examples,

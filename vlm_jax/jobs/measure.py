@@ -83,7 +83,7 @@ class Session:
         # Arms that leave an image's rows alone read it once for all.
         self.model.keep_prefixes(int(request.config.prefix_cache_mb * 2**20))
         self.settings = generation_settings(request.config)
-        self.max_failures, self.share = request.config.max_failures, share()
+        self.max_failures, self.share = request.config.max_failures, share(request.config)
         self.identity = {
             "source": fingerprint(self.source),
             **generation_identity(request.config, self.model),

@@ -38,9 +38,17 @@ def enable_compile_cache(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def share() -> Share:
-    """This process's part of a run's answers."""
-    return Share(processes.index(), processes.count(), processes.agree)
+def share(config: Any) -> Share:
+    """This process's part of a run's answers; processes that share a replica have one together."""
+    team = processes.replica_team(config.mesh.model)
+    size = len(team.members)
+    return Share(
+        processes.index() // size,
+        processes.count() // size,
+        processes.agree,
+        team.in_step,
+        writes=team.leads,
+    )
 
 
 def generation_settings(config: Any) -> dict[str, Any]:

@@ -1,6 +1,23 @@
 """Devices: one mesh helper, one table from logical dims to mesh axes."""
 
 from vlm_jax.parallel.mesh import make_mesh
-from vlm_jax.parallel.sharding import AXES, batch_sharding, param_shardings, replicated, spec
+from vlm_jax.parallel.sharding import (
+    AXES,
+    batch_sharding,
+    fetch,
+    param_shardings,
+    put,
+    replicated,
+    spec,
+)
 
-__all__ = ["AXES", "batch_sharding", "make_mesh", "param_shardings", "replicated", "spec"]
+__all__ = [
+    "AXES",
+    "batch_sharding",
+    "fetch",
+    "make_mesh",
+    "param_shardings",
+    "put",
+    "replicated",
+    "spec",
+]

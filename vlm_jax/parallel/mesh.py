@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.parallel.processes import replica_team
+from vlm_jax.parallel.team import devices_of
 
 
 def make_mesh(
@@ -17,7 +19,8 @@ def make_mesh(
     Args:
         data: replicas of the model, over which batches are split; -1 takes what is left.
         model: devices that share one replica's weights.
-        devices: which; all of this process by default (other processes lay out their own).
+        devices: which; by default all of this process (other processes lay out their own), or of
+            the processes that share a replica with it (`replica_team`).
 
     Returns:
         A mesh whose axes are `AxisType.Auto`: jit propagates shardings and inserts collectives.
@@ -25,12 +28,10 @@ def make_mesh(
     Raises:
         ConfigError: the sizes do not multiply to the number of devices.
     """
-    devices = list(jax.local_devices() if devices is None else devices)
-    if model > len(devices) and jax.process_count() > 1:
-        raise ConfigError(
-            f"A replica over model={model} devices would span processes, which have {len(devices)} "
-            "devices each; set mesh.model to at most that."
-        )
+    if devices is None:
+        shared = replica_team(model)
+        owned = [jax.local_devices()] if shared.alone else devices_of(shared.members)
+        devices = [device for own in owned for device in own]
     if data == -1 and model > 0 and len(devices) % model == 0:
         data = len(devices) // model
     if data < 1 or model < 1 or data * model != len(devices):

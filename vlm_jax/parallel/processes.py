@@ -1,29 +1,27 @@
-"""Several processes: how they find one another, agree, and wait.
+"""Several processes: how they find one another, share a model, agree, and wait.
 
 Each process answers its share of the examples on a mesh of its own devices, so nothing is sent
-while a model runs. Work that makes a folder (convert, export, edit, ...) is done by process 0.
-Nothing here touches a device unless `start` has joined several processes.
+while a model runs; or, where a replica of the model needs the devices of several processes, each
+such team does (`replica_team`). Work that makes a folder (convert, export, edit, ...) is done by
+process 0. Nothing here touches a device unless `start` has joined several processes.
 """
 
 import glob
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.errors import ConfigError
+from vlm_jax.parallel.team import Team, devices_of, team
 
 T = TypeVar("T")
 
 _TPU_VM = "the TPU machines"
 
-_SMALLEST = 1 << 10  # bytes of a message: sizes are rounded up to powers of two, to compile rarely
-_failed = False  # in this process or another, and all have been told
+_others_wait = False  # while process 0 works for all
 
 
 def start(
@@ -92,18 +90,7 @@ def primary() -> bool:
 
 def exchange(value: Any) -> list[Any]:
     """Gives every process the JSON values of all, by process; all of them must call it."""
-    if count() == 1:
-        return [value]
-    message = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.ravel(multihost_utils.process_allgather(np.int32(message.size)))
-    room = max(_SMALLEST, 1 << (int(lengths.max()) - 1).bit_length())
-    padded = np.zeros(room, np.uint8)
-    padded[: message.size] = message
-    gathered = np.reshape(multihost_utils.process_allgather(padded), (count(), room))
-    return [
-        json.loads(one[:length].astype(np.uint8).tobytes())
-        for one, length in zip(gathered, lengths)
-    ]
+    return _everyone().exchange(value)
 
 
 def barrier(name: str) -> None:
@@ -121,41 +108,60 @@ def barrier(name: str) -> None:
 
 
 def agree(work: Callable[[], T]) -> list[T]:
-    """Does work in every process and gives the results of all, by process.
+    """Does work in every process and gives the results of all; see `Team.agree`."""
+    return _everyone().agree(work)
 
-    An error in one process is an error in all, wherever they are, so that none waits for one that
-    is gone; an outer call may therefore hold inner ones.
+
+def replica_team(model: int) -> Team:
+    """Returns the processes that hold one replica of the model with this one.
+
+    A replica that fits the devices of a process is its own; a larger one takes all devices of some
+    processes of consecutive numbers.
 
     Args:
-        work: gives a JSON value.
+        model: devices of a replica.
 
     Raises:
-        UserError: another process failed; an error of this one passes as it is.
+        ConfigError: processes cannot be put together so, or the others do not take part.
     """
-    global _failed
-    try:
-        value = work()
-    except Exception as error:
-        if not _failed:
-            _failed = count() > 1
-            exchange({"error": str(error) or type(error).__name__})
-        raise
-    messages = exchange({"value": value})
-    for process, message in enumerate(messages):
-        if "error" in message:
-            _failed = True
-            raise UserError(f"process {process} failed: {message['error']}")
-    return [message["value"] for message in messages]
+    if count() == 1 or model <= jax.local_device_count():
+        return team((index(),))
+    own, sizes = jax.local_device_count(), {len(d) for d in devices_of(range(count()))}
+    span = model // own
+    if model % own or count() % span or sizes != {own}:
+        fitting = [n * own for n in range(1, count() + 1) if count() % n == 0]
+        raise ConfigError(
+            f"mesh.model={model} devices of a replica are no whole processes of which {count()} "
+            f"make equal teams, with {' or '.join(map(str, sorted(sizes)))} devices each; set "
+            f"mesh.model to one of {', '.join(map(str, fitting))}, or to fewer than {own}."
+        )
+    if _others_wait:
+        raise ConfigError(
+            f"mesh.model={model} needs {span} processes, but this job is done by process 0 alone, "
+            f"which has {own} devices; set mesh.model to at most that."
+        )
+    first = index() // span * span
+    return team(tuple(range(first, first + span)))
 
 
 def by_primary(work: Callable[[], object]) -> None:
     """Does work in process 0 while the others wait; an error in it is an error in all."""
 
     def turn() -> None:
-        if primary():
+        global _others_wait
+        if not primary():
+            return
+        _others_wait = count() > 1
+        try:
             work()
+        finally:
+            _others_wait = False
 
     agree(turn)
+
+
+def _everyone() -> Team:
+    return team(tuple(range(count())))
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -1,10 +1,13 @@
 """Which dim of which parameter lives on which mesh axis, read off the parameter's own name."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 AXES: dict[str, str | None] = {
     "b": "data",
@@ -82,3 +85,34 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Puts arrays of the host on devices.
+
+    Where devices of several processes are meant, all of them call this with equal arrays, and each
+    fills its own devices: nothing is sent, and nothing waits.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(array: jax.Array, mesh: Mesh) -> np.ndarray:
+    """Returns an array on a mesh to the host; all processes whose devices it holds call this."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    row = _row(replicated(mesh))
+    # By rows, since a device may have no room for the whole.
+    return np.stack([np.asarray(row(array, np.int32(n))) for n in range(array.shape[0])])
+
+
+@functools.cache
+def _row(sharding: NamedSharding) -> Callable[[jax.Array, np.int32], jax.Array]:
+    pick = lambda array, n: jax.lax.dynamic_index_in_dim(array, n, keepdims=False)
+    return jax.jit(pick, out_shardings=sharding)
