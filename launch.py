@@ -26,8 +26,8 @@ recorded and left out, up to config.max_failures of them.
 
 Several processes, each with its own accelerators, share the answers of evaluate, generate and
 sweep, or one replica of the model where config.mesh.model is more than a process has; in other jobs
-process 0 works and the rest wait. TPU pods, SLURM, Open MPI and Kubernetes say
-themselves who belongs together; elsewhere start each with
+process 0 works and the rest wait. TPU pods, SLURM, Open MPI and Kubernetes say themselves who
+belongs together; elsewhere start each with
 
   --coordinator=<host:port of process 0> --num_processes=<n> --process_id=<0 to n - 1>
 """

@@ -7,7 +7,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.dtype = ""  # of weights and activations; "" is float32 on CPU, bfloat16 elsewhere
-    # Replicas of the model, and devices of each. A replica larger than a process takes all devices of
+    # Replicas of the model, and devices of each; one larger than a process takes all devices of
     # several. -1: all devices that are left.
     config.mesh = ConfigDict({"data": -1, "model": 1})
     config.compile_cache = ""  # folder of compiled programs; "" is the user's cache, "off" is none
