@@ -10,6 +10,7 @@ import numpy as np
 from vlm_jax.attention import NEVER, Segment, Visibility, attend
 from vlm_jax.attention.dense_steering import dense_steered
 from vlm_jax.attention.steering import (
+    EnergyRescale,
     HeadGains,
     Lens,
     LogitGains,
@@ -136,11 +137,14 @@ def parts(layout: Layout, seed: int, dtype: str = "float64") -> dict:
         reallocation=reallocation,
         projection=projection,
         visual_gains=visual,
+        energy_rescale=functools.partial(EnergyRescale, some(draw(1, 1), 0.0), draw(0.7, 1.4)),
     )
 
 
 CHOICES = {
     "nothing": {},
+    "energy": dict(energy_rescale={}),
+    "official energy": dict(energy_rescale=dict(prefill="official")),
     "logit gains": dict(logit_gains=True),
     "lens": dict(lens=True),
     "head gains": dict(head_gains=True),
@@ -160,6 +164,7 @@ CHOICES = {
     "official running": dict(projection=dict(prefill="official", zero_trace="running")),
     "AIR": dict(reallocation={}, projection={}),
     "all": dict(
+        energy_rescale={},
         logit_gains=True,
         lens=True,
         head_gains=True,
@@ -176,6 +181,7 @@ CHOICES = {
         projection={},
     ),
     "AIR* as released": dict(
+        energy_rescale=dict(prefill="official"),
         logit_gains=True,
         lens=True,
         reallocation=dict(trigger_reduce="batch_sum"),

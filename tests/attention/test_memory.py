@@ -18,7 +18,8 @@ MAP = LAYOUT.heads * LENGTH * LENGTH
 
 STEERINGS = {
     "gains": dict(logit_gains=True, head_gains=True, visual_gains={}),
-    "AIR": dict(reallocation={}, lens=True),
+    "AIR": dict(energy_rescale={}, reallocation={}, lens=True),
+    "official energy": dict(energy_rescale=dict(prefill="official")),
     "projection": dict(reallocation={}, projection=dict(zero_trace="running", prefill="causal")),
     "official projection": dict(reallocation={}, projection=dict(prefill="official")),
 }

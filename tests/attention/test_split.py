@@ -13,13 +13,13 @@ LAYOUT = Layout(3, 9, 2, 2, shared=False)
 
 WHOLE = {
     "visual", "visual last", "visual cached", "visual last cached", "batch sum", "official",
-    "official running", "all", "all shrink", "AIR* as released",
+    "official running", "official energy", "all", "all shrink", "AIR* as released",
 }  # fmt: skip
 """Choices that let later rows, or other samples, change a row."""
 
 LEAVING = {
-    "nothing", "logit gains", "lens", "reallocation", "renormalised", "system is text", "shrink",
-    "AIR",
+    "nothing", "energy", "logit gains", "lens", "reallocation", "renormalised", "system is text",
+    "shrink", "AIR",
 }  # fmt: skip
 """Choices that leave rows up to the image alone."""
 
@@ -71,6 +71,8 @@ def test_parts_that_act_before_the_image_are_known(choice):
     assert (found is None) == leaves
     if found is not None:
         assert found.logit_gains is found.lens is found.reallocation is None
+        whole_prompts = choice in ("official energy", "AIR* as released")
+        assert found.energy_rescale is (steering.energy_rescale if whole_prompts else None)
         assert found.head_gains is steering.head_gains
 
 

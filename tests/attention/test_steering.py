@@ -19,6 +19,7 @@ from tests.attention.steered import (
 )
 from vlm_jax.attention.steering import (
     LARGEST_SCALE,
+    EnergyRescale,
     HeadGains,
     Lens,
     LogitGains,
@@ -107,14 +108,15 @@ def test_choices_do_something_and_triggers_go_both_ways():
             assert 0 < mean(flag) < 1, (choice, flag)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_identities_keep_every_bit_in_prompts_of_several_tiles(dtype):
+@pytest.mark.parametrize(("dtype", "prefill"), [("float32", "off"), ("bfloat16", "official")])
+def test_identities_keep_every_bit_in_prompts_of_several_tiles(dtype, prefill):
     """Gains of one and heads that are off, with everything read that could be."""
     layout = Layout(1, 600, 1, 2)
     narrow = lambda a: a.astype(dtype) if a.dtype == np.float32 else a
     problem = jax.tree.map(narrow, build(layout, 0, "float32", steps=1, images=1))
     full = lambda value: np.full((1, 2), value, np.float32)
     steering = Steering(
+        energy_rescale=EnergyRescale(full(0), full(2), prefill=prefill),
         logit_gains=LogitGains(full(1), full(1)),
         lens=Lens(full(0)),
         head_gains=HeadGains(full(1)),

@@ -11,6 +11,7 @@ from tests.attention.steered import CHOICES, SLOTS, Layout, build, read, steer
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.attention.dense_steering import dense_steered
 from vlm_jax.attention.steering import (
+    EnergyRescale,
     HeadGains,
     LogitGains,
     Projection,
@@ -358,6 +359,53 @@ def test_gains_commute_with_reallocation_and_projection_but_logit_gains_do_not()
     close(read(doubled, chosen)[1], read(problem, with_gain)[1])
     shifted = dataclasses.replace(chosen, logit_gains=LogitGains(gain, gain))
     assert np.abs(read(problem, shifted)[1] - 1.7 * read(problem, chosen)[1]).max() > 1e-3
+
+
+def head_energies(problem, sample):
+    """Sums of squared logits of a sample's real rows on its real keys, later ones included, [N]."""
+    real = np.asarray(problem.valid[sample])
+    q_tnh = np.asarray(problem.q_btnh[sample])[real]
+    k_nsh = np.repeat(np.asarray(problem.prompt.k_bksh[sample])[:, real], LAYOUT.group, axis=0)
+    return np.einsum("tnh,nsh->nts", q_tnh, k_nsh) ** 2 / q_tnh.shape[-1]
+
+
+def test_the_official_energy_is_that_of_the_whole_block():
+    """By hand for every sample: queries times the factor are vanilla attention of other queries."""
+    problem = problem_with_images(steps=0)
+    part = EnergyRescale(full(1).at[0, 1].set(0), full(1), prefill="official")
+    found = read(problem, Steering(energy_rescale=part))[0]
+    factor_bn = []
+    for sample in range(2):
+        energy_n = head_energies(problem, sample).sum((1, 2))
+        factor_n = np.clip(np.sqrt(energy_n.mean() / (energy_n + 1e-8)), 0.8, 1.25)
+        factor_n[1] = 1
+        factor_bn.append(factor_n)
+    factor_bn = np.array(factor_bn)
+    assert len(np.unique(factor_bn)) > 3
+    scaled = dataclasses.replace(problem, q_btnh=problem.q_btnh * factor_bn[:, None, :, None])
+    close(found[problem.valid], read(scaled, None)[0][problem.valid])
+
+
+def test_equal_energies_are_left_alone_and_factors_have_limits():
+    """A head with a hundred times the energy of the others loses a fifth, those gain a quarter."""
+    problem = problem_with_images(steps=1)
+    (q, k, v), heads = problem.new[0], LAYOUT.heads
+    same = jnp.repeat(q[:, :, :1], heads, axis=2)
+    tied = dataclasses.replace(
+        problem,
+        prompt=dataclasses.replace(
+            problem.prompt, k_bksh=jnp.repeat(problem.prompt.k_bksh[:, :1], 2, axis=1)
+        ),
+        new=((same, jnp.repeat(k[:, :1], 2, axis=1), v),),
+    )
+    steering = Steering(energy_rescale=EnergyRescale(full(1), full(1)))
+    close(read(tied, steering)[1], read(tied, None)[1], 1e-7)
+    loud = jnp.asarray([10.0, 1, 1, 1])[:, None] * same
+    clipped = jnp.asarray([0.8, 1.25, 1.25, 1.25])[:, None] * loud
+    given, expected = (
+        dataclasses.replace(tied, new=((x, *tied.new[0][1:]),)) for x in (loud, clipped)
+    )
+    close(read(given, steering)[1], read(expected, None)[1])
 
 
 def test_memory_stays_far_below_the_materialised_map():

@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.attention.steering import (
+    EnergyRescale,
     HeadGains,
     Lens,
     LogitGains,
@@ -32,6 +33,7 @@ def drawn(vlm, seed, examples=1):
     rng = np.random.default_rng(seed)
     draw = lambda low, high: rng.uniform(low, high, leaf(vlm, 0, examples).shape).astype("f")
     return Steering(
+        energy_rescale=EnergyRescale(draw(-1, 1), draw(0.8, 1.2)),
         logit_gains=LogitGains(draw(0.8, 1.2), draw(0.8, 1.2)),
         lens=Lens(draw(0.0, 0.4)),
         head_gains=HeadGains(draw(0.5, 1.5)),
@@ -59,6 +61,7 @@ def no_head_listed(vlm):
     strong = leaf(vlm, 3.5)
     inf, off = leaf(vlm, np.inf), leaf(vlm, 0)
     return Steering(
+        energy_rescale=EnergyRescale(off, strong),
         visual_gains=VisualGains(inf, strong, -inf, strong, mode="prefill_cached"),
         reallocation=Reallocation(strong, off, inf),
         projection=Projection(off, leaf(vlm, 0.3), zero_trace="running", prefill="causal"),
@@ -131,10 +134,11 @@ def test_each_example_has_its_own_steering_and_meets_no_other(llava_vlm):
     whole = read_logits(vlm, batch, steering, tokens)
     change = np.abs(whole - read_logits(vlm, batch, None, tokens)).max(axis=(0, 2))
     assert (change > 1e-2).all()
-    alone = vlm.processor.batch([IMAGES[1]], [PROMPTS[1]])
-    own = jax.tree.map(lambda a: a[1:2], steering)
-    found = read_logits(vlm, alone, own, tokens[1:2])
-    np.testing.assert_allclose(found[:, 0], whole[:, 1], atol=3e-5, rtol=0)
+    for row in (1, 3):
+        alone = vlm.processor.batch([IMAGES[row]], [PROMPTS[row]])
+        own = jax.tree.map(lambda a, row=row: a[row : row + 1], steering)
+        found = read_logits(vlm, alone, own, tokens[row : row + 1])
+        np.testing.assert_allclose(found[:, 0], whole[:, row], atol=3e-5, rtol=0)
 
 
 def test_text_only_samples_keep_their_logits(llava_vlm):
@@ -142,7 +146,9 @@ def test_text_only_samples_keep_their_logits(llava_vlm):
     vlm = llava_vlm
     batch = make_batch(vlm)
     tokens, _ = generate(vlm, batch, None)
-    steering = dataclasses.replace(drawn(vlm, 1), head_gains=None, projection=None)
+    steering = dataclasses.replace(
+        drawn(vlm, 1), energy_rescale=None, head_gains=None, projection=None
+    )
     found, vanilla = (read_logits(vlm, batch, s, tokens) for s in (steering, None))
     np.testing.assert_allclose(found[:, 2], vanilla[:, 2], atol=3e-5, rtol=0)
     assert (np.abs(found - vanilla).max(axis=(0, 2))[[0, 1, 3]] > 1e-2).all()

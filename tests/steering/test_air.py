@@ -90,6 +90,23 @@ def test_faithful_air_star_is_acausal_and_sums_over_the_batch():
     assert steering.reallocation.trigger_reduce == "batch_sum"
 
 
+def test_the_energy_rescale_is_off_until_it_is_asked_for():
+    assert air(SMALL, heads=HEADS).energy_rescale is None
+    assert air_star(SMALL, heads=HEADS).energy_rescale is None
+    paper = air(SMALL, heads=HEADS, qk_rescale="logit").energy_rescale
+    assert listed(paper.on, 0) == sorted(HEADS)
+    assert paper.prefill == "off"
+    for faithful, prefill in ((False, "off"), (True, "official")):
+        part = air_star(
+            LLAVA, heads="llava-1.5-7b", faithful=faithful, qk_rescale="logit"
+        ).energy_rescale
+        assert listed(part.on, 0) == [(layer, n) for layer in range(5, 18) for n in range(32)]
+        assert (part.target == 1).all()
+        assert part.prefill == prefill
+    with pytest.raises(ConfigError, match="faithful=True projects prompts as released"):
+        air_star(LLAVA, heads="llava-1.5-7b", faithful=True, prefill="causal")
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 6, 28, 32, 40, 60])
 def test_layer_ranges_scale_with_depth(layers):
     chosen = scaled_layers(5, 17, layers)
@@ -139,6 +156,11 @@ def test_one_clear_error_for_each_bad_head(method, fields, match):
         ({"zero_trace": "on"}, "zero_trace must be one of"),
         ({"prefill": "acausal"}, "prefill must be one of"),
         ({"renormalise": 1}, "renormalise must be True or False"),
+        ({"qk_rescale": "weights"}, "did you mean 'weight'"),
+        ({"qk_rescale": "weight"}, "is an edit of weights: make the folder by --job=edit"),
+        ({"modules": "reallocation", "zero_trace": "running"}, "zero_trace is of a module that"),
+        ({"modules": "reallocation", "prefill": "causal"}, "prefill is of a module that"),
+        ({"modules": "projection", "renormalise": True}, "renormalise is of a module that"),
     ],
 )
 def test_one_clear_error_for_each_bad_strength(fields, match):

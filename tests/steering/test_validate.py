@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.attention.steering import (
+    EnergyRescale,
     HeadGains,
     Lens,
     LogitGains,
@@ -36,6 +37,7 @@ GOOD = {
     "visual": visual(),
     "bands": visual(perception_from=full(np.inf), reasoning_to=full(0.01)),
     "shrink": Steering(projection=Projection(full(1), full(0.3))),
+    "energy": Steering(energy_rescale=EnergyRescale(full(1), full(1))),
     "zero trace": Steering(projection=Projection(full(1), full(0), zero_trace="running")),
     "one useful part": Steering(lens=Lens(full(0)), logit_gains=LogitGains(full(1), full(0.97))),
 }
@@ -73,6 +75,11 @@ BAD = {
     "off": (
         Steering(projection=Projection(full(0), full(0.3), zero_trace="running")),
         "No example uses",
+    ),
+    "no energy": (Steering(energy_rescale=EnergyRescale(full(0), full(1))), "No example uses"),
+    "energy": (
+        Steering(energy_rescale=EnergyRescale(full(1), full(1), prefill="causal")),
+        "energy_rescale.prefill must be one of",
     ),
     "no class": (
         visual(perception_from=full(np.inf), reasoning_to=full(-np.inf)),

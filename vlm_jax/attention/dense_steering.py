@@ -16,8 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from vlm_jax.attention.dense import dense_logits
 from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
 from vlm_jax.attention.steering import (
+    ENERGY_FACTORS,
     EPSILON,
     LARGEST_SCALE,
+    EnergyRescale,
     Projection,
     Readings,
     Reallocation,
@@ -88,9 +90,11 @@ def dense_steered(
     heads = q_btnh.shape[2]
     keys = _Keys.of(segments, seen, heads)
     decode_bt = _decode_rows(q_btnh, rows)
-    weights = jax.nn.softmax(
-        _logits(dense_logits(q_btnh, segments, seen, scale), keys, steering, rows, decode_bt)
-    )
+    logits = dense_logits(q_btnh, segments, seen, scale)
+    if steering.energy_rescale is not None:
+        block = dense_logits(q_btnh, segments, Visibility(), scale)
+        logits = logits * _factors(steering.energy_rescale, block, keys, rows, decode_bt)
+    weights = jax.nn.softmax(_logits(logits, keys, steering, rows, decode_bt))
     masses = [
         jnp.sum(jnp.where(keys.are(kind)[:, None], weights, 0.0), axis=-1)
         for kind in (Kind.IMAGE, Kind.TEXT, Kind.SYSTEM)
@@ -133,6 +137,22 @@ def _decode_rows(q_btnh, rows: Rows | None) -> Bool[Array, "B T"]:
     if rows.last_b is None:
         return jnp.zeros(q_btnh.shape[:2], bool)
     return jnp.arange(q_btnh.shape[1]) == rows.last_b[:, None]
+
+
+def _factors(part: EnergyRescale, block_bnts, keys: _Keys, rows: Rows | None, decode_bt) -> Array:
+    """Step 0: factors on the logits of each row, from the unmasked q x k block of the call."""
+    counted = keys.visible_bts
+    if rows is not None and part.prefill == "official":
+        counted = rows.real_bt[..., None] & (keys.kinds_bs != Kind.PAD)[:, None]
+    squares = jnp.where(counted[:, None], block_bnts * block_bnts, 0.0)
+    energy = jnp.sum(squares, axis=-1, keepdims=True)
+    acts = decode_bt
+    if rows is not None and part.prefill == "official":
+        energy, acts = jnp.sum(energy, axis=2, keepdims=True), jnp.ones_like(decode_bt)
+    mean = jnp.mean(energy, axis=1, keepdims=True)
+    factor = jnp.sqrt(part.target[:, :, None, None] * mean / (energy + EPSILON))
+    on = (part.on > 0)[:, :, None, None] & acts[:, None, :, None]
+    return jnp.where(on, jnp.clip(factor, *ENERGY_FACTORS), 1.0)
 
 
 def _logits(logits_bnts, keys: _Keys, steering: Steering, rows: Rows | None, decode_bt) -> Array:

@@ -12,12 +12,14 @@ from vlm_jax.attention.blockwise import Tap, segment_attention
 from vlm_jax.attention.row import RowKeys, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, kinds_of, merge
 from vlm_jax.attention.steering import (
+    EnergyRescale,
     Moments,
     Readings,
     Rows,
     State,
     Steering,
     VisualGains,
+    energy_factors,
     frobenius_scale,
     visual_gain,
 )
@@ -56,6 +58,9 @@ def steered_prefill(
     keys = _Keys.of(segments, q_btnh.shape[1])
     counted = None if before is None else before.moments
     _check(steering, goes_on=last_b is None, uncounted=bool(keys.earlier) and counted is None)
+    rescaled = steering.energy_rescale is not None and steering.energy_rescale.prefill == "official"
+    if steering.energy_rescale is not None and rescaled:
+        q_btnh = _rescale(steering.energy_rescale, q_btnh, segments, rows, scale)
     averages = steering.visual_gains is not None and steering.visual_gains.rows == "q"
     tap = _tap(steering, rows, masses=averages, squares=counts)
     reads = [
@@ -93,6 +98,7 @@ def steered_prefill(
         scale,
         gained_b=pick(rows.after_image_bt)[:, 0],
         project=not official,
+        rescale=not rescaled,
     )
     is_last = (jnp.arange(out.shape[1]) == last_b[:, None])[..., None]
     if steering.touches_row:
@@ -129,6 +135,35 @@ def _classify(
             state, gain_bn=gain, perception_bn=perception, reasoning_bn=reasoning
         )
     return gain, state, readings
+
+
+def _rescale(
+    part: EnergyRescale,
+    q_btnh: Array,
+    segments: Sequence[Segment],
+    rows: Rows,
+    scale: float | None,
+) -> Array:
+    """Returns queries whose logits have the energy that is asked for.
+
+    The energy of all rows on all keys is the inner product of both Gram matrices, so that nobody
+    forms the map: sum_ij (q_i . k_j)^2 = <Q^T Q, K^T K>.
+    """
+    batch, _, heads, dim = q_btnh.shape
+    wide = jnp.promote_types(q_btnh.dtype, jnp.float32)
+    gram = lambda letters, real, a: jnp.einsum(
+        letters, *[jnp.where(real, a, 0.0).astype(wide)] * 2, precision=jax.lax.Precision.HIGHEST
+    )
+    q_bnhe = gram("btnh,btne->bnhe", rows.real_bt[..., None, None], q_btnh)
+    k_bkhe = _sum(
+        gram("bksh,bkse->bkhe", (kinds_of(s) != Kind.PAD)[:, None, :, None], s.k_bksh)
+        for s in segments
+    )
+    kv_heads = k_bkhe.shape[1]
+    pairs = q_bnhe.reshape(batch, kv_heads, heads // kv_heads, dim, dim) * k_bkhe[:, :, None]
+    factor = 1.0 / dim if scale is None else scale * scale
+    energy_bn = factor * jnp.sum(pairs, axis=(3, 4)).reshape(batch, heads)
+    return (q_btnh * energy_factors(part, energy_bn)[:, None, :, None]).astype(q_btnh.dtype)
 
 
 def _tap(steering: Steering, rows: Rows, masses: bool, squares: bool) -> Tap | None:

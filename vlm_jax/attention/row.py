@@ -16,6 +16,7 @@ from vlm_jax.attention.steering import (
     Reallocation,
     State,
     Steering,
+    energy_factors,
     frobenius_scale,
     visual_gain,
 )
@@ -105,6 +106,7 @@ def steered_row(
     *,
     gained_b: Bool[Array, " B"] | None = None,
     project: bool = True,
+    rescale: bool = True,
 ) -> tuple[Float[Array, "B 1 N H"], Array, State, Readings]:
     """Attends with one decode row a sample, steered, head gains left out.
 
@@ -113,6 +115,8 @@ def steered_row(
         state: moments of the rows before this one.
         gained_b: rows that logit gains act on; by default those that see an image key.
         project: False counts the row in the moments and leaves its projection to the caller.
+        rescale: False leaves the row's logits at the energy that they have: its queries are
+            rescaled.
 
     Returns:
         The output; which heads' weights were changed at all (bool [B, N]); the state with this row
@@ -120,6 +124,11 @@ def steered_row(
     """
     keys = RowKeys.of(segments, seen)
     logits = row_logits(q_b1nh, segments, seen, scale)
+    rescaled = steering.energy_rescale if rescale else None
+    if rescaled is not None:
+        energy_bn = jnp.sum(jnp.where(keys.visible_b1s, logits * logits, 0.0), axis=-1)
+        factor_bn = energy_factors(rescaled, energy_bn)
+        logits = jnp.where(keys.visible_b1s, logits * factor_bn[..., None], logits)
     if steering.logit_gains is not None:
         logits = _gain(steering.logit_gains, logits, keys, gained_b)
     if steering.lens is not None:
@@ -153,6 +162,8 @@ def steered_row(
         weights = jnp.where(changed[..., None], edited, weights)
     if steering.logit_gains is not None or steering.lens is not None:
         changed = changed | _shifts(steering)
+    if rescaled is not None:
+        changed = changed | (rescaled.on > 0)
     perception, reasoning = state.perception_bn, state.reasoning_bn
     if perception is None or reasoning is None:
         perception = reasoning = jnp.zeros(image_bn.shape, bool)

@@ -6,6 +6,8 @@ nothing. All values are traced: a sweep compiles once.
 
 Order within one call, for query row i with logits s and weights a = softmax(s):
 
+0. `EnergyRescale`: s *= a factor of the head, by its energy against that of the layer's other heads
+   (decode rows, or whole prompts).
 1. `LogitGains`: s *= gain of the key's kind (rows after the last image token).
 2. `Lens`: s += strength * mean over heads of |s|, on image keys (decode rows).
 3. softmax; masses on system, image and text keys are read here.
@@ -32,6 +34,26 @@ Values = Any  # float32 [b, L, N], or [b, N] once a layer is picked
 
 
 _static = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EnergyRescale:
+    """Brings the logits of heads with `on` > 0 towards the mean energy of the layer's heads.
+
+    With E_n the sum of squared logits of head n, s *= clip(sqrt(target * mean_n E / (E_n + 1e-8)),
+    0.8, 1.25), the mean over all heads of the layer (`air_qk_rescale` of the released AIR*, where
+    it is off by default and `target` is 1).
+
+    Attributes:
+        prefill: "off": each decode row by its own logits on the keys that it sees. "official": all
+            rows of a prompt by one factor, of all its rows and keys, later ones included, as the
+            released AIR* does (for replication only).
+    """
+
+    on: Values
+    target: Values
+    prefill: Literal["off", "official"] = dataclasses.field(default="off", metadata=_static)
 
 
 @jax.tree_util.register_dataclass
@@ -150,6 +172,7 @@ class Projection:
 class Steering:
     """Everything that is done to attention; see the module for the order."""
 
+    energy_rescale: EnergyRescale | None = None
     logit_gains: LogitGains | None = None
     lens: Lens | None = None
     reallocation: Reallocation | None = None
@@ -165,19 +188,23 @@ class Steering:
     def on_prefix(self) -> "Steering | None":
         """The parts that act up to a prompt's last image token, or count rows there; None: none do.
 
-        Head gains, visual gains, and projections that count rows. Logit gains act on text rows
-        after the image only; lens, reallocation and projections of decode rows alone on the last
-        row of a prompt and the generated ones.
+        Head gains, visual gains, projections that count rows, and an energy rescale of whole
+        prompts. Logit gains act on text rows after the image only; lens, reallocation, and rescales
+        and projections of decode rows alone on the last row of a prompt and the generated ones.
         """
         projection = self.projection
         if projection is not None and not projection.counts:
             projection = None
-        parts = self.head_gains, self.visual_gains, projection
-        if all(part is None for part in parts):
-            return None
-        return Steering(
-            head_gains=self.head_gains, visual_gains=self.visual_gains, projection=projection
+        energy = self.energy_rescale
+        if energy is not None and energy.prefill == "off":
+            energy = None
+        acting = Steering(
+            energy_rescale=energy,
+            projection=projection,
+            head_gains=self.head_gains,
+            visual_gains=self.visual_gains,
         )
+        return acting if jax.tree.leaves(acting) else None
 
     @property
     def leaves_prefix(self) -> bool:
@@ -204,6 +231,8 @@ class Steering:
             return "Visual gains act on all rows of a prompt, by a ratio of its later rows"
         if self.projection is not None and self.projection.prefill == "official":
             return "A projection with prefill='official' puts later keys into all rows of a prompt"
+        if self.energy_rescale is not None and self.energy_rescale.prefill == "official":
+            return "An energy rescale with prefill='official' acts on all rows by later ones"
         if self.reallocation is not None and self.reallocation.trigger_reduce == "batch_sum":
             return "A reallocation with trigger_reduce='batch_sum' depends on who is in the batch"
         return None
@@ -211,7 +240,7 @@ class Steering:
     @property
     def touches_row(self) -> bool:
         """Whether decode rows need more than the weights of plain attention."""
-        return any((self.lens, self.reallocation, self.projection))
+        return any((self.energy_rescale, self.lens, self.reallocation, self.projection))
 
 
 @jax.tree_util.register_dataclass
@@ -311,7 +340,23 @@ def class_gain(
 
 
 EPSILON = 1e-8
-"""Added to the squared norm that the Frobenius rescale divides by, as in the released AIR*."""
+"""Added to what both rescales divide by, as in the released AIR*."""
+
+ENERGY_FACTORS = 0.8, 1.25
+"""Limits of the energy rescale, as in the released AIR*."""
+
+
+def energy_factors(part: EnergyRescale, energy_bn: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    """Returns the factor on each head's logits, exactly 1 where the part is off.
+
+    Args:
+        part: of this layer.
+        energy_bn: sum of squared logits of each head.
+    """
+    wanted = part.target * jnp.mean(energy_bn, axis=1, keepdims=True)
+    factor = jnp.clip(jnp.sqrt(wanted / (energy_bn + EPSILON)), *ENERGY_FACTORS)
+    return jnp.where(part.on > 0, factor, 1.0)
+
 
 LARGEST_SCALE = 8.0
 """Limit of the Frobenius rescale. The map of a prompt's first few rows is nearly diagonal, the

@@ -71,6 +71,8 @@ def touched(steering: Steering) -> np.ndarray:
         masks.append(_leaf(steering.projection.on) > 0)
     if steering.head_gains:
         masks.append(_leaf(steering.head_gains.gain) != 1)
+    if steering.energy_rescale:
+        masks.append(_leaf(steering.energy_rescale.on) > 0)
     if steering.lens:
         masks.append(_leaf(steering.lens.strength) != 0)
     if gains := steering.logit_gains:

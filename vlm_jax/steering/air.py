@@ -6,15 +6,24 @@ decode row is shrunk towards its mean. AIR* is what the released code runs: gain
 cross-head lens, AD-HH in listed heads, and a projection in all heads of a range of layers. AD-HH
 removes text from rows that lean on it.
 
-Left out: the query-key energy rescale, which the release has switched off by default and whose form
-in the paper is not public.
+The query-key energy rescale (`qk_rescale`) is off by default, as it is in the release. "logit" is
+the release's form, on logits. The paper rescales the weights of the query-key product by their
+spectral energy, by a formula that is not public; `steering.energy` has a reading of it as an edit
+of weights.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vlm_jax.attention.steering import Lens, LogitGains, Projection, Reallocation, Steering
+from vlm_jax.attention.steering import (
+    EnergyRescale,
+    Lens,
+    LogitGains,
+    Projection,
+    Reallocation,
+    Steering,
+)
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.checks import number, one_of, switch
@@ -24,6 +33,7 @@ from vlm_jax.steering.heads import mask_of, resolve_heads, shape_of
 MODULES = ("full", "reallocation", "projection")
 ZERO_TRACE = ("skip", "running")
 PREFILL = ("off", "causal", "official")
+QK_RESCALE = ("off", "logit", "weight")
 _MAX_GAIN = 1000.0
 _RELEASED_LAYERS = 32  # of the model that the released layer ranges are for
 _REBALANCE_LAYERS = (9, 14)
@@ -44,6 +54,7 @@ def air(
     prefill: str = "off",
     renormalise: bool = False,
     text_includes_system: bool = False,
+    qk_rescale: str = "off",
     control: str = "",
     seed: int = 0,
 ) -> Steering:
@@ -60,15 +71,26 @@ def air(
         shrinkage: how far a row moves to its mean (beta).
         zero_trace, prefill: see `Projection`.
         renormalise, text_includes_system: see `Reallocation`.
+        qk_rescale: "logit" brings listed heads to the mean energy of their layer, in decode rows;
+            see `EnergyRescale`.
         control: a word of `CONTROLS`.
         seed: of random heads.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or of a module that is left out.
     """
     one_of("modules", modules, MODULES)
     on_ln = _listed(config, heads, count, control, seed)
     reallocation = projection = None
+    unused = {
+        "projection": {"renormalise": renormalise, "text_includes_system": text_includes_system},
+        "reallocation": {"zero_trace": zero_trace != "skip", "prefill": prefill != "off"},
+    }
+    for name, asked in unused.get(modules, {}).items():
+        if asked is True:
+            raise ConfigError(
+                f"{name} is of a module that modules={modules!r} leaves out; leave one of them out."
+            )
     if modules != "projection":
         reallocation = _reallocation(
             on_ln,
@@ -80,7 +102,11 @@ def air(
         )
     if modules != "reallocation":
         projection = _projection(on_ln, shrinkage, zero_trace, prefill)
-    return Steering(reallocation=reallocation, projection=projection)
+    return Steering(
+        energy_rescale=_energy_rescale(on_ln, qk_rescale),
+        reallocation=reallocation,
+        projection=projection,
+    )
 
 
 def adhh(
@@ -122,6 +148,7 @@ def air_star(
     projection_layers: tuple[int, int] | None = None,
     zero_trace: str = "skip",
     prefill: str | None = None,
+    qk_rescale: str = "off",
     control: str = "",
     seed: int = 0,
 ) -> Steering:
@@ -131,9 +158,9 @@ def air_star(
         config: the model.
         heads, count, control, seed: as for `air`; they concern the AD-HH part alone, as the other
             parts act on all heads of their layers.
-        faithful: whether prompts are projected with later rows included and the trigger sums over
-            the batch, as released; otherwise rows see what came before them and each example
-            triggers for itself.
+        faithful: whether prompts are projected (and rescaled) with later rows included and the
+            trigger sums over the batch, as released; otherwise rows see what came before them and
+            each example triggers for itself.
         threshold: mass on text from which a row's text weights become 0; the release's command line
             says 0.5 where its script and its README say 0.4.
         shrinkage: beta.
@@ -142,17 +169,24 @@ def air_star(
         rebalance_layers, projection_layers: first and last layer; by default 9 to 14 and 5 to 17
             of 32, and the same relative depths of other models.
         zero_trace, prefill: see `Projection`; `prefill` is "causal", or "official" if faithful.
+        qk_rescale: "logit" brings all heads of `projection_layers` to the mean energy of their
+            layer; see `EnergyRescale`, whose `prefill` is "off", or "official" if faithful.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or `prefill` contradicts `faithful`.
     """
     layers, width = shape_of(config)
     on_ln = _listed(config, heads, count, control, seed)
-    faithful = switch("faithful", faithful)
+    if switch("faithful", faithful) and prefill not in (None, "official"):
+        raise ConfigError(
+            f"faithful=True projects prompts as released, so prefill={prefill!r} cannot be; leave "
+            "one of them out."
+        )
     middle_ln = _in_layers("rebalance_layers", rebalance_layers, _REBALANCE_LAYERS, layers, width)
     wide_ln = _in_layers("projection_layers", projection_layers, _PROJECTION_LAYERS, layers, width)
     image, system = number("image_gain", image_gain, 0), number("system_gain", system_gain, 0)
     return Steering(
+        energy_rescale=_energy_rescale(wide_ln, qk_rescale, "official" if faithful else "off"),
         logit_gains=LogitGains(
             _leaf(np.where(middle_ln, image, 1)), _leaf(np.where(middle_ln, system, 1))
         ),
@@ -199,6 +233,19 @@ def _listed(config: VLMConfig, heads: Any, count: int | None, control: str, seed
     one_of("control", control, CONTROLS)
     sets = resolve_heads(heads, config)
     return mask_of(choose_heads(sets, count, control, seed), sets.shape)
+
+
+def _energy_rescale(
+    on_ln: np.ndarray, qk_rescale: Any, prefill: Literal["off", "official"] = "off"
+) -> EnergyRescale | None:
+    if one_of("qk_rescale", qk_rescale, QK_RESCALE) == "off":
+        return None
+    if qk_rescale == "weight":
+        raise ConfigError(
+            "qk_rescale='weight' is an edit of weights: make the folder by --job=edit "
+            "--config=configs/fold.py:energy, and steer that with qk_rescale='off'."
+        )
+    return EnergyRescale(_leaf(on_ln), _leaf(np.ones(on_ln.shape)), prefill=prefill)
 
 
 def _reallocation(

@@ -3,9 +3,10 @@
 Which pairs commute. Parts act in the order of `attention.steering` however they were merged, so
 the order of methods in a config means nothing. Applied one after another, head and visual gains
 commute with each other, with `Reallocation` and with `Projection`, whose results are proportional
-to the weights; `LogitGains` and `Lens` do not (the lens reads the logits that gains left), nor do
-`Reallocation` and `Projection` (the row's mean is that of the weights as they were left). All that
-reads masses, which are triggers and classes, reads what `LogitGains` and `Lens` left.
+to the weights. `EnergyRescale`, `LogitGains` and `Lens` do not: the energy is that of logits as
+they came, the lens reads what gains left. Nor do `Reallocation` and `Projection`: the row's mean is
+that of the weights as they were left. All that reads masses, which are triggers and classes, reads
+what the parts that act on logits left.
 
 An edit of query weights and gains folded into output weights touch different tensors and commute
 bit for bit. An edit and a steering act together whichever was named first: the steering acts on the
@@ -21,6 +22,7 @@ import jax
 import numpy as np
 
 from vlm_jax.attention.steering import (
+    EnergyRescale,
     HeadGains,
     Lens,
     LogitGains,
@@ -32,6 +34,7 @@ from vlm_jax.attention.steering import (
 from vlm_jax.errors import ConfigError
 
 _IDENTITY: dict[type, dict[str, float]] = {
+    EnergyRescale: {"on": 0, "target": 1},
     LogitGains: {"image": 1, "system": 1},
     Lens: {"strength": 0},
     HeadGains: {"gain": 1},

@@ -15,6 +15,7 @@ _THRESHOLDS = {
     "reallocation.threshold": "inf for a head that never fires",
 }
 _SWITCHES = {
+    "energy_rescale.prefill": ("off", "official"),
     "visual_gains.rows": ("q", "last"),
     "visual_gains.mode": ("dynamic", "prefill_cached"),
     "reallocation.trigger_reduce": ("sample", "batch_sum"),
@@ -104,6 +105,8 @@ def _acts(steering: Steering, leaves: dict[str, np.ndarray]) -> list[bool]:
     """Whether each part changes any head of any example."""
     get = leaves.__getitem__
     acts = []
+    if steering.energy_rescale is not None:
+        acts.append((get("energy_rescale.on") > 0).any())
     if steering.logit_gains is not None:
         acts += [(get("logit_gains.image") != 1).any(), (get("logit_gains.system") != 1).any()]
     if steering.lens is not None:
