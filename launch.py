@@ -21,7 +21,7 @@ configs/base.py lists every setting. An edited folder is edited again by --confi
 gives the original weights back, or --config.restrength=<a>, which makes the edit at strength a.
 
 Errors are one line on stderr and exit code 1. No job leaves a half-written folder. What was killed
-goes on where it stopped, in all jobs but edit and score. Images and prompts that cannot be read are
+goes on where it stopped, in all jobs but score. Images and prompts that cannot be read are
 recorded and left out, up to config.max_failures of them.
 
 Several processes, each with its own accelerators, share the answers of evaluate, generate and

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from vlm_jax.checkpoint import (
     TensorInfo,
     check_finite,
     companion_files,
-    new_folder,
+    not_the_same,
     place,
     with_extra,
     write_files,
@@ -116,6 +116,7 @@ class HFFolder(ModelFolder):
         extra_files: Mapping[str, Extra] | None = None,
         *,
         restored: Collection[str] = (),
+        recipe: bytes | None = None,
     ) -> None:
         """See `ModelFolder`."""
         self.check_paths(replace)
@@ -126,21 +127,26 @@ class HFFolder(ModelFolder):
                 return None
             return tensor.to_disk(self.replacement(tensor.path, replace[tensor.path]))
 
-        with new_folder(target, self.path) as temporary:
+        with self.copied(target, replace, recipe) as temporary:
             touched = {self._file_of[name] for name, t in self.names.items() if t.path in replace}
             for file in sorted(self.files, key=lambda file: file not in touched):
-                source, header = self.path / file, self.files[file]
+                source, header, new = self.path / file, self.files[file], temporary / file
+                if safetensors_io.is_whole(new, header):
+                    _check_written(new, header, replaced)
+                    continue
+                partial = temporary / f".{file}.partial"
                 if file in touched:
-                    safetensors_io.write(temporary / file, header, replaced, (source, header))
+                    safetensors_io.write(partial, header, replaced, (source, header))
                 else:
-                    shutil.copyfile(source, temporary / file)
+                    shutil.copyfile(source, partial)
+                partial.rename(new)
             files = with_extra(self.companions(), extra_files)
             if (index := self.index()) is not None:
                 files[INDEX] = index
             write_files(temporary, files)
 
     def sources(self) -> list[pathlib.Path]:
-        """The files that the parameters and their meaning come from."""
+        """See `ModelFolder`."""
         return [self.path / file for file in ("config.json", *self.files)]
 
     def index(self) -> bytes | None:
@@ -191,6 +197,19 @@ def open_hf(path: str | os.PathLike[str]) -> HFFolder | None:
     folder = pathlib.Path(path)
     looks = (folder / "config.json").exists() or any(folder.glob("*.safetensors"))
     return HFFolder(folder) if looks and not (folder / MANIFEST).exists() else None
+
+
+def _check_written(
+    path: pathlib.Path, header: Header, replaced: Callable[[str], Iterator[np.ndarray] | None]
+) -> None:
+    """Refuses a file of an interrupted copy whose replaced tensors are not what is made now."""
+    for name in header.entries:
+        pieces = replaced(name)
+        if pieces is None:
+            continue
+        made = b"".join(piece.tobytes() for piece in pieces)
+        if safetensors_io.read(path, header, name).tobytes() != made:
+            raise not_the_same(name, path)
 
 
 def _is_index(name: str) -> bool:

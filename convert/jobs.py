@@ -12,7 +12,7 @@ import numpy as np
 from convert import safetensors_io, source_layout
 from convert.families import bind
 from convert.hf_folder import INDEX, HFFolder, open_hf
-from convert.safetensors_io import Entry, Header
+from convert.safetensors_io import Entry
 from convert.source_layout import SourceLayout
 from convert.table import Binding, Tensor
 from vlm_jax.checkpoint import (
@@ -114,7 +114,9 @@ def _write_shards(
         entries |= header.entries
     infos = {name: TensorInfo(entry.shape, entry.dtype) for name, entry in entries.items()}
     names: dict[str, Tensor] = binding.match(infos, str(folder.path / SOURCE_LAYOUT))
-    missing = {file: h for file, h in layout.files.items() if not _complete(target / file, h)}
+    missing = {
+        file: h for file, h in layout.files.items() if not safetensors_io.is_whole(target / file, h)
+    }
     wanted = {name for header in missing.values() for name in header.entries if name in names}
     stored = {tensor.path for name, tensor in names.items() if name not in wanted}
     arrays: Iterator[tuple[str, np.ndarray]] = folder.stream(
@@ -133,11 +135,6 @@ def _write_shards(
             partial = target / f".{file}.partial"
             safetensors_io.write(partial, header, tensor)
             partial.rename(target / file)
-
-
-def _complete(path: pathlib.Path, header: Header) -> bool:
-    """Whether an earlier run wrote a file: it got its name and length when it was whole."""
-    return path.exists() and path.stat().st_size == header.data_start + header.data_bytes
 
 
 def _progress(label: str, folder: ModelFolder, stored: Collection[str], enabled: bool) -> Progress:

@@ -172,6 +172,11 @@ def read_header(path: pathlib.Path) -> Header:
     return header
 
 
+def is_whole(path: pathlib.Path, header: Header) -> bool:
+    """Whether an interrupted run wrote a file: it got its name and length when it was whole."""
+    return path.exists() and path.stat().st_size == header.data_start + header.data_bytes
+
+
 def read(path: pathlib.Path, header: Header, name: str) -> np.ndarray:
     """Reads one tensor into a new array.
 

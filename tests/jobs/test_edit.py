@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 
@@ -458,22 +457,6 @@ def test_bad_targets_are_refused(made, form, tmp_path, target, message):
     with pytest.raises(CheckpointError, match=message):
         edit_folder(open_folder(source), source / target, SPEC)
     assert sorted(path.name for path in [*tmp_path.iterdir(), *source.iterdir()]) == before
-
-
-@pytest.mark.parametrize("error", [OSError(28, os.strerror(28)), KeyboardInterrupt()])
-def test_a_failure_in_the_second_layer_leaves_nothing(qwen, tmp_path, monkeypatch, error):
-    make = edit._FolderEdit._make
-
-    def fail(self, layer):
-        if self._heads:
-            raise error
-        make(self, layer)
-
-    monkeypatch.setattr(edit._FolderEdit, "_make", fail)
-    expected = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(expected):
-        edit_folder(open_folder(qwen), tmp_path / "edited", SPEC)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_a_broken_certificate_is_refused(edited):

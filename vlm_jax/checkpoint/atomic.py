@@ -48,7 +48,11 @@ def new_folder(
 
 @contextlib.contextmanager
 def resumable_folder(
-    target: str | os.PathLike[str], source: str | os.PathLike[str], identity: str
+    target: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    identity: str,
+    *,
+    replaces_others: bool = True,
 ) -> Iterator[pathlib.Path]:
     """As `new_folder`, but what an interrupted call left in it is still there in the next one.
 
@@ -58,11 +62,13 @@ def resumable_folder(
     Args:
         target: the folder to make; must not exist.
         source: the folder that it is made from.
-        identity: of what the folder is made from, as `identity_of` gives it. Leftovers of another
-            identity are cleared away.
+        identity: of what the folder is made from, as `identity_of` gives it.
+        replaces_others: whether leftovers of another identity are cleared away, rather than
+            refused: of use where only a change of the source can have made them.
 
     Raises:
-        CheckpointError: as `new_folder`; or another process is making the same target.
+        CheckpointError: as `new_folder`; or another process is making the same target, or has begun
+            another one under its name.
     """
     target = _absolute(target, source)
     temporary = target.with_name(f".{target.name}.partial")
@@ -72,12 +78,12 @@ def resumable_folder(
             temporary.mkdir(exist_ok=True)
             state = stack.enter_context((temporary / _STATE).open("a+", encoding="utf-8"))
             _lock(state, target)
-            _claim(temporary, state, identity)
+            _claim(temporary, state, identity, target, replaces_others)
             yield temporary
             _refuse_existing(target)
             (temporary / _STATE).unlink()
             temporary.rename(target)
-        except _Busy as error:
+        except _Refused as error:
             raise CheckpointError(str(error)) from None
         except (OSError, CheckpointError) as error:
             of_machine = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
@@ -104,8 +110,8 @@ def identity_of(files: Iterable[pathlib.Path], *texts: bytes) -> str:
     return known.hexdigest()
 
 
-class _Busy(Exception):
-    """Another process holds the folder."""
+class _Refused(Exception):
+    """The folder is another's, and stays as it is."""
 
 
 def _lock(state: TextIO, target: pathlib.Path) -> None:
@@ -113,21 +119,33 @@ def _lock(state: TextIO, target: pathlib.Path) -> None:
     try:
         fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _Busy(
+        raise _Refused(
             f"another process is making {target}; wait for it, or name another target."
         ) from None
     except OSError:
         return  # a file system without locks
 
 
-def _claim(temporary: pathlib.Path, state: TextIO, identity: str) -> None:
-    """Clears away what was made from something else."""
+def _claim(
+    temporary: pathlib.Path,
+    state: TextIO,
+    identity: str,
+    target: pathlib.Path,
+    replaces_others: bool,
+) -> None:
+    """Clears away what was made from something else, or refuses it."""
     state.seek(0)
     if state.read() == identity:
         return
-    for left in temporary.iterdir():
-        if left.name != _STATE:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    others = [left for left in temporary.iterdir() if left.name != _STATE]
+    if others and not replaces_others:
+        raise _Refused(
+            f"{target} was begun from another source, with other settings or by another version, "
+            f"and is half-written in {temporary}: run that to its end, remove the folder, or name "
+            "another target."
+        )
+    for left in others:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     state.truncate(0)
     state.write(identity)
     state.flush()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_jax.checkpoint.atomic import new_folder
+from vlm_jax.checkpoint.certificate import digest
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
     PARAMS,
@@ -21,6 +22,7 @@ from vlm_jax.checkpoint.folder import (
     check_finite,
     companion_files,
     not_finite,
+    not_the_same,
     place,
     with_extra,
     write_files,
@@ -39,13 +41,15 @@ class FolderWriter:
     """Fills a folder (a temporary one) parameter by parameter; a context manager.
 
     Attributes:
-        stored: the paths that an interrupted run left in the folder; they are not given again.
+        stored: the paths that an interrupted run left in the folder; one that is given again must
+            be the same.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
         self._params = Writer(folder / PARAMS)
         self.stored = self._params.stored
+        self._reader = Reader(folder / PARAMS, dict(self._params.tensors)) if self.stored else None
 
     def __enter__(self) -> "FolderWriter":
         return self
@@ -62,9 +66,14 @@ class FolderWriter:
             checked: whether it is known to be finite.
 
         Raises:
-            CheckpointError: it holds NaN or infinity.
+            CheckpointError: it holds NaN or infinity, or is not what the folder holds already.
         """
-        self._params.add(path, array, checked=checked)
+        if self._reader is None or path not in self.stored:
+            self._params.add(path, array, checked=checked)
+            return
+        ((_, stored),) = self._reader.stream([path])
+        if digest(stored) != digest(np.asarray(array)):
+            raise not_the_same(path, self._folder)
 
     def finish(
         self, files: Mapping[str, bytes | pathlib.Path], manifest: Mapping[str, Any]
@@ -111,7 +120,7 @@ class ConvertedFolder(ModelFolder):
         return path.read_bytes() if path.exists() else None
 
     def sources(self) -> list[pathlib.Path]:
-        """Files that no two writings of a folder have in common."""
+        """See `ModelFolder`."""
         return [self.path / "config.json", self.path / MANIFEST, self.path / PARAMS / INDEX]
 
     def companions(self) -> dict[str, pathlib.Path]:
@@ -158,13 +167,15 @@ class ConvertedFolder(ModelFolder):
         extra_files: Mapping[str, Extra] | None = None,
         *,
         restored: Collection[str] = (),
+        recipe: bytes | None = None,
     ) -> None:
         """See `ModelFolder`."""
         self.check_paths(replace)
-        with new_folder(target, self.path) as temporary, FolderWriter(temporary) as writer:
+        with self.copied(target, replace, recipe) as temporary, FolderWriter(temporary) as writer:
             for path, given in replace.items():
                 writer.add(path, self.replacement(path, given), checked=True)
-            for path, array in self.stream(p for p in self.tensors if p not in replace):
+            done = {*replace, *writer.stored}
+            for path, array in self.stream(p for p in self.tensors if p not in done):
                 writer.add(path, array)
             files = with_extra(self.companions(), extra_files)
             if self.source_layout is not None:

@@ -1,6 +1,7 @@
 """What every model folder offers, whatever its format, and how one is opened."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -13,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import jax
 import numpy as np
 
+from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
 from vlm_jax.checkpoint.certificate import Certificate, read_certificate
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
@@ -93,11 +95,13 @@ class ModelFolder(abc.ABC):
         extra_files: Mapping[str, Extra] | None = None,
         *,
         restored: Collection[str] = (),
+        recipe: bytes | None = None,
     ) -> None:
         """Writes the same checkpoint, in the same format, with some parameters replaced.
 
         Replacements come first and one at a time, so that one that fails does so before the bulk of
-        the model is copied.
+        the model is copied. A copy that was killed goes on in the next call of the same recipe:
+        replacements are made again and must be what was written.
 
         Args:
             target: the new folder; must not exist.
@@ -106,15 +110,21 @@ class ModelFolder(abc.ABC):
             extra_files: further files by name, e.g. a certificate of the change; a function is
                 called when all tensors are written, None leaves a companion out.
             restored: those of `replace` that take an earlier replacement back.
+            recipe: all that the replacements depend on besides this folder. Without one, a copy
+                that has replacements cannot be told from another, and begins anew.
 
         Raises:
-            CheckpointError: a path is unknown, an array is misshapen or not finite, or the target
-                cannot be made. Nothing is left behind.
+            CheckpointError: a path is unknown, an array is misshapen or not finite, and nothing is
+                left behind; or the target cannot be made, or is half-written by another recipe.
         """
 
     @abc.abstractmethod
     def companions(self) -> dict[str, pathlib.Path]:
         """The files beside the weights (config, tokenizer, processor, templates), by name."""
+
+    @abc.abstractmethod
+    def sources(self) -> list[pathlib.Path]:
+        """Files that no two writings of a folder have in common."""
 
     @functools.cached_property
     def certificate(self) -> Certificate | None:
@@ -136,6 +146,17 @@ class ModelFolder(abc.ABC):
         unknown = [path for path in paths if path not in self.tensors]
         if unknown:
             raise CheckpointError(f"{self.path} has no parameters {', '.join(unknown)}.")
+
+    def copied(
+        self, target: str | os.PathLike[str], replace: Iterable[str], recipe: bytes | None
+    ) -> contextlib.AbstractContextManager[pathlib.Path]:
+        """The folder that `copy` fills, with what an interrupted call has put there."""
+        paths = sorted(replace)
+        if paths and recipe is None:
+            return new_folder(target, self.path)
+        texts = b"copy", recipe or b"", "\n".join(paths).encode()
+        identity = identity_of(self.sources(), *texts)
+        return resumable_folder(target, self.path, identity, replaces_others=False)
 
     def replacement(self, path: str, given: Replacement) -> np.ndarray:
         """Evaluates a replacement of `copy`: checked and rounded to the stored dtype."""
@@ -244,6 +265,14 @@ def check_finite(array: np.ndarray, path: str, where: object) -> None:
             finite = int((block.view(kind[0]) & 0x7FFF).max()) < kind[1]
         if not finite:
             raise not_finite(path, where)
+
+
+def not_the_same(path: str, where: object) -> CheckpointError:
+    """The error for a replaced tensor that an interrupted copy wrote otherwise."""
+    return CheckpointError(
+        f"tensor {path!r} of {where}, which an interrupted run wrote, is not what is made now; "
+        "what was done is removed: the same command begins anew."
+    )
 
 
 def not_finite(path: str, where: object) -> CheckpointError:

@@ -94,7 +94,8 @@ def edit_folder(
 
     Only the query and key weights of the edited layers are read, one layer at a time; queries are
     edited in float64 and rounded once to their stored dtype. Every other tensor travels byte by
-    byte.
+    byte. An edit that was killed goes on: layers are edited again, which is the smaller part, and
+    compared with what was written; the rest of the copy is done once.
 
     Returns:
         The certificate that is written beside the weights.
@@ -102,7 +103,7 @@ def edit_folder(
     Raises:
         EditError: the source is edited already, or the edit does not fit the model.
         CheckpointError: a tensor is damaged, or the target exists, is the source or inside it, or
-            cannot be written. Nothing is left behind.
+            cannot be written, or is half-written by another edit.
     """
     if source.certificate is not None:
         raise EditError(
@@ -116,7 +117,7 @@ def edit_folder(
     with Progress(len(spec_layers), "layers", label="edit") as progress:
         edit = _FolderEdit(source, spec, spec_layers, progress)
         files = {CERTIFICATE: edit.certificate_bytes, SIDECAR: edit.sidecar_bytes}
-        source.copy(target, edit.replacements(), files)
+        source.copy(target, edit.replacements(), files, recipe=edit.recipe())
     return edit.certificate()
 
 
@@ -125,7 +126,7 @@ def revert_folder(source: checkpoint.ModelFolder, target: str | os.PathLike[str]
 
     Raises:
         CheckpointError: the folder is not edited, its sidecar is missing or does not bring the
-            certified weights back, or the target cannot be made. Nothing is left behind.
+            certified weights back, or the target cannot be made.
     """
     OriginalFolder(source).copy(target, {})
 
@@ -188,6 +189,11 @@ class _FolderEdit:
             for name in names
         }
 
+    def recipe(self) -> bytes:
+        """What the edited weights depend on besides the source."""
+        fields = {"edit": dataclasses.asdict(self._spec), **_made_by()}
+        return json.dumps(fields, sort_keys=True, default=_plain).encode()
+
     def certificate(self) -> dict[str, Any]:
         """The certificate, once every layer is made."""
         heads = [head for _, numbers in sorted(self._heads.items()) for head in numbers]
@@ -212,8 +218,7 @@ class _FolderEdit:
                 if np.shape(rope.offsets_oa)[1] == 3
                 else ["token"],
             },
-            "backend": jax.default_backend(),
-            "versions": package_versions(("vlm_jax", "jax", "jaxlib", "numpy")),
+            **_made_by(),
             "heads": heads,
         }
 
@@ -263,6 +268,12 @@ def _edited_layers(spec: QKEdit, decoder: DecoderConfig) -> tuple[int, ...]:
     for layer in layers:
         spec.check_layer(layer, decoder.head_dim, decoder.qkv_bias)
     return tuple(n for n in layers if spec.heads_of(n, decoder.num_heads) != ())
+
+
+def _made_by() -> dict[str, Any]:
+    """What the last bits of an edit depend on besides its settings."""
+    versions = package_versions(("vlm_jax", "jax", "jaxlib", "numpy"))
+    return {"backend": jax.default_backend(), "versions": versions}
 
 
 def _prefix(layer: int) -> str:

@@ -76,15 +76,24 @@ class OriginalFolder(ModelFolder):
         extra_files: Mapping[str, Extra] | None = None,
         *,
         restored: Collection[str] = (),
+        recipe: bytes | None = None,
     ) -> None:
         """See `ModelFolder`."""
         back = {path: self._reader(path) for path in self._of.tensors}
+        if recipe is not None or not replace:
+            # The certificate says which bytes come back, whatever file brings them.
+            recipe = self._of.path.read_bytes() + (recipe or b"")
         self._edited.copy(
             target,
             {**back, **replace},
             {CERTIFICATE: None, SIDECAR: None, **(extra_files or {})},
             restored={*restored, *(back.keys() - replace.keys())},
+            recipe=recipe,
         )
+
+    def sources(self) -> list[pathlib.Path]:
+        """See `ModelFolder`."""
+        return self._edited.sources()
 
     def companions(self) -> dict[str, pathlib.Path]:
         """See `ModelFolder`."""

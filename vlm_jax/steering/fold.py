@@ -51,7 +51,7 @@ def fold_gains(
         replace[path] = lambda path=path, gain_n=gain_ln[layer]: _scaled(source, path, gain_n)
     certificate = {"kind": "head gains", **(about or {}), "gain_ln": gain_ln.tolist()}
     text = json.dumps(certificate, indent=1) + "\n"
-    source.copy(target, replace, {CERTIFICATE: text.encode()})
+    source.copy(target, replace, {CERTIFICATE: text.encode()}, recipe=text.encode())
 
 
 def _scaled(source: ModelFolder, path: str, gain_n: np.ndarray) -> np.ndarray:
