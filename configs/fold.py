@@ -1,23 +1,33 @@
-"""Gains of functional heads in the weights: the classes that `--job=identify` found, at no cost.
+"""Factors in the weights that cost nothing when the model runs.
+
+"gains": functional heads, of the classes that `--job=identify` found. "energy": query-key products
+rescaled by their spectral energy (`vlm_jax.steering.energy`), the first step of AIR.
 
 --job=edit --config=configs/fold.py --source=<folder> --target=<folder>
+--job=edit --config=configs/fold.py:energy --source=<folder> --target=<folder>
 """
 
 from ml_collections import ConfigDict
 
 from configs import edit
+from vlm_jax.errors import ConfigError
 
-
-def get_config() -> ConfigDict:
-    config = edit.get_config()
+FOLDS = {
     # Any method whose gains are known before it runs.
-    config.fold = ConfigDict(
-        {
-            "method": "functional_heads",
-            "mode": "dataset_static",
-            "heads": "identified",
-            "perception_gain": 1.16,
-            "reasoning_gain": 1.3,
-        }
-    )
+    "gains": {
+        "method": "functional_heads",
+        "mode": "dataset_static",
+        "heads": "identified",
+        "perception_gain": 1.16,
+        "reasoning_gain": 1.3,
+    },
+    "energy": {"method": "energy_rescale", "energy": "frobenius", "xi": 0.01},
+}
+
+
+def get_config(name: str = "gains") -> ConfigDict:
+    if name not in FOLDS:
+        raise ConfigError(f"configs/fold.py knows {', '.join(FOLDS)}, not {name!r}.")
+    config = edit.get_config()
+    config.fold = ConfigDict(FOLDS[name])
     return config

@@ -75,3 +75,43 @@ def test_gains_that_are_not_fixed_are_refused(tiny_llava, config, tmp_path, sect
     with pytest.raises(ConfigError, match=message):
         folded(config, tiny_llava, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_queries_are_rescaled_by_the_energy_of_their_products(tiny_qwen, tmp_path, capsys):
+    """Weights and biases of queries, of all layers, and nothing else."""
+    config = config_file.get_config("energy")
+    target = folded(config, tiny_qwen, tmp_path / "even")
+    before, after = (checkpoint.open_folder(path) for path in (tiny_qwen, target))
+    document = json.loads((target / "energy_rescale.json").read_text())
+    scale_ln = np.asarray(document["scale_ln"])
+    assert f"{int((scale_ln != 1).sum())} heads" in capsys.readouterr().out
+    for path in before.tensors:
+        old, new = before.read(path), after.read(path)
+        if path.startswith("decoder/") and path.endswith(("/wq_dnh", "/bq_nh")):
+            scale_n = scale_ln[int(path.split("/")[2])]
+            old = (old.astype(np.float64) * scale_n[:, None]).astype(old.dtype)
+            assert new.tobytes() != before.read(path).tobytes()
+        assert new.tobytes() == old.tobytes(), path
+    with pytest.raises(EditError, match="is rescaled already"):
+        folded(config, target, tmp_path / "twice")
+    edit.edit_folder(after, tmp_path / "edited", QKEdit(band=(1, 1), k=2))
+    with pytest.raises(EditError, match="rescale the original folder, and edit that"):
+        folded(config, tmp_path / "edited", tmp_path / "twice")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": (0, 1)}, "no setting 'layer'.*did you mean 'layers'"),
+        ({"layers": (0, 9)}, "config.fold.layers must be the first and last of the layers 0 to"),
+        ({"energy": "spectral"}, "config.fold.energy must be one of 'frobenius'"),
+        ({"xi": -1.0}, "config.fold.xi must be a finite number, at least 0"),
+    ],
+)
+def test_one_clear_error_for_each_bad_rescale(tiny_qwen, tmp_path, changes, message):
+    config = config_file.get_config("energy")
+    config.fold = {**config.fold.to_dict(), **changes}
+    with pytest.raises(ConfigError, match=message):
+        folded(config, tiny_qwen, tmp_path / "no")
+    with pytest.raises(ConfigError, match="knows gains, energy"):
+        config_file.get_config("energies")

@@ -1,4 +1,4 @@
-"""Writes gains that are known before a model runs into its weights."""
+"""Writes factors that are known before a model runs into its weights."""
 
 import os
 from typing import Any
@@ -8,8 +8,14 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs.arms import ArmReader
+from vlm_jax.steering.air import layer_range
+from vlm_jax.steering.checks import nearest, number, one_of
 from vlm_jax.steering.combine import PARTS
+from vlm_jax.steering.energy import ENERGIES, fold_energy
 from vlm_jax.steering.fold import fold_gains
+
+ENERGY = "energy_rescale"
+_ENERGY_SETTINGS = {"layers": None, "energy": "frobenius", "xi": 0.01}
 
 
 def fold_method(
@@ -17,13 +23,19 @@ def fold_method(
 ) -> np.ndarray:
     """Writes a copy of a model folder whose heads have the gains of the method `config.fold`.
 
+    The method "energy_rescale" scales queries by their heads' energy instead
+    (`steering.energy.fold_energy`): `layers` are the first and last, all by default, `energy` is a
+    word of `ENERGIES`, and `xi` its stabiliser.
+
     Returns:
-        The gains [L, N].
+        The factors [L, N].
 
     Raises:
         ConfigError: the section is no method, or one whose gains are not fixed.
-        EditError, CheckpointError: see `steering.fold.fold_gains`.
+        EditError, CheckpointError: see `steering.fold.fold_gains`, `steering.energy.fold_energy`.
     """
+    if getattr(config.fold, "get", {}.get)("method") == ENERGY:
+        return _fold_energy(source, target, dict(config.fold))
     arm = ArmReader.of(config, source).arm("fold", config.fold, "config.fold")
     steering = arm.settings[0].steering
     parts = [part for part in PARTS if steering is not None and getattr(steering, part) is not None]
@@ -36,3 +48,22 @@ def fold_method(
     gain_ln = np.asarray(steering.head_gains.gain)[0]
     fold_gains(source, target, gain_ln, {"methods": [dict(entry) for entry in arm.methods]})
     return gain_ln
+
+
+def _fold_energy(
+    source: checkpoint.ModelFolder, target: str | os.PathLike[str], section: dict[str, Any]
+) -> np.ndarray:
+    given = {key: value for key, value in section.items() if key != "method"}
+    for key in given:
+        if key not in _ENERGY_SETTINGS:
+            raise ConfigError(
+                f"config.fold: method {ENERGY!r} has no setting {key!r}; it knows "
+                f"{', '.join(_ENERGY_SETTINGS)}{nearest(key, _ENERGY_SETTINGS)}."
+            )
+    values = {**_ENERGY_SETTINGS, **given}
+    depth = source.config.decoder.num_layers
+    layers = values["layers"]
+    chosen = range(depth) if layers is None else layer_range("config.fold.layers", layers, depth)
+    energy = one_of("config.fold.energy", values["energy"], ENERGIES)
+    xi = number("config.fold.xi", values["xi"], 0)
+    return fold_energy(source, target, chosen, energy, xi)

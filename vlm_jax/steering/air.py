@@ -213,18 +213,25 @@ def scaled_layers(first: int, last: int, layers: int, of: int = _RELEASED_LAYERS
     return range(start, max(round((last + 1) * layers / of), start + 1))
 
 
+def layer_range(name: str, given: Any, layers: int) -> range:
+    """Returns the layers from a first to a last one, both included.
+
+    Raises:
+        ConfigError: it is no such pair of a model of so many layers.
+    """
+    pair = tuple(given)
+    whole = len(pair) == 2 and all(isinstance(i, int | np.integer) for i in pair)
+    if not whole or not 0 <= pair[0] <= pair[1] < layers:
+        raise ConfigError(
+            f"{name} must be the first and last of the layers 0 to {layers - 1}, not {given!r}."
+        )
+    return range(pair[0], pair[1] + 1)
+
+
 def _in_layers(name: str, given: Any, released: tuple[int, int], layers: int, width: int):
     """Bool [L, N], True in a range of layers."""
-    if given is None:
-        chosen = scaled_layers(*released, layers)
-    else:
-        pair = tuple(given)
-        whole = len(pair) == 2 and all(isinstance(i, int | np.integer) for i in pair)
-        if not whole or not 0 <= pair[0] <= pair[1] < layers:
-            raise ConfigError(
-                f"{name} must be the first and last of the layers 0 to {layers - 1}, not {given!r}."
-            )
-        chosen = range(pair[0], pair[1] + 1)
+    usual = given is None
+    chosen = scaled_layers(*released, layers) if usual else layer_range(name, given, layers)
     return np.broadcast_to(np.isin(np.arange(layers), list(chosen))[:, None], (layers, width))
 
 
