@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -205,13 +206,16 @@ class Reader:
         """Reads parameters of one group; to NumPy where a leaf is None."""
         folder = str(self._folder / name)
         try:
-            with _quiet(), _context():
-                if name not in self._metadata:
+            if name not in self._metadata:
+                with _quiet(), _context():
                     self._metadata[name] = dict(ocp.metadata(folder).metadata)
-                stored = self._metadata[name]
-                leaves = {path: stored[path] if w is None else w for path, w in wanted.items()}
+            stored = self._metadata[name]
+            parts = [_part_bytes(stored[path], leaf) for path, leaf in wanted.items() if leaf]
+            leaves = {path: stored[path] if w is None else w for path, w in wanted.items()}
+            # A part that is as large as the limit would be refused.
+            with _quiet(), _context(max([_BUFFER_BYTES, *parts]) + 1):
                 loaded = ocp.load(folder, dict.fromkeys(stored, ocp.PLACEHOLDER) | leaves)
-                return {path: loaded[path] for path in wanted}
+            return {path: loaded[path] for path in wanted}
         except (OSError, ValueError, KeyError, ocp.errors.InvalidLayoutError) as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
@@ -260,14 +264,27 @@ def _chunks(path: str, array: np.ndarray) -> ocp_v0.SaveArgs:
     return ocp_v0.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)
 
 
-def _context() -> ocp.Context:
+def _context(read_bytes: int = _BUFFER_BYTES) -> ocp.Context:
     context = ocp.Context()
-    context.memory.read_concurrent_bytes = _BUFFER_BYTES
+    context.memory.read_concurrent_bytes = read_bytes
     # Each process reads what its devices need, whatever the others do.
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
     context.multiprocessing.barrier_sync_key_prefix = "vlm_jax"
     return context
+
+
+def _part_bytes(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
+    """What reading a device's part of an array takes at most: all chunks that it touches."""
+    assert wanted.sharding is not None
+    dims = zip(
+        stored.shape,
+        wanted.sharding.shard_shape(stored.shape),
+        stored.storage_metadata.chunk_shape,
+        strict=True,
+    )
+    touched = [min(size, (-(-part // chunk) + 1) * chunk) for size, part, chunk in dims]
+    return math.prod(touched) * np.dtype(stored.dtype).itemsize
 
 
 @contextlib.contextmanager

@@ -1,0 +1,33 @@
+"""Arrays in groups, read onto devices in parts."""
+
+import jax
+import numpy as np
+import pytest
+
+from vlm_jax.checkpoint import orbax_store
+from vlm_jax.checkpoint.orbax_store import Reader, Writer
+from vlm_jax.parallel import make_mesh, param_shardings
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_an_array_larger_than_the_buffer_is_read_onto_devices(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(orbax_store, "_BUFFER_BYTES", 1 << 10)
+    monkeypatch.setattr(orbax_store, "_CHUNK_BYTES", 1 << 11)
+    draw = np.random.default_rng(0).standard_normal
+    params = {
+        "decoder/embed_vd": draw((96, 40), np.float32),
+        "decoder/layers/0/wq_dnh": draw((40, 6, 8), np.float32),
+    }
+    folder = tmp_path / "params"
+    with Writer(folder) as writer:
+        for path, array in params.items():
+            writer.add(path, array)
+        writer.finish()
+    shardings = param_shardings(params, make_mesh())
+    leaves = {
+        path: jax.ShapeDtypeStruct(array.shape, dtype, sharding=shardings[path])
+        for path, array in params.items()
+    }
+    for path, array in Reader(folder, writer.tensors).load(leaves).items():
+        assert array.sharding == shardings[path]
+        np.testing.assert_array_equal(array, params[path].astype(dtype), err_msg=path)
