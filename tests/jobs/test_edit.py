@@ -194,6 +194,19 @@ def test_certificate_says_what_was_done(qwen, edited):
         np.median([h["rho"]["median"] for h in numbers["heads"]]), rel=1e-6
     )
     assert 0 < head["rounding_noise"] < 0.1
+    assert head["seed"] == 0
+    before, after = (np.array(head[f"spectrum_{when}"]) for when in ("before", "after"))
+    lost = 1 - np.sum(after**2) / np.sum(before**2)
+    assert head["edit"]["energy_removed"] == pytest.approx(lost, rel=1e-5)
+    assert np.abs(head["alignment"]).max() <= 1
+    assert -1 <= head["symmetry"] <= 1
+    assert 0 < head["overlap"] < 1
+    assert head["residual"] == 0  # of a plain edit, which is always realised
+    wq = open_folder(qwen).read("decoder/layers/1/wq_dnh").astype(np.float64)[:, 3]
+    change = open_folder(edited).read("decoder/layers/1/wq_dnh").astype(np.float64)[:, 3] - wq
+    share = np.linalg.norm(change) / np.linalg.norm(wq)
+    assert head["edit"]["dw_relative"] == pytest.approx(share, rel=1e-2)  # before rounding
+    assert len({numbers["source"]["sha256"], numbers["result"]["sha256"]}) == 2
     assert numbers["versions"].keys() >= {"vlm_jax", "jax", "numpy"}
     with_file = open_folder(edited).certificate
     assert with_file is not None
