@@ -2,7 +2,7 @@ import html.parser
 
 import pytest
 
-from vlm_jax.report.plots import HEIGHT, Mark, Series, forest, scatter
+from vlm_jax.report.plots import HEIGHT, Mark, Series, bars, forest, maps, scatter
 
 
 class _Nodes(html.parser.HTMLParser):
@@ -70,3 +70,31 @@ def test_a_forest_shows_intervals_and_rings():
 
 def test_names_are_escaped():
     assert "<b>" not in forest([Series("<b>", [Mark(0.0, 0.0)])], "x")
+
+
+def rectangles(svg):
+    return [attributes for attributes, _ in nodes(svg, "rect")]
+
+
+def test_bars_stack_both_ways_from_zero():
+    svg = bars(["a", "b"], {"up": [1.0, 2.0], "more": [1.0, -1.0]}, "nats")
+    found = [(float(r["y"]), float(r["height"])) for r in rectangles(svg)]
+    (up, tall), (more, size), (other, double), (down, same) = found
+    assert tall == pytest.approx(size, abs=0.02)
+    assert tall == pytest.approx(same, abs=0.02)
+    assert double == pytest.approx(2 * tall, abs=0.02)
+    assert more + size == pytest.approx(up, abs=0.02)  # stacked
+    assert other == pytest.approx(more, abs=0.02)  # both reach 2
+    assert down == pytest.approx(up + tall, abs=0.02)  # hangs from zero
+    assert {"a", "b", "up", "more"} <= set(texts(svg))
+    assert "b: more -1" in [text for _, text in nodes(svg, "title")]
+
+
+def test_maps_share_one_scale_and_tell_signs_apart():
+    svg = maps({"one": [[0.0, 2.0]], "two": [[-1.0, 0.5]]}, "head", "layer")
+    cells = [r for r in rectangles(svg) if "fill-opacity" in r]
+    assert [float(c["fill-opacity"]) for c in cells] == [0, 1, 0.5, 0.25]
+    assert cells[2]["fill"] != cells[1]["fill"] == cells[3]["fill"]
+    assert max(float(c["x"]) for c in cells[:2]) < min(float(c["x"]) for c in cells[2:])
+    assert {"one", "two", "head; deepest colour 2"} <= set(texts(svg))
+    assert "nan" not in maps({"one": [[0.0]]}, "head", "layer")

@@ -159,7 +159,7 @@ class HeadAblation:
         probe = lambda at: self._drop[scope](
             params, batch, read, runs.take(run_g[at]), heads[head_g[at]]
         )
-        p = _in_batches(probe, len(run_g), self.rows)  # [runs x heads, q]
+        p = in_batches(probe, len(run_g), self.rows)  # [runs x heads, q]
         p = p.reshape(count, len(heads), -1).transpose(0, 2, 1).reshape(-1, len(heads))[index_m]
         return self._differences(p)
 
@@ -197,7 +197,7 @@ class HeadAblation:
         read, batch = self._read_once(params, batch)
         runs = _Runs.one_each(places)
         probe = lambda at: self._slope[log][scope](params, batch, read, runs.take(at))
-        return _in_batches(probe, len(runs.sample_r), self.rows)
+        return in_batches(probe, len(runs.sample_r), self.rows)
 
     def _read_once(self, params: Params, batch: Batch) -> tuple[_Read, Batch]:
         """Reads a batch; returns also what ablations still need of it, on the device."""
@@ -205,7 +205,7 @@ class HeadAblation:
         return self._read(params, batch), jax.tree.map(jnp.asarray, rest)
 
 
-def _in_batches(run: Callable[[Any], Array], count: int, rows: int) -> np.ndarray:
+def in_batches(run: Callable[[Any], Array], count: int, rows: int) -> np.ndarray:
     """Runs on `rows` indices at a time, the last repeated to fill the last batch."""
     starts = range(0, count, rows)
     found = [np.asarray(run(np.minimum(np.arange(s, s + rows), count - 1))) for s in starts]

@@ -27,6 +27,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.benchmarks import Chair
 from vlm_jax.evals.results import protocol_hash, write_json
+from vlm_jax.jobs import contributions
 from vlm_jax.jobs.benchmarks import read_benchmark
 from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.fingerprint import HEADS, fingerprint
@@ -72,7 +73,13 @@ class Settings:
 
 
 def run(request: Request) -> None:
-    """Writes `heads.json` to `--workdir`; chunks of a killed run are kept and not made again."""
+    """Writes `heads.json` to `--workdir`; chunks of a killed run are kept and not made again.
+
+    With `config.contributions`, says where answers come from instead (`contributions`).
+    """
+    if request.config.get("contributions"):
+        contributions.run(request)
+        return
     config, workdir = request.config, request.need("workdir")
     source = checkpoint.open_folder(request.need("source"))
     settings = read_settings(config.get("identify", {}), shape_of(source.config))

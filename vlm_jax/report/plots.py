@@ -1,8 +1,8 @@
-"""Plots as inline SVG: axes, lines, points with intervals. No script, no font, no file."""
+"""Plots as inline SVG: points with intervals, bars, maps. No script, no font, no file."""
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 900, 420
@@ -128,6 +128,87 @@ def forest(rows: Sequence[Series], x_label: str, *, title: str = "") -> str:
     return _svg(parts, height, title)
 
 
+def bars(
+    labels: Sequence[str], stacks: Mapping[str, Sequence[float]], y_label: str, *, title: str = ""
+) -> str:
+    """Draws stacked bars, what is positive above the line y = 0 and what is negative below.
+
+    Args:
+        labels: of the bars.
+        stacks: name -> a value a bar; one colour each.
+        y_label: of the axis.
+        title: what the plot shows, for readers who do not see it.
+    """
+    ends = [0.0]
+    for part in zip(*stacks.values()):
+        ends += [sum(v for v in part if v > 0), sum(v for v in part if v < 0)]
+    below, height = _BOTTOM + 40, HEIGHT - 60
+    y = _Scale.over(ends, height - below, _TOP)
+    right = WIDTH - _RIGHT + 110
+    pitch = min((right - _LEFT) / max(len(labels), 1), 48.0)
+    parts = [_rules(y, _LEFT, right, y_label)]
+    for number, label in enumerate(labels):
+        left, tops = round(_LEFT + pitch * (number + 0.1), 2), {True: 0.0, False: 0.0}
+        for colour, (name, values) in zip(COLOURS, stacks.items()):
+            value = values[number]
+            start, end = tops[value > 0], tops[value > 0] + value
+            top, bottom = sorted((y(start), y(end)))
+            parts.append(
+                f"<rect x={left} y={top} width={0.8 * pitch:.2f} height={bottom - top:.2f} "
+                f'fill="{colour}">{_tip(f"{label}: {name} {value:+.3g}")}</rect>'
+            )
+            tops[value > 0] = end
+        middle, base = round(left + 0.4 * pitch, 2), height - below + 14
+        parts.append(
+            f'<text transform="translate({middle} {base}) rotate(-45)" text-anchor=end>'
+            f"{html.escape(label)}</text>"
+        )
+    parts.append(f'<path class=zero d="M{_LEFT} {y(0)}H{right}"/>')
+    named = [Series(name, [], colour) for colour, name in zip(COLOURS, stacks)]
+    parts.append(_legend(named, right + 18))
+    return _svg(parts, height, title)
+
+
+def maps(
+    panels: Mapping[str, Sequence[Sequence[float]]], x_label: str, y_label: str, *, title: str = ""
+) -> str:
+    """Draws tables of signed values side by side: dark above zero, amber below, deep far from it.
+
+    Args:
+        panels: name -> rows of values, all of one shape; one scale of colours for all.
+        x_label, y_label: what columns and rows are.
+        title: what the plot shows, for readers who do not see it.
+    """
+    shapes = [(len(rows), len(rows[0])) for rows in panels.values()]
+    deep, wide = shapes[0]
+    largest = max((abs(v) for rows in panels.values() for row in rows for v in row), default=0.0)
+    room = (WIDTH - _LEFT - 20) / len(panels)
+    cell = min((room - 20) / wide, 360 / deep, 40.0)
+    parts = [_text(14, _TOP + 14, y_label, "start")]
+    for number, (name, rows) in enumerate(panels.items()):
+        left, top = _LEFT + room * number, _TOP + 26.0
+        parts.append(_text(left, top - 8, name, "start"))
+        for i, row in enumerate(rows):
+            if number == 0 and (deep <= 16 or i % 4 == 0):
+                parts.append(_text(left - 8, top + cell * (i + 0.5) + 4, str(i), "end"))
+            for j, value in enumerate(row):
+                share = abs(value) / largest if largest else 0.0
+                at = f"x={left + cell * j:.2f} y={top + cell * i:.2f}"
+                size = f"width={cell:.2f} height={cell:.2f}"
+                colour = "var(--ink)" if value >= 0 else COLOURS[4]
+                tip = _tip(f"{name}: {y_label} {i}, {x_label} {j}: {value:+.3g}")
+                parts.append(
+                    f'<rect {at} {size} fill="{colour}" fill-opacity={share:.3f}>{tip}</rect>'
+                )
+        edge = f"width={cell * wide:.2f} height={cell * deep:.2f}"
+        parts.append(f"<rect class=grid x={left} y={top} {edge} fill=none />")
+        for j in range(0, wide, 1 if wide <= 16 else 4):
+            parts.append(_text(left + cell * (j + 0.5), top + cell * deep + 16, str(j), "middle"))
+    base = _TOP + 26.0 + cell * deep
+    parts.append(_text(_LEFT, base + 36, f"{x_label}; deepest colour {largest:.3g}", "start"))
+    return _svg(parts, base + 48, title)
+
+
 def _draw(one: Series, x: _Scale, y: _Scale) -> str:
     parts = []
     labelled: list[tuple[float, float]] = []
@@ -154,20 +235,25 @@ def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> str:
     for tick in x.ticks:
         parts.append(f'<path class=grid d="M{x(tick)} {y.start}V{y.end}"/>')
         parts.append(_text(x(tick), y.start + 18, _tick(tick), "middle"))
-    for tick in y.ticks:
-        parts.append(f'<path class=grid d="M{x.start} {y(tick)}H{x.end}"/>')
-        parts.append(_text(x.start - 8, y(tick) + 4, _tick(tick), "end"))
     parts.append(_text((x.start + x.end) / 2, y.start + 40, x_label, "middle"))
+    return "".join([*parts, _rules(y, x.start, x.end, y_label)])
+
+
+def _rules(y: _Scale, left: float, right: float, label: str) -> str:
+    """The lines and numbers of a vertical axis."""
+    parts = []
+    for tick in y.ticks:
+        parts.append(f'<path class=grid d="M{left} {y(tick)}H{right}"/>')
+        parts.append(_text(left - 8, y(tick) + 4, _tick(tick), "end"))
     middle = (y.start + y.end) / 2
     parts.append(
         f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor=middle>'
-        f"{html.escape(y_label)}</text>"
+        f"{html.escape(label)}</text>"
     )
     return "".join(parts)
 
 
-def _legend(series: Sequence[Series]) -> str:
-    at = WIDTH - _RIGHT + 18
+def _legend(series: Sequence[Series], at: float = WIDTH - _RIGHT + 18) -> str:
     parts = []
     for number, one in enumerate(series):
         y = _TOP + 8 + _LEGEND_PITCH * number
@@ -179,11 +265,15 @@ def _legend(series: Sequence[Series]) -> str:
 def _dot(
     x: float, y: float, colour: str, text: str, radius: float = 4.5, *, hollow: bool = False
 ) -> str:
-    tip = f"<title>{html.escape(text)}</title>" if text else ""
+    tip = _tip(text) if text else ""
     paint = (
         f'fill="var(--paper)" stroke="{colour}" stroke-width=2' if hollow else f'fill="{colour}"'
     )
     return f"<circle cx={x} cy={y} r={radius} {paint}>{tip}</circle>"
+
+
+def _tip(text: str) -> str:
+    return f"<title>{html.escape(text)}</title>"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

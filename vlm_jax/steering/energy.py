@@ -110,5 +110,5 @@ def fold_energy(
         "scale_ln": scale_ln.tolist(),
     }
     text = json.dumps(certificate, indent=1) + "\n"
-    source.copy(target, replace, {CERTIFICATE: text.encode()})
+    source.copy(target, replace, {CERTIFICATE: text.encode()}, recipe=text.encode())
     return scale_ln

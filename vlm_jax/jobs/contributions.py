@@ -1,0 +1,178 @@
+"""Where the tokens of answers come from, by head and part of the input, as numbers and a page."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_jax import checkpoint
+from vlm_jax.analysis.ablation import SCOPES, Places
+from vlm_jax.analysis.sources import SOURCES, SourceSupport
+from vlm_jax.api import VLM, Answer
+from vlm_jax.errors import ConfigError, PromptError
+from vlm_jax.evals.base import Example
+from vlm_jax.evals.results import Results, protocol_hash, write_json
+from vlm_jax.files import replace_file
+from vlm_jax.jobs.benchmarks import read_benchmark
+from vlm_jax.jobs.chunks import Chunks
+from vlm_jax.jobs.fingerprint import fingerprint
+from vlm_jax.jobs.generate import read_requests
+from vlm_jax.jobs.request import Request
+from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_model, provenance
+from vlm_jax.progress import Progress
+from vlm_jax.report.contributions import Support, sections, table
+from vlm_jax.report.page import page
+from vlm_jax.steering.checks import one_of, whole
+
+PAGE, NUMBERS = "contributions.html", "contributions.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `config.contributions` says.
+
+    Attributes:
+        scope: where heads are gated, of `analysis.ablation.SCOPES`.
+        rows: tokens in a batch, each with a backward pass through its whole sequence.
+        answers: at most so many of the requests.
+    """
+
+    scope: str = "row"
+    rows: int = 8
+    answers: int = 16
+
+
+def run(request: Request) -> None:
+    """Answers requests, or questions of one benchmark, and writes where each answer came from.
+
+    `contributions.json` and `contributions.html` go to `--workdir`; answers of a killed run are
+    kept, in `answers/`, with the support of every token by every head and source.
+    """
+    config, workdir = request.config, request.need("workdir")
+    settings = read_settings(config.contributions)
+    source = checkpoint.open_folder(request.need("source"))
+    examples = _examples(config, source.config.family)[: settings.answers]
+    model = load_model(request)
+    identity = {
+        "source": fingerprint(source),
+        "contributions": dataclasses.asdict(settings),
+        "asked": [protocol_hash(_asked(example)) for example in examples],
+        **generation_identity(config, model),
+    }
+    chunks = Chunks(workdir / "answers", identity)
+    todo = [number for number in range(len(examples)) if not chunks.has(number)]
+    support = SourceSupport(model.config, settings.rows)
+    with Progress(len(todo), "answers", label="contributions") as progress:
+        for number in todo:
+            options = generation_settings(config)
+            found = measure(model, support, examples[number], settings, number, options)
+            chunks.write(number, found)
+            progress.advance()
+    answers = [_read(model, example, chunks.read(n)) for n, example in enumerate(examples)]
+    _write(config, workdir, settings, source.path.name, answers)
+
+
+def read_settings(section: Mapping[str, Any]) -> Settings:
+    """Returns the settings that a config section describes.
+
+    Raises:
+        ConfigError: a key is unknown or a value cannot be.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for key in section:
+        if key not in known:
+            raise ConfigError(
+                f"config.contributions has no key {key!r}; it knows {', '.join(known)}."
+            )
+    settings = Settings(**dict(section))
+    one_of("config.contributions.scope", settings.scope, SCOPES)
+    whole("config.contributions.rows", settings.rows, 1, 1 << 20)
+    whole("config.contributions.answers", settings.answers, 1, 1 << 20)
+    return settings
+
+
+def measure(
+    model: VLM,
+    support: SourceSupport,
+    example: Example,
+    settings: Settings,
+    stream: int,
+    options: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Answers one example; returns its tokens and their support [tokens, L, N, sources].
+
+    Args:
+        stream: what seeds its sampling.
+        options: of `VLM.answer`.
+
+    Raises:
+        PromptError: the answer is empty, or the example cannot be read.
+    """
+    images, prompts = [list(example.images)], [example.prompt]
+    (answer,) = model.answer(images, prompts, streams=[stream], **options)
+    assert isinstance(answer, Answer)
+    count = len(answer.tokens)
+    if not count:
+        raise PromptError(f"request {example.id}: the answer is empty, so nothing supports it.")
+    batch, starts_b = model.processor.batch_answers(images, prompts, [answer.tokens])
+    queries = (starts_b[0] - 1 + np.arange(count)).astype(np.int32)
+    targets = np.asarray(answer.tokens, np.int32)
+    places = Places(np.zeros(count, np.int32), queries, targets)
+    found = support(model.params, batch, starts_b, places, settings.scope)
+    return {"tokens": targets, "support": np.asarray(found, np.float32)}
+
+
+def _examples(config: Any, family: str) -> Sequence[Example]:
+    if not len(config.benchmarks):
+        examples, malformed = read_requests(config.requests, config.prompt, list(config.images))
+        for line, reason in malformed.items():
+            raise PromptError(f"{config.requests} {line} {reason}")
+        return examples
+    if len(config.benchmarks) > 1:
+        raise ConfigError(
+            f"contributions are of one benchmark, but config.benchmarks has "
+            f"{len(config.benchmarks)}; leave one, or none to answer config.requests."
+        )
+    ((name, section),) = config.benchmarks.items()
+    return list(read_benchmark(name, section, family).examples())
+
+
+def _asked(example: Example) -> dict[str, Any]:
+    return {"id": str(example.id), "prompt": example.prompt, "images": str(example.images)}
+
+
+def _read(model: VLM, example: Example, found: Mapping[str, np.ndarray]) -> Support:
+    decode = model.processor.tokenizer.decode
+    pieces = [decode([token]).strip() or "·" for token in found["tokens"].tolist()]
+    return Support(str(example.id), example.prompt, pieces, SOURCES, found["support"])
+
+
+def _write(config: Any, workdir, settings: Settings, source: str, answers: Sequence[Support]):
+    made = provenance(config)
+    about = {key: made[key] for key in ("versions", "seeds", "device")}
+    summary = table(answers, settings.scope)
+    title = f"Where the answers of {source} come from"
+    plots = [plot for one in answers for plot in sections(one)]
+    text = page(title, [summary.html(), *plots], Results(PAGE, {}, {}, len(answers), **about))
+    replace_file(workdir / PAGE, text.encode())
+    document = {
+        "kind": "contributions",
+        "source": source,
+        "scope": settings.scope,
+        "sources": SOURCES,
+        "answers": [
+            {
+                "id": one.name,
+                "prompt": one.prompt,
+                "tokens": one.tokens,
+                "support": one.by_token.round(6).tolist(),
+                "shares": {name: round(share, 6) for name, share in one.shares.items()},
+            }
+            for one in answers
+        ],
+        **made,
+    }
+    write_json(workdir / NUMBERS, document)
+    print(summary.text())
+    print(f"Plots: {workdir / PAGE}")
