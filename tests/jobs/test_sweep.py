@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_doses_their_corrections_and_the_choice(job, capsys):
     assert "Chosen on the development split: strength=1.0" in printed
 
 
-def test_the_chosen_setting_alone_is_on_the_test_split(job, fake):
+def test_the_chosen_setting_alone_is_on_the_test_split(job, fake, capsys):
     workdir = job(sweep.run)
     top = read(workdir / "test" / "results.json")
     assert list(top["all"]["broken"]) == ["unedited", "chosen", "R1", "R3", "R4"]
@@ -60,6 +61,31 @@ def test_the_chosen_setting_alone_is_on_the_test_split(job, fake):
     assert top["comparison"]["arms"]["chosen"]["edit"]["strength"] == 1.0
     assert top["comparison"]["arms"]["R4"]["draws"] == 2
     assert (workdir / "report.html").read_text().count("<svg") == 2
+    test = read(workdir / "results.json")["test"]
+    assert test["value"] == pytest.approx(0.3)  # of 2 x 50 captions
+    assert test["change"]["value"] == pytest.approx(-0.3)
+    assert test["p"] == test["p_holm"] == pytest.approx(2 * 0.5**30)
+    assert test["recall"] == {"value": 0, "low": 0, "high": 0}
+    assert test["frontier_gap"] == pytest.approx(-0.3)
+    printed = capsys.readouterr().out
+    assert "Test split; chosen is strength=1.0" in printed
+    report = (workdir / "report.md").read_text()
+    for text in (printed, report):
+        assert text.index("Chosen: strength=1.0") > 0
+        assert "The best of 3 settings looks better on dev than it is" in text
+    rows = [line for line in report.splitlines() if line.startswith(("| dev |", "| test |"))]
+    assert [row.split(" | ")[1:3] for row in rows] == [["80", "30.0"], ["100", "30.0"]]
+    assert "strength=1.0, chosen on dev" in (workdir / "test" / "report.md").read_text()
+
+
+def test_many_lines_are_plotted_apart(job, config):
+    config.sweep = {"strength": (0.25, 0.5, 1.0), "k": (1, 2, 3), "heads": ("all", (0,), (1,))}
+    config.test = {}
+    workdir = job(sweep.run)
+    page = (workdir / "report.html").read_text()
+    assert re.findall("<h2>Change of C_S against ([^<]*)</h2>", page) == [
+        f"{axis}, heads={heads}" for axis in ("k", "strength") for heads in ("all", "0", "1")
+    ]
 
 
 def test_a_second_run_makes_no_answer_and_finds_the_same(job, fake):

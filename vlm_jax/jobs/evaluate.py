@@ -155,13 +155,19 @@ def evaluate(
     arms: Sequence[Arm],
     say_less: SayLess | None,
     workdir: pathlib.Path,
+    title: str = "arms beside their controls",
 ) -> Evaluation:
-    """Measures, compares, writes and prints; see `run`."""
+    """Measures, compares, writes and prints; see `run`.
+
+    Args:
+        request, session, benchmarks, arms, say_less, workdir: see `Session.measure`.
+        title: of the report, behind the model's name.
+    """
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
     tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
     tables += failure_tables(found.measured.failures)
     if processes.primary():
-        _publish(request, workdir, found, tables)
+        _publish(request, workdir, found, tables, title)
     show(tables, found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
     return found
@@ -278,7 +284,11 @@ class _Describe:
 
 
 def _publish(
-    request: Request, workdir: pathlib.Path, found: Evaluation, tables: Sequence[Table]
+    request: Request,
+    workdir: pathlib.Path,
+    found: Evaluation,
+    tables: Sequence[Table],
+    title: str,
 ) -> None:
     """Writes the top `results.json` and `answers.jsonl`, `report.md` and `report.html`."""
     first = next(iter(found.results))
@@ -292,7 +302,7 @@ def _publish(
     write_json(workdir / "results.json", top)
     answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
     replace_file(workdir / "answers.jsonl", answers)
-    title = f"{request.need('source').name}: arms beside their controls"
+    title = f"{request.need('source').name}: {title}"
     write_reports(workdir, title, tables, comparison_page(title, found.comparison, tables, entry))
 
 

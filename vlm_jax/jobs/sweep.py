@@ -33,9 +33,11 @@ from vlm_jax.jobs.measure import Session
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import provenance
 from vlm_jax.jobs.say_less import read_say_less
+from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page, section
-from vlm_jax.report.sweep import dose_plot, dose_table
+from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
+from vlm_jax.report.tables import Table
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
 from vlm_jax.steering.qk import CONTROLS as EDIT_CONTROLS
 
@@ -47,7 +49,8 @@ def run(request: Request) -> None:
     """Sweeps `config.sweep` over `--source`; writes to `--workdir`.
 
     Answers of the settings are under `dev`, the whole table is in `results.json`, `report.md` and
-    `report.html`, and the chosen setting's evaluation is under `test`, as `evaluate` writes it.
+    `report.html`, with the chosen setting on both splits, whose evaluation on the test split is
+    under `test`, as `evaluate` writes it.
     """
     config, workdir = request.config, request.need("workdir")
     source = checkpoint.open_folder(request.need("source"))
@@ -67,7 +70,11 @@ def run(request: Request) -> None:
     session = Session(request)
     arms = [Arm(UNEDITED), *grid.arms]
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir / "dev")
-    chosen = _report(request, found, benchmarks, grid, rule, workdir)
+    report = _Report.of(request, found, benchmarks, grid, rule)
+    chosen = report.chosen
+    report.write(workdir)
+    show([report.table], found.measured)
+    print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
     if chosen is None:
         print(
             "No setting keeps recall as config.choose asks; nothing is measured on the test split."
@@ -81,8 +88,12 @@ def run(request: Request) -> None:
     _only_once(workdir / "test" / "chosen.json", chosen, setting)
     controls = grid.controls(chosen, rule.controls, reader)
     finalists = [Arm(UNEDITED), Arm(CHOSEN, (setting,)), *controls]
-    print("\nTest split")
-    evaluate(request, session, test, finalists, say_less, workdir / "test")
+    print(f"\nTest split; {CHOSEN} is {chosen}")
+    title = f"{chosen}, chosen on dev, on the test split"
+    tested = evaluate(request, session, test, finalists, say_less, workdir / "test", title)
+    both = report.with_test(tested, test)
+    both.write(workdir)
+    print(f"\n{both.both_splits().text()}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +142,8 @@ class Rule:
         return rule
 
     def __str__(self) -> str:
-        drop = f"{100 * self.max_recall_drop:g} points of recall"
+        points = 100 * self.max_recall_drop
+        drop = f"{points:g} point{'' if points == 1 else 's'} of recall"
         return f"best {self.metric} among settings that lose at most {drop}"
 
 
@@ -163,56 +175,127 @@ def read_test_benchmarks(
     return made
 
 
-def _report(
+@dataclasses.dataclass(frozen=True)
+class _Report:
+    """What a sweep found.
+
+    Attributes:
+        request: of the job.
+        found: the comparison on the development split.
+        grid: its settings.
+        rule: how one was chosen.
+        metric: what is judged.
+        pooled: the benchmarks that it is judged on.
+        doses: the effect of every setting.
+        chosen: the setting that was chosen, or None.
+        test: its effect on the test split, and the comparison there.
+    """
+
+    request: Request
+    found: Evaluation
+    grid: Grid
+    rule: Rule
+    metric: str
+    pooled: tuple[str, ...]
+    doses: Sequence[Dose]
+    chosen: str | None
+    test: tuple[Dose, Comparison] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        found: Evaluation,
+        benchmarks: Mapping[str, Benchmark],
+        grid: Grid,
+        rule: Rule,
+    ) -> "_Report":
+        """Judges the settings of a grid, and chooses one."""
+        pooled, metric = _judged(found.comparison, rule.metric)
+        tested = [arm.name for arm in grid.tested]
+        doses = _doses(request, found, benchmarks, metric, pooled, tested)
+        gaps = {arm.name: arm.mean_gap for arm in found.comparison.arms}
+        values = {d.name: gaps[d.name] if rule.metric == GAP else d.value for d in doses}
+        candidates = [dose for dose in doses if dose.name in tested]
+        chosen = choose(candidates, values, rule.metric, rule.max_recall_drop)
+        return cls(request, found, grid, rule, metric, pooled, doses, chosen)
+
+    def with_test(self, found: Evaluation, benchmarks: Mapping[str, Benchmark]) -> "_Report":
+        """The report with what the chosen setting does on the test split."""
+        doses = _doses(self.request, found, benchmarks, self.metric, self.pooled, [CHOSEN])
+        dose = next(dose for dose in doses if dose.name == CHOSEN)
+        return dataclasses.replace(self, test=(dose, found.comparison))
+
+    @property
+    def table(self) -> Table:
+        """Every setting a row."""
+        return dose_table(self.doses, self.found.comparison, self.metric, self.pooled, self.chosen)
+
+    def both_splits(self) -> Table:
+        """The chosen setting on both splits."""
+        assert self.chosen is not None
+        assert self.test is not None
+        dose = next(dose for dose in self.doses if dose.name == self.chosen)
+        splits = {"dev": (dose, self.found.comparison), "test": self.test}
+        return chosen_table(self.chosen, splits, self.metric, len(self.grid.tested))
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Writes `results.json`, `report.md` and `report.html`; process 0 does."""
+        if not processes.primary():
+            return
+        comparison = self.found.comparison
+        write_json(workdir / "results.json", self._document())
+        tables = [self.table, *comparison_tables(comparison, self.found.sizes)]
+        front = [] if self.test is None else [self.both_splits()]
+        title = f"{self.request.need('source').name}: sweep"
+        plots = _plots(self.doses, self.grid, self.metric in comparison.units, self.metric)
+        if comparison.points:
+            named = [UNEDITED, self.chosen] if self.chosen else []
+            plot = frontier_plot(comparison, named if len(comparison.arms) > 8 else ())
+            plots.append(section("The say-less frontier", plot, FRONTIER_NOTE))
+        about = next(iter(self.found.results[self.pooled[0]].values()))
+        sections = [*(t.html() for t in front), *plots, *(t.html() for t in tables)]
+        write_reports(workdir, title, [*front, *tables], page(title, sections, about))
+
+    def _document(self) -> dict[str, Any]:
+        test = None
+        if self.test is not None:
+            arm = next(arm for arm in self.test[1].arms if arm.name == CHOSEN)
+            test = {**self.test[0].document(), "frontier_gap": arm.mean_gap}
+        settings = self.grid.settings
+        return {
+            "sweep": {k: list(v) for k, v in self.request.config.sweep.to_dict().items()},
+            "left_out": list(self.grid.left_out),
+            "rule": dataclasses.asdict(self.rule),
+            "chosen": self.chosen,
+            "metric": self.metric,
+            "benchmarks": list(self.pooled),
+            "settings": {d.name: {**settings[d.name], **d.document()} for d in self.doses},
+            "test": test,
+            "comparison": self.found.document(),
+            **provenance(self.request.config),
+        }
+
+
+def _doses(
     request: Request,
     found: Evaluation,
     benchmarks: Mapping[str, Benchmark],
-    grid: Grid,
-    rule: Rule,
-    workdir: pathlib.Path,
-) -> str | None:
-    """Writes and prints the sweep; returns the chosen setting."""
-    config, comparison = request.config, found.comparison
-    pooled, metric = _judged(comparison, rule.metric)
+    metric: str,
+    pooled: Sequence[str],
+    tested: Sequence[str],
+) -> list[Dose]:
+    """The effects of all arms, those of `tested` corrected together."""
     first = found.measured.tables[UNEDITED][pooled[0]][0]
-    tested = [arm.name for arm in grid.tested]
-    doses = dose_response(
+    return dose_response(
         found.measured.tables,
         benchmarks[pooled[0]].metrics(first.totals()),
         metric,
         pooled,
         tested,
-        draws=config.bootstrap_draws,
-        seed=config.seed,
+        draws=request.config.bootstrap_draws,
+        seed=request.config.seed,
     )
-    gaps = {arm.name: arm.mean_gap for arm in comparison.arms}
-    values = {d.name: gaps[d.name] if rule.metric == GAP else d.value for d in doses}
-    candidates = [dose for dose in doses if dose.name in tested]
-    chosen = choose(candidates, values, rule.metric, rule.max_recall_drop)
-    dose_rows = dose_table(doses, comparison, metric, pooled, chosen)
-    tables = [dose_rows, *comparison_tables(comparison, found.sizes)]
-    document = {
-        "sweep": {name: list(values) for name, values in config.sweep.to_dict().items()},
-        "left_out": list(grid.left_out),
-        "rule": dataclasses.asdict(rule),
-        "chosen": chosen,
-        "metric": metric,
-        "benchmarks": list(pooled),
-        "settings": {d.name: {**grid.settings[d.name], **d.document()} for d in doses},
-        "comparison": found.document(),
-        **provenance(config),
-    }
-    write_json(workdir / "results.json", document)
-    title = f"{request.need('source').name}: sweep"
-    about = next(iter(found.results[pooled[0]].values()))
-    plots = _plots(doses, grid, metric in comparison.units, metric)
-    if comparison.points:
-        plots.append(section("The say-less frontier", frontier_plot(comparison), FRONTIER_NOTE))
-    html = page(title, [*plots, *(table.html() for table in tables)], about)
-    write_reports(workdir, title, tables, html)
-    show([dose_rows], found.measured)
-    print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
-    return chosen
 
 
 def _judged(comparison: Comparison, wanted: str) -> tuple[tuple[str, ...], str]:
@@ -237,8 +320,9 @@ def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[
         values = {one.get(axis) for one in grid.settings.values()}
         numeric = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
         if len(values) > 1 and numeric and axis != "seed":
-            plot = dose_plot(doses, grid.settings, axis, metric, plain)
-            plots.append(section(f"Change of {metric} against {axis}", plot))
+            for fixed, plot in dose_plots(doses, grid.settings, axis, metric, plain).items():
+                at = f", {fixed}" if fixed else ""
+                plots.append(section(f"Change of {metric} against {axis}{at}", plot))
     return plots
 
 

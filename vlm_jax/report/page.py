@@ -1,7 +1,7 @@
 """One self-contained HTML page of a comparison: plots first, then every table."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import mean
 
 from vlm_jax.evals.comparison import Comparison, primary_metric
@@ -78,9 +78,15 @@ def section(heading: str, plot: str, note: str = "") -> str:
     return f"<section><h2>{html.escape(heading)}</h2>{plot}{text}</section>"
 
 
-def frontier_plot(comparison: Comparison) -> str:
-    """The frontier's curve with every arm on it, by pooled recall and C_S."""
-    named = len(comparison.arms) <= _LEGEND
+def frontier_plot(comparison: Comparison, named: Collection[str] = ()) -> str:
+    """The frontier's curve with every arm on it, by pooled recall and C_S.
+
+    Args:
+        comparison: what is drawn.
+        named: the arms that are named and coloured, where there are many; all by default.
+    """
+    everyone = [arm.name for arm in comparison.arms]
+    named = named or (everyone if len(everyone) <= _LEGEND else ())
     curve = [
         Mark(100 * p.recall, 100 * p.metric, text=f"{p.bias:+g}" if p.bias else "")
         for p in _near(comparison)
@@ -88,8 +94,8 @@ def frontier_plot(comparison: Comparison) -> str:
     series = [Series("say less (bias)", curve, "var(--soft)", line=True, labels=True)]
     colours = _colours(comparison)
     controls = {contrast.control for contrast in comparison.contrasts}
-    for arm in comparison.arms:
-        colour = colours[arm.name]
+    for arm in sorted(comparison.arms, key=lambda arm: arm.name in named):
+        colour = colours[arm.name] if arm.name in named or not named else "var(--soft)"
         draws = [
             Mark(100 * recall, 100 * c_s, text=f"{arm.name}, draw {draw + 1}")
             for draw, (recall, c_s) in enumerate(zip(arm.pooled["recall"], arm.pooled["C_S"]))
@@ -97,8 +103,11 @@ def frontier_plot(comparison: Comparison) -> str:
         if len(draws) > 1:
             series.append(Series("", draws, colour, faint=True))
         middle = Mark(mean([m.x for m in draws]), mean([m.y for m in draws]), text=arm.name)
+        known = arm.name in named
+        name = arm.name if known else ""
+        background = bool(named) and not known
         ring = arm.name in controls
-        series.append(Series(arm.name if named else "", [middle], colour, hollow=ring))
+        series.append(Series(name, [middle], colour, hollow=ring, faint=background))
     where = " + ".join(comparison.pooled)
     return scatter(
         series, f"recall, % ({where})", "C_S, %", title="Hallucinated captions against recall"

@@ -1,5 +1,6 @@
 """Dose-response tables and plots of a sweep."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,11 @@ def dose_table(
 ) -> Table:
     """A setting a row, controls among them, the chosen one marked."""
     plain = metric in comparison.units
-    headers = ["setting", metric, "change", "at once", "p", "p Holm", "p max-T", "detectable"]
     with_items = any(dose.items is not None for dose in doses)
-    headers += ["items needed"] * with_items
     with_recall = any(dose.recall is not None for dose in doses)
+    headers = ["setting", metric, "change"]
     headers += ["recall"] * with_recall + ["gap to frontier"] * bool(comparison.points)
+    headers += ["at once", "p", "p Holm", "p max-T", "detectable", *["items needed"] * with_items]
     arms = {arm.name: arm for arm in comparison.arms}
     rows = []
     for dose in doses:
@@ -32,6 +33,12 @@ def dose_table(
             f"> {name}" if dose.name == chosen else name,
             number(dose.value, plain=plain),
             interval(dose.change, plain=plain, signed=True),
+        ]
+        if with_recall:
+            row.append(interval(dose.recall, signed=True))
+        if comparison.points:
+            row.append(gap_cell(arms[dose.name]))
+        row += [
             NONE if dose.simultaneous is None else _ends(dose.simultaneous, plain),
             p_value(dose.p),
             p_value(dose.p_holm),
@@ -40,21 +47,23 @@ def dose_table(
         ]
         if with_items:
             row.append(NONE if dose.items is None else f"{dose.items:,}")
-        if with_recall:
-            row.append(interval(dose.recall, signed=True))
-        if comparison.points:
-            row.append(gap_cell(arms[dose.name]))
         rows.append(row)
     tested = sum(dose.p is not None for dose in doses)
     level = f"{100 * comparison.level:g} %"
     before = number(doses[0].value - doses[0].change.value, plain=plain)
+    unit = comparison.units.get(metric, "points")
     notes = [
-        f"change: from the unedited model's {before}, [paired {level} bootstrap interval]; * it "
-        "excludes 0.",
+        f"change: {unit} from the unedited model's {before}, [paired {level} bootstrap interval]; "
+        "* it excludes 0.",
         f"at once: intervals that hold for all {tested} settings together (max-T). p: "
         f"{'exact McNemar' if metric == 'C_S' else 'from the bootstrap error'}, two-sided.",
         "detectable: least true change found with 80 % power. Controls are not tested.",
     ]
+    if metric == "C_S":
+        notes.append(
+            "Where few captions changed, a bootstrap interval is too narrow and can exclude 0 "
+            "beside a large p: p counts."
+        )
     if with_items:
         notes.append(
             "items needed: to find the change that was seen with 80 % power, were it true."
@@ -64,13 +73,49 @@ def dose_table(
     return Table(f"Dose and response of {metric} ({' + '.join(benchmarks)})", headers, rows, notes)
 
 
-def dose_plot(
+def chosen_table(
+    name: str, splits: Mapping[str, tuple[Dose, Comparison]], metric: str, settings: int
+) -> Table:
+    """The chosen setting on the split that it was chosen on and on the test split.
+
+    Args:
+        name: of the setting.
+        splits: "dev" and "test" -> the setting's effect, and the comparison that it is from.
+        metric: what is judged.
+        settings: how many it was chosen from.
+    """
+    headers = ["split", "images", metric, "change", "recall", "gap to frontier", "p", "detectable"]
+    rows = []
+    for split, (dose, comparison) in splits.items():
+        plain = metric in comparison.units
+        arm = next(arm for arm in comparison.arms if arm.name == dose.name)
+        images = sum(comparison.items[one] for one in comparison.pooled or comparison.items)
+        rows.append(
+            [
+                split,
+                f"{images:,}",
+                number(dose.value, plain=plain),
+                interval(dose.change, plain=plain, signed=True),
+                NONE if dose.recall is None else interval(dose.recall, signed=True),
+                gap_cell(arm) if comparison.points else NONE,
+                p_value(dose.p if split == "test" else None),
+                number(dose.detectable, plain=plain),
+            ]
+        )
+    notes = [
+        f"The best of {settings} settings looks better on dev than it is; test is its one look at "
+        "items that it was not chosen on.",
+    ]
+    return Table(f"Chosen: {name}", headers, rows, notes)
+
+
+def dose_plots(
     doses: Sequence[Dose],
     settings: Mapping[str, Mapping[str, Any]],
     axis: str,
     metric: str,
     plain: bool,
-) -> str:
+) -> dict[str, str]:
     """The change against one swept field; a line for each combination of the others.
 
     Args:
@@ -79,19 +124,65 @@ def dose_plot(
         axis: the field that is the horizontal axis; its values are numbers.
         metric: what changes.
         plain: whether it is no fraction.
+
+    Returns:
+        plots by what they hold fixed: one, or, where one would have more lines than there are
+        colours, one for each value of another field.
     """
+    others = {d.name: {k: v for k, v in settings[d.name].items() if k != axis} for d in doses}
+    lines = {setting_name(values) for values in others.values()}
+    split = None if len(lines) <= len(COLOURS) else _first_varied(list(others.values()))
+    panels: dict[str, list[Dose]] = {}
+    for dose in doses:
+        fixed = {split: others[dose.name][split]} if split and split in others[dose.name] else {}
+        panels.setdefault(setting_name(fixed), []).append(dose)
+    return {
+        fixed: _dose_plot(panel, settings, axis, metric, plain, split)
+        for fixed, panel in panels.items()
+    }
+
+
+def _first_varied(settings: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first field with several values; none where it is the only one, or a control's."""
+    values: dict[str, set[str]] = {}
+    for one in settings:
+        for field, value in one.items():
+            values.setdefault(field, set()).add(str(value))
+    varied = [field for field, seen in values.items() if len(seen) > 1 and field != "control"]
+    return varied[0] if len(varied) > 1 else None
+
+
+def _dose_plot(
+    doses: Sequence[Dose],
+    settings: Mapping[str, Mapping[str, Any]],
+    axis: str,
+    metric: str,
+    plain: bool,
+    fixed: str | None,
+) -> str:
     scale = 1 if plain else 100
     lines: dict[str, list[Mark]] = {}
     for dose in doses:
-        values = dict(settings[dose.name])
+        values = {k: v for k, v in settings[dose.name].items() if k != fixed}
         x = float(values.pop(axis))
         name = setting_name(values) or "edit"
         change = dose.change
         text = f"{dose.name}: {interval(change, plain=plain, signed=True)}"
         mark = Mark(x, scale * change.value, scale * change.low, scale * change.high, text)
         lines.setdefault(name, []).append(mark)
+    places = [mark.x for marks in lines.values() for mark in marks]
+    # Lines stand a little apart, or one interval would hide the others.
+    apart = 0.008 * (max(places) - min(places))
     series = [
-        Series(name, sorted(marks, key=lambda m: m.x), COLOURS[n % len(COLOURS)], line=True)
+        Series(
+            name,
+            [
+                dataclasses.replace(mark, x=mark.x + apart * (n - (len(lines) - 1) / 2))
+                for mark in sorted(marks, key=lambda mark: mark.x)
+            ],
+            COLOURS[n % len(COLOURS)],
+            line=True,
+        )
         for n, (name, marks) in enumerate(lines.items())
     ]
     return scatter(
