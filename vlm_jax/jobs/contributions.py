@@ -1,6 +1,7 @@
 """Where the tokens of answers come from, by head and part of the input, as numbers and a page."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def run(request: Request) -> None:
         "source": fingerprint(source),
         "contributions": dataclasses.asdict(settings),
         "asked": [protocol_hash(_asked(example)) for example in examples],
+        "benchmarks": config.benchmarks.to_dict(),
         **generation_identity(config, model),
     }
     chunks = Chunks(workdir / "answers", identity)
@@ -139,7 +141,9 @@ def _examples(config: Any, family: str) -> Sequence[Example]:
 
 
 def _asked(example: Example) -> dict[str, Any]:
-    return {"id": str(example.id), "prompt": example.prompt, "images": str(example.images)}
+    """What makes a request what it is; a benchmark's own pictures follow from its settings."""
+    paths = [str(image) for image in example.images if isinstance(image, str | os.PathLike)]
+    return {"id": str(example.id), "prompt": example.prompt, "images": paths}
 
 
 def _read(model: VLM, example: Example, found: Mapping[str, np.ndarray]) -> Support:
