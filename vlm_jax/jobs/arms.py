@@ -16,7 +16,7 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.jobs.edit import image_rope, read_edit, read_layer
-from vlm_jax.parallel import put
+from vlm_jax.parallel import processes, put
 from vlm_jax.progress import Progress
 from vlm_jax.steering.config import is_random, read_method, split_edit, with_seed, without_control
 from vlm_jax.steering.qk import METHODS as EDIT_METHODS
@@ -313,7 +313,8 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
     heads: list[list[dict[str, Any]]] = [[] for _ in wanted]
     if not wanted:
         return {}
-    with Progress(len(touched), "layers", label=f"{len(wanted)} edits") as progress:
+    label, speaks = f"{len(wanted)} edits", processes.primary()
+    with Progress(len(touched), "layers", label=label, enabled=speaks) as progress:
         read = lambda layer: read_layer(source, layer)
         for edited in edit_many(read, num_layers, wanted, rope=rope):
             for index, layer in edited.items():
