@@ -231,17 +231,19 @@ def _all_finite(array: jax.Array) -> jax.Array:
 
 def _check_arrays(params: Mapping[str, jax.Array], where: pathlib.Path) -> None:
     """Refuses NaN and infinity where the arrays are, without moving them."""
-    on_device = {}
+    on_device: dict[str, list[jax.Array]] = {}
     for path, array in params.items():
-        for shard in array.addressable_shards:
-            if shard.device.platform != "cpu":
-                on_device[path] = _all_finite(array)
-                break
+        own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+        if own and own[0].device.platform == "cpu":
             # Host memory is looked at as it is: a program for each shape would take seconds.
-            if shard.replica_id == 0:
+            for shard in own:
                 check_finite(np.asarray(shard.data), path, where)
+        elif array.is_fully_addressable:
+            on_device[path] = [_all_finite(array)]
+        else:  # by itself: another process may have failed to read its part
+            on_device[path] = [_all_finite(shard.data) for shard in own]
     for path, finite in jax.device_get(on_device).items():
-        if not finite:
+        if not all(finite):
             raise not_finite(path, where)
 
 
