@@ -124,6 +124,22 @@ def test_full_shrinkage_reads_the_mean_of_the_values():
     close(read(other, steering)[1], found)
 
 
+def test_zero_trace_is_no_identity_without_shrinkage():
+    """beta = 0 leaves alone rows that only shrink, not those that lose their trace."""
+    problem, zero = build(LAYOUT, 3), Projection(full(1), full(0))
+    vanilla = read(problem, None)[:2]
+    changes = {}
+    for zero_trace, prefill in (("skip", "off"), ("running", "off"), ("skip", "official")):
+        part = dataclasses.replace(zero, zero_trace=zero_trace, prefill=prefill)
+        found = read(problem, Steering(projection=part))[:2]
+        changes[zero_trace, prefill] = [np.abs(a - b).max() > 1e-4 for a, b in zip(found, vanilla)]
+    assert changes == {
+        ("skip", "off"): [False, False],
+        ("running", "off"): [True, True],
+        ("skip", "official"): [True, False],
+    }
+
+
 def test_a_running_row_is_the_last_row_of_the_projected_map():
     """With vanilla rows before it, frozen: the whole map, projected without any running sum."""
     layout = Layout(1, 9, 1, 2)

@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 
+from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.attention.steering import (
     EnergyRescale,
@@ -160,11 +161,13 @@ def test_a_sweep_compiles_once(llava_vlm):
     small = vlm.processor.batch([IMAGES[1]], [PROMPTS[1]])
     generate(vlm, small, drawn(vlm, 0), 2)
     before, answers = vlm.generator.compilations, set()
-    for seed in range(100):
-        with jax.transfer_guard("disallow"):
-            tokens, readings = generate(vlm, small, drawn(vlm, seed), 2)
-        answers.add((*tokens[0].tolist(), float(readings.fired_bn.sum())))
+    with counted() as compiled:
+        for seed in range(100):
+            with jax.transfer_guard("disallow"):
+                tokens, readings = generate(vlm, small, drawn(vlm, seed), 2)
+            answers.add((*tokens[0].tolist(), float(readings.fired_bn.sum())))
     assert vlm.generator.compilations == before
+    assert not compiled
     assert len(answers) > 5
 
 

@@ -8,6 +8,7 @@ import pytest
 from configs import contributions as config_file
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.errors import AnswersError, ConfigError, PromptError
+from vlm_jax.evals.base import Example
 from vlm_jax.jobs import contributions, identify
 from vlm_jax.jobs.contributions import read_settings
 from vlm_jax.jobs.request import Request
@@ -70,6 +71,12 @@ def test_a_killed_run_goes_on(job, tiny_llava, monkeypatch):
     changed.contributions.scope = "all"
     with pytest.raises(AnswersError, match="another model or other settings"):
         contributions.run(Request(config=changed, source=tiny_llava, workdir=workdir))
+
+
+def test_pictures_in_memory_are_known_by_their_benchmark():
+    """Their addresses change from run to run."""
+    one, other = (Example(0, (image,), "what?") for image in (IMAGES[0][0], IMAGES[0][0].copy()))
+    assert contributions._asked(one) == contributions._asked(other)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def test_the_head_file_says_what_was_found(workdir):
     assert first == [tuple(head) for head in scope["ranking"][:4]]
     ordered = [size_ln[head] for head in first]
     assert ordered == sorted(size_ln.ravel().tolist(), reverse=True)[:4]
+    inert = [tuple(head) for head in document["sets"]["inert"]]
+    assert np.abs([size_ln[head] for head in inert]).max() <= np.median(np.abs(size_ln)) + 1e-12
     assert scope["first_order"]["rank_correlation_of_contrast"] > 0.3
     assert document["seeds"] == {"run": 0}
     assert document["identity"]["source"]

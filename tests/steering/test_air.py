@@ -133,6 +133,7 @@ def test_layer_ranges_scale_with_depth(layers):
         ({"heads": HEADS, "count": 3}, "list 2 sensitive heads, so count=3 cannot be"),
         ({"heads": HEADS, "count": 0}, "count=0 cannot be"),
         ({"heads": HEADS, "control": "other"}, "list 0 insensitive heads"),
+        ({"heads": HEADS, "control": "inert"}, "list 0 inert heads"),
         ({"heads": HEADS, "control": "rnd"}, "did you mean 'random'"),
         ({"heads": HEADS, "control": "no_sinks"}, "mass before the image"),
         ({"heads": "all", "control": "random"}, "random heads of these layers are the same"),
@@ -201,7 +202,8 @@ def test_the_other_controls_of_a_ranking():
     assert len(choose_heads(sets, None, "all")) == 1024
     mass = np.zeros((6, 8))
     mass[HEADS[0]] = 0.95
-    known = HeadSets("known", (6, 8), sensitive=HEADS, system_mass_ln=mass)
+    known = HeadSets("known", (6, 8), sensitive=HEADS, inert=((3, 3), (2, 2)), system_mass_ln=mass)
+    assert choose_heads(known, 1, "inert") == ((3, 3),)
     assert choose_heads(known, None, "no_sinks") == (HEADS[1],)
 
 

@@ -99,6 +99,9 @@ def test_classes_are_disjoint(low, high, seed):
         ({"heads": "llava-1.5-7b"}, "32 layers of 32 heads"),
         ({"mode": "dataset_static", "heads": [(0, 1)]}, "name no perception and no reasoning"),
         ({"control": "shuffled"}, "control must be one of"),
+        ({"control": "inert"}, "control must be one of"),
+        ({"passes": 2, "mode": "prefill_cached"}, "mode='prefill_cached' has no meaning; leave"),
+        ({"passes": 3}, "passes must be a whole number from 1 to 2"),
     ],
 )
 def test_one_clear_error_for_each_bad_setting(fields, match):

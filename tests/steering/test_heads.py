@@ -15,6 +15,7 @@ SETS = HeadSets(
     (2, 3),
     sensitive=((1, 2), (0, 0)),
     insensitive=((0, 1),),
+    inert=((1, 0),),
     count=2,
     perception=((0, 2),),
     reasoning=((1, 1),),
@@ -31,7 +32,7 @@ def write(path, **changes):
 
 def test_a_file_gives_back_what_was_found(tmp_path):
     found = read_head_sets(write(tmp_path / "heads.json"))
-    for name in ("shape", "sensitive", "insensitive", "count", "perception", "reasoning"):
+    for name in ("shape", "sensitive", "insensitive", "inert", "count", "perception", "reasoning"):
         assert getattr(found, name) == getattr(SETS, name)
     np.testing.assert_allclose(found.system_mass_ln, SETS.system_mass_ln, atol=1e-6)
     np.testing.assert_array_equal(found.perception_ln, SETS.perception_ln)

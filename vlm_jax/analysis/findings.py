@@ -58,7 +58,8 @@ def describe(
             "zero_ablation": _agreement(effects, zero, count),
         }
     first = by_scope[scopes[0]]
-    order = ranking(np.asarray(first["effect_size_ln"]))
+    size_ln = np.asarray(first["effect_size_ln"])
+    order = ranking(size_ln)
     bottom = ranking(-np.asarray(first["contrast_ln"]))
     calibration = _calibration(found)
     calibration.log()
@@ -68,6 +69,7 @@ def describe(
         shape,
         sensitive=order[:half],
         insensitive=bottom[:half],
+        inert=ranking(-np.abs(size_ln))[:half],
         count=count,
         perception=calibration.perception,
         reasoning=calibration.reasoning,

@@ -5,6 +5,7 @@
 | "" | those that the method names |
 | random | as many in every layer, drawn at random |
 | other | the other end of the ranking; the classes with their gains exchanged |
+| inert | as many whose effect is nearest to zero; none of classes |
 | all | every head of every layer |
 | no_sinks | those that the method names, attention sinks left out |
 
@@ -17,7 +18,9 @@ import numpy as np
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.heads import Head, HeadSets, per_layer
 
-CONTROLS = ("", "random", "other", "all", "no_sinks")
+CONTROLS = ("", "random", "other", "inert", "all", "no_sinks")
+CLASS_CONTROLS = tuple(word for word in CONTROLS if word != "inert")
+"""Those of methods whose heads are of classes and not of a ranking."""
 SINK_MASS = 0.9
 """Mean mass before the first image above which a head is a sink.
 
@@ -92,11 +95,11 @@ def choose_heads(
     """
     if control == "all":
         return tuple(np.ndindex(*sets.shape))
-    named = sets.insensitive if control == "other" else sets.sensitive
+    what = {"other": "insensitive", "inert": "inert"}.get(control, "sensitive")
+    named = getattr(sets, what)
     wanted = sets.count if count is None else count
     wanted = len(sets.sensitive) if wanted is None else wanted
     if wanted < 1 or wanted > len(named):
-        what = "insensitive" if control == "other" else "sensitive"
         raise ConfigError(
             f"heads {sets.name!r} list {len(named)} {what} heads, so count={wanted} cannot be."
         )

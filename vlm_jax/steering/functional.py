@@ -15,7 +15,7 @@ from vlm_jax.attention.steering import HeadGains, Steering, VisualGains
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.checks import number, one_of, whole
-from vlm_jax.steering.controls import CONTROLS, layer_order, shuffled, sink_mask
+from vlm_jax.steering.controls import CLASS_CONTROLS, layer_order, shuffled, sink_mask
 from vlm_jax.steering.heads import HeadSets, mask_of, resolve_heads, shape_of
 from vlm_jax.steering.presets import FUNCTIONAL
 
@@ -110,8 +110,8 @@ class Selection:
             (`two_pass`).
         heads: where the classes of a calibration set are (`resolve_heads`); used by the static
             mode and by the controls "random" and "no_sinks" alone. "random" is static always.
-        control: a word of `CONTROLS`; "other" exchanges the gains of the classes, "all" gives every
-            head their mean.
+        control: a word of `CLASS_CONTROLS`; "other" exchanges the gains of the classes, "all" gives
+            every head their mean.
         seed: of random heads.
 
     Raises:
@@ -133,7 +133,7 @@ class Selection:
     def __post_init__(self):
         one_of("mode", self.mode, MODES)
         one_of("rows", self.rows, ROWS)
-        one_of("control", self.control, CONTROLS)
+        one_of("control", self.control, CLASS_CONTROLS)
         if whole("passes", self.passes, 1, 2) == 2 and self.mode != "dynamic":
             raise ConfigError(
                 f"passes=2 reads classes from the prompt, so mode={self.mode!r} has no meaning; "

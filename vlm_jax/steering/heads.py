@@ -25,6 +25,7 @@ class HeadSets:
         shape: (layers, query heads) of the model that it is of.
         sensitive: heads that favour hallucinated words, the strongest first.
         insensitive: the other end of that ranking, the most extreme first; possibly none.
+        inert: heads whose effect is smallest in size, the smallest first; possibly none.
         count: how many of them a method takes that does not say.
         perception, reasoning: heads with much and with little attention on images, by majority over
             a calibration set; possibly none.
@@ -38,6 +39,7 @@ class HeadSets:
     shape: tuple[int, int]
     sensitive: tuple[Head, ...] = ()
     insensitive: tuple[Head, ...] = ()
+    inert: tuple[Head, ...] = ()
     count: int | None = None
     perception: tuple[Head, ...] = ()
     reasoning: tuple[Head, ...] = ()
@@ -56,7 +58,7 @@ class HeadSets:
         }
 
 
-_LISTS = ("sensitive", "insensitive", "perception", "reasoning")
+_LISTS = ("sensitive", "insensitive", "inert", "perception", "reasoning")
 _ARRAYS = ("perception_ln", "reasoning_ln", "system_mass_ln")
 
 
