@@ -86,7 +86,8 @@ def test_the_rules_can_fail():
         (
             "vlm_jax.answering",
             ("vlm_jax.answering", "vlm_jax.decoding", "vlm_jax.models", "vlm_jax.processing",
-             "vlm_jax.attention", "vlm_jax.config", "vlm_jax.batch", "vlm_jax.errors"),
+             "vlm_jax.parallel", "vlm_jax.attention", "vlm_jax.config", "vlm_jax.batch",
+             "vlm_jax.errors"),
         ),
         ("vlm_jax.checkpoint", ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors")),
         ("convert", ("convert", "vlm_jax")),
