@@ -1,10 +1,8 @@
 """Images and prompts to a `Batch`, tokens back to text. No torch anywhere."""
 
-import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -14,20 +12,10 @@ from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.chat import Chat, read_template
-from vlm_jax.processing.images import (
-    MAX_IMAGE_PIXELS,
-    ImageSource,
-    check_nesting,
-    describe,
-    image_key,
-    image_size,
-    load_image,
-)
+from vlm_jax.processing.images import MAX_IMAGE_PIXELS, ImageSource, check_nesting
 from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
-from vlm_jax.processing.positions import expand
+from vlm_jax.processing.reader import Part, SampleReader
 from vlm_jax.processing.samples import Draft, Sample, pad, shapes
-
-Part = Literal["all", "prefix", "suffix"]
 
 
 class Processor:
@@ -61,7 +49,6 @@ class Processor:
     ):
         self.config, self.tokenizer = config, tokenizer
         self.stop_ids = tuple(stop_ids)
-        self.max_image_pixels = max_image_pixels
         self.image_token = _token(tokenizer, config.image_token_id, "image_token_id")
         if tokenizer.encode(self.image_token, add_special_tokens=False) != [config.image_token_id]:
             raise CheckpointError(
@@ -80,6 +67,7 @@ class Processor:
             self._cut = Clip(config.vision, image_processor)
             image_text = self.image_token + "\n"
         self._chat = Chat(tokenizer, template, self.image_token, image_text)
+        self._reader = SampleReader(config, self._cut, self.image_token, max_image_pixels)
 
     @classmethod
     def from_folder(
@@ -237,8 +225,8 @@ class Processor:
                 if asked not in tokenized:
                     text = self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
                     tokenized[asked] = self.encode(text)
-                draft = self._draft(tokenized[asked], group, index, extents)
-                self._check_length(draft, max_length, None)
+                draft = self._reader.draft(tokenized[asked], group, index, extents)
+                self._reader.check_length(draft, max_length, None)
             except PromptError as error:
                 if on_error is None:
                     raise
@@ -250,36 +238,8 @@ class Processor:
     def read(
         self, draft: Draft, part: Part = "all", made: dict[Hashable, Patches] | None = None
     ) -> Sample:
-        """Lays out the tokens of a draft and decodes its images.
-
-        Args:
-            part: the whole prompt; its "prefix", which ends with the last image; or the "suffix"
-                after that, for which nothing is decoded.
-            made: patches by image key, of images that were cut already; new ones are added.
-
-        Raises:
-            PromptError: naming the sample and the image that cannot be decoded.
-        """
-        slots, used = [], 0
-        for extent in draft.extents:
-            slots.append(extent.slots_m + used)
-            used += extent.groups * self._cut.slots_per_group
-        sequence = expand(
-            draft.ids,
-            self.config.image_token_id,
-            slots,
-            [extent.grid for extent in draft.extents],
-            self.config.decoder.mrope_section is not None,
-        )
-        end = draft.length - draft.suffix_length
-        if part == "suffix":
-            return Sample(sequence.slice(end, None))
-        made = {} if made is None else made
-        for order, (source, key) in enumerate(zip(draft.images, draft.image_keys)):
-            if key not in made:
-                made[key] = self._patch(source, _where(draft.number, order), draft.extents[order])
-        patches = [made[key] for key in draft.image_keys]
-        return Sample(sequence.slice(0, end) if part == "prefix" else sequence, patches)
+        """Lays out the tokens of a draft and decodes its images; see `SampleReader.read`."""
+        return self._reader.read(draft, part, made)
 
     def pad(self, samples: Sequence[Sample], *, length: int = 0, groups: int = 0) -> Batch:
         """Makes a batch of samples, of at least this length and this many groups of patches."""
@@ -312,11 +272,11 @@ class Processor:
         extents: dict[Hashable, Extent] = {}
         nested = check_nesting(images, len(rows), first)
         drafts = [
-            self._draft(row, group, index, extents)
+            self._reader.draft(row, group, index, extents)
             for index, (row, group) in enumerate(zip(rows, nested), first)
         ]
         for draft in drafts:
-            self._check_length(draft, max_length, length)
+            self._reader.check_length(draft, max_length, length)
         if length is None:
             limit = self.config.decoder.max_positions if max_length is None else max_length
             length = min(bucket(max(draft.length for draft in drafts)), limit)
@@ -332,82 +292,6 @@ class Processor:
         made: dict[Hashable, Patches] = {}
         samples = [self.read(draft, "all", made) for draft in drafts]
         return pad(samples, length, groups, self._cut, self.pad_id)
-
-    def _draft(
-        self,
-        ids: Sequence[int],
-        images: Sequence[ImageSource],
-        number: int,
-        extents: dict[Hashable, Extent],
-    ) -> Draft:
-        """Measures a sample; `extents` holds what is known of images already."""
-        token = self.config.image_token_id
-        places = [place for place, id in enumerate(ids) if id == token]
-        if len(places) != len(images):
-            raise PromptError(
-                f"Sample {number}: its text has {len(places)} {self.image_token} "
-                f"placeholder(s) but {len(images)} image(s) were given; they must be as many."
-            )
-        keys = []
-        for order, source in enumerate(images):
-            where = _where(number, order)
-            keys.append(image_key(source, where))
-            if keys[-1] not in extents:
-                width, height = image_size(source, where, self.max_image_pixels)
-                with _refusals(where, source, width, height):
-                    extents[keys[-1]] = self._cut.extent(width, height)
-        return Draft(
-            number=number,
-            ids=tuple(ids),
-            images=tuple(images),
-            image_keys=tuple(keys),
-            extents=tuple(extents[key] for key in keys),
-            prefix_ids=places[-1] + 1 if places else 0,
-        )
-
-    def _patch(self, source: ImageSource, where: str, extent: Extent) -> Patches:
-        image = load_image(source, where, self.max_image_pixels)
-        with _refusals(where, source, image.width, image.height):
-            patches = self._cut(image)
-        if patches.groups != extent.groups:
-            raise PromptError(
-                f"{where} ({describe(source)}) fills {patches.groups} groups of patches where its "
-                f"header promised {extent.groups}; the file changed while it was read."
-            )
-        return patches
-
-    def _check_length(self, draft: Draft, limit: int | None, length: int | None) -> None:
-        limit = self.config.decoder.max_positions if limit is None else limit
-        images = f" ({len(draft.images)} image(s) included)" if draft.images else ""
-        if draft.length > limit:
-            raise PromptError(
-                f"Sample {draft.number}: its prompt is {draft.length} tokens long{images}, more "
-                f"than the {limit} allowed (the model has {self.config.decoder.max_positions} "
-                "positions); shorten it, give fewer or smaller images, or ask for fewer new tokens."
-            )
-        if length is not None and draft.length > length:
-            raise PromptError(
-                f"Sample {draft.number}: its prompt is {draft.length} tokens long{images}, more "
-                f"than the length of {length} asked for; shorten it or ask for more."
-            )
-
-
-def _where(sample: int, image: int) -> str:
-    return f"Sample {sample}, image {image}"
-
-
-@contextlib.contextmanager
-def _refusals(where: str, source: ImageSource, width: int, height: int) -> Iterator[None]:
-    """Turns what an image processor says of an image into words that name it."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise PromptError(
-            f"{where} ({describe(source)}, {width}x{height} pixels) was refused by the image "
-            f"processor: {error}"
-        ) from None
 
 
 def _token(tokenizer, token_id: int | None, field: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,34 +10,16 @@ import numpy as np
 
 from vlm_jax.errors import EditError
 from vlm_jax.steering.qk import certificate
-from vlm_jax.steering.qk.controls import (
-    HeadEdit,
-    Product,
-    base_edit,
-    controlled_edit,
-    mapped_back,
-)
-from vlm_jax.steering.qk.factor import Factors, HeadFactors, factor_layers, layers_at_once
-from vlm_jax.steering.qk.modes import (
-    KeyMap,
-    Modes,
-    candidate_modes,
-    candidates,
-    channel_modes,
-    channel_rcond,
-    count_for_energy,
-    plain_modes,
-    select,
-    shared_count,
-)
+from vlm_jax.steering.qk.controls import base_edit
+from vlm_jax.steering.qk.factor import Factors, factor_layers, layers_at_once
+from vlm_jax.steering.qk.modes import channel_modes, plain_modes
+from vlm_jax.steering.qk.plan import HeadPlan, Plan, plan_layer
 from vlm_jax.steering.qk.rope import Rope
 from vlm_jax.steering.qk.sidecar import Sidecar
 from vlm_jax.steering.qk.spec import CHANNELS, QKEdit
 from vlm_jax.steering.qk.weights import LayerWeights
 
 Read = Callable[[int], Mapping[str, np.ndarray]]
-
-_log = logging.getLogger(__name__)
 
 
 class EditedLayer(NamedTuple):
@@ -158,7 +139,7 @@ def _edit_group(
         )
         for index in members:
             planned = [
-                _plan(weights, heads, specs[index], rotation)
+                plan_layer(weights, heads, specs[index], rotation)
                 if weights.layer in wanted[index]
                 else None
                 for weights, heads in zip(group, factors.heads, strict=True)
@@ -171,96 +152,7 @@ def _edit_group(
     yield from (by_spec for by_spec in edited.values() if by_spec)
 
 
-class _HeadPlan(NamedTuple):
-    number: int
-    head: HeadFactors
-    product: Product
-    modes: Modes
-    asked: int
-    base: HeadEdit
-    edit: HeadEdit
-    key_map: KeyMap
-
-
-class _Plan(NamedTuple):
-    heads: list[_HeadPlan]
-    num_heads: int
-    width: int
-
-
-def _plan(
-    weights: LayerWeights,
-    factors: Sequence[HeadFactors],
-    spec: QKEdit,
-    rotation_hh: np.ndarray | None,
-) -> _Plan:
-    """Decides, from head-space numbers alone, what happens to each head of a layer."""
-    spec.check_layer(weights.layer, weights.head_dim, weights.bq_nh is not None)
-    named = spec.heads_of(weights.layer, weights.num_heads)
-    numbers = range(weights.num_heads) if named is None else named
-    metric = weights.metric(rotation_hh)
-
-    def prepare(n: int):
-        product = Product.of(factors[n], metric)
-        key_map = KeyMap(product.r_kw, channel_rcond(spec) if spec.joint else spec.rcond or 0.0)
-        modes = candidate_modes(factors[n], spec, key_map)
-        return product, key_map, modes, candidates(modes, spec)
-
-    if spec.joint:
-        with ThreadPoolExecutor() as pool:
-            prepared = dict(zip(numbers, pool.map(prepare, numbers), strict=True))
-    else:
-        # A few small products a head: threads, and BLAS threads inside them, would cost more.
-        prepared = {n: prepare(n) for n in numbers}
-    counts = _counts(prepared, spec)
-    chosen = {}
-    for n, (_, _, modes, pool_of) in prepared.items():
-        where = f"layer {weights.layer} head {n}"
-        chosen[n] = select(modes, pool_of, counts[n], spec, where)
-    heads = []
-    for n in _kept_heads(weights.layer, prepared, chosen, named is None, spec):
-        product, key_map, modes, _ = prepared[n]
-        base = base_edit(modes, chosen[n], spec)
-        rng = np.random.default_rng([spec.seed, weights.layer, n])
-        where = f"layer {weights.layer} head {n}"
-        edit = controlled_edit(base, modes, product, key_map, spec, rng, where)
-        base, edit = mapped_back(base, edit, product, spec)
-        heads.append(_HeadPlan(n, factors[n], product, modes, counts[n], base, edit, key_map))
-    return _Plan(heads, weights.num_heads, factors[0].r_q.shape[0])
-
-
-def _counts(prepared, spec: QKEdit) -> dict[int, int]:
-    if spec.energy is None:
-        return dict.fromkeys(prepared, spec.modes)
-    if not spec.per_head:
-        shared = shared_count(
-            [(modes, pool) for _, _, modes, pool in prepared.values()], spec.energy
-        )
-        return {
-            n: min(-(-shared // modes.step) * modes.step, pool.size)
-            for n, (_, _, modes, pool) in prepared.items()
-        }
-    return {
-        n: count_for_energy(modes, pool, spec.energy) for n, (_, _, modes, pool) in prepared.items()
-    }
-
-
-def _kept_heads(layer, prepared, chosen, concentrated: bool, spec: QKEdit) -> list[int]:
-    numbers = list(prepared)
-    if concentrated:
-        share = {}
-        for n, (_, _, modes, _) in prepared.items():
-            total = float(np.sum(modes.values**2)) or 1.0
-            share[n] = float(np.sum(modes.values[chosen[n]] ** 2)) / total
-        middle = np.median(list(share.values()))
-        numbers = [n for n in numbers if share[n] >= middle]
-    if spec.control == "C6":
-        rng = np.random.default_rng([spec.seed, layer])
-        numbers = sorted(rng.choice(numbers, max(len(numbers) // 2, 1), replace=False).tolist())
-    return numbers
-
-
-def _lift(factors: Factors, planned: Sequence[_Plan | None]) -> list[np.ndarray]:
+def _lift(factors: Factors, planned: Sequence[Plan | None]) -> list[np.ndarray]:
     """Per layer, [N, R, D'] directions of the edit and, behind them, of its base."""
     some = next(plan for plan in planned if plan is not None)
     coordinates = []
@@ -279,7 +171,7 @@ def _lift(factors: Factors, planned: Sequence[_Plan | None]) -> list[np.ndarray]
 
 def _realise(
     weights: LayerWeights,
-    plan: _Plan,
+    plan: Plan,
     lifted_nrd: np.ndarray,
     spec: QKEdit,
     options: _Options,
@@ -315,7 +207,7 @@ def _realise(
     return EditedLayer(weights.layer, arrays, sidecar, heads)
 
 
-def _sidecar(weights, plan: _Plan, directions_nrd, bias_column_nr1, spec: QKEdit) -> Sidecar:
+def _sidecar(weights, plan: Plan, directions_nrd, bias_column_nr1, spec: QKEdit) -> Sidecar:
     count = len(plan.heads)
     rank = max((h.edit.left.shape[1] for h in plan.heads), default=0)
     columns = np.zeros((count, weights.head_dim, rank))
@@ -337,12 +229,12 @@ def _sidecar(weights, plan: _Plan, directions_nrd, bias_column_nr1, spec: QKEdit
     return Sidecar(spec.realised_strength, numbers, columns, directions, bias, laws)
 
 
-def _virtual_input(h: _HeadPlan, bias_h: np.ndarray) -> np.ndarray:
+def _virtual_input(h: HeadPlan, bias_h: np.ndarray) -> np.ndarray:
     """[b] coordinates of the smallest input whose query is the bias: it is edited as any input."""
     return np.linalg.lstsq(h.product.r_q.T, bias_h.astype(np.float64), rcond=None)[0]
 
 
-def _describe(weights, h: _HeadPlan, directions_rd, spec: QKEdit, strength: float):
+def _describe(weights, h: HeadPlan, directions_rd, spec: QKEdit, strength: float):
     w_norm = float(np.linalg.norm(weights.wq_dnh[:, h.number].astype(np.float64)))
     own = h.edit.left.shape[1]
     energy = float(np.sum(h.modes.values**2)) or 1.0
@@ -373,7 +265,7 @@ def _describe(weights, h: _HeadPlan, directions_rd, spec: QKEdit, strength: floa
     return numbers
 
 
-def _cosines(h: _HeadPlan, spec: QKEdit) -> dict[str, float]:
+def _cosines(h: HeadPlan, spec: QKEdit) -> dict[str, float]:
     """How alike the realised edits are: of the two channels, and of half as many plain modes."""
     count = h.base.modes.size
     even = np.arange(count + count % 2)
@@ -393,7 +285,7 @@ def _cosines(h: _HeadPlan, spec: QKEdit) -> dict[str, float]:
     }
 
 
-def _turned_keys(weights, plan: _Plan, rope: Rope, joint: bool) -> dict[int, np.ndarray]:
+def _turned_keys(weights, plan: Plan, rope: Rope, joint: bool) -> dict[int, np.ndarray]:
     """Head -> [O, H, b] keys as seen from each offset; heads of a group share them."""
     rotations = rope.rotations(weights.head_dim)
     metric = np.stack([weights.metric(rotation) for rotation in rotations])
