@@ -89,7 +89,10 @@ def test_the_rules_can_fail():
              "vlm_jax.parallel", "vlm_jax.attention", "vlm_jax.config", "vlm_jax.batch",
              "vlm_jax.errors"),
         ),
-        ("vlm_jax.checkpoint", ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors")),
+        (
+            "vlm_jax.checkpoint",
+            ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors", "vlm_jax.files"),
+        ),
         ("convert", ("convert", "vlm_jax")),
         ("configs", ("configs", "vlm_jax.errors")),
     ],
