@@ -24,7 +24,7 @@ from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import Bare, bare, prompts, text_of
 from vlm_jax.attention import Segment, Visibility
 from vlm_jax.models import Cache, abstract, merge
-from vlm_jax.models.layers import rms_norm, text_angles
+from vlm_jax.models.layers import linear, rms_norm, text_angles
 
 QUANTITY = "other form / ours, time of a decode step"
 SCAN_GOAL = 1.5
@@ -147,7 +147,7 @@ def _scanned(config, steps: int, params, stack, caches, rest, first_b):
         x_btd = params["decoder/embed_vd"][token_b[:, None]]
         x_btd, new = jax.lax.scan(through, x_btd, (stack, caches))
         hidden = rms_norm(x_btd, params["decoder/final_norm_d"], c.rms_norm_eps)[:, 0]
-        chosen_b = jnp.argmax(hidden @ params["decoder/head_dv"], axis=-1).astype(jnp.int32)
+        chosen_b = jnp.argmax(linear(hidden, params["decoder/head_vd"]), axis=-1).astype(jnp.int32)
         tokens_bn = jax.lax.dynamic_update_slice_in_dim(
             tokens_bn, chosen_b[:, None], count + 1, axis=1
         )

@@ -84,7 +84,7 @@ def vision_flops(config: VLMConfig, patches: int) -> float:
     """Operations of tower and projector on so many patches (LLaVA: of whole images)."""
     v, sizes = config.vision, {path: math.prod(a.shape) for path, a in _shapes(config).items()}
     merged = v.merge_size**2 if isinstance(v, QwenVisionConfig) else 1
-    ends = sizes["vision/patch_ed"] + (sizes["projector/w1_ef"] + sizes["projector/w2_fd"]) / merged
+    ends = sizes["vision/patch_de"] + (sizes["projector/w1_fe"] + sizes["projector/w2_df"]) / merged
     linear = 4 * v.hidden_size**2
     if isinstance(v, QwenVisionConfig):
         linear += 3 * v.hidden_size * v.intermediate_size

@@ -49,11 +49,11 @@ def decoder_rows(model: str, layer: str, head: str) -> tuple[Row, ...]:
         ),
         Row(layer + "self_attn.o_proj.bias", "decoder/layers/{i}/bo_d", "d -> d", when=_o_bias),
         Row(layer + "post_attention_layernorm.weight", "decoder/layers/{i}/mlp_norm_d", "d -> d"),
-        Row(layer + "mlp.gate_proj.weight", "decoder/layers/{i}/w_gate_df", "f d -> d f"),
-        Row(layer + "mlp.up_proj.weight", "decoder/layers/{i}/w_up_df", "f d -> d f"),
-        Row(layer + "mlp.down_proj.weight", "decoder/layers/{i}/w_down_fd", "d f -> f d"),
+        Row(layer + "mlp.gate_proj.weight", "decoder/layers/{i}/w_gate_fd", "f d -> f d"),
+        Row(layer + "mlp.up_proj.weight", "decoder/layers/{i}/w_up_fd", "f d -> f d"),
+        Row(layer + "mlp.down_proj.weight", "decoder/layers/{i}/w_down_df", "d f -> d f"),
         Row(model + "norm.weight", "decoder/final_norm_d", "d -> d"),
-        Row(head, "decoder/head_dv", "v d -> d v", when=_untied),
+        Row(head, "decoder/head_vd", "v d -> v d", when=_untied),
         Row(head, "decoder/embed_vd", "v d -> v d", when=_tied, alias=True),
     )
 

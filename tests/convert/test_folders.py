@@ -47,14 +47,12 @@ def test_reads_in_our_layout(folder, sharded):
     fused = folder.read("vision/layers/2/wqkv_d3nh")
     key = tensors["visual.blocks.2.attn.qkv.weight"][32:64]  # rows: query, key, value
     np.testing.assert_array_equal(fused[:, 1], key.reshape(2, 16, 32).transpose(2, 0, 1))
-    patch = folder.read("vision/patch_ed")
-    np.testing.assert_array_equal(
-        patch, tensors["visual.patch_embed.proj.weight"].reshape(32, -1).T
-    )
+    patch = folder.read("vision/patch_de")
+    np.testing.assert_array_equal(patch, tensors["visual.patch_embed.proj.weight"].reshape(32, -1))
 
 
 def test_streams_in_the_order_asked(folder):
-    paths = [QUERY, "decoder/embed_vd", "vision/patch_ed", QUERY]
+    paths = [QUERY, "decoder/embed_vd", "vision/patch_de", QUERY]
     assert [path for path, _ in folder.stream(paths)] == paths
 
 

@@ -61,14 +61,14 @@ def test_parameters_lie_where_their_names_say(found, family):
         f"{layer}/wq_dnh": ([None, "model", None], [64, 2, 8]),
         f"{layer}/wk_dkh": ([None, "model", None], [64, 1, 8]),
         f"{layer}/wo_nhd": (["model", None, None], [2, 8, 64]),
-        f"{layer}/w_down_fd": (["model", None], [28, 64]),
+        f"{layer}/w_down_df": ([None, "model"], [64, 28]),
         f"{layer}/mlp_norm_d": ([None], [64]),
     }
     for path, (spec, shard) in expected.items():
         assert specs[2, 4]["specs"][path] == spec, path
         assert specs[2, 4]["shards"][path] == shard, path
     vocabulary = 384 if family == "llava" else 288
-    assert specs[1, 8]["shards"]["decoder/head_dv"] == [64, vocabulary // 8]
+    assert specs[1, 8]["shards"]["decoder/head_vd"] == [vocabulary // 8, 64]
     assert specs[1, 8]["shards"][f"{layer}/wq_dnh"] == [64, 1, 8]
     assert specs[8, 1]["shards"][f"{layer}/wq_dnh"] == [64, 8, 8]
 

@@ -31,7 +31,7 @@ from vlm_jax.checkpoint.orbax_store import INDEX, Reader, Writer
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.errors import CheckpointError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # How the files that a folder was converted from held its tensors; means nothing to this room.
 SOURCE_LAYOUT = "source_layout.json"
 _OWN_FIELDS = ("format_version", "family", "tensors")

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from vlm_jax.attention import Segment, attend
 from vlm_jax.batch import Images
 from vlm_jax.config import ClipVisionConfig
-from vlm_jax.models.layers import ACTIVATIONS, layer_norm, ones, weight, zeros
+from vlm_jax.models.layers import ACTIVATIONS, layer_norm, linear, matrix, ones, weight, zeros
 
 
 class ClipLayer(nnx.Module):
@@ -23,8 +23,8 @@ class ClipLayer(nnx.Module):
         self.wv_dnh, self.bv_nh = weight(rngs, d, n, h, fan_in=d), zeros(n, h)
         self.wo_nhd, self.bo_d = weight(rngs, n, h, d, fan_in=d), zeros(d)
         self.norm2_scale_d, self.norm2_bias_d = ones(d), zeros(d)
-        self.w_up_df, self.b_up_f = weight(rngs, d, f, fan_in=d), zeros(f)
-        self.w_down_fd, self.b_down_d = weight(rngs, f, d, fan_in=f), zeros(d)
+        self.w_up_fd, self.b_up_f = matrix(rngs, f, d), zeros(f)
+        self.w_down_df, self.b_down_d = matrix(rngs, d, f), zeros(d)
 
     def __call__(self, x_bpd: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         """Maps the states of all patches of each image."""
@@ -35,10 +35,8 @@ class ClipLayer(nnx.Module):
         out = attend(q, [Segment(k, v)])
         x_bpd = x_bpd + jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...]) + self.bo_d[...]
         normed = layer_norm(x_bpd, self.norm2_scale_d[...], self.norm2_bias_d[...], self.eps)
-        hidden = ACTIVATIONS[self.act](
-            jnp.einsum("bpd,df->bpf", normed, self.w_up_df[...]) + self.b_up_f[...]
-        )
-        return x_bpd + jnp.einsum("bpf,fd->bpd", hidden, self.w_down_fd[...]) + self.b_down_d[...]
+        hidden = ACTIVATIONS[self.act](linear(normed, self.w_up_fd[...]) + self.b_up_f[...])
+        return x_bpd + linear(hidden, self.w_down_df[...]) + self.b_down_d[...]
 
 
 class ClipVision(nnx.Module):
@@ -48,7 +46,7 @@ class ClipVision(nnx.Module):
         self.config = config
         d = config.hidden_size
         inputs = config.num_channels * config.patch_size**2
-        self.patch_ed = weight(rngs, inputs, d, fan_in=inputs)
+        self.patch_de = matrix(rngs, d, inputs)
         self.class_d = weight(rngs, d, fan_in=d)
         self.positions_pd = weight(rngs, config.num_patches + 1, d, fan_in=d)
         self.pre_norm_scale_d, self.pre_norm_bias_d = ones(d), zeros(d)
@@ -63,9 +61,9 @@ class ClipVision(nnx.Module):
         the embedding after the first norm, index i the output of layer i, as in transformers.
         """
         c = self.config
-        patches_bgue = images.patches_bgue.astype(self.patch_ed[...].dtype)
+        patches_bgue = images.patches_bgue.astype(self.patch_de[...].dtype)
         batch, groups, count, _ = patches_bgue.shape
-        x_bpd = jnp.einsum("bgue,ed->bgud", patches_bgue, self.patch_ed[...])
+        x_bpd = linear(patches_bgue, self.patch_de[...])
         x_bpd = x_bpd.reshape(batch * groups, count, c.hidden_size)
         first = jnp.broadcast_to(self.class_d[...], (batch * groups, 1, c.hidden_size))
         x_bpd = jnp.concatenate([first, x_bpd], axis=1) + self.positions_pd[...]

@@ -10,7 +10,17 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.attention.steering import Readings, Rows, State, Steering
 from vlm_jax.config import DecoderConfig
-from vlm_jax.models.layers import ACTIVATIONS, ones, rms_norm, rotate, text_angles, weight, zeros
+from vlm_jax.models.layers import (
+    ACTIVATIONS,
+    linear,
+    matrix,
+    ones,
+    rms_norm,
+    rotate,
+    text_angles,
+    weight,
+    zeros,
+)
 
 Remember = Callable[[int, Array, Array], Sequence[Segment]]
 """(layer, new keys, new values) -> the segments that this layer's queries attend to."""
@@ -70,9 +80,9 @@ class DecoderLayer(nnx.Module):
         self.bv_kh = zeros(k, h) if config.qkv_bias else None
         self.bo_d = zeros(d) if config.o_bias else None
         self.mlp_norm_d = ones(d)
-        self.w_gate_df = weight(rngs, d, f, fan_in=d)
-        self.w_up_df = weight(rngs, d, f, fan_in=d)
-        self.w_down_fd = weight(rngs, f, d, fan_in=f)
+        self.w_gate_fd = matrix(rngs, f, d)
+        self.w_up_fd = matrix(rngs, f, d)
+        self.w_down_df = matrix(rngs, d, f)
 
     def __call__(
         self,
@@ -96,10 +106,10 @@ class DecoderLayer(nnx.Module):
             out_btnh = steer.attend(q_btnh, segments, seen, causal)
         x_btd = x_btd + _plus(_join_heads(out_btnh, self.wo_nhd[...]), self.bo_d)
         normed = rms_norm(x_btd, self.mlp_norm_d[...], self.eps)
-        gate_btf = jnp.einsum("btd,df->btf", normed, self.w_gate_df[...])
-        up_btf = jnp.einsum("btd,df->btf", normed, self.w_up_df[...])
+        gate_btf = linear(normed, self.w_gate_fd[...])
+        up_btf = linear(normed, self.w_up_fd[...])
         hidden_btf = ACTIVATIONS["silu"](gate_btf) * up_btf
-        return x_btd + jnp.einsum("btf,fd->btd", hidden_btf, self.w_down_fd[...])
+        return x_btd + linear(hidden_btf, self.w_down_df[...])
 
 
 def _join_heads(out_btnh: Array, wo_nhd: Array) -> Array:
@@ -124,7 +134,7 @@ class Decoder(nnx.Module):
         self.embed_vd = weight(rngs, v, d, fan_in=d)
         self.layers = nnx.List([DecoderLayer(config, rngs) for _ in range(config.num_layers)])
         self.final_norm_d = ones(d)
-        self.head_dv = None if config.tie_embeddings else weight(rngs, d, v, fan_in=d)
+        self.head_vd = None if config.tie_embeddings else matrix(rngs, v, d)
 
     def embed(self, tokens_bt: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks tokens up in the embedding table."""
@@ -164,7 +174,5 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Projects hidden states on the vocabulary; float32 or wider."""
         kind = jnp.promote_types(hidden.dtype, jnp.float32)
-        if self.head_dv is None:
-            table = self.embed_vd[...]
-            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=kind)
-        return jnp.einsum("...d,dv->...v", hidden, self.head_dv[...], preferred_element_type=kind)
+        table_vd = self.embed_vd if self.head_vd is None else self.head_vd
+        return linear(hidden, table_vd[...], kind)

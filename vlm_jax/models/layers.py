@@ -1,5 +1,6 @@
 """Small pieces that several towers share: norms, activations, rotary embeddings, parameters."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,41 @@ from jaxtyping import Array, Float, Int
 def weight(rngs: nnx.Rngs, *shape: int, fan_in: int) -> nnx.Param:
     """Declares a matrix: float32, normal with standard deviation fan_in ** -0.5."""
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5)
+
+
+def matrix(rngs: nnx.Rngs, outputs: int, inputs: int) -> nnx.Param:
+    """Declares a matrix for `linear`, drawn as `weight` draws one with its inputs first."""
+    drawn = jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32)
+    return nnx.Param(drawn.T * inputs**-0.5)
+
+
+FEW_ROWS = 64
+"""Up to so many rows, products on the CPU are faster with the matrix on the left."""
+
+
+def linear(
+    x: Float[Array, "*b I"], w_oi: Float[Array, "O I"], kind: jnp.dtype | None = None
+) -> Float[Array, "*b O"]:
+    """Multiplies each row with a matrix that has one row for each output, as checkpoints store it.
+
+    On the CPU a product copies its right factor into tiles at every call; of few rows and a large
+    matrix the rows should be the ones copied.
+
+    Args:
+        kind: of the sums and the result; by default as x.
+    """
+    plain = lambda x, w: jnp.einsum("...i,oi->...o", x, w, preferred_element_type=kind)
+    rows = math.prod(x.shape[:-1])
+    if not 1 < rows <= FEW_ROWS:
+        return plain(x, w_oi)
+
+    def turned(x: Array, w: Array) -> Array:
+        # Without the barriers the compiler turns the product back.
+        columns = jax.lax.optimization_barrier(x.reshape(rows, -1).T)
+        out = jnp.matmul(w, columns, preferred_element_type=kind)
+        return jax.lax.optimization_barrier(out).T.reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, w_oi, cpu=turned, default=plain)
 
 
 def zeros(*shape: int) -> nnx.Param:

@@ -1,11 +1,10 @@
 """From vision features to the decoder's width: two linear maps with an activation between."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vlm_jax.config import ClipVisionConfig, VLMConfig
-from vlm_jax.models.layers import ACTIVATIONS, ones, rms_norm, weight, zeros
+from vlm_jax.models.layers import ACTIVATIONS, linear, matrix, ones, rms_norm, zeros
 
 
 class Projector(nnx.Module):
@@ -23,8 +22,8 @@ class Projector(nnx.Module):
             self.merge, self.eps = config.vision.merge_size**2, config.vision.rms_norm_eps
             inputs = hidden = config.vision.hidden_size * self.merge
             self.norm_e = ones(config.vision.hidden_size)
-        self.w1_ef = weight(rngs, inputs, hidden, fan_in=inputs)
-        self.w2_fd = weight(rngs, hidden, out, fan_in=hidden)
+        self.w1_fe = matrix(rngs, hidden, inputs)
+        self.w2_df = matrix(rngs, out, hidden)
         self.b1_f = zeros(hidden) if bias else None
         self.b2_d = zeros(out) if bias else None
 
@@ -34,7 +33,7 @@ class Projector(nnx.Module):
         if self.norm_e is not None:
             x = rms_norm(x, self.norm_e[...], self.eps)
         x = x.reshape(x.shape[0], -1, x.shape[-1] * self.merge)
-        x = jnp.einsum("bme,ef->bmf", x, self.w1_ef[...])
+        x = linear(x, self.w1_fe[...])
         x = ACTIVATIONS[self.act](x if self.b1_f is None else x + self.b1_f[...])
-        x = jnp.einsum("bmf,fd->bmd", x, self.w2_fd[...])
+        x = linear(x, self.w2_df[...])
         return x if self.b2_d is None else x + self.b2_d[...]

@@ -12,7 +12,17 @@ from jaxtyping import Array, Float
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Images
 from vlm_jax.config import QwenVisionConfig
-from vlm_jax.models.layers import ACTIVATIONS, ones, patch_angles, rms_norm, rotate, weight, zeros
+from vlm_jax.models.layers import (
+    ACTIVATIONS,
+    linear,
+    matrix,
+    ones,
+    patch_angles,
+    rms_norm,
+    rotate,
+    weight,
+    zeros,
+)
 
 
 class QwenVisionLayer(nnx.Module):
@@ -25,9 +35,9 @@ class QwenVisionLayer(nnx.Module):
         self.norm1_d, self.norm2_d = ones(d), ones(d)
         self.wqkv_d3nh, self.bqkv_3nh = weight(rngs, d, 3, n, h, fan_in=d), zeros(3, n, h)
         self.wo_nhd, self.bo_d = weight(rngs, n, h, d, fan_in=d), zeros(d)
-        self.w_gate_df, self.b_gate_f = weight(rngs, d, f, fan_in=d), zeros(f)
-        self.w_up_df, self.b_up_f = weight(rngs, d, f, fan_in=d), zeros(f)
-        self.w_down_fd, self.b_down_d = weight(rngs, f, d, fan_in=f), zeros(d)
+        self.w_gate_fd, self.b_gate_f = matrix(rngs, f, d), zeros(f)
+        self.w_up_fd, self.b_up_f = matrix(rngs, f, d), zeros(f)
+        self.w_down_df, self.b_down_d = matrix(rngs, d, f), zeros(d)
 
     def __call__(
         self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P half"], seen: Visibility
@@ -41,10 +51,10 @@ class QwenVisionLayer(nnx.Module):
         out = attend(q, [segment], seen)
         x_bpd = x_bpd + jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...]) + self.bo_d[...]
         normed = rms_norm(x_bpd, self.norm2_d[...], self.eps)
-        gate = jnp.einsum("bpd,df->bpf", normed, self.w_gate_df[...]) + self.b_gate_f[...]
-        up = jnp.einsum("bpd,df->bpf", normed, self.w_up_df[...]) + self.b_up_f[...]
+        gate = linear(normed, self.w_gate_fd[...]) + self.b_gate_f[...]
+        up = linear(normed, self.w_up_fd[...]) + self.b_up_f[...]
         hidden = ACTIVATIONS["silu"](gate) * up
-        return x_bpd + jnp.einsum("bpf,fd->bpd", hidden, self.w_down_fd[...]) + self.b_down_d[...]
+        return x_bpd + linear(hidden, self.w_down_df[...]) + self.b_down_d[...]
 
 
 class QwenVision(nnx.Module):
@@ -53,15 +63,15 @@ class QwenVision(nnx.Module):
     def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs):
         self.config = config
         inputs = config.num_channels * config.temporal_patch_size * config.patch_size**2
-        self.patch_ed = weight(rngs, inputs, config.hidden_size, fan_in=inputs)
+        self.patch_de = matrix(rngs, config.hidden_size, inputs)
         self.layers = nnx.List([QwenVisionLayer(config, rngs) for _ in range(config.num_layers)])
 
     def __call__(self, images: Images) -> Float[Array, "B G U D"]:
         """Returns features [B, windows, patches of a window, D]."""
         c = self.config
-        patches_bgue = images.patches_bgue.astype(self.patch_ed[...].dtype)
+        patches_bgue = images.patches_bgue.astype(self.patch_de[...].dtype)
         batch, groups, count, _ = patches_bgue.shape
-        x = jnp.einsum("bgue,ed->bgud", patches_bgue, self.patch_ed[...])
+        x = linear(patches_bgue, self.patch_de[...])
         angles = patch_angles(images.positions_bgu2, c.hidden_size // c.num_heads, c.rope_theta)
         windowed = (batch * groups, count)
         whole = (batch, groups * count)
