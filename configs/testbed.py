@@ -28,10 +28,9 @@ def get_config(size: str = "") -> ConfigDict:
         config.arms[f"{name}_random"] = ConfigDict({**METHODS[name], "control": "random"})
     config.frontier.tokens = ("and", ".")  # what announces the last object, and what follows it
     config.frontier.biases = DEMO_FRONTIER if demo else FRONTIER
-    captions, questions = (300, 100) if demo else (500, 250)
     for kind in ("broken", "normal"):
         config.benchmarks[kind] = ConfigDict(
-            {"kind": "testbed_chair", "set": kind, "split": "test", "n": captions, "seed": 0}
+            {"kind": "testbed_chair", "set": kind, "split": "test", "n": 300, "seed": 0}
         )
     config.benchmarks.pope = ConfigDict(
         {
@@ -39,7 +38,7 @@ def get_config(size: str = "") -> ConfigDict:
             "negatives": "adversarial",
             "set": "normal",
             "split": "test",
-            "n": questions,
+            "n": 100,
             "pairs": 2,
             "seed": 0,
         }
