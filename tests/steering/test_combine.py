@@ -1,5 +1,7 @@
 """Methods by name, acting together, or each on its own examples of one batch."""
 
+import dataclasses
+
 import jax
 import ml_collections
 import numpy as np
@@ -30,6 +32,21 @@ def test_every_method_is_built_by_name():
         leaves = jax.tree.leaves(steering)
         assert leaves
         assert all(leaf.shape == (1, 6, 8) and leaf.dtype == np.float32 for leaf in leaves)
+
+
+def test_no_method_looks_ahead_or_at_other_examples_unless_it_is_asked_to():
+    """But visual gains, which are by definition one number for all rows of a prompt."""
+    looks = lambda steering: not dataclasses.replace(steering, visual_gains=None).shares_prefix
+    for name in METHODS:
+        listed = settings_of(name)
+        settings = {"heads": HEADS} if listed.get("heads", None) == () else {}
+        if "qk_rescale" in listed:
+            settings["qk_rescale"] = "logit"
+        steering = build(name, SMALL, **settings)
+        assert not looks(steering), name
+        assert (steering.visual_gains is not None) == (name in ("functional_heads", "policy"))
+    assert looks(build("air_star", SMALL, heads=HEADS, faithful=True))
+    assert looks(build("air", SMALL, heads=HEADS, prefill="official"))
 
 
 @pytest.mark.parametrize(
