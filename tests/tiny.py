@@ -10,50 +10,22 @@ import pathlib
 import re
 from typing import Any
 
+from tests.tiny_tokenizers import (
+    LLAVA_TEMPLATE,
+    QWEN_SPECIALS,
+    QWEN_TEMPLATE,
+    llava_tokenizer,
+    qwen_tokenizer,
+)
+
 NAMINGS = ("hub", "saved", "memory")
 DTYPES = ("float32", "bfloat16", "float16")
 
-_QWEN_SPECIALS = [
-    f"<|{name}|>"
-    for name in (
-        "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start",
-        "box_end", "quad_start", "quad_end", "vision_start", "vision_end", "vision_pad",
-        "image_pad", "video_pad",
-    )
-]  # fmt: skip
 _QWEN_VOCAB = 288  # the tokenizer knows 275: released heads are wider than their tokenizers too
 _LLAVA_VOCAB = 384
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-
-TEXT_ONLY_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-LLAVA_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% for item in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}"
-    "{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ item['text'] + ' ' }}{% endfor %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-QWEN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def llava(
@@ -88,47 +60,8 @@ def llava(
     import transformers
 
     folder = pathlib.Path(folder)
-    tokenizer = _llava_tokenizer(template)
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    config = {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "ignore_index": -100,
-        "image_token_index": image_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "projector_hidden_act": "gelu",
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "text_config": {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 112,
-            "max_position_embeddings": 2048,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 3,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-5,
-            "torch_dtype": dtype,
-            "vocab_size": _LLAVA_VOCAB,
-            **(text or {}),
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 48,
-            "image_size": 56,
-            "intermediate_size": 80,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 3,
-            "patch_size": 14,
-            "projection_dim": 32,
-            "vocab_size": 32000,
-            **(vision or {}),
-        },
-        **root,
-    }
+    tokenizer = llava_tokenizer(template)
+    config = _llava_config(tokenizer, dtype, text or {}, vision or {}) | root
     size = config["vision_config"]["image_size"]
     tokenizer.save_pretrained(folder)
     _write(folder, "config.json", config)
@@ -137,25 +70,7 @@ def llava(
         "generation_config.json",
         {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id},
     )
-    _write(
-        folder,
-        "preprocessor_config.json",
-        {
-            "crop_size": {"height": size, "width": size},
-            "do_center_crop": True,
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": _CLIP_MEAN,
-            "image_processor_type": "CLIPImageProcessor",
-            "image_std": _CLIP_STD,
-            "processor_class": "LlavaProcessor",
-            "resample": 3,
-            "rescale_factor": 1 / 255,
-            "size": {"shortest_edge": size},
-        },
-    )
+    _write(folder, "preprocessor_config.json", _clip_preprocessor(size))
     _write(
         folder,
         "processor_config.json",
@@ -198,58 +113,9 @@ def qwen2_5_vl(
     import transformers
 
     folder = pathlib.Path(folder)
-    tokenizer = _qwen_tokenizer(template)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _QWEN_SPECIALS}
-    config = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "image_token_id": ids["<|image_pad|>"],
-        "initializer_range": 0.02,
-        "intermediate_size": 112,
-        "max_position_embeddings": 4096,
-        "max_window_layers": 3,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 3,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "rope_theta": 1000000.0,
-        "sliding_window": 4096,
-        "tie_word_embeddings": tied,
-        "torch_dtype": dtype,
-        "use_cache": True,
-        "use_sliding_window": False,
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_config": {
-            "depth": 4,
-            "fullatt_block_indexes": [1, 3],
-            "hidden_act": "silu",
-            "hidden_size": 32,
-            "in_chans": 3,
-            "intermediate_size": 52,
-            "model_type": "qwen2_5_vl",
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "temporal_patch_size": 2,
-            "tokens_per_second": 2,
-            "window_size": 56,
-            **(vision or {}),
-        },
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_token_id": ids["<|vision_pad|>"],
-        "vocab_size": _QWEN_VOCAB,
-        **(text or {}),
-        **root,
-    }
+    tokenizer = qwen_tokenizer(template)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIALS}
+    config = _qwen_config(ids, dtype, tied, vision or {}) | (text or {}) | root
     tokenizer.save_pretrained(folder)
     _write(folder, "config.json", config)
     _write(
@@ -314,6 +180,116 @@ def rename(name: str, family: str, naming: str) -> str:
     return name
 
 
+def _llava_config(tokenizer, dtype: str, text: dict, vision: dict) -> dict[str, Any]:
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "ignore_index": -100,
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "pad_token_id": tokenizer.pad_token_id,
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "text_config": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 112,
+            "max_position_embeddings": 2048,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "torch_dtype": dtype,
+            "vocab_size": _LLAVA_VOCAB,
+            **text,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 48,
+            "image_size": 56,
+            "intermediate_size": 80,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "patch_size": 14,
+            "projection_dim": 32,
+            "vocab_size": 32000,
+            **vision,
+        },
+    }
+
+
+def _clip_preprocessor(size: int) -> dict[str, Any]:
+    return {
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": _CLIP_MEAN,
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": _CLIP_STD,
+        "processor_class": "LlavaProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size},
+    }
+
+
+def _qwen_config(ids: dict[str, int], dtype: str, tied: bool, vision: dict) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "image_token_id": ids["<|image_pad|>"],
+        "initializer_range": 0.02,
+        "intermediate_size": 112,
+        "max_position_embeddings": 4096,
+        "max_window_layers": 3,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "rope_theta": 1000000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": tied,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "depth": 4,
+            "fullatt_block_indexes": [1, 3],
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "in_chans": 3,
+            "intermediate_size": 52,
+            "model_type": "qwen2_5_vl",
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 56,
+            **vision,
+        },
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "vocab_size": _QWEN_VOCAB,
+    }
+
+
 def _write(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
     (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -366,44 +342,3 @@ def _save_shards(folder: pathlib.Path, tensors: dict[str, Any], shards: int) -> 
         "weight_map": dict(sorted(weight_map.items())),
     }
     _write(folder, "model.safetensors.index.json", index_json)
-
-
-def _byte_symbols() -> list[str]:
-    """The printable stand-ins of the 256 bytes in byte-level BPE."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    spare = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
-
-
-def _qwen_tokenizer(template: str | None):
-    from transformers import Qwen2Tokenizer
-
-    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
-    symbols = [*_byte_symbols(), *("".join(pair) for pair in merges)]
-    tokenizer = Qwen2Tokenizer(
-        vocab={symbol: index for index, symbol in enumerate(symbols)},
-        merges=merges,
-        eos_token="<|im_end|>",
-        extra_special_tokens=_QWEN_SPECIALS,
-    )
-    if template is not None:
-        tokenizer.chat_template = template
-    return tokenizer
-
-
-def _llava_tokenizer(template: str | None):
-    from transformers import LlamaTokenizer
-
-    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
-    symbols = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581"]
-    symbols += [chr(c) for c in range(33, 127)] + ["".join(pair) for pair in merges]
-    tokenizer = LlamaTokenizer(
-        vocab={symbol: index for index, symbol in enumerate(symbols)},
-        merges=merges,
-        add_bos_token=True,
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    if template is not None:
-        tokenizer.chat_template = template
-    return tokenizer

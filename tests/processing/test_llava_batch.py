@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny
 from tests.processing.conftest import picture, row
+from tests.tiny_tokenizers import TEXT_ONLY_TEMPLATE
 from vlm_jax.batch import Kind
 from vlm_jax.config import read_config
 from vlm_jax.processing import Processor
@@ -103,7 +104,7 @@ def test_images_go_where_the_prompt_holds_placeholders(llava):
 
 
 def test_a_template_of_strings_gets_the_images_before_the_text(llava, tmp_path):
-    folder = tiny.llava(tmp_path / "strings", template=tiny.TEXT_ONLY_TEMPLATE)
+    folder = tiny.llava(tmp_path / "strings", template=TEXT_ONLY_TEMPLATE)
     ours = Processor.from_folder(folder, read_config(folder))
     images = [picture(60, 60), picture(40, 90, seed=1)]
     assert ours.template("hi", 2) == "user: <image>\n<image>\nhi\nassistant:"

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tests.processing.conftest import picture, row
+from tests.tiny_tokenizers import TEXT_ONLY_TEMPLATE
 from vlm_jax.batch import Kind
 from vlm_jax.processing import Processor
 from vlm_jax.processing.windows import window_layout
@@ -168,7 +169,7 @@ def test_string_templates_get_the_vision_tokens(qwen):
         qwen.config,
         qwen.ours.tokenizer,
         qwen.theirs.image_processor,
-        template=tiny.TEXT_ONLY_TEMPLATE,
+        template=TEXT_ONLY_TEMPLATE,
     )
     one = "<|vision_start|><|image_pad|><|vision_end|>"
     assert ours.template("hi", 2) == f"user: {one}{one}hi\nassistant:"
