@@ -20,6 +20,9 @@ A folder is a Hugging Face checkpoint or a converted one; every job reads both. 
 configs/base.py lists every setting. An edited folder is edited again by --config.revert=True, which
 gives the original weights back, or --config.restrength=<a>, which makes the edit at strength a.
 
+configs/fold.py[:gains|energy] makes --job=edit fold head gains or energies into the weights, and
+configs/contributions.py makes --job=identify show where the tokens of answers come from.
+
 Errors are one line on stderr and exit code 1. No job leaves a half-written folder. What was killed
 goes on where it stopped, in all jobs but score. Images and prompts that cannot be read are
 recorded and left out, up to config.max_failures of them.
