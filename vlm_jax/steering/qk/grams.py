@@ -7,12 +7,12 @@ as fast on them as XLA's CPU backend, a head at a time over all cores.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_jax.steering.qk.threads import each
 from vlm_jax.steering.qk.weights import LayerWeights
 
 
@@ -56,7 +56,7 @@ class GramBasis:
             if weights_nbr.shape[1] > width:
                 lifted_nrd[n] += weights_nbr[n, width:].T @ wide.key_of(n).T
 
-        _each(lift, range(heads))
+        each(lift, range(heads))
         return lifted_nrd
 
 
@@ -111,7 +111,7 @@ def _grams(wide: _Wide, overlap: bool) -> tuple[np.ndarray, np.ndarray | None, n
 
     # Weights that are not finite are refused by name later; threads have settings of their own.
     @np.errstate(invalid="ignore", over="ignore")
-    def own(n: int):
+    def own(n: int) -> tuple[np.ndarray, Any]:
         query = wide.queries[:, n]
         return query.T @ query, query.T @ wide.key_of(n) if overlap else None
 
@@ -119,7 +119,7 @@ def _grams(wide: _Wide, overlap: bool) -> tuple[np.ndarray, np.ndarray | None, n
     def of_keys(k: int):
         return wide.keys[:, k].T @ wide.keys[:, k]
 
-    rows, keys = _each(own, range(heads)), _each(of_keys, range(kv_heads))
+    rows, keys = each(own, range(heads)), each(of_keys, range(kv_heads))
     mixed = np.stack([row[1] for row in rows]) if overlap else None
     return np.stack([row[0] for row in rows]), mixed, np.stack(keys)
 
@@ -160,11 +160,6 @@ def _condition(lower_nbb: np.ndarray, inverse_nbb: np.ndarray) -> np.ndarray:
     """[N] estimates between cond and sqrt(b) cond."""
     rms = np.sqrt(np.mean(np.sum(lower_nbb**2, axis=-2), axis=-1))
     return rms * np.sqrt(np.sum(inverse_nbb**2, axis=(-1, -2)))
-
-
-def _each(work: Callable[[int], Any], numbers: Iterable[int]) -> list[Any]:
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(work, numbers))
 
 
 def _t(array: np.ndarray) -> np.ndarray:

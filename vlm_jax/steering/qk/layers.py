@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from vlm_jax.steering.qk.plan import HeadPlan, Plan, plan_layer
 from vlm_jax.steering.qk.rope import Rope
 from vlm_jax.steering.qk.sidecar import Sidecar
 from vlm_jax.steering.qk.spec import CHANNELS, QKEdit
+from vlm_jax.steering.qk.threads import each
 from vlm_jax.steering.qk.weights import LayerWeights
 
 Read = Callable[[int], Mapping[str, np.ndarray]]
@@ -202,8 +202,7 @@ def _realise(
 
     heads = []
     if options.certify:
-        with ThreadPoolExecutor() as pool:
-            heads = list(pool.map(report, range(len(plan.heads))))
+        heads = each(report, range(len(plan.heads)))
     return EditedLayer(weights.layer, arrays, sidecar, heads)
 
 

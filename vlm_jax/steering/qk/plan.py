@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from vlm_jax.steering.qk.modes import (
     shared_count,
 )
 from vlm_jax.steering.qk.spec import QKEdit
+from vlm_jax.steering.qk.threads import each
 from vlm_jax.steering.qk.weights import LayerWeights
 
 
@@ -91,8 +91,7 @@ def plan_layer(
         return product, key_map, modes, candidates(modes, spec)
 
     if spec.joint:
-        with ThreadPoolExecutor() as pool:
-            prepared = dict(zip(numbers, pool.map(prepare, numbers), strict=True))
+        prepared = dict(zip(numbers, each(prepare, numbers), strict=True))
     else:
         # A few small products a head: threads, and BLAS threads inside them, would cost more.
         prepared = {n: prepare(n) for n in numbers}

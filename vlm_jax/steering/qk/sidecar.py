@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -12,8 +11,9 @@ import numpy as np
 
 from vlm_jax.errors import EditError
 from vlm_jax.steering.qk.controls import temperature
+from vlm_jax.steering.qk.threads import each
 
-_ROWS = 256
+_ROWS = 1024  # of a head at a time: a megabyte in float64
 _OPTIONAL = ("bias_er", "temperature_e2", "undo_index", "undo_value", "undo_bias_eh")
 
 
@@ -187,8 +187,7 @@ class Sidecar:
             )
 
     def _each_head(self, work: Callable[[int], Any]) -> list:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(work, range(len(self.heads_e))))
+        return each(work, range(len(self.heads_e)))
 
     def _change_head(
         self, e: int, source: np.ndarray, target: np.ndarray, a: float
