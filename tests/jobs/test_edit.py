@@ -367,8 +367,10 @@ def test_the_job_edits_reverts_and_changes_the_strength(made, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Edited 8 heads of layers 1, 2: ||dW|| ")
     assert lines[2] == f"Original model: {tmp_path / 'back'}"
-    with pytest.raises(ConfigError, match="exclude each other"):
-        job(tmp_path / "edited", tmp_path / "no", revert=True, restrength=0.2)
+    fold = {"method": "energy_rescale"}
+    for both in ({"revert": True, "restrength": 0.2}, {"restrength": 0.0, "fold": fold}):
+        with pytest.raises(ConfigError, match=" and ".join(f"config.{name}" for name in both)):
+            job(tmp_path / "edited", tmp_path / "no", **both)
     with pytest.raises(EditError, match=r"edited already.*config\.restrength.*config\.revert"):
         job(tmp_path / "edited", tmp_path / "no")
     with pytest.raises(CheckpointError, match="is not edited"):

@@ -42,16 +42,20 @@ def run(request: Request) -> None:
     target = request.need("target")
     revert = request.config.get("revert", False)
     strength = request.config.get("restrength", None)
-    if request.config.get("fold"):
+    given = {
+        "revert": revert,
+        "restrength": strength is not None,
+        "fold": request.config.get("fold"),
+    }
+    chosen = [f"config.{name}" for name, on in given.items() if on]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them.")
+    if given["fold"]:
         from vlm_jax.jobs.fold import fold_method  # it reads arms, which read this module
 
         gain_ln = fold_method(source, target, request.config)
         print(f"Folded gains of {int((gain_ln != 1).sum())} heads into {target}")
         return
-    if revert and strength is not None:
-        raise ConfigError(
-            f"config.revert and config.restrength={strength} exclude each other; give one of them."
-        )
     if revert:
         revert_folder(source, target)
         print(f"Original model: {target}")
