@@ -17,8 +17,7 @@ def weight(rngs: nnx.Rngs, *shape: int, fan_in: int) -> nnx.Param:
 
 def matrix(rngs: nnx.Rngs, outputs: int, inputs: int) -> nnx.Param:
     """Declares a matrix for `linear`, drawn as `weight` draws one with its inputs first."""
-    drawn = jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32)
-    return nnx.Param(drawn.T * inputs**-0.5)
+    return nnx.Param(weight(rngs, inputs, outputs, fan_in=inputs)[...].T)
 
 
 FEW_ROWS = 64
