@@ -7,7 +7,6 @@ WORK ?= out/demo
 TESTBED = vlm_jax/testbed/models/llava-0
 LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
-export NPROC = 16
 
 .PHONY: demo test lint types bench clean
 

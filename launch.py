@@ -40,10 +40,8 @@ import os
 import re
 import sys
 
-# BLAS threads fight XLA's; and XLA's own pool must outnumber the host devices, or batched linear
-# algebra under pmap waits for itself on machines with few cores. Both are read at start-up.
+# BLAS threads fight XLA's. Read at start-up.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("NPROC", "16")
 
 import pathlib
 

@@ -25,7 +25,6 @@ import time
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("NPROC", "16")
 
 from benchmarks.edit_folder import make_folder, peak_resident
 from benchmarks.protocol import ratio_of

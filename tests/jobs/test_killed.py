@@ -53,7 +53,7 @@ class Job:
             f"--source={MODEL}",
             f"--workdir={workdir}",
         ]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "16", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         with (self.folder / "said.txt").open("w") as said:
             command = [sys.executable, "launch.py", *flags]
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)

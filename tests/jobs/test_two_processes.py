@@ -46,7 +46,7 @@ def both(*flags: str, timeout: int = 400) -> list[subprocess.CompletedProcess]:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     common = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "16", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [sys.executable, "launch.py", *common, f"--process_id={n}", *flags],

@@ -36,7 +36,7 @@ def found(folder):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.parallel.spanning", str(folder.parent), str(folder)]
     started = [
         subprocess.Popen([*command, str(port), str(n)], cwd=ROOT, env=environment) for n in range(2)

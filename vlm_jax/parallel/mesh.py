@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.parallel import host
 from vlm_jax.parallel.processes import replica_team
 from vlm_jax.parallel.team import devices_of
 
@@ -29,6 +30,7 @@ def make_mesh(
         ConfigError: the sizes do not multiply to the number of devices.
     """
     if devices is None:
+        host.make_room()
         shared = replica_team(model)
         owned = [jax.local_devices()] if shared.alone else devices_of(shared.members)
         devices = [device for own in owned for device in own]

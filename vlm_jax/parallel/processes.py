@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.parallel import host
 from vlm_jax.parallel.team import Team, devices_of, team
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ def start(
     Raises:
         ConfigError: the arguments are incomplete or impossible, or the processes did not meet.
     """
+    host.make_room()
     if num_processes == 1:
         return
     if num_processes is not None and num_processes < 1:
@@ -58,6 +60,7 @@ def start(
             "cluster that says so itself."
         )
     _check(coordinator, num_processes, process_id)
+    host.make_room(several_processes=True)
     # Its handler would swallow SIGTERM; a run that is killed goes on anyway.
     jax.config.update("jax_enable_preemption_service", False)
     try:
