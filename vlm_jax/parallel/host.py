@@ -20,6 +20,6 @@ def make_room(several_processes: bool = False) -> None:
         several_processes: whether devices of other processes take part.
     """
     forced = re.findall(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = max(int(forced[-1]) if forced else 1, jax.config.jax_num_cpu_devices)
+    devices = max(int(forced[-1]) if forced else 1, getattr(jax.config, "jax_num_cpu_devices", 1))
     if several_processes or devices > 1:
         os.environ.setdefault("NPROC", str(max(_ENOUGH, 2 * devices, os.cpu_count() or 1)))
