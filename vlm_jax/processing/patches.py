@@ -114,8 +114,8 @@ class Qwen:
         CheckpointError: the image processor cuts patches other than the tower's.
     """
 
-    # Images give window counts of any size, so these are bucketed coarsely.
-    group_multiple = 8
+    # Images give window counts of any size; a small image has one to four.
+    group_multiple = 4
 
     def __init__(self, config: QwenVisionConfig, image_processor: BaseImageProcessor):
         self.config, self.image_processor = config, image_processor
