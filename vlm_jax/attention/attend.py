@@ -1,8 +1,10 @@
 """The attention function that every layer of every tower calls once."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import overload
 
+import jax
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import segment_attention
@@ -13,6 +15,7 @@ from vlm_jax.attention.segment import Segment, Visibility, merge
 from vlm_jax.attention.steering import Readings, Rows, State, Steering, class_gain
 
 
+@functools.partial(jax.jit, static_argnames=("causal", "scale"), inline=True)
 def _blockwise(q_btnh, segments, seen, causal, scale):
     if q_btnh.shape[1] == 1 and not causal:
         return row_attention(q_btnh, segments, seen, scale)

@@ -1,6 +1,7 @@
 """One query row a sample: the whole row of weights fits, so it is edited as it is."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -45,6 +46,7 @@ def row_logits(
     return jnp.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0]
 
 
+@functools.partial(jax.jit, static_argnames="kind", inline=True)
 def _scores(q_bkgh: Array, k_bksh: Array, kind: jnp.dtype) -> Array:
     """Products of the row's queries with the keys, [B, K, G, S].
 

@@ -1,5 +1,6 @@
 """Small pieces that several towers share: norms, activations, rotary embeddings, parameters."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ FEW_ROWS = 64
 """Up to so many rows, products on the CPU are faster with the matrix on the left."""
 
 
+@functools.partial(jax.jit, static_argnames="kind", inline=True)
 def linear(
     x: Float[Array, "*b I"], w_oi: Float[Array, "O I"], kind: jnp.dtype | None = None
 ) -> Float[Array, "*b O"]:
@@ -59,6 +61,7 @@ def ones(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, jnp.float32))
 
 
+@functools.partial(jax.jit, static_argnames="eps", inline=True)
 def rms_norm(x: Float[Array, "*b D"], gain_d: Float[Array, " D"], eps: float) -> Array:
     """Divides by the root mean square and applies the gain, in float32, and rounds once."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -121,6 +124,7 @@ def patch_angles(
     return angles.reshape(*positions.shape[:-1], head_dim // 2)
 
 
+@functools.partial(jax.jit, inline=True)
 def rotate(x_btnh: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Array:
     """Rotates each pair (i, i + H/2) of a head by its angle, in float32."""
     wide = x_btnh.astype(jnp.promote_types(x_btnh.dtype, jnp.float32))
