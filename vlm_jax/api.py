@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlm_jax import answering, checkpoint
-from vlm_jax.answering import Answer, Failure, PrefixStore
+from vlm_jax.answering import Answer, DeviceStore, Failure
 from vlm_jax.attention.steering import Steering
+from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import PromptError
-from vlm_jax.models import Params, abstract
+from vlm_jax.models import Params, Prefix, abstract
 from vlm_jax.parallel import fetch, make_mesh, param_shardings
 from vlm_jax.processing import ImageSource, Processor
 
@@ -34,6 +35,8 @@ class VLM:
         generator: the compiled programs, shared by edited copies (`with_params`).
         prefixes: prompts through their last image that earlier calls have read; none are kept
             until `keep_prefixes` gives them room.
+        images: the features of these prompts' images, likewise, shared with copies whose decoder
+            alone was edited.
         buckets: static sizes that calls have met so far; each has its programs.
     """
 
@@ -47,19 +50,22 @@ class VLM:
     ):
         self.config, self.params, self.processor, self.mesh = config, params, processor, mesh
         self.generator = generator or Generator(config, mesh)
-        self.prefixes = PrefixStore()
+        self.prefixes: DeviceStore[Prefix] = DeviceStore()
+        self.images: DeviceStore[Batch] = DeviceStore()
         self.buckets: set[Hashable] = set()
 
     def keep_prefixes(self, limit_bytes: int) -> None:
         """Keeps what is read of prompts through their last image for later calls.
 
         Calls that differ in their questions, logit biases or in steering of the rows behind an
-        image then decode and read each image once.
+        image then decode and read each image once. Copies of the model whose decoder was edited
+        read those rows anew, from what the tower made of the images here.
 
         Args:
-            limit_bytes: device memory that they may take; an edited copy takes as much again.
+            limit_bytes: device memory that these rows' keys and values may take, and the images'
+                features as well; a copy takes it for keys and values again.
         """
-        self.prefixes = PrefixStore(limit_bytes)
+        self.prefixes, self.images = DeviceStore(limit_bytes), DeviceStore(limit_bytes)
 
     def with_params(self, params: Params) -> "VLM":
         """Returns the same model with other weights; nothing is compiled again."""
@@ -67,6 +73,8 @@ class VLM:
         placed = {path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()}
         other = VLM(self.config, placed, self.processor, self.mesh, self.generator)
         other.keep_prefixes(self.prefixes.limit_bytes)
+        if all(params[path] is a or path.startswith("decoder/") for path, a in self.params.items()):
+            other.images = self.images
         other.buckets = self.buckets
         return other
 
@@ -147,7 +155,7 @@ class VLM:
             streams,
         )
         reader = answering.Reader(
-            self.generator, self.params, self.processor, self.prefixes, self.buckets
+            self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
         )
         return answering.answer(reader, images, prompts, settings)
 

@@ -44,6 +44,18 @@ class Images:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Features:
+    """What the tower and the projector made of the images of each sample.
+
+    Attributes:
+        features_bmd: float [B, M, D] one row for each merged patch, in group order.
+    """
+
+    features_bmd: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Prompts, right-padded to one length.
 
@@ -56,7 +68,7 @@ class Batch:
             features [M, D] in group order (groups x merged patches, flattened); 0 elsewhere.
         lengths_b: int32 [B] number of real tokens.
         next_position_b: int32 [B] rotary position of the first generated token.
-        images: the samples' images, or None when no sample has one.
+        images: the samples' images, or their features, or None when no sample has one.
     """
 
     tokens_bt: Array
@@ -65,7 +77,7 @@ class Batch:
     slots_bt: Array
     lengths_b: Array
     next_position_b: Array
-    images: Images | None
+    images: Images | Features | None
 
     @property
     def size(self) -> int:

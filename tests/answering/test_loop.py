@@ -31,9 +31,10 @@ def fresh(vlm):
 
 
 def rows_read(model, monkeypatch):
-    """Counts questions that reach the generator and prefixes that are read."""
-    counts = {"rows": 0, "prefixes": 0}
+    """Counts questions that reach the generator, and prefixes and rows of images that are read."""
+    counts = {"rows": 0, "prefixes": 0, "images": 0}
     generate, read = type(model.generator).__call__, type(model.generator).read_prefix
+    look = type(model.generator).read_images
 
     def counted(self, params, batch, **settings):
         counts["rows"] += batch.size
@@ -43,6 +44,11 @@ def rows_read(model, monkeypatch):
         counts["prefixes"] += batch.size
         return read(self, params, batch, *rest)
 
+    def counted_look(self, params, batch):
+        counts["images"] += batch.size
+        return look(self, params, batch)
+
+    monkeypatch.setattr(type(model.generator), "read_images", counted_look)
     monkeypatch.setattr(type(model.generator), "__call__", counted)
     monkeypatch.setattr(type(model.generator), "read_prefix", counted_read)
     return counts
@@ -56,7 +62,7 @@ def test_sharing_prefixes_changes_no_answer(fresh, suite, monkeypatch):
     counts = rows_read(fresh, monkeypatch)
     settings = {"max_new_tokens": 4, "batch_size": 4}
     apart = by_index(fresh.answer(*suite, **settings, share_prefix=False))
-    assert counts == {"rows": 12, "prefixes": 0}  # twelve different questions
+    assert counts == {"rows": 12, "prefixes": 0, "images": 0}  # twelve different questions
     shared = by_index(fresh.answer(*suite, **settings))
     assert shared == apart
     assert sorted(shared) == list(range(15))
@@ -82,6 +88,39 @@ def test_kept_prefixes_serve_later_calls(fresh, suite, monkeypatch):
     other = fresh.with_params(fresh.params)
     assert other.prefixes.bytes == 0
     assert other.prefixes.limit_bytes == 1 << 30
+
+
+def test_an_edited_decoder_reads_no_image_again(fresh, suite, monkeypatch):
+    settings = {"max_new_tokens": 4, "batch_size": 4}
+    path = "decoder/layers/1/wq_dnh"
+    edited = {**fresh.params, path: fresh.params[path] * 1.5}
+    apart = by_index(fresh.with_params(edited).answer(*suite, **settings))
+    fresh.keep_prefixes(1 << 30)
+    counts, decoded = rows_read(fresh, monkeypatch), []
+    read = type(fresh.processor).read
+    monkeypatch.setattr(
+        type(fresh.processor),
+        "read",
+        lambda self, draft, part, made: decoded.append(part) or read(self, draft, part, made),
+    )
+    plain = by_index(fresh.answer(*suite, **settings))
+    assert (counts["images"], counts["prefixes"], decoded.count("prefix")) == (4, 4, 4)
+    other = fresh.with_params(edited)
+    assert by_index(other.answer(*suite, **settings)) == apart
+    assert apart != plain
+    assert (counts["images"], counts["prefixes"], decoded.count("prefix")) == (4, 8, 4)
+    assert other.images.bytes < fresh.prefixes.bytes
+
+
+def test_an_edited_tower_reads_every_image_again(fresh, suite):
+    settings = {"max_new_tokens": 1, "batch_size": 4}
+    fresh.keep_prefixes(1 << 30)
+    list(fresh.answer(*suite, **settings))
+    path = next(path for path in fresh.params if path.startswith("projector/"))
+    other = fresh.with_params({**fresh.params, path: fresh.params[path] * 0.5})
+    assert other.images.bytes == 0
+    list(other.answer(*suite, **settings))
+    assert (fresh.images.read, other.images.read, other.images.reused) == (1, 1, 0)
 
 
 def test_prefixes_that_calls_come_round_to_stay(fresh):
@@ -130,7 +169,7 @@ def test_a_batch_of_nothing_but_failures_is_not_read(fresh, tmp_path, monkeypatc
     for words in (WORDS[:1], WORDS[:2]):
         found = list(fresh.answer([[torn]] * len(words), words, max_new_tokens=2, on_error="yield"))
         assert [type(one) for one in found] == [Failure] * len(words)
-    assert counts == {"rows": 0, "prefixes": 0}
+    assert counts == {"rows": 0, "prefixes": 0, "images": 0}
 
 
 def test_all_buckets_are_compiled_before_the_first_answer(fresh, suite):

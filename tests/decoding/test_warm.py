@@ -50,6 +50,12 @@ def test_warmed_calls_compile_nothing(llava_vlm):
         generator(vlm.params, suffix, prefix=prefix, owner_b=[0, 0], **steered)
     assert not compiled
     assert generator.compilations == 5
+    generator.warm(shapes, suffix, prefix=described(first), images_apart=True, max_new_tokens=SLOTS)
+    with counted() as compiled:
+        read = generator.read_images(vlm.params, first)
+        again = generator.read_prefix(vlm.params, read)
+        generator(vlm.params, suffix, prefix=again, owner_b=[0, 0], max_new_tokens=SLOTS)
+    assert not compiled
     expected = vlm.generator(vlm.params, whole, slots=SLOTS, **other)
     np.testing.assert_array_equal(made.tokens_bn, expected.tokens_bn)
 

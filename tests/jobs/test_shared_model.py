@@ -63,8 +63,8 @@ def test_steering_compiles_once_a_kind(tiny_llava, tmp_path, monkeypatch, config
     found = json.loads((tmp_path / "work" / "results.json").read_text())["comparison"]
     assert compiled.edited == 0
     assert compiled.kinds == 1
-    # The program that reads prefixes serves both: AD-HH leaves the rows up to an image alone.
-    assert compiled.steered == compiled.unedited - 1 > 0
+    # The two programs that read images and prefixes serve both: AD-HH leaves those rows alone.
+    assert compiled.steered == compiled.unedited - 2 > 0
     rates = {name: arm["acted"][0]["trigger_rate"] for name, arm in found["arms"].items()
              if "acted" in arm}  # fmt: skip
     assert rates == {"adhh": 1.0, "adhh_random": 1.0, "never": 0.0, "both": 1.0}

@@ -7,13 +7,13 @@ batches hold rows of like size, and host threads decode images ahead of the devi
 from vlm_jax.answering.loop import Answer, Reader, Settings, answer
 from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import Plan, batch_rows, make_plan
-from vlm_jax.answering.prefixes import PrefixStore
+from vlm_jax.answering.store import DeviceStore
 
 __all__ = [
     "Answer",
+    "DeviceStore",
     "Failure",
     "Plan",
-    "PrefixStore",
     "Reader",
     "Settings",
     "answer",

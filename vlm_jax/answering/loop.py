@@ -22,7 +22,7 @@ from vlm_jax.answering.plan import (
     batch_rows,
     make_plan,
 )
-from vlm_jax.answering.prefixes import PrefixStore
+from vlm_jax.answering.store import DeviceStore
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.decoding import Generated, Generator, Sampling, StepCounts
@@ -115,14 +115,16 @@ class Reader:
         generator: its compiled programs.
         params: parameters, on the generator's mesh.
         processor: its words and pixels.
-        prefixes: what earlier calls have read.
+        prefixes: prefixes that earlier calls have read, by the key of their chunk.
+        images: prefixes' tokens with the features of their images, likewise.
         buckets: static sizes that earlier calls have met, each with programs of its own.
     """
 
     generator: Generator
     params: Params
     processor: Processor
-    prefixes: PrefixStore
+    prefixes: DeviceStore[Prefix]
+    images: DeviceStore[Batch]
     buckets: set[Hashable]
 
     def longest_prompt(self, settings: Settings) -> int:
@@ -148,7 +150,7 @@ def answer(
     plan = plan_answers(reader, drafts, settings)
     run.compile(plan.buckets)
     with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
-        chunks = lambda chunk: None if run.keeps(chunk) else run.prepare(chunk)
+        chunks = lambda chunk: None if run.has_read(chunk) else run.prepare(chunk)
         for chunk, prepared in _ahead(pool, plan.chunks, chunks):
             yield from run.continue_prefixes(chunk, prepared)
         for batching, prepared in _ahead(pool, plan.batches, run.prepare):
@@ -199,6 +201,10 @@ class _Run:
         """Whether an earlier call has read the prefixes of a chunk."""
         return self.settings.leaves_prefix and chunk.key in self.reader.prefixes
 
+    def has_read(self, chunk: Chunk) -> bool:
+        """Whether the images of a chunk need not be decoded again."""
+        return self.keeps(chunk) or chunk.key in self.reader.images
+
     def compile(self, buckets: Sequence[Bucket]) -> None:
         """Compiles the programs of all buckets that no earlier call has met, side by side."""
         settings = self.settings
@@ -222,6 +228,7 @@ class _Run:
             self.reader.params,
             shapes(size.rows, size.length, size.groups),
             prefix=None if size.prefix is None else shapes(*size.prefix),
+            images_apart=self.reader.images.limit_bytes > 0,
             **self._options([0] * size.rows),
         )
 
@@ -255,8 +262,7 @@ class _Run:
         if self.keeps(chunk):
             prefix = self.reader.prefixes.find(chunk.key)
         else:
-            # A prefix that was kept when the thread looked may have had to go since.
-            prepared = self.meeting.batch(lambda: ready() or self.prepare(chunk))
+            prepared = self._read_images(chunk, ready)
             failures = prepared.failures
             if prepared.batch is None:
                 for batching in chunk.batches:
@@ -272,6 +278,20 @@ class _Run:
         for batching in chunk.batches:
             prepared = self.meeting.batch(functools.partial(self.prepare, batching))
             yield from self.decode(batching, prepared, prefix, failures)
+
+    def _read_images(self, chunk: Chunk, ready: Callable[[], Prepared | None]) -> Prepared:
+        """Returns a chunk's prefixes; where there is room to keep them, with features of images."""
+        kept = self.reader.images
+        if chunk.key in kept:
+            return Prepared(kept.find(chunk.key), {})
+        # What was kept when the thread looked may have had to go since.
+        prepared = self.meeting.batch(lambda: ready() or self.prepare(chunk))
+        if prepared.batch is None or not kept.limit_bytes:
+            return prepared
+        batch = self.reader.generator.read_images(self.reader.params, prepared.batch)
+        if not prepared.failures:
+            kept.keep(chunk.key, batch)
+        return dataclasses.replace(prepared, batch=batch)
 
     def decode(
         self,

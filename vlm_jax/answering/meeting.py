@@ -37,7 +37,7 @@ class Prepared:
     """A batch on the host; rows of questions that failed hold another's prompt.
 
     Attributes:
-        batch: None where every question failed.
+        batch: None where every question failed; that of prefixes may hold features on devices.
         failures: by place among the batch's questions.
     """
 

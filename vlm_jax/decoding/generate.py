@@ -1,4 +1,4 @@
-"""Prefill and decoding as two jitted programs over a mesh, and a third for shared prefixes.
+"""Prefill and decoding as two jitted programs over a mesh, and others for what prompts share.
 
 The cache is donated to decoding, and returned, so that the buffers of new tokens are updated in
 place.
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.batch import Batch
+from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.loop import StepCounts, decode
 from vlm_jax.decoding.request import Asked, Placement
@@ -46,13 +46,17 @@ class Generator:
     """Compiled generation for one architecture on one mesh.
 
     Shapes are static: one compilation for each (batch, prompt length, image groups, slots), and
-    where prompts share prefixes for each (prefixes, prefix length) too. All settings (limits, stop
-    ids, temperature, seeds, logit biases, which row owns which prefix) are traced.
+    where prompts share prefixes for each (prefixes, prefix length) too, and for each (prefixes,
+    image groups) where images are read apart. All settings (limits, stop ids, temperature, seeds,
+    logit biases, which row owns which prefix) are traced.
     """
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
         self.mesh = mesh
         graphdef = abstract(config)[0]
+
+        def read_images(params: Params, images: Images):
+            return Features(merge(graphdef, params).image_features(images))
 
         def read_prefix(params: Params, batch: Batch, steering: Steering | None):
             return merge(graphdef, params).read_prefix(batch, steering)
@@ -68,6 +72,7 @@ class Generator:
         def decode_all(params: Params, read, cache, request, slots: int, greedy: bool):
             return decode(merge(graphdef, params), read, cache, request, slots, greedy)
 
+        self._read_images = jax.jit(read_images)
         self._read_prefix = jax.jit(read_prefix)
         self._prefill = jax.jit(prefill, static_argnames="slots")
         self._forward = jax.jit(forward)
@@ -85,17 +90,31 @@ class Generator:
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         jitted: tuple[Any, ...] = (
-            self._read_prefix, self._prefill, self._forward, self._decode,
+            self._read_images, self._read_prefix, self._prefill, self._forward, self._decode,
         )  # fmt: skip
         return sum(program._cache_size() for program in jitted)
+
+    def read_images(self, params: Params, batch: Batch) -> Batch:
+        """Reads the images of I prefixes, for any number of reads of these.
+
+        Args:
+            params: parameters, already on the mesh; only the tower's and the projector's matter.
+            batch: as for `read_prefix`.
+
+        Returns:
+            The batch with features, on the devices, in place of its images.
+        """
+        images = self._rows_or_whole(self._put, batch).images
+        return dataclasses.replace(batch, images=self._read_images(params, images))
 
     def read_prefix(self, params: Params, batch: Batch, steering: Steering | None = None) -> Prefix:
         """Reads the beginnings of I prompts, for any number of calls that go on from them.
 
         Args:
             params: parameters, already on the mesh.
-            batch: each prompt up to its last image token, with its images. I need not divide over
-                the mesh's data axis, but only then do its devices share the work.
+            batch: each prompt up to its last image token, with its images or what `read_images`
+                made of them. I need not divide over the mesh's data axis, but only then do its
+                devices share the work.
             steering: of those who go on. Only its parts that act on prefixes do
                 (`Steering.on_prefix`): if there are none, this gives what no steering gives, by
                 the same program.
@@ -190,6 +209,7 @@ class Generator:
         batch: Batch,
         *,
         prefix: Batch | None = None,
+        images_apart: bool = False,
         **options: Any,
     ) -> None:
         """Compiles ahead of time what a call with arguments of these shapes will run.
@@ -201,6 +221,7 @@ class Generator:
             params: parameters, or `ShapeDtypeStruct`s with their shardings.
             batch: arrays or `ShapeDtypeStruct`s.
             prefix: what `read_prefix` will be given, likewise; None if prompts are read whole.
+            images_apart: whether the prefixes' images go through `read_images` first.
             options: of the call, except `prefix` and `owner_b`. Of their values only those that
                 make shapes or programs matter: room for tokens, the number of stop ids, greedy or
                 not, the parts of the steering.
@@ -211,6 +232,9 @@ class Generator:
         if prefix is not None:
             steering = self._like.steering(_prefix_steering(asked.steering))
             placed = self._rows_or_whole(self._like, prefix)
+            if images_apart:
+                read = _compile(self._read_images, params, placed.images)
+                placed = dataclasses.replace(placed, images=read)
             read = _compile(self._read_prefix, params, placed, steering)
             before = read, self._like.rows(jax.ShapeDtypeStruct((batch.size,), np.int32))
         logits_bv, cache, readings = _compile(
@@ -233,7 +257,11 @@ class Generator:
 
     def _rows_or_whole(self, put: Placement, batch: Batch) -> Batch:
         """Places prefixes: split over the data axis where they divide."""
-        return (put.whole if batch.size % self.mesh.shape["data"] else put.rows)(batch)
+        place = put.whole if batch.size % self.mesh.shape["data"] else put.rows
+        if not isinstance(batch.images, Features):
+            return place(batch)
+        tokens = place(dataclasses.replace(batch, images=None))
+        return dataclasses.replace(tokens, images=batch.images)  # on the devices already
 
     def _before(
         self,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention import Segment, Visibility
 from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.batch import Batch, Images, Kind
+from vlm_jax.batch import Batch, Features, Images, Kind
 from vlm_jax.config import ClipVisionConfig, VLMConfig
 from vlm_jax.models.cache import Cache, Prefix, new_slots, prompt_order, prompt_rows
 from vlm_jax.models.clip import ClipVision
@@ -43,9 +43,11 @@ class VLM(nnx.Module):
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Embeds a prompt: tokens from the table, image tokens from the image features."""
         x_btd = self.decoder.embed(batch.tokens_bt)
-        if batch.images is None:
+        images = batch.images
+        if images is None:
             return x_btd
-        features_bmd = self.image_features(batch.images)
+        read = isinstance(images, Features)
+        features_bmd = images.features_bmd if read else self.image_features(images)
         picked_btd = jnp.take_along_axis(features_bmd, batch.slots_bt[..., None], axis=1)
         is_image = (batch.kinds_bt == Kind.IMAGE)[..., None]
         return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
