@@ -23,8 +23,8 @@ def settings(quick: bool) -> dict[str, Any]:
     """Contexts x batches, and the steps of a run."""
     if quick:
         return dict(text=text_of(True), contexts=(48,), batches=(2,), steps=4, repeats=2)
-    sizes = dict(contexts=(512, 2048), batches=(1, 8), steps=16)
-    return dict(text=text_of(False), **sizes, repeats=9)
+    sizes = dict(contexts=(512, 2048), batches=(1, 8), steps=8)
+    return dict(text=text_of(False), **sizes, repeats=25)
 
 
 def measure(quick: bool = False) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def settings(quick: bool) -> dict[str, Any]:
     """Prompt lengths with repeats; 2 layers are as good as 12, which cost the same each."""
     if quick:
         return dict(text=text_of(True), lengths=[(48, 2)])
-    return dict(text=text_of(False, num_hidden_layers=2), lengths=[(640, 11), (1500, 9), (4096, 5)])
+    lengths = [(640, 31), (1500, 21), (4096, 9)]
+    return dict(text=text_of(False, num_hidden_layers=2), lengths=lengths)
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
