@@ -25,6 +25,7 @@ from benchmarks.record import figure, milliseconds, record
 from benchmarks.roofline import CHIPS, Chip, place, prefill_flops
 from benchmarks.small import Bare, decode_methods, prefill_methods, prompts
 from tests.released import CONFIGS
+from vlm_jax.attention import fused
 from vlm_jax.config import VLMConfig, parse_config
 from vlm_jax.decoding import Generator
 from vlm_jax.models import abstract
@@ -193,6 +194,7 @@ def prefill(
                 at_most=False,
                 prefill_ms=milliseconds(base.seconds),
                 floor_ms=1e3 * floor,
+                attention=fused.choice(),
             )
         )
         for name in methods:

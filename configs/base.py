@@ -12,7 +12,8 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "model": 1})
     config.compile_cache = ""  # folder of compiled programs; "" is the user's cache, "off" is none
 
-    # MiB of device memory for what arms share: prompts read through their last image; 0 keeps none.
+    # MiB of device memory for what arms share: prompts read through their last image, and as much
+    # for what the tower made of the images; 0 keeps none.
     config.prefix_cache_mb = 1024
 
     # Items whose image or prompt cannot be read are recorded and left out; a run stops at more of

@@ -7,8 +7,8 @@ from typing import overload
 import jax
 from jaxtyping import Array, Float
 
-from vlm_jax.attention.blockwise import segment_attention
 from vlm_jax.attention.dense import dense_attention
+from vlm_jax.attention.fused import read_segments
 from vlm_jax.attention.prefill import steered_prefill
 from vlm_jax.attention.row import row_attention, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, merge
@@ -19,10 +19,7 @@ from vlm_jax.attention.steering import Readings, Rows, State, Steering, class_ga
 def _blockwise(q_btnh, segments, seen, causal, scale):
     if q_btnh.shape[1] == 1 and not causal:
         return row_attention(q_btnh, segments, seen, scale)
-    reads = [
-        segment_attention(q_btnh, s, seen, causal=causal and len(segments) == 1, scale=scale)
-        for s in segments
-    ]
+    reads = read_segments(q_btnh, segments, seen, causal=causal, scale=scale)
     return merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])[0]
 
 
@@ -82,8 +79,8 @@ def attend(
         q_btnh: queries; query head n reads key head n // (N / K).
         segments: disjoint segments of keys and values.
         seen: order and group of each query; None when every query sees every key.
-        causal: queries and the one segment are the same places in the same order, so that tiles
-            above the diagonal may be skipped. The mask itself always comes from `seen`.
+        causal: queries and the one segment are the same places in the same order, padded on the
+            right, if at all, so that what is above the diagonal may be skipped.
         scale: factor on the logits; H ** -0.5 when None.
         backend: one of `BACKENDS`, for unsteered attention.
         steering: what to do to this layer's heads and masses (leaves [b, N]); None is the vanilla

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlm_jax.attention.blockwise import Tap, segment_attention
+from vlm_jax.attention.blockwise import Tap
+from vlm_jax.attention.fused import read_segments
 from vlm_jax.attention.row import RowKeys, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, kinds_of, merge
 from vlm_jax.attention.steering import (
@@ -63,12 +64,7 @@ def steered_prefill(
         q_btnh = _rescale(steering.energy_rescale, q_btnh, segments, rows, scale)
     averages = steering.visual_gains is not None and steering.visual_gains.rows == "q"
     tap = _tap(steering, rows, masses=averages, squares=counts)
-    reads = [
-        segment_attention(
-            q_btnh, s, seen, causal=causal and len(segments) == 1, scale=scale, tap=tap
-        )
-        for s in segments
-    ]
+    reads = read_segments(q_btnh, segments, seen, causal=causal, scale=scale, tap=tap)
     out, lse = merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])
     mass = [jnp.exp(read.lse_btn - lse) for read in reads]
 

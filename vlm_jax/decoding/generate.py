@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from vlm_jax.attention import fused
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
@@ -53,6 +54,7 @@ class Generator:
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
         self.mesh = mesh
+        fused.choice()  # tried and logged once, before anything is traced
         graphdef = abstract(config)[0]
 
         def read_images(params: Params, images: Images):

@@ -1,0 +1,102 @@
+"""One causal segment read by a vendor's fused kernel, where there is one: cuDNN's on GPUs.
+
+What it returns is what the tiles return, an output and its log-sum-exp, so that everything else
+(merging, the edited last row, traces) goes on from either.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Array, Float
+
+from vlm_jax.attention.blockwise import Read, Tap, segment_attention
+from vlm_jax.attention.segment import Segment, Visibility
+
+TILES = "tiles"
+_LARGEST_HEAD = 128
+_TOLERANCE = 0.02  # of outputs of order 1 in bfloat16
+
+
+def read_segments(
+    q_btnh: Float[Array, "B T N H"],
+    segments: Sequence[Segment],
+    seen: Visibility,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    tap: Tap | None = None,
+) -> list[Read]:
+    """Attends to each of some segments, by the fused kernel where it does what is asked.
+
+    Args:
+        segments: the keys.
+        causal: if there is one segment, its keys are the queries' own places, in order and padded
+            on the right, if at all. Rows of padding then read something that means nothing.
+        q_btnh, seen, scale, tap: as `segment_attention` takes them.
+    """
+    causal = causal and len(segments) == 1
+    if causal and tap is None and _fits(q_btnh, seen) and (kernel := choice()) != TILES:
+        return [by_kernel(q_btnh, segments[0], scale, kernel)]
+    return [
+        segment_attention(q_btnh, segment, seen, causal=causal, scale=scale, tap=tap)
+        for segment in segments
+    ]
+
+
+def _fits(q_btnh: Array, seen: Visibility) -> bool:
+    heads_fit = q_btnh.shape[-1] % 8 == 0 and q_btnh.shape[-1] <= _LARGEST_HEAD
+    return heads_fit and q_btnh.dtype in (jnp.bfloat16, jnp.float16) and seen.group is None
+
+
+def by_kernel(
+    q_btnh: Float[Array, "B T N H"], segment: Segment, scale: float | None, kernel: str
+) -> Read:
+    """Reads a causal segment by one of the implementations of `jax.nn.dot_product_attention`."""
+    out_btnh, lse_btn = jax.nn.dot_product_attention(
+        q_btnh,
+        segment.k_bksh.transpose(0, 2, 1, 3),
+        segment.v_bksh.transpose(0, 2, 1, 3),
+        scale=scale,
+        is_causal=True,
+        implementation=kernel,  # type: ignore[arg-type]
+        return_residual=True,
+    )
+    return Read(out_btnh.astype(jnp.float32), lse_btn.astype(jnp.float32))
+
+
+@functools.cache
+def choice() -> str:
+    """How causal segments are read here, "cudnn" or "tiles"; tried and logged at the first call."""
+    if jax.default_backend() != "gpu":
+        return TILES
+    reason = fault("cudnn")
+    if reason:
+        logging.info("Prompts attend in tiles: cuDNN's fused attention %s.", reason)
+        return TILES
+    logging.info("Prompts attend by cuDNN's fused attention.")
+    return "cudnn"
+
+
+def fault(kernel: str) -> str:
+    """Says what is wrong with a kernel on this machine; empty if it gives what the tiles give."""
+    rng = np.random.default_rng(0)
+    with jax.ensure_compile_time_eval():
+        draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+        seen = Visibility(order=jnp.arange(128, dtype=jnp.int32)[None])
+        k_bksh, v_bksh = draw(1, 2, 128, 64), draw(1, 2, 128, 64)
+        q_btnh, segment = draw(1, 128, 4, 64), Segment(k_bksh, v_bksh, seen)
+        try:
+            found = by_kernel(q_btnh, segment, None, kernel)
+            expected = segment_attention(q_btnh, segment, seen, causal=True)
+            apart = [
+                float(jnp.max(jnp.abs(one - other)))
+                for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected))
+            ]
+        except Exception as error:  # whatever a missing or an old library makes of it
+            return f"does not run here ({str(error).splitlines()[0]})"
+    far = max(apart)
+    return "" if far <= _TOLERANCE else f"is {far:.2g} from the tiles' result"
