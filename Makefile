@@ -37,7 +37,7 @@ demo: $(VENV)/.product
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# All rows on an otherwise idle machine (about 15 minutes on two cores), then the tables of docs/.
+# All rows on an otherwise idle machine (about 20 minutes on two cores), then the tables of docs/.
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
 

@@ -13,8 +13,9 @@ def make_room(several_processes: bool = False) -> None:
 
     Programs of several devices hold threads while they wait for one another, and batched linear
     algebra then waits for ever in a pool of as many threads as a small machine has cores. One
-    device needs no more than the cores, and more slow it down: a decode step takes a fifth longer
-    with 16 threads on two cores. What the environment says (NPROC, which XLA reads) stands.
+    device needs no more than the cores, and more slow it down: on two cores, 16 threads make a
+    decode step a fifth longer (`NPROC=16 python -m benchmarks R6` shows it). What the environment
+    says (NPROC, which XLA reads) stands.
 
     Args:
         several_processes: whether devices of other processes take part.
