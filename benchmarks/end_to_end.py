@@ -32,7 +32,7 @@ def settings(quick: bool) -> dict[str, Any]:
     if quick:
         return dict(text=text_of(True), vision={}, rows=2, answers=[(2, 2)])
     text = text_of(False, num_hidden_layers=3)
-    return dict(text=text, vision=TOWER, rows=8, answers=[(1, 9), (128, 11)])
+    return dict(text=text, vision=TOWER, rows=8, answers=[(1, 21), (128, 11)])
 
 
 def measure(quick: bool = False) -> dict[str, Any]:

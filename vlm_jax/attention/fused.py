@@ -96,7 +96,8 @@ def fault(kernel: str) -> str:
             pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
             apart = [float(jnp.max(jnp.abs(one - other))) for one, other in pairs]
         except Exception as error:  # whatever a missing or an old library makes of it
-            return f"does not run here ({str(error).splitlines()[0]})"
+            said = str(error) or type(error).__name__
+            return f"does not run here ({said.splitlines()[0]})"
     if all(far <= allowed for far, allowed in zip(apart, _TOLERANCE, strict=True)):
         return ""
     return f"is {max(apart):.2g} from the tiles' result"
