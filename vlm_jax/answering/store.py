@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 
@@ -29,7 +29,7 @@ class DeviceStore(Generic[Kept]):
     def __init__(self, limit_bytes: int = 0):
         self.limit_bytes = limit_bytes
         self.read = self.reused = 0
-        self._kept: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Hashable, tuple[Kept, int]] = collections.OrderedDict()
 
     @property
     def bytes(self) -> int:

@@ -5,7 +5,7 @@ place.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from vlm_jax.attention import fused
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
@@ -54,7 +53,6 @@ class Generator:
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
         self.mesh = mesh
-        fused.choice()  # tried and logged once, before anything is traced
         graphdef = abstract(config)[0]
 
         def read_images(params: Params, images: Images):
@@ -106,7 +104,7 @@ class Generator:
         Returns:
             The batch with features, on the devices, in place of its images.
         """
-        images = self._rows_or_whole(self._put, batch).images
+        images = self._rows_or_whole(self._put, batch.size)(batch.images)
         return dataclasses.replace(batch, images=self._read_images(params, images))
 
     def read_prefix(self, params: Params, batch: Batch, steering: Steering | None = None) -> Prefix:
@@ -128,7 +126,7 @@ class Generator:
             ValueError: the steering does not let prompts share prefixes (`Steering.shares_prefix`).
         """
         steering = self._put.steering(_prefix_steering(steering))
-        return self._read_prefix(params, self._rows_or_whole(self._put, batch), steering)
+        return self._read_prefix(params, self._place_prefixes(self._put, batch), steering)
 
     def logits(
         self,
@@ -233,7 +231,7 @@ class Generator:
         before = ()
         if prefix is not None:
             steering = self._like.steering(_prefix_steering(asked.steering))
-            placed = self._rows_or_whole(self._like, prefix)
+            placed = self._place_prefixes(self._like, prefix)
             if images_apart:
                 read = _compile(self._read_images, params, placed.images)
                 placed = dataclasses.replace(placed, images=read)
@@ -257,9 +255,12 @@ class Generator:
             greedy=asked.greedy,
         )
 
-    def _rows_or_whole(self, put: Placement, batch: Batch) -> Batch:
-        """Places prefixes: split over the data axis where they divide."""
-        place = put.whole if batch.size % self.mesh.shape["data"] else put.rows
+    def _rows_or_whole(self, put: Placement, size: int) -> Callable[[Any], Any]:
+        """How to place what leads with `size` prefixes: split over the data axis if they divide."""
+        return put.whole if size % self.mesh.shape["data"] else put.rows
+
+    def _place_prefixes(self, put: Placement, batch: Batch) -> Batch:
+        place = self._rows_or_whole(put, batch.size)
         if not isinstance(batch.images, Features):
             return place(batch)
         tokens = place(dataclasses.replace(batch, images=None))
