@@ -1,5 +1,6 @@
 """Settings that must exist before jax is imported, and the fixtures that every room shares."""
 
+import gc
 import os
 import pathlib
 
@@ -8,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jax
 import jaxtyping
 import pytest
 
@@ -20,6 +22,21 @@ jaxtyping.install_import_hook(
 )
 
 pytest_plugins = ["tests.tiny_fixtures", "tests.loaded_fixtures"]
+
+_MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drops compiled programs after a file once there are many.
+
+    XLA's CPU backend takes dozens of memory maps for a program. Linux allows a process 65,530, and
+    XLA crashes past that: all tests together came there.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
