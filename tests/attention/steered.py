@@ -82,7 +82,7 @@ def kinds_of_sample(rng, length: int, image: bool = True) -> np.ndarray:
 
 
 def build(
-    layout: Layout, seed: int, dtype: str = "float64", steps: int = 3, images: float = 0.7
+    layout: Layout, seed: int, dtype: str = "float64", steps: int = 2, images: float = 0.7
 ) -> Problem:
     """A random ragged problem; a sample has images with a probability."""
     rng = np.random.default_rng(seed)

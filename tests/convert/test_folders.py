@@ -212,8 +212,8 @@ for shape in ((1, 8), (2, 4), (8, 1)):
     before = bytes_read()
     params = checkpoint.open_folder(work / "ours").load(None, shardings)
     ratio = (bytes_read() - before) / total
-    # A chunk that two devices share is read once or twice, as their reads happen to meet: up to 2.07
-    # in all here. Were the whole read for each part, it would be 4 to 8 times.
+    # A chunk that two devices share is read once or twice, as their reads happen to meet: up to
+    # 2.07 in all here. Were the whole read for each part, it would be 4 to 8 times.
     assert ratio < 2.2, f"{shape}: the devices read {ratio} times what they hold together"
     same(params, folder)
     written = work / f"from_{shape[0]}"
