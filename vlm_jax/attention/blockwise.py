@@ -158,7 +158,7 @@ class _Tile:
         if visible is not None:
             logits = jnp.where(visible[:, None, None], logits, MASKED)
         top = jnp.max(logits, axis=-1)
-        weights = jnp.exp(logits - top[..., None])
+        weights = _once(jnp.exp(logits - top[..., None]))
         values = jnp.einsum(
             "bkgts,bksh->bkgth",
             weights.astype(segment.v_bksh.dtype),
@@ -180,6 +180,15 @@ class _Tile:
         kinds = kinds_of(segment)[:, None, None, None]
         gain = jnp.where(kinds == Kind.IMAGE, shape(tap.image_bn), 1.0)
         return jnp.where(kinds == Kind.SYSTEM, shape(tap.system_bn), gain)
+
+
+def _once(weights: Array) -> Array:
+    """Keeps XLA's CPU backend from fusing the exponential into each sum that reads it.
+
+    It would be computed again for every one of them, and slower.
+    """
+    barrier = jax.lax.optimization_barrier
+    return jax.lax.platform_dependent(weights, cpu=barrier, default=lambda weights: weights)
 
 
 def _over_tiles(queries: _Tile, segment: Segment, causal: bool, block: int) -> _Sums:
