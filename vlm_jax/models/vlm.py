@@ -229,8 +229,8 @@ def abstract(config: VLMConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
     """Returns the definition and the `ShapeDtypeStruct` of each parameter; allocates nothing."""
 
     def make() -> VLM:
-        # Shapes need no draws of their own. Counting draws in a trace takes time that grows with
-        # the square of their number: 20 times that of all the rest for a model of 80 layers.
+        # Shapes need no draws of their own, and to count draws in a trace takes time that grows
+        # with the square of their number.
         rngs = nnx.Rngs(0)
         key = rngs.params()
         rngs.params = lambda: key  # pyright: ignore[reportAttributeAccessIssue]
