@@ -49,6 +49,14 @@ def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
     assert 50 <= covered <= 60
 
 
+def test_a_machine_that_slows_both_routes_of_a_turn_widens_nothing():
+    slowed = np.random.default_rng(0).lognormal(0, 0.3, 9)
+    report = ratio_of(2 * slowed, slowed)
+    assert (report.low, report.median, report.high) == (2, 2, 2)
+    apart = ratio_of(2 * slowed, slowed[:8])
+    assert apart.low < 1.8 < 2.2 < apart.high
+
+
 def test_noisier_runs_have_a_wider_interval():
     rng = np.random.default_rng(0)
     width = lambda noise: (lambda report: report.high - report.low)(
