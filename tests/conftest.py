@@ -36,8 +36,8 @@ _MAPS = pathlib.Path("/proc/self/maps")
 def forget_programs():
     """Drops compiled programs after a file once there are many.
 
-    XLA's CPU backend takes dozens of memory maps for a program. Linux allows a process 65,530, and
-    XLA crashes past that: all tests together came there.
+    XLA's CPU backend takes hundreds of memory maps for a program. Linux allows a process 65,530,
+    past which XLA crashes; the programs of all tests together come there.
     """
     yield
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
