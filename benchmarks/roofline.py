@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 from tests.released import CONFIGS
 from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig, parse_config
@@ -82,7 +81,7 @@ def decode_bytes(c: DecoderConfig, rows: int, context: float, width: int = WIDTH
 
 def vision_flops(config: VLMConfig, patches: int) -> float:
     """Operations of tower and projector on so many patches (LLaVA: of whole images)."""
-    v, sizes = config.vision, {path: math.prod(a.shape) for path, a in _shapes(config).items()}
+    v, sizes = config.vision, {path: math.prod(a.shape) for path, a in abstract(config)[1].items()}
     merged = v.merge_size**2 if isinstance(v, QwenVisionConfig) else 1
     ends = sizes["vision/patch_de"] + (sizes["projector/w1_fe"] + sizes["projector/w2_df"]) / merged
     linear = 4 * v.hidden_size**2
@@ -131,7 +130,7 @@ def place(config: VLMConfig, model: int) -> Placed:
     """Lays the weights out over `model` chips."""
     weights = read = 0.0
     decoder = config.decoder
-    for path, leaf in _shapes(config).items():
+    for path, leaf in abstract(config)[1].items():
         dims = zip(path.rsplit("_", 1)[-1], leaf.shape)
         divides = any(AXES[letter] == "model" and size % model == 0 for letter, size in dims)
         size = WIDTH * math.prod(leaf.shape) / (model if divides else 1)
@@ -140,11 +139,6 @@ def place(config: VLMConfig, model: int) -> Placed:
         read += size if path.startswith("decoder/") and not table else 0
     shared = model if decoder.num_kv_heads % model == 0 else 1
     return Placed(decoder, model, weights, read, WIDTH * kv_values(decoder) / shared)
-
-
-@functools.cache
-def _shapes(config: VLMConfig) -> dict[str, Any]:
-    return dict(abstract(config)[1])
 
 
 def smallest(config: VLMConfig, chip: Chip, rows: int = 8, context: int = 2048) -> Placed:

@@ -225,6 +225,7 @@ def merge(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> VLM:
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
+@functools.cache
 def abstract(config: VLMConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
     """Returns the definition and the `ShapeDtypeStruct` of each parameter; allocates nothing."""
 
