@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs import train_llava, train_qwen2_5_vl
@@ -22,23 +21,6 @@ from vlm_jax.testbed.scenes import SceneRules, draw_scenes
 from vlm_jax.testbed.train import _Losses, steps_left, train
 
 FAMILIES = sorted(architecture.FAMILIES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-    """Runs share their compiled programs, as they do on disk between real runs."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
