@@ -66,6 +66,8 @@ def test_the_rules_can_fail():
     [
         ("vlm_jax.errors", ()),
         ("vlm_jax.batch", ()),
+        ("vlm_jax.settings", ("vlm_jax.errors",)),
+        ("vlm_jax.foreign", ("vlm_jax.errors",)),
         ("vlm_jax.config", ("vlm_jax.errors",)),
         ("vlm_jax.attention", ("vlm_jax.attention", "vlm_jax.batch", "vlm_jax.errors")),
         ("vlm_jax.parallel", ("vlm_jax.parallel", "vlm_jax.errors")),

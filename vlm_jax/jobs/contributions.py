@@ -24,7 +24,7 @@ from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_
 from vlm_jax.progress import Progress
 from vlm_jax.report.contributions import Support, sections, table
 from vlm_jax.report.page import page
-from vlm_jax.steering.checks import one_of, whole
+from vlm_jax.settings import one_of, whole
 
 PAGE, NUMBERS = "contributions.html", "contributions.json"
 

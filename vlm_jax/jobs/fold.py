@@ -8,8 +8,8 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs.arms import ArmReader
+from vlm_jax.settings import nearest, number, one_of
 from vlm_jax.steering.air import layer_range
-from vlm_jax.steering.checks import nearest, number, one_of
 from vlm_jax.steering.combine import PARTS
 from vlm_jax.steering.energy import ENERGIES, fold_energy
 from vlm_jax.steering.fold import fold_gains

@@ -34,7 +34,7 @@ from vlm_jax.jobs.fingerprint import HEADS, fingerprint
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_settings, load_model, provenance
 from vlm_jax.progress import Progress
-from vlm_jax.steering.checks import number, one_of, switch, whole
+from vlm_jax.settings import number, one_of, switch, whole
 from vlm_jax.steering.functional import classifier, read_classes
 from vlm_jax.steering.heads import shape_of
 

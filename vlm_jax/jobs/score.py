@@ -8,7 +8,7 @@ from vlm_jax.evals.pope import PARSERS
 from vlm_jax.evals.score import score
 from vlm_jax.evals.vocabulary import Vocabulary, read_double_words, read_synonyms
 from vlm_jax.jobs.request import Request
-from vlm_jax.steering.checks import one_of, switch
+from vlm_jax.settings import one_of, switch
 
 _KEYS = ("synonyms", "double_words", "parser", "allow_missing")
 

@@ -26,7 +26,7 @@ from vlm_jax.attention.steering import (
 )
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.checks import number, one_of, switch
+from vlm_jax.settings import number, one_of, switch
 from vlm_jax.steering.controls import CONTROLS, choose_heads
 from vlm_jax.steering.heads import mask_of, resolve_heads, shape_of
 

@@ -14,7 +14,7 @@ import numpy as np
 from vlm_jax.attention.steering import HeadGains, Steering, VisualGains
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.checks import number, one_of, whole
+from vlm_jax.settings import number, one_of, whole
 from vlm_jax.steering.controls import CLASS_CONTROLS, layer_order, shuffled, sink_mask
 from vlm_jax.steering.heads import HeadSets, mask_of, resolve_heads, shape_of
 from vlm_jax.steering.presets import FUNCTIONAL

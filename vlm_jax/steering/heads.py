@@ -128,7 +128,7 @@ def resolve_heads(heads: Any, config: VLMConfig) -> HeadSets:
 
 
 def _read_named(heads: str | os.PathLike) -> HeadSets:
-    from vlm_jax.steering.checks import nearest
+    from vlm_jax.settings import nearest
     from vlm_jax.steering.presets import HEAD_SETS
 
     if not pathlib.Path(heads).is_file():

@@ -8,8 +8,8 @@ from typing import Any
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
+from vlm_jax.settings import nearest, one_of
 from vlm_jax.steering.air import adhh, air, air_star
-from vlm_jax.steering.checks import nearest, one_of
 from vlm_jax.steering.combine import merge
 from vlm_jax.steering.functional import Selection, functional_heads, policy
 

@@ -1,0 +1,158 @@
+"""Reads files that somebody else made: regular files only, bounded, typed and ranged.
+
+Whatever such a file holds, the caller gets values of the types asked for or one `CheckpointError`
+(or the error class given) that names the file and the place in it. Never a hang, never a traceback.
+
+    class Rope(msgspec.Struct):
+        theta: Annotated[float, msgspec.Meta(gt=0, le=1e12)] = 1e4
+
+    read_json(path, Rope)      # config.json: `$.theta` must be > 0
+"""
+
+import json
+import math
+import os
+import pathlib
+import stat
+from typing import Any
+
+import msgspec
+
+from vlm_jax.errors import CheckpointError, UserError
+
+MAX_JSON_BYTES = 256 << 20  # an index of 100,000 tensors takes 10 MB, a tokenizer 20 MB
+
+
+def read_bytes(
+    path: pathlib.Path, limit: int = MAX_JSON_BYTES, error: type[UserError] = CheckpointError
+) -> bytes:
+    """Returns what a regular file holds.
+
+    Args:
+        path: of the file. Pipes, devices and folders are refused, not waited for.
+        limit: bytes that it may hold.
+        error: raised where it cannot be read.
+
+    Raises:
+        UserError: of class `error`, naming the file.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as failure:
+        raise error(f"{path} cannot be read: {_reason(failure)}.") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise error(f"{path} is not a regular file.")
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_size > limit:
+            raise error(f"{path} has {status.st_size} bytes; at most {limit} are read.")
+        try:
+            return file.read(limit + 1)[:limit]
+        except OSError as failure:
+            raise error(f"{path} cannot be read: {_reason(failure)}.") from None
+
+
+def read_json(
+    path: pathlib.Path,
+    kind: Any = Any,
+    limit: int = MAX_JSON_BYTES,
+    error: type[UserError] = CheckpointError,
+) -> Any:
+    """Returns a JSON file's values as the types asked for.
+
+    Args:
+        path: of the file.
+        kind: what `msgspec.convert` makes of it: a Struct, `dict[str, int]`, an annotated type.
+        limit: bytes that it may hold.
+        error: raised where it cannot be read or holds something else.
+
+    Raises:
+        UserError: of class `error`, naming the file and the place in it.
+    """
+    return parse_json(read_bytes(path, limit, error), kind, str(path), error)
+
+
+def parse_json(
+    content: bytes | str, kind: Any, where: str, error: type[UserError] = CheckpointError
+) -> Any:
+    """Returns JSON text as the types asked for; see `read_json`.
+
+    Args:
+        content: the text; a byte order mark at its start is skipped.
+        kind: as for `read_json`.
+        where: what messages call it.
+        error: raised where it is not that.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        values = json.loads(text)
+    except UnicodeDecodeError as failure:
+        raise error(f"{where} is not UTF-8 text (byte {failure.start}).") from None
+    except json.JSONDecodeError as failure:
+        place = f"line {failure.lineno}, column {failure.colno}"
+        raise error(f"{where} is not valid JSON: {failure.msg} ({place}).") from None
+    except RecursionError:
+        raise error(f"{where} is not usable JSON: it is nested too deeply.") from None
+    except ValueError:  # a number of thousands of digits
+        raise error(f"{where} is not usable JSON: a number in it is too long.") from None
+    return convert(values, kind, where, error)
+
+
+def convert(values: Any, kind: Any, where: str, error: type[UserError] = CheckpointError) -> Any:
+    """Returns plain JSON values as the types asked for; see `read_json`.
+
+    Numbers that are not finite are refused wherever `kind` looks at them.
+    """
+    try:
+        found = msgspec.convert(values, kind)
+    except msgspec.ValidationError as failure:
+        raise error(f"{where}: {failure}.") from None
+    except (RecursionError, OverflowError):
+        raise error(f"{where}: a value in it is nested too deeply or too large.") from None
+    if kind is not Any:
+        _refuse_infinite(found, where, error)
+    return found
+
+
+def _refuse_infinite(found: Any, where: str, error: type[UserError]) -> None:
+    """Refuses NaN and infinities in structs, lists and mappings."""
+    stack = [found]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise error(f"{where} holds {value}, where a finite number is needed.")
+        if isinstance(value, msgspec.Struct):
+            stack += [getattr(value, field) for field in value.__struct_fields__]
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list | tuple):
+            stack += value
+
+
+def plain_name(
+    name: Any, where: str, suffix: str = "", error: type[UserError] = CheckpointError
+) -> str:
+    """Returns a file name that is read from a file: a plain name inside the folder, nothing else.
+
+    Args:
+        name: what the file says.
+        where: which file says it.
+        suffix: what the name must end in, such as ".safetensors".
+        error: raised where it is no such name.
+
+    Raises:
+        UserError: it has a folder in it, is hidden, empty, too long or ends otherwise.
+    """
+    bad = not isinstance(name, str) or not name or len(name) > 255 or name.startswith(".")
+    if bad or any(c in name for c in "/\\\0") or not name.isprintable():
+        raise error(f"{where} names the file {name!r}; a plain file name is needed.")
+    if not name.endswith(suffix):
+        raise error(f"{where} names the file {name!r}; it must end in {suffix}.")
+    return name
+
+
+def _reason(failure: Exception) -> str:
+    text = getattr(failure, "strerror", None) or str(failure)
+    return text[:1].lower() + text[1:]
