@@ -11,7 +11,7 @@ from convert import layout
 from convert.families import TABLES, bind
 from tests.released import CONFIGS, PARAMETERS
 from vlm_jax.config import parse_config
-from vlm_jax.models.vlm import abstract
+from vlm_jax.models.network import abstract
 
 CLASSES = {
     "llava": transformers.LlavaForConditionalGeneration,

@@ -24,7 +24,7 @@ from vlm_jax.attention import NEVER, Segment, Visibility
 from vlm_jax.attention.steering import HeadGains, State, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
-from vlm_jax.models import VLM, Cache, Params, abstract, merge
+from vlm_jax.models import Cache, Network, Params, abstract, merge
 from vlm_jax.models.cache import new_slots, prompt_order, prompt_rows
 from vlm_jax.models.decoder import Steer
 
@@ -258,7 +258,7 @@ def _row_probability(
     graphdef, params: Params, batch: Batch, read: _Read, runs: _Runs, gain_rln: Array
 ) -> Float[Array, "R q"]:
     """Returns P(token), gains at the predicting row alone, all rows before it as they were read."""
-    model: VLM = merge(graphdef, params)
+    model: Network = merge(graphdef, params)
     sample_r, query_r = runs.sample_r, runs.query_rq[:, 0]
 
     def before(segment: Segment) -> Segment:
@@ -285,7 +285,7 @@ def _all_probability(
     graphdef, params: Params, batch: Batch, read: _Read, runs: _Runs, gain_rln: Array
 ) -> Float[Array, "R q"]:
     """Returns P(token), gains at all rows of the sequence."""
-    model: VLM = merge(graphdef, params)
+    model: Network = merge(graphdef, params)
     picked: Batch = jax.tree.map(
         lambda leaf: jnp.asarray(leaf)[runs.sample_r], dataclasses.replace(batch, images=None)
     )

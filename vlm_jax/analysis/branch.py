@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.attention import NEVER, Segment, Visibility, attend
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch
-from vlm_jax.models import VLM, Params, merge
+from vlm_jax.models import Network, Params, merge
 from vlm_jax.models.decoder import DecoderLayer, Steer
 from vlm_jax.models.layers import rms_norm, text_angles
 
@@ -44,7 +44,7 @@ def branched_probabilities(
         target: the id whose probability is asked for.
         mean_lnh: what an ablated head's output becomes; None is zero.
     """
-    model: VLM = merge(graphdef, params)
+    model: Network = merge(graphdef, params)
     config = model.decoder.config
     x_1rd, angles = _row(model, batch, sample, query)
     for index, (layer, segment) in enumerate(zip(model.decoder.layers, prompt)):
@@ -71,7 +71,7 @@ def head_outputs(
     Args:
         graphdef, params, batch, prompt, sample, query: see `branched_probabilities`.
     """
-    model: VLM = merge(graphdef, params)
+    model: Network = merge(graphdef, params)
     x_1rd, angles = _row(model, batch, sample, query)
     kept = _Keep(Steering())
     for layer, segment in zip(model.decoder.layers, prompt):
@@ -109,7 +109,7 @@ class _Put(Steer):
         return jnp.where(own, jnp.asarray(self.put_nh, out_n1nh.dtype), out_n1nh)
 
 
-def _row(model: VLM, batch: Batch, sample: Array, query: Array) -> tuple[Array, Array]:
+def _row(model: Network, batch: Batch, sample: Array, query: Array) -> tuple[Array, Array]:
     """Returns the embedding [1, 1, D] of a text row, and its rotary angles."""
     config = model.decoder.config
     position_3 = jnp.asarray(batch.positions_bt3)[sample, query]

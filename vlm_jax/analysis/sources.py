@@ -21,7 +21,7 @@ from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch, Kind
 from vlm_jax.config import VLMConfig
-from vlm_jax.models import VLM, Params, abstract, merge
+from vlm_jax.models import Network, Params, abstract, merge
 from vlm_jax.models.cache import prompt_order
 from vlm_jax.models.decoder import Steer
 
@@ -100,7 +100,7 @@ def _slopes(
     target_r: Array,
 ) -> Float[Array, "R L N 4"]:
     """Returns d log P / d gate of each run; runs are independent, so one pass gives all."""
-    model: VLM = merge(graphdef, params)
+    model: Network = merge(graphdef, params)
     config = model.decoder.config
     picked: Batch = jax.tree.map(lambda leaf: leaf[sample_r], batch)
     length = picked.tokens_bt.shape[1]

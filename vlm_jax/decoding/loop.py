@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.request import Request
 from vlm_jax.decoding.sampling import row_keys, sample
-from vlm_jax.models import VLM, Cache
+from vlm_jax.models import Cache, Network
 
 
 @jax.tree_util.register_dataclass
@@ -74,7 +74,7 @@ class _State:
 
 
 def decode(
-    model: VLM,
+    model: Network,
     read: tuple[Float[Array, "B V"], Readings | None],
     cache: Cache,
     request: Request,

@@ -5,6 +5,6 @@ the dict. ONE decoder serves all families.
 """
 
 from vlm_jax.models.cache import Cache, Prefix
-from vlm_jax.models.vlm import VLM, Params, abstract, init, merge, split
+from vlm_jax.models.network import Network, Params, abstract, init, merge, split
 
-__all__ = ["VLM", "Cache", "Params", "Prefix", "abstract", "init", "merge", "split"]
+__all__ = ["Cache", "Network", "Params", "Prefix", "abstract", "init", "merge", "split"]

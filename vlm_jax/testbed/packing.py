@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vlm_jax.attention import NEVER, Segment, Visibility
 from vlm_jax.batch import Images, Kind
 from vlm_jax.errors import ConfigError
-from vlm_jax.models import VLM
+from vlm_jax.models import Network
 from vlm_jax.testbed.architecture import Family
 
 
@@ -129,7 +129,7 @@ def pack_turns(
 
 
 def turn_logits(
-    vlm: VLM, prefix: Prefix, turns: Turns, features_bmd: Array | None
+    vlm: Network, prefix: Prefix, turns: Turns, features_bmd: Array | None
 ) -> Float[Array, "B U V"]:
     """Returns logits at every token of the turns.
 
@@ -177,6 +177,6 @@ def weighted_loss(logits_buv: Array, turns: Turns) -> Array:
     return -(picked * turns.weights_bu).sum() / turns.weights_bu.sum()
 
 
-def image_features(vlm: VLM, images: Images) -> Array:
+def image_features(vlm: Network, images: Images) -> Array:
     """Image tokens with no gradient through the tower, which stays frozen."""
     return vlm.projector(jax.lax.stop_gradient(vlm.vision(images)))

@@ -63,7 +63,7 @@ class Stage(abc.ABC):
         return np.arange(self.recipe.batch) + step * self.recipe.batch
 
 
-def _model(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> models.VLM:
+def _model(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> models.Network:
     return models.merge(graphdef, {k: v for k, v in params.items() if not k.startswith("labels/")})
 
 

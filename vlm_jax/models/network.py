@@ -24,7 +24,7 @@ Params = dict[str, jax.Array]
 """Parameters by path, as in `decoder/layers/0/wq_dnh`; see docs/architecture.md."""
 
 
-class VLM(nnx.Module):
+class Network(nnx.Module):
     """A vision tower, a projector and a decoder."""
 
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
@@ -209,14 +209,14 @@ def _stack(steer: Steer | None) -> Readings | None:
     return jax.tree.map(lambda *layers: jnp.stack(layers, axis=1), *steer.readings)
 
 
-def split(model: VLM) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def split(model: Network) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Splits a model into its static definition and a flat dict of arrays (or their shapes)."""
     graphdef, state = nnx.split(model)
     flat = {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
     return graphdef, flat
 
 
-def merge(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> VLM:
+def merge(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Network:
     """Puts arrays back into a definition. Cheap: inside jit it runs at trace time only."""
     flat = [
         (tuple(int(key) if key.isdigit() else key for key in path.split("/")), nnx.Param(array))
@@ -229,13 +229,13 @@ def merge(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> VLM:
 def abstract(config: VLMConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
     """Returns the definition and the `ShapeDtypeStruct` of each parameter; allocates nothing."""
 
-    def make() -> VLM:
+    def make() -> Network:
         # Shapes need no draws of their own, and to count draws in a trace takes time that grows
         # with the square of their number.
         rngs = nnx.Rngs(0)
         key = rngs.params()
         rngs.params = lambda: key  # pyright: ignore[reportAttributeAccessIssue]
-        return VLM(config, rngs)
+        return Network(config, rngs)
 
     return split(nnx.eval_shape(make))
 
@@ -247,4 +247,4 @@ def init(config: VLMConfig, seed: int) -> Params:
 
 @functools.cache
 def _initialiser(config: VLMConfig) -> Callable[[Array], Params]:
-    return jax.jit(lambda key: split(VLM(config, nnx.Rngs(key)))[1])
+    return jax.jit(lambda key: split(Network(config, nnx.Rngs(key)))[1])
