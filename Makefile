@@ -1,6 +1,6 @@
 # `make demo` and `make test` set up what they need; both work from a fresh clone.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORK ?= out/demo
@@ -11,7 +11,7 @@ export OPENBLAS_NUM_THREADS = 1
 .PHONY: demo test lint types bench clean
 
 $(VENV)/.product: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11 or 3.12 (set PYTHON=...)"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -e .

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlm_jax.api import VLM, Answer, Failure, load
 
+__version__ = "0.1.0"
 __all__ = ["VLM", "Answer", "Failure", "load"]
 
 

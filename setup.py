@@ -1,0 +1,8 @@
+"""Adds to pyproject.toml what it cannot say: `configs/` is installed as `vlm_jax/configs/`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["vlm_jax*", "convert*"]), "vlm_jax.configs"],
+    package_dir={"vlm_jax.configs": "configs"},
+)
