@@ -20,6 +20,9 @@ def get_config() -> ConfigDict:
     # them than this: a number, or below 1 a share of a benchmark's items (of one at least).
     config.max_failures = 0.01
 
+    # Images of more pixels than this, as they are or once resized, cannot be read.
+    config.max_image_pixels = 89_478_485
+
     # Generation.
     config.batch_size = 0  # rows of a batch; 0 is 8 on CPU and 32 elsewhere
     config.max_new_tokens = 64

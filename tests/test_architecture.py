@@ -78,7 +78,8 @@ def test_the_rules_can_fail():
         ),
         (
             "vlm_jax.processing",
-            ("vlm_jax.processing", "vlm_jax.config", "vlm_jax.batch", "vlm_jax.errors"),
+            ("vlm_jax.processing", "vlm_jax.config", "vlm_jax.batch", "vlm_jax.settings",
+             "vlm_jax.foreign", "vlm_jax.errors"),
         ),
         (
             "vlm_jax.decoding",
@@ -93,7 +94,8 @@ def test_the_rules_can_fail():
         ),
         (
             "vlm_jax.checkpoint",
-            ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors", "vlm_jax.files"),
+            ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors", "vlm_jax.files",
+             "vlm_jax.foreign"),
         ),
         ("convert", ("convert", "vlm_jax")),
         ("configs", ("configs", "vlm_jax.errors")),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_jax.errors import AnswersError, CheckpointError
@@ -51,6 +51,7 @@ JSON = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["theta", "axes", "scale", "x"]), JSON))
 def test_any_json_is_values_or_one_error(values):
     try:

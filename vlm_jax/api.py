@@ -19,7 +19,7 @@ from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix, abstract
 from vlm_jax.parallel import fetch, make_mesh, param_shardings
-from vlm_jax.processing import ImageSource, Processor
+from vlm_jax.processing import MAX_IMAGE_PIXELS, ImageSource, Processor
 
 
 class VLM:
@@ -202,6 +202,7 @@ def load(
     *,
     dtype: str | None = None,
     mesh: Mesh | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> VLM:
     """Loads a model folder, converted or as published on the Hugging Face hub.
 
@@ -210,6 +211,7 @@ def load(
         dtype: of the weights and activations ("float32", "bfloat16"); float32 on CPU and bfloat16
             elsewhere by default. Softmax, norms and logits are float32 always.
         mesh: where to put it; all devices as data replicas by default.
+        max_image_pixels: images of more pixels, as they are or once resized, are refused.
 
     Raises:
         CheckpointError, ConfigError: naming what is wrong with the folder.
@@ -219,4 +221,5 @@ def load(
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     shardings = param_shardings(abstract(source.config)[1], mesh)
     params = source.load(jnp.dtype(dtype), shardings)
-    return VLM(source.config, params, Processor.from_folder(folder, source.config), mesh)
+    processor = Processor.from_folder(folder, source.config, max_image_pixels=max_image_pixels)
+    return VLM(source.config, params, processor, mesh)

@@ -19,14 +19,15 @@ def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") 
 
     Args:
         path: the file; its folder is made.
-        content: text is written as UTF-8.
+        content: text is written as UTF-8, whatever the locale.
         kept: what an error says of the work so far.
 
     Raises:
         UserError: it cannot be written; an earlier file of that name is as it was.
     """
     path = pathlib.Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    # What is no text (half of a surrogate pair, of a path or a prompt) is written as its number.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f"{partial_name(path)}-{next(_count)}")
     _being_written.add(temporary)
     try:

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import stat
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -36,22 +36,39 @@ def read_bytes(
     Raises:
         UserError: of class `error`, naming the file.
     """
+    with open_regular(path, error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{path} has {size} bytes; at most {limit} are read.")
+        try:
+            return file.read(limit + 1)[:limit]
+        except OSError as failure:
+            raise error(f"{path} cannot be read: {_reason(failure)}.") from None
+
+
+def open_regular(
+    path: str | os.PathLike[str], error: type[UserError] = CheckpointError, buffering: int = -1
+) -> BinaryIO:
+    """Opens a regular file for reading; links are followed, as a hub's cache needs.
+
+    Args:
+        path: of the file.
+        error: raised where it cannot be opened.
+        buffering: as for `open`.
+
+    Raises:
+        UserError: of class `error`: there is none, or it is a pipe, a device or a folder, which
+            are refused, not waited for.
+    """
     try:
         # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as failure:
         raise error(f"{path} cannot be read: {_reason(failure)}.") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise error(f"{path} is not a regular file.")
-    with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > limit:
-            raise error(f"{path} has {status.st_size} bytes; at most {limit} are read.")
-        try:
-            return file.read(limit + 1)[:limit]
-        except OSError as failure:
-            raise error(f"{path} cannot be read: {_reason(failure)}.") from None
+    return os.fdopen(descriptor, "rb", buffering)
 
 
 def read_json(

@@ -1,5 +1,6 @@
 """Images from paths and PIL objects, as transformers loads them."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from transformers.image_utils import load_image as reference_load
 
 from tests.processing.conftest import picture
-from vlm_jax.errors import PromptError
-from vlm_jax.processing.images import load_image
+from vlm_jax.errors import ConfigError, PromptError
+from vlm_jax.processing import Processor
+from vlm_jax.processing.images import FORMATS, image_size, load_image
+from vlm_jax.processing.patches import largest_size
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
@@ -122,3 +125,105 @@ def test_a_picture_without_pixels_or_too_thin_is_refused(qwen):
         qwen.ours.batch([[PIL.Image.new("RGB", (0, 5))]], ["hi"])
     with pytest.raises(PromptError, match=r"Sample 0, image 0 .*900x2 .*aspect ratio"):
         qwen.ours.batch([[picture(900, 2)]], ["hi"])
+
+
+_SCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+(FILE) (w) file closefile
+%%EOF
+"""
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.eps"])
+def test_a_picture_that_is_a_program_is_not_run(llava, tmp_path, monkeypatch, name):
+    import PIL.EpsImagePlugin
+
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was run"))
+    path = tmp_path / name
+    path.write_bytes(_SCRIPT)
+    with pytest.raises(PromptError, match=r"not an image of a format .*JPEG, PNG, WEBP, GIF, BMP"):
+        llava.ours.batch([[path]], ["hi"])
+    with pytest.raises(PromptError, match=r"is an EPS file, which is a program; give one of JPEG"):
+        llava.ours.batch([[PIL.Image.open(path)]], ["hi"])
+
+
+@pytest.mark.parametrize("kind", ["PPM", "EPS", "ICO", "TGA", "PCX", "SGI", "DDS", "PDF", "XBM"])
+def test_only_the_listed_formats_are_read(tmp_path, kind):
+    path = tmp_path / "photo.png"
+    picture(32, 32).convert("1" if kind == "XBM" else "RGB").save(path, kind)
+    with pytest.raises(PromptError, match=r"photo\.png.*corrupt or not an image of a format"):
+        load_image(path, "Sample 0, image 0")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_listed_format_is_read_whatever_its_name(tmp_path, kind):
+    path = tmp_path / "photo"
+    picture(32, 24).save(path, kind)
+    assert load_image(path, "Sample 0, image 0").size == (32, 24)
+    assert image_size(path, "Sample 0, image 0") == (32, 24)
+
+
+def test_a_pipe_is_not_waited_for_and_a_video_is_called_one(llava, tmp_path):
+    os.mkfifo(tmp_path / "photo.jpg")
+    with pytest.raises(PromptError, match=r"photo\.jpg is not a regular file"):
+        llava.ours.batch([[tmp_path / "photo.jpg"]], ["hi"])
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41")
+    with pytest.raises(PromptError, match=r"clip\.mp4\) is a video, which is not supported"):
+        llava.ours.batch([[tmp_path / "clip.mp4"]], ["hi"])
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "\udcff\ud800.png", "x" * 5000, ""])
+def test_a_path_that_is_none_is_one_error(llava, path):
+    with pytest.raises(PromptError, match="Sample 0, image 0"):
+        llava.ours.batch([[path]], ["hi"])
+
+
+@pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1), (3, 80_000)])
+def test_a_line_that_would_be_huge_once_resized_is_refused(llava, tmp_path, monkeypatch, size):
+    path = tmp_path / "line.png"
+    PIL.Image.new("RGB", size).save(path)
+    monkeypatch.setattr("vlm_jax.processing.reader.load_image", lambda *_: pytest.fail("decoded"))
+    ours = Processor.from_folder(llava.folder, llava.config, max_image_pixels=80_000_000)
+    for source in (path, PIL.Image.open(path)):
+        with pytest.raises(PromptError, match=r"Sample 0, image 0 .*is resized to .* pixels, more"):
+            ours.batch([[source]], ["hi"])
+
+
+def test_the_limit_of_pixels_is_an_argument(llava):
+    ours = Processor.from_folder(llava.folder, llava.config, max_image_pixels=60_000)
+    ours.batch([[picture(240, 250)]], ["hi"])
+    with pytest.raises(PromptError, match="more than the budget of 60000"):
+        ours.batch([[picture(240, 251)]], ["hi"])
+    for value in (0, -1, 2.5, "many", 10**9):
+        with pytest.raises(ConfigError, match="max_image_pixels must be a whole number from 1 to"):
+            Processor.from_folder(llava.folder, llava.config, max_image_pixels=value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"shortest_edge": 40}, "do_center_crop": False},
+        {"size": {"shortest_edge": 40, "longest_edge": 90}, "do_center_crop": False},
+        {"size": {"height": 70, "width": 30}, "do_center_crop": False},
+        {"do_resize": False, "crop_size": {"height": 64, "width": 80}},
+        {"size": {"shortest_edge": 16}, "crop_size": {"height": 64, "width": 80}},
+    ],
+)
+@pytest.mark.parametrize("size", [(30, 70), (95, 20), (64, 64)])
+def test_the_largest_size_bounds_what_the_image_processor_makes(settings, size):
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    for pad in (False, True):
+        processor = LlavaImageProcessorPil(**settings, do_pad=pad)
+        made = processor(images=[picture(*size)], return_tensors="np")["pixel_values"]
+        wide, high = largest_size(processor, *size)
+        assert wide * high >= made.shape[-1] * made.shape[-2]
+        if not processor.do_center_crop and not pad:
+            largest = max(size[0] * size[1], made.shape[-1] * made.shape[-2])
+            assert wide * high <= 1.05 * largest
+
+
+def test_an_extent_is_bounded_before_its_windows_are_laid_out(qwen):
+    ours = Processor.from_folder(qwen.folder, qwen.config, max_image_pixels=2_000)
+    with pytest.raises(PromptError, match=r"30x30 pixels\) is resized to .* budget of 2000"):
+        ours.batch([[picture(30, 30)]], ["hi"])

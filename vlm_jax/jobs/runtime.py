@@ -13,6 +13,7 @@ from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
 from vlm_jax.jobs.request import Request
 from vlm_jax.parallel import make_mesh, processes
+from vlm_jax.processing.images import pixel_limit
 
 PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
@@ -26,7 +27,12 @@ def load_model(request: Request) -> VLM:
             f"dtype must be 'float32', 'bfloat16', 'float16' or '', not {config.dtype!r}."
         )
     mesh = make_mesh(config.mesh.data, config.mesh.model)
-    return load(request.need("source"), dtype=config.dtype or None, mesh=mesh)
+    return load(
+        request.need("source"),
+        dtype=config.dtype or None,
+        mesh=mesh,
+        max_image_pixels=pixel_limit("config.max_image_pixels", config.max_image_pixels),
+    )
 
 
 def enable_compile_cache(folder: str) -> None:

@@ -1,26 +1,43 @@
 """Decoding images from paths or PIL objects, with errors that name the sample and the file.
 
+Files are read by a fixed list of decoders: Pillow tries others by content, whatever a file is
+called, and one of them (EPS) hands it to a program that runs what it says.
+
 A path is read as transformers' `load_image` reads it: EXIF orientation applied, then converted to
 RGB. A PIL image is the caller's own: it goes on as it is, orientation tag and transparency
 included, and the folder's image processor makes RGB of it (transparency over white).
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import PIL.Image
 import PIL.ImageOps
 
 from vlm_jax.errors import PromptError
+from vlm_jax.foreign import open_regular
+from vlm_jax.settings import whole
 
 ImageSource = PIL.Image.Image | str | os.PathLike
 
-# Pillow warns of a decompression bomb from here on: a quarter of a GiB of RGB.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_VIDEO = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg")
+
+# Pillow warns of a decompression bomb from here on, a quarter of a GiB of RGB, and refuses twice
+# as much.
 MAX_IMAGE_PIXELS = 89_478_485
+_PILLOW_LIMIT = 2 * MAX_IMAGE_PIXELS
+_MAX_FILE_BYTES = 1 << 30  # some decoders read a file whole
 
 # The EXIF tag, and its values that swap width and height.
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+
+
+def pixel_limit(name: str, value: int) -> int:
+    """Returns a limit of pixels of an image, checked; `name` is what errors call the setting."""
+    return whole(name, value, low=1, high=_PILLOW_LIMIT)
 
 
 def describe(source: ImageSource) -> str:
@@ -29,6 +46,15 @@ def describe(source: ImageSource) -> str:
         name = getattr(source, "filename", "")
         return str(name) if name else f"a PIL image of {source.width}x{source.height} pixels"
     return os.fspath(source)
+
+
+def _check_source(source: ImageSource, where: str) -> None:
+    """Refuses an opened PIL image whose decoder runs a program on the file."""
+    if getattr(source, "format", None) == "EPS":
+        raise PromptError(
+            f"{where} ({describe(source)}) is an EPS file, which is a program; give one of "
+            f"{', '.join(FORMATS)}."
+        )
 
 
 def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXELS):
@@ -44,7 +70,8 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
             none, or `source` is neither a path nor a PIL image.
     """
     if isinstance(source, PIL.Image.Image):
-        _check_size(source, where, max_pixels)
+        _check_source(source, where)
+        _check_size(source, f"{where} ({describe(source)})", max_pixels)
         _decode(source.load, source, where)
         return source
     with _open(source, where, max_pixels) as image:
@@ -60,7 +87,8 @@ def image_size(
         PromptError: as `load_image`, as far as a file's header tells.
     """
     if isinstance(source, PIL.Image.Image):
-        _check_size(source, where, max_pixels)
+        _check_source(source, where)
+        _check_size(source, f"{where} ({describe(source)})", max_pixels)
         return source.width, source.height
     with _open(source, where, max_pixels) as image:
         orientation = _decode(lambda: image.getexif().get(_ORIENTATION, 1), source, where)
@@ -78,15 +106,21 @@ def image_key(source: ImageSource, where: str) -> Hashable:
         path = _path(source, where)
         status = os.stat(path)
         return path, status.st_mtime_ns, status.st_size
+    _check_source(source, where)
     _decode(source.load, source, where)
     return source.mode, source.size, hashlib.blake2b(source.tobytes(), digest_size=16).digest()
 
 
-def _open(source: ImageSource, where: str, max_pixels: int) -> PIL.Image.Image:
+@contextlib.contextmanager
+def _open(source: ImageSource, where: str, max_pixels: int) -> Iterator[PIL.Image.Image]:
     path = _path(source, where)
-    image = _decode(lambda: PIL.Image.open(path), source, where)
-    _check_size(image, where, max_pixels)
-    return image
+    with open_regular(path, PromptError) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_FILE_BYTES:
+            raise PromptError(f"{where} ({path}) has {size} bytes; at most {_MAX_FILE_BYTES} read.")
+        image = _decode(lambda: PIL.Image.open(file, formats=FORMATS), source, where)
+        _check_size(image, f"{where} ({path})", max_pixels)
+        yield image
 
 
 def _path(source: ImageSource, where: str) -> str:
@@ -96,6 +130,8 @@ def _path(source: ImageSource, where: str) -> str:
             "as one list per sample, such as [[first], [second, third]]."
         )
     if not os.path.isfile(source):
+        if os.path.exists(source) and not os.path.isdir(source):
+            raise PromptError(f"{where}: {describe(source)} is not a regular file.")
         raise PromptError(f"{where}: no such file: {describe(source)}.")
     return os.fspath(source)
 
@@ -109,20 +145,35 @@ def _decode(step: Callable, source: ImageSource, where: str):
         ) from None
     except MemoryError:
         raise
+    except PIL.UnidentifiedImageError:
+        if describe(source).lower().endswith(_VIDEO):
+            raise PromptError(
+                f"{where} ({describe(source)}) is a video, which is not supported; give single "
+                "frames as images."
+            ) from None
+        raise PromptError(
+            f"{where} ({describe(source)}) is corrupt or not an image of a format that is read "
+            f"({', '.join(FORMATS)})."
+        ) from None
     except Exception as error:  # decoders of damaged files raise errors of any type
         raise PromptError(
             f"{where} ({describe(source)}) is corrupt or not an image: {error}."
         ) from None
 
 
-def _check_size(image: PIL.Image.Image, where: str, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise PromptError(f"{where} ({describe(image)}) has no pixels.")
+def _check_size(image: PIL.Image.Image, name: str, max_pixels: int) -> None:
+    if image.width * image.height == 0:
+        raise PromptError(f"{name} has no pixels.")
+    check_pixels(name, "has", image.width, image.height, max_pixels)
+
+
+def check_pixels(name: str, verb: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuses an image of more pixels than the limit; `verb` is what it does with that size."""
+    pixels = width * height
     if pixels > max_pixels:
         raise PromptError(
-            f"{where} ({describe(image)}) has {image.width}x{image.height} = {pixels} pixels, more "
-            f"than the budget of {max_pixels}; make it smaller or raise max_image_pixels."
+            f"{name} {verb} {width}x{height} = {pixels} pixels, more than the budget of "
+            f"{max_pixels}; make it smaller or raise max_image_pixels."
         )
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -75,6 +77,10 @@ class Clip:
         self.patch_features = config.num_channels * config.patch_size**2
         self.side = config.image_size // config.patch_size
 
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the largest width and height that an image has on its way to patches."""
+        return largest_size(self.image_processor, width, height)
+
     def extent(self, width: int, height: int) -> Extent:
         """Returns what an image of a size becomes."""
         return Extent((self.side, self.side), 1, np.arange(self.slots_per_group, dtype=np.int32))
@@ -100,6 +106,36 @@ class Clip:
             index_gu=np.arange(side * side, dtype=np.int32)[None],
             positions_gu2=_row_major(side)[None],
         )
+
+
+def largest_size(processor: Any, width: int, height: int) -> tuple[int, int]:
+    """Returns the largest width and height that an image has in an image processor.
+
+    Before it is cropped, a picture may be far larger than what is left of it: a shortest edge of
+    336 makes 336 x 100,800,000 of a line of 1 x 300,000.
+
+    Args:
+        processor: pads to a square, resizes and crops, in this order, as its settings say.
+        width, height: of the image.
+    """
+    sizes = [(width, height)]
+    if getattr(processor, "do_pad", False):
+        sizes.append((max(width, height), max(width, height)))
+    if getattr(processor, "do_resize", True):
+        width, height = sizes[-1]
+        size = processor.size
+        if size.get("shortest_edge"):
+            scale = size["shortest_edge"] / min(width, height)
+            if size.get("longest_edge"):
+                scale = min(scale, size["longest_edge"] / max(width, height))
+            sizes.append((math.ceil(width * scale), math.ceil(height * scale)))
+        else:
+            wide = size.get("width") or size.get("max_width") or width
+            sizes.append((wide, size.get("height") or size.get("max_height") or height))
+    if getattr(processor, "do_center_crop", False):  # pads where the image is smaller
+        crop = processor.crop_size
+        sizes.append((max(sizes[-1][0], crop["width"]), max(sizes[-1][1], crop["height"])))
+    return max(sizes, key=lambda one: one[0] * one[1])
 
 
 @functools.lru_cache(maxsize=8)
@@ -136,6 +172,18 @@ class Qwen:
         resizes = getattr(image_processor, "do_resize", True)
         self._limits = (size["shortest_edge"], size["longest_edge"]) if resizes else None
 
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the width and height that an image is cut at.
+
+        Raises:
+            ValueError: the image processor does not take such a shape.
+        """
+        if self._limits is None:
+            return width, height
+        unit = self.config.patch_size * self.config.merge_size
+        height, width = smart_resize(height, width, unit, *self._limits)
+        return width, height
+
     def extent(self, width: int, height: int) -> Extent:
         """Returns what an image of a size becomes.
 
@@ -144,8 +192,7 @@ class Qwen:
         """
         config = self.config
         unit = config.patch_size * config.merge_size
-        if self._limits is not None:
-            height, width = smart_resize(height, width, unit, *self._limits)
+        width, height = self.resized(width, height)
         rows, cols = height // config.patch_size, width // config.patch_size
         layout = window_layout(rows, cols, config.merge_size, config.window_units)
         return Extent((height // unit, width // unit), len(layout.index_gu), layout.slots_m)

@@ -12,7 +12,12 @@ from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.chat import Chat, read_template
-from vlm_jax.processing.images import MAX_IMAGE_PIXELS, ImageSource, check_nesting
+from vlm_jax.processing.images import (
+    MAX_IMAGE_PIXELS,
+    ImageSource,
+    check_nesting,
+    pixel_limit,
+)
 from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
 from vlm_jax.processing.reader import Part, SampleReader
 from vlm_jax.processing.samples import Draft, Sample, pad, shapes
@@ -27,7 +32,8 @@ class Processor:
         image_processor: transformers image processor of the PIL backend.
         template: Jinja chat template, or None if texts always come templated.
         stop_ids: ids that end an answer.
-        max_image_pixels: images with more pixels are refused before they are decoded.
+        max_image_pixels: images of more pixels, as they are or once resized, are refused before
+            they are decoded.
 
     Attributes:
         pad_id: what fills a row behind its tokens.
@@ -67,7 +73,8 @@ class Processor:
             self._cut = Clip(config.vision, image_processor)
             image_text = self.image_token + "\n"
         self._chat = Chat(tokenizer, template, self.image_token, image_text)
-        self._reader = SampleReader(config, self._cut, self.image_token, max_image_pixels)
+        limit = pixel_limit("max_image_pixels", max_image_pixels)
+        self._reader = SampleReader(config, self._cut, self.image_token, limit)
 
     @classmethod
     def from_folder(

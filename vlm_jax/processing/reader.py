@@ -6,7 +6,14 @@ from typing import Literal
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError, PromptError
-from vlm_jax.processing.images import ImageSource, describe, image_key, image_size, load_image
+from vlm_jax.processing.images import (
+    ImageSource,
+    check_pixels,
+    describe,
+    image_key,
+    image_size,
+    load_image,
+)
 from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
 from vlm_jax.processing.positions import expand
 from vlm_jax.processing.samples import Draft, Sample
@@ -21,7 +28,8 @@ class SampleReader:
         config: the model's architecture.
         cut: cuts images into patches.
         image_token: text of an image's placeholder, for errors.
-        max_image_pixels: images with more pixels are refused before they are decoded.
+        max_image_pixels: images of more pixels, as they are or once resized, are refused before
+            they are decoded.
     """
 
     def __init__(
@@ -62,6 +70,10 @@ class SampleReader:
             if keys[-1] not in extents:
                 width, height = image_size(source, where, self._max_pixels)
                 with _refusals(where, source, width, height):
+                    # A small file may be large once it is resized; nothing is allocated before.
+                    wide, high = self._cut.resized(width, height)
+                    named = f"{where} ({describe(source)}, {width}x{height} pixels)"
+                    check_pixels(named, "is resized to", wide, high, self._max_pixels)
                     extents[keys[-1]] = self._cut.extent(width, height)
         return Draft(
             number=number,
@@ -147,9 +159,9 @@ def _refusals(where: str, source: ImageSource, width: int, height: int) -> Itera
     """Turns what an image processor says of an image into words that name it."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, PromptError):
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise PromptError(
             f"{where} ({describe(source)}, {width}x{height} pixels) was refused by the image "
             f"processor: {error}"
