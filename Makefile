@@ -8,7 +8,7 @@ TESTBED = vlm_jax/testbed/models/llava-0
 LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-all lint types bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -34,8 +34,13 @@ demo: $(VENV)/.product
 	@echo "Edited, for HF    $(WORK)/edited-hf (transformers and vLLM load it as the original)"
 	@echo "Answers, results  $(WORK)/results"
 
+# What guards a user: run before every commit.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# All of it: also random kills, every mesh, every row of the benchmarks.
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # All rows on an otherwise idle machine (about 20 minutes on two cores), then the tables of docs/.
 bench: $(VENV)/.test

@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = ROOT / "vlm_jax/testbed/models/llava-0"
 # Every start of Python and jax takes seconds on a quiet machine, and many more on a crowded one.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CONFIG = """
 from configs import base
 
