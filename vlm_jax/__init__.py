@@ -14,19 +14,35 @@ Letters used in names, einsum strings and sharding rules alike:
 | E | input features of a map | R | rank |
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlm_jax.api import VLM, Answer, Failure, load
+    from vlm_jax.answering import Answer, Failure
+    from vlm_jax.api import VLM, load
+    from vlm_jax.methods import methods
 
 __version__ = "0.1.0"
-__all__ = ["VLM", "Answer", "Failure", "load"]
+
+# Where each name is found. The scorers need no JAX, so importing the package must not load it.
+_HOMES = {
+    "VLM": "vlm_jax.api",
+    "load": "vlm_jax.api",
+    "methods": "vlm_jax.methods",
+    "Answer": "vlm_jax.answering",
+    "Failure": "vlm_jax.answering",
+}
+
+__all__ = ["VLM", "Answer", "Failure", "load", "methods"]
 
 
 def __getattr__(name: str):
-    # The scorers need no JAX, so importing the package must not load it.
-    if name in __all__:
-        from vlm_jax import api
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vlm_jax' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    # A module of the same name is called itself, as it is wherever it was imported before.
+    return home if _HOMES[name] == f"vlm_jax.{name}" else getattr(home, name)
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'vlm_jax' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -1,9 +1,18 @@
-"""The front door for Python: load a folder, generate, read logits."""
+"""The front door for Python: load a model, treat it, ask it.
 
+vlm = vlm_jax.load("llava-0")
+vlm.generate("photo.jpg", "Describe the image.")
+vlm.apply("air", heads="identified", text_gain=0.5).generate("photo.jpg", "Describe the image.")
+vlm.apply("qk", k=4, strength=0.5).save("edited")
+"""
+
+import copy
+import logging
 import os
 import pathlib
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Literal
+import tempfile
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +21,47 @@ from jax.sharding import Mesh
 
 from vlm_jax import answering, checkpoint
 from vlm_jax.answering import Answer, DeviceStore, Failure
-from vlm_jax.attention.steering import Steering
+from vlm_jax.attention.steering import Reallocation, Steering
 from vlm_jax.batch import Batch
+from vlm_jax.calls import Call, ImagesOf, read_call
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator, Sampling
-from vlm_jax.errors import PromptError
+from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+from vlm_jax.listing import html_table
+from vlm_jax.methods import Certificate, Edited, Steered, Treatment, steering_of, treat
 from vlm_jax.models import Params, Prefix, abstract
-from vlm_jax.parallel import fetch, make_mesh, param_shardings
+from vlm_jax.parallel import fetch, make_mesh, param_shardings, put
 from vlm_jax.processing import MAX_IMAGE_PIXELS, ImageSource, Processor
+from vlm_jax.progress import Progress
+from vlm_jax.settings import nearest
+from vlm_jax.steering.combine import identity_like, merge
+from vlm_jax.steering.two_pass import TwoPasses
+
+DTYPES = {
+    "float32": "float32", "fp32": "float32", "float": "float32", "single": "float32",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "half": "float16",
+}  # fmt: skip
+"""What dtypes of weights and activations are called, and which they are."""
+
+_log = logging.getLogger(__name__)
 
 
 class VLM:
-    """A model, its words and pixels, on a mesh.
+    """A model, its words and pixels, on a mesh; and what was done to it.
 
     Args:
         config: the architecture.
         params: parameters by path, on the mesh.
         processor: the folder's tokenizer and image processor.
         mesh: (`data`, `model`) mesh.
+        generator: compiled programs to share.
+        folder: where the parameters are from; edits and `save` need it.
 
     Attributes:
-        generator: the compiled programs, shared by edited copies (`with_params`).
+        treatments: what `apply` has added, in order.
+        steering: what they do to attention together, leaves [1, L, N]; None: nothing.
+        generator: the compiled programs, shared by treated copies.
         prefixes: prompts through their last image that earlier calls have read; none are kept
             until `keep_prefixes` gives them room.
         images: the features of these prompts' images, likewise, shared with copies whose decoder
@@ -47,12 +76,31 @@ class VLM:
         processor: Processor,
         mesh: Mesh,
         generator: Generator | None = None,
+        folder: checkpoint.ModelFolder | None = None,
     ):
         self.config, self.params, self.processor, self.mesh = config, params, processor, mesh
         self.generator = generator or Generator(config, mesh)
+        self.folder = folder
+        self.treatments: tuple[Treatment, ...] = ()
+        self.steering: Steering | None = None
         self.prefixes: DeviceStore[Prefix] = DeviceStore()
         self.images: DeviceStore[Batch] = DeviceStore()
         self.buckets: set[Hashable] = set()
+        self._given_params = False  # not the folder's, nor those of an edit of it
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the family where there is none."""
+        return self.config.family if self.folder is None else self.folder.path.resolve().name
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the last edit did to the weights, or the one that made the folder; None: none."""
+        edits = [one for one in self.treatments if isinstance(one, Edited)]
+        if edits:
+            return edits[-1].certificate
+        found = None if self.folder is None else self.folder.certificate
+        return None if found is None else Certificate(found.path.read_bytes())
 
     def keep_prefixes(self, limit_bytes: int) -> None:
         """Keeps what is read of prompts through their last image for later calls.
@@ -67,21 +115,123 @@ class VLM:
         """
         self.prefixes, self.images = DeviceStore(limit_bytes), DeviceStore(limit_bytes)
 
+    def apply(self, method: str, /, **settings: Any) -> "VLM":
+        """Returns the model with a method applied; this one stays as it is.
+
+        `vlm_jax.methods()` lists the methods and their settings. Methods add up:
+        `vlm.apply("qk", k=4).apply("air", heads="identified")` steers the edited model. Nothing is
+        compiled before the first answer, and an edit compiles nothing at all.
+
+        Args:
+            method: its name.
+            settings: what it takes. heads="identified" is the model folder's `heads.json`, which
+                the shipped models have and `--job=identify` makes.
+
+        Raises:
+            ConfigError: there is no such method or setting, a value cannot be, or an earlier
+                method sets the same part.
+            EditError: an edit does not fit the model.
+        """
+        return treat(method, self, settings).apply(self)
+
+    def treated(
+        self,
+        treatment: Treatment,
+        replace: Mapping[str, Callable[[], np.ndarray]] | None = None,
+    ) -> "VLM":
+        """Returns a copy with one more treatment; `apply` says it by name.
+
+        Args:
+            treatment: what is added.
+            replace: our path -> function that gives the parameter in its stored dtype.
+
+        Raises:
+            ConfigError: another treatment sets the same part of attention.
+        """
+        treatments = (*self.treatments, treatment)
+        steering = steering_of(treatments)
+        other = copy.copy(self)
+        if replace:
+            params = dict(self.params)
+            folder = self.source_folder("an edit of its weights")
+            with Progress(len(replace), "tensors", label=treatment.method) as progress:
+                for path, make in replace.items():
+                    old = params[path]
+                    # Rounded to the stored dtype first: that is what an edited folder holds.
+                    array = folder.replacement(path, make)
+                    params[path] = put(array.astype(old.dtype), old.sharding)
+                    progress.advance()
+            other = self._with_params(params)
+        other.treatments, other.steering = treatments, steering
+        return other
+
     def with_params(self, params: Params) -> "VLM":
         """Returns the same model with other weights; nothing is compiled again."""
+        other = self._with_params(params)
+        other._given_params = True
+        return other
+
+    def _with_params(self, params: Params) -> "VLM":
+        other = copy.copy(self)
         # Arithmetic on arrays may spell an equal sharding differently, which jit would recompile.
-        placed = {path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()}
-        other = VLM(self.config, placed, self.processor, self.mesh, self.generator)
+        other.params = {
+            path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()
+        }
         other.keep_prefixes(self.prefixes.limit_bytes)
         if all(params[path] is a or path.startswith("decoder/") for path, a in self.params.items()):
             other.images = self.images
-        other.buckets = self.buckets
         return other
+
+    def source_folder(self, what: str) -> checkpoint.ModelFolder:
+        """Returns the folder that the weights are from.
+
+        Args:
+            what: needs it, for the error.
+
+        Raises:
+            ConfigError: the model has none, or its weights were replaced since.
+        """
+        if self.folder is None or self._given_params:
+            why = "was made of arrays" if self.folder is None else "has weights of with_params"
+            raise ConfigError(
+                f"This model {why}, and {what} needs the folder that weights are from; use a model "
+                "of vlm_jax.load."
+            )
+        return self.folder
+
+    def save(self, target: str | os.PathLike[str]) -> None:
+        """Writes the model as a folder of the source's format: its edits, or a plain copy.
+
+        An edited folder carries its certificate and, of the query-key edit, the sidecar that takes
+        it back, as `--job=edit` writes them.
+
+        Args:
+            target: the new folder; must not exist.
+
+        Raises:
+            ConfigError: the model is steered, which no weights can hold.
+            CheckpointError: the target exists or cannot be written.
+        """
+        steered = [str(one) for one in self.treatments if isinstance(one, Steered)]
+        if steered:
+            raise ConfigError(
+                f"{', '.join(steered)} acts while the model answers: steering is not weights, so a "
+                "saved folder would lose it. Save the model as it was before, and apply it again "
+                "after loading."
+            )
+        source = self.source_folder("save")
+        edits = [one for one in self.treatments if isinstance(one, Edited)]
+        if not edits:
+            source.copy(target, {})
+        elif len(edits) == 1:
+            edits[0].write(source, target)
+        else:
+            _save_edits(source, target, edits)
 
     def generate(
         self,
-        images: Sequence[Sequence[ImageSource]] | None,
-        prompts: Sequence[str],
+        images: ImagesOf | None = None,
+        prompts: str | Sequence[str] | None = None,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -89,29 +239,79 @@ class VLM:
         top_p: float = 1.0,
         seed: int = 0,
         batch_size: int | None = None,
-    ) -> list[str]:
-        """Answers prompts.
+        return_readings: bool = False,
+    ) -> Any:
+        """Answers prompts about images.
+
+            vlm.generate("photo.jpg", "Describe.")                    # a text
+            vlm.generate(["a.jpg", "b.jpg"], "Describe.")             # two texts, one an image
+            vlm.generate("a.jpg", ["Is there a cat?", "A dog?"])      # two texts about one image
+            vlm.generate([["a.jpg", "b.jpg"], "c.jpg"], ["Compare.", "Describe."])
+            vlm.generate(prompts="What is a cup for?")                # no image
 
         Args:
-            images: per sample, a list of PIL images or paths (None: no sample has any).
-            prompts: per sample, the user's turn; it goes through the folder's chat template.
-            max_new_tokens: limit of each answer.
+            images: one image (a path, a PIL image, or uint8 pixels [height, width, 3] or [height,
+                width]), or a list with an entry a sample: an image, a list of images that go
+                together, or None. `vlm_jax.calls` has the table.
+            prompts: the user's turn, through the folder's chat template; one, or a list.
+            max_new_tokens: limit of each answer. One of more than half of the model's positions is
+                cut to what the longest prompt leaves, which is logged.
             temperature: 0 is greedy.
             top_k, top_p, seed: see `vlm_jax.decoding.Sampling`.
             batch_size: samples read at once; 8 on CPU and 32 elsewhere by default.
+            return_readings: gives `Answer`s, with tokens and with what attention did
+                (`Answer.readings`), in place of texts.
 
         Returns:
-            The answers, without special tokens.
+            The answer as text where one prompt was asked of one image or of none, and a list of
+            answers elsewhere; without special tokens.
 
         Raises:
-            PromptError: naming the sample, and the file where one is to blame.
+            PromptError: the call could mean several things, or a sample cannot be read: the message
+                names it, and the file where one is to blame.
         """
+        call = read_call(images, prompts)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        answers = self.answer(
-            images, prompts, max_new_tokens=max_new_tokens, sampling=sampling, batch_size=batch_size
+        limit = self._limit(call, max_new_tokens)
+        found = self.answer(
+            call.images,
+            call.prompts,
+            max_new_tokens=limit,
+            sampling=sampling,
+            batch_size=batch_size,
+            steering=self._reading() if return_readings else None,
         )
-        texts = {made.index: made.text for made in answers if isinstance(made, Answer)}
-        return [texts[index] for index in range(len(prompts))]
+        answers = {made.index: made for made in found if isinstance(made, Answer)}
+        listed = [answers[index] for index in range(len(call.prompts))]
+        results = listed if return_readings else [answer.text for answer in listed]
+        return results[0] if call.single else results
+
+    def _limit(self, call: Call, asked: int) -> int:
+        """Returns how many tokens an answer may have: what was asked, or what there is room for."""
+        _check_limit(asked)
+        positions = self.config.decoder.max_positions
+        if asked <= positions // 2:
+            return asked
+        drafts = self.processor.drafts(call.images, call.prompts, max_length=positions - 1)
+        room = positions - max(draft.length for draft in drafts)
+        if asked > room:
+            _log.warning(
+                "max_new_tokens=%d is cut to %d: the model has %d positions, of which the longest "
+                "prompt takes %d.",
+                asked,
+                room,
+                positions,
+                positions - room,
+            )
+        return min(asked, room)
+
+    def _reading(self) -> Steering | None:
+        """Returns steering that changes nothing and has masses read, unless some is read anyway."""
+        if self.steering is not None and self.steering.reallocation is not None:
+            return None
+        shape = 1, self.config.decoder.num_layers, self.config.decoder.num_heads
+        blank = np.ones(shape, np.float32)
+        return Steering(reallocation=identity_like(Reallocation(blank, blank, blank)))
 
     def answer(
         self,
@@ -132,8 +332,8 @@ class VLM:
         Args:
             sampling: how tokens are chosen; greedy by default.
             logit_bias: float32 [V], added to the logits at every step.
-            steering: what to do to attention: leaves [1, L, N], the same for all samples, or
-                [samples, L, N].
+            steering: what to do to attention besides the model's own treatments: leaves [1, L, N],
+                the same for all samples, or [samples, L, N].
             share_prefix: read what questions begin with, through their last image, once for all
                 questions on it. Greedy answers to equal questions are made once in any case.
             on_error: "raise" stops at a sample that cannot be read; "yield" gives a `Failure` in
@@ -141,15 +341,34 @@ class VLM:
             streams: what seeds each sample's random stream; its index by default. Samples keep
                 their draws when a part of a longer list is asked.
         """
-        _check(images, prompts, max_new_tokens)
+        _check(images, prompts)
+        _check_limit(max_new_tokens)
         if on_error not in ("raise", "yield"):
             raise ValueError(f"on_error must be 'raise' or 'yield', not {on_error!r}.")
+        sampling = sampling or Sampling()
+        merged = self._steered(steering)
+        two = any(isinstance(one, Steered) and one.two_passes for one in self.treatments)
+        if two and merged is not None:
+            plain = copy.copy(self)
+            plain.treatments, plain.steering = (), None
+            return TwoPasses(plain).answer(
+                images,
+                prompts,
+                steering=merged,
+                streams=streams,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                batch_size=batch_size,
+                logit_bias=logit_bias,
+                share_prefix=share_prefix,
+                on_error=on_error,
+            )
         settings = answering.Settings(
             max_new_tokens,
-            sampling or Sampling(),
+            sampling,
             _batch_size(batch_size),
             logit_bias,
-            steering,
+            merged,
             share_prefix,
             on_error,
             streams,
@@ -159,21 +378,51 @@ class VLM:
         )
         return answering.answer(reader, images, prompts, settings)
 
+    def _steered(self, steering: Steering | None) -> Steering | None:
+        """Returns a call's steering with the model's own."""
+        if self.steering is None or steering is None:
+            return steering if self.steering is None else self.steering
+        names = " and ".join(one.method for one in self.treatments if isinstance(one, Steered))
+        return merge([(names, self.steering), ("steering", steering)])
+
+    def _about(self) -> dict[str, str]:
+        """What a model is, in words."""
+        decoder = self.config.decoder
+        dtype = next(iter(self.params.values())).dtype
+        about = {
+            "family": self.config.family,
+            "decoder": f"{decoder.num_layers} layers of {decoder.num_heads} heads",
+            "dtype": str(dtype),
+        }
+        if self.folder is not None:
+            about["folder"] = str(self.folder.path)
+        return about | {"treated by": ", ".join(map(str, self.treatments)) or "nothing"}
+
+    def __repr__(self) -> str:
+        about = self._about()
+        treated = f", {about['treated by']}" if self.treatments else ""
+        return (
+            f"<VLM {self.name}: {about['family']}, {about['decoder']}, {about['dtype']}{treated}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(["model", self.name], list(self._about().items()))
+
     def logits(
         self, images: Sequence[Sequence[ImageSource]] | None, prompts: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Reads prompts without generating.
+        """Reads prompts without generating; images and prompts as for `answer`.
 
         Returns:
             Float32 logits [B, T, V], T the longest prompt's length (what lies beyond a shorter
             prompt means nothing), and the int32 lengths [B].
         """
-        _check(images, prompts, 1)
+        _check(images, prompts)
         rows = answering.batch_rows(len(prompts), len(prompts), self.mesh.shape["data"])
         fill = lambda samples: [*samples, *samples[-1:] * (rows - len(prompts))]
         batch = self.processor.batch(None if images is None else fill(images), fill(prompts))
         lengths = np.asarray(batch.lengths_b)[: len(prompts)]
-        logits = fetch(self.generator.logits(self.params, batch), self.mesh)
+        logits = fetch(self.generator.logits(self.params, batch, self.steering), self.mesh)
         return logits[: len(prompts), : lengths.max()], lengths
 
 
@@ -185,7 +434,7 @@ def _batch_size(asked: int | None) -> int:
     return asked
 
 
-def _check(images, prompts, max_new_tokens: int) -> None:
+def _check(images, prompts) -> None:
     if isinstance(prompts, str) or not len(prompts):
         raise PromptError("prompts must be a list of at least one string.")
     if images is not None and len(images) != len(prompts):
@@ -193,33 +442,99 @@ def _check(images, prompts, max_new_tokens: int) -> None:
             f"There are {len(images)} lists of images for {len(prompts)} prompts; give each prompt "
             "its own list, empty where it has no image."
         )
+
+
+def _check_limit(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
 
 
+def _save_edits(
+    source: checkpoint.ModelFolder, target: str | os.PathLike[str], edits: Sequence[Edited]
+) -> None:
+    """Writes several edits, which touch different tensors, by way of a folder each."""
+    target = pathlib.Path(target)
+    with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".vlm_jax-") as made:
+        for number, edit in enumerate(edits[:-1]):
+            step = pathlib.Path(made) / str(number)
+            edit.write(source, step)
+            source = checkpoint.open_folder(step)
+        edits[-1].write(source, target)
+
+
+def read_dtype(dtype: Any) -> str:
+    """Returns the name of a dtype of weights: "float32", "bfloat16" or "float16".
+
+    Args:
+        dtype: one of these, a usual short form ("bf16", "half"), or a dtype of NumPy or JAX.
+
+    Raises:
+        ConfigError: it is none that a model can run in.
+    """
+    name = str(dtype) if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    name = name.removeprefix("torch.").lower()
+    if name not in DTYPES:
+        raise ConfigError(
+            f"dtype must be 'float32', 'bfloat16' or 'float16', not {name!r}"
+            f"{nearest(name, DTYPES)}."
+        )
+    return DTYPES[name]
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """Returns the folders of the small models that come with the package, by name."""
+    folder = pathlib.Path(__file__).parent / "testbed" / "models"
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+
+
+def find_folder(source: str | os.PathLike) -> pathlib.Path:
+    """Returns the folder that a source names: a folder, or a model that ships with the package.
+
+    A folder of the name goes before a shipped model.
+
+    Raises:
+        CheckpointError: it names neither.
+    """
+    path = pathlib.Path(source)
+    known = shipped()
+    if path.is_dir() or str(source) not in known:
+        if not path.exists() and path.name == str(source):
+            raise CheckpointError(
+                f"{str(source)!r} is neither a folder nor a model that ships with vlm_jax"
+                f"{nearest(source, known)}; these are {', '.join(known)}."
+            )
+        return path
+    return known[str(source)]
+
+
 def load(
-    folder: str | os.PathLike,
+    source: str | os.PathLike,
     *,
-    dtype: str | None = None,
+    dtype: Any = None,
     mesh: Mesh | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> VLM:
-    """Loads a model folder, converted or as published on the Hugging Face hub.
+    """Loads a model: one that ships with the package, or a folder.
+
+        vlm_jax.load("llava-0")                        # shipped, trained on drawn scenes
+        vlm_jax.load("models/Qwen2.5-VL-7B-Instruct")  # as published, or converted
 
     Args:
-        folder: the folder.
-        dtype: of the weights and activations ("float32", "bfloat16"); float32 on CPU and bfloat16
-            elsewhere by default. Softmax, norms and logits are float32 always.
+        source: a shipped model's name, or a folder.
+        dtype: of the weights and activations ("float32", "bfloat16", "float16"); float32 on CPU
+            and bfloat16 elsewhere by default. Softmax, norms and logits are float32 always.
         mesh: where to put it; all devices as data replicas by default.
         max_image_pixels: images of more pixels, as they are or once resized, are refused.
 
     Raises:
         CheckpointError, ConfigError: naming what is wrong with the folder.
     """
-    source = checkpoint.open_folder(pathlib.Path(folder))
+    chosen = None if dtype is None else read_dtype(dtype)
+    path = find_folder(source)
+    folder = checkpoint.open_folder(path)
     mesh = mesh or make_mesh()
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    shardings = param_shardings(abstract(source.config)[1], mesh)
-    params = source.load(jnp.dtype(dtype), shardings)
-    processor = Processor.from_folder(folder, source.config, max_image_pixels=max_image_pixels)
-    return VLM(source.config, params, processor, mesh)
+    chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    shardings = param_shardings(abstract(folder.config)[1], mesh)
+    params = folder.load(jnp.dtype(chosen), shardings)
+    processor = Processor.from_folder(path, folder.config, max_image_pixels=max_image_pixels)
+    return VLM(folder.config, params, processor, mesh, folder=folder)

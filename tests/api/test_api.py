@@ -1,11 +1,15 @@
 """The Python front door: load, generate, logits, and what it refuses."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS, picture
+from vlm_jax.api import find_folder, read_dtype, shipped
+from vlm_jax.calls import read_call
 from vlm_jax.decoding import Sampling
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 
@@ -83,17 +87,14 @@ def test_a_limit_past_the_slots_of_a_bucket_is_kept(vlm):
 
 BAD_CALLS = {
     "empty batch": (None, [], {}, "at least one"),
-    "one string": (None, "Hello", {}, "list"),
-    "fewer lists than prompts": ([[]], ["a", "b"], {}, "1 lists of images for 2 prompts"),
-    "more lists than prompts": ([[], []], ["a"], {}, "2 lists of images for 1 prompts"),
+    "fewer lists than prompts": ([[]], ["a", "b"], {}, "1 entries of images for 2 prompts"),
+    "more lists than prompts": ([[], []], ["a"], {}, "2 entries of images for 1 prompts"),
     "no tokens": (None, ["a"], dict(max_new_tokens=0), "max_new_tokens"),
     "no rows": (None, ["a"], dict(batch_size=0), "batch_size"),
     "negative temperature": (None, ["a"], dict(temperature=-1.0), "temperature"),
     "top_p of zero": (None, ["a"], dict(top_p=0.0), "top_p"),
     "prompt too long": (None, ["word " * 3000], {}, "Sample 0.*tokens long"),
-    "no room for the answer": (None, ["a"], dict(max_new_tokens=100_000), "tokens"),
     "missing image": ([["/nowhere/cat.png"]], ["a"], {}, "cat.png"),
-    "images not nested": ([picture(8, 8)], ["a"], {}, "list"),
     "image of one pixel row": ([[picture(4000, 1)]], ["a"], {}, "Sample 0, image 0"),
 }
 
@@ -127,3 +128,55 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
 def test_greedy_is_the_default(vlm, answers):
     found = vlm.answer(IMAGES[:1], PROMPTS[:1], max_new_tokens=6, sampling=Sampling())
     assert [answer.text for answer in found] == answers[:1]
+
+
+def test_a_limit_beyond_the_positions_is_cut_and_said(qwen_vlm, caplog):
+    call = read_call(None, ["Hello", "Hello there"])
+    assert qwen_vlm._limit(call, 2048) == 2048
+    room = qwen_vlm._limit(call, 100_000)
+    longest = max(draft.length for draft in qwen_vlm.processor.drafts(None, call.prompts))
+    assert room == 4096 - longest
+    assert f"cut to {room}" in caplog.text
+    assert len(caplog.records) == 1
+    with pytest.raises(PromptError, match="tokens"):
+        list(qwen_vlm.answer(None, ["Hello"], max_new_tokens=100_000))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("fp16", "float16"), ("half", "float16"), ("BF16", "bfloat16"), (np.float32, "float32"),
+     (jax.numpy.bfloat16, "bfloat16"), (np.dtype("float16"), "float16")],
+)  # fmt: skip
+def test_dtypes_may_be_spelt_as_usual(given, name):
+    assert read_dtype(given) == name
+
+
+@pytest.mark.parametrize("given", ["fp15", "int8", np.int32, 16, "float64"])
+def test_other_dtypes_are_refused(given):
+    with pytest.raises(ConfigError, match="must be 'float32', 'bfloat16' or 'float16'"):
+        read_dtype(given)
+
+
+def test_a_shipped_model_is_loaded_by_name(shipped_llava):
+    assert shipped_llava.name == "llava-0"
+    assert "llava-0: llava, 6 layers of 8 heads, float32" in repr(shipped_llava)
+
+
+def test_a_folder_goes_before_a_shipped_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_folder("llava-0") == shipped()["llava-0"]
+    (tmp_path / "llava-0").mkdir()
+    assert find_folder("llava-0") == pathlib.Path("llava-0")
+
+
+def test_an_unknown_name_says_which_there_are():
+    with pytest.raises(CheckpointError, match=r"did you mean 'llava-\d'.*qwen2_5_vl-2") as caught:
+        vlm_jax.load("lava-0")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_package_lists_what_it_offers():
+    names = dir(vlm_jax)
+    assert {"VLM", "load", "methods"} <= set(names)
+    assert "importlib" not in names
+    assert all(getattr(vlm_jax, name) is not None for name in vlm_jax.__all__)

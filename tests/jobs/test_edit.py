@@ -129,7 +129,7 @@ def test_operator_biases_move_too(qwen, tmp_path):
 def test_only_queries_and_keys_of_the_band_are_read_a_layer_at_a_time(made, tmp_path, monkeypatch):
     source = open_folder(made("qwen2_5_vl"))
     read, waiting = [], []
-    stream, make = convert.HFFolder.stream, edit._FolderEdit._make
+    stream, make = convert.HFFolder.stream, edit.FolderEdit._make
 
     def recorded(self, paths=None):
         read.extend(paths := list(self.tensors if paths is None else paths))
@@ -140,7 +140,7 @@ def test_only_queries_and_keys_of_the_band_are_read_a_layer_at_a_time(made, tmp_
         waiting.append(len(self._waiting))
 
     monkeypatch.setattr(convert.HFFolder, "stream", recorded)
-    monkeypatch.setattr(edit._FolderEdit, "_make", counted)
+    monkeypatch.setattr(edit.FolderEdit, "_make", counted)
     edit_folder(source, tmp_path / "edited", QKEdit(band=(0, 2), k=2))
     names = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d")
     assert sorted(read) == sorted(f"decoder/layers/{n}/{name}" for n in range(3) for name in names)

@@ -83,9 +83,9 @@ def everything(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def count_edits(monkeypatch) -> list[int]:
-    make, made = edit._FolderEdit._make, []
+    make, made = edit.FolderEdit._make, []
     monkeypatch.setattr(
-        edit._FolderEdit, "_make", lambda self, layer: (made.append(layer), make(self, layer))
+        edit.FolderEdit, "_make", lambda self, layer: (made.append(layer), make(self, layer))
     )
     return made
 
@@ -188,8 +188,8 @@ def test_a_folder_begun_by_another_edit_is_refused_and_stays(source, tmp_path, m
 def test_what_was_written_otherwise_is_not_certified(source, tmp_path, monkeypatch):
     target = tmp_path / "edited"
     begun(source, target, monkeypatch)
-    made = edit._FolderEdit._take
-    monkeypatch.setattr(edit._FolderEdit, "_take", lambda self, *of: 1.01 * made(self, *of))
+    made = edit.FolderEdit._take
+    monkeypatch.setattr(edit.FolderEdit, "_take", lambda self, *of: 1.01 * made(self, *of))
     message = (
         r"tensor '.*' of .*, which an interrupted run wrote, is not what is made now; what was"
     )

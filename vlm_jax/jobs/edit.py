@@ -109,17 +109,8 @@ def edit_folder(
         CheckpointError: a tensor is damaged, or the target exists, is the source or inside it, or
             cannot be written, or is half-written by another edit.
     """
-    if source.certificate is not None:
-        raise EditError(
-            f"{source.path} is edited already ({CERTIFICATE} is in it), and edits do not add up: "
-            "weights would be rounded twice and strengths lose their meaning. Edit the original "
-            "folder, or take this edit along: config.restrength=<a> makes it at another strength, "
-            "config.revert=True takes it back."
-        )
-    decoder = source.config.decoder
-    spec_layers = _edited_layers(spec, decoder)
-    with Progress(len(spec_layers), "layers", label="edit") as progress:
-        edit = _FolderEdit(source, spec, spec_layers, progress)
+    with Progress(len(edited_layers(source, spec)), "layers", label="edit") as progress:
+        edit = FolderEdit(source, spec, progress)
         files = {CERTIFICATE: edit.certificate_bytes, SIDECAR: edit.sidecar_bytes}
         source.copy(target, edit.replacements(), files, recipe=edit.recipe())
     return edit.certificate()
@@ -167,17 +158,21 @@ def read_layer(source: checkpoint.ModelFolder, layer: int) -> dict[str, np.ndarr
     return {path.removeprefix(prefix): array for path, array in source.stream(paths)}
 
 
-class _FolderEdit:
-    """One edit of a folder, made layer by layer as a copy of the folder asks for its tensors."""
+class FolderEdit:
+    """One edit of a folder, made layer by layer as somebody asks for its tensors.
 
-    def __init__(
-        self,
-        source: checkpoint.ModelFolder,
-        spec: QKEdit,
-        layers: tuple[int, ...],
-        progress: Progress,
-    ):
-        self._source, self._spec, self._layers, self._progress = source, spec, layers, progress
+    Args:
+        source: the folder.
+        spec: the edit.
+        progress: advanced by every layer.
+
+    Raises:
+        EditError: the source is edited already, or the edit does not fit the model.
+    """
+
+    def __init__(self, source: checkpoint.ModelFolder, spec: QKEdit, progress: Progress):
+        self._source, self._spec, self._progress = source, spec, progress
+        self._layers = edited_layers(source, spec)
         self._rope = image_rope(source.config.decoder)
         self._waiting: dict[str, np.ndarray] = {}
         self._hashes: dict[str, dict[str, str]] = {}
@@ -261,12 +256,20 @@ class _FolderEdit:
         self._progress.advance()
 
 
-def _edited_layers(spec: QKEdit, decoder: DecoderConfig) -> tuple[int, ...]:
-    """The layers in which an edit changes heads; checks what needs no weights.
+def edited_layers(source: checkpoint.ModelFolder, spec: QKEdit) -> tuple[int, ...]:
+    """The layers in which an edit of a folder changes heads; checks what needs no weights.
 
     Raises:
-        EditError: the edit does not fit the model.
+        EditError: the source is edited already, or the edit does not fit the model.
     """
+    if source.certificate is not None:
+        raise EditError(
+            f"{source.path} is edited already ({CERTIFICATE} is in it), and edits do not add up: "
+            "weights would be rounded twice and strengths lose their meaning. Edit the original "
+            "folder, or take this edit along: config.restrength=<a> makes it at another strength, "
+            "config.revert=True takes it back."
+        )
+    decoder = source.config.decoder
     layers = spec.layers(decoder.num_layers)
     spec.check_heads(layers)
     for layer in layers:

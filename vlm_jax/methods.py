@@ -1,0 +1,305 @@
+"""Everything that `VLM.apply` takes, by name: attention methods and edits of weights.
+
+A method is found in the rooms of this package, or in another package by an entry point of the group
+`vlm_jax.methods`: a function of the model's config and of settings that returns a `Steering`. Its
+name there is its name here; the first sentence of its docstring is its line in `vlm_jax.methods()`.
+
+    vlm_jax.methods()["air"].settings["text_gain"]     # 0.1, the default
+
+A method with its settings is a `Treatment` of a model.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import inspect
+import json
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm_jax import checkpoint
+from vlm_jax.attention.steering import Steering
+from vlm_jax.errors import ConfigError
+from vlm_jax.listing import Listing, html_table
+from vlm_jax.progress import Progress
+from vlm_jax.settings import nearest, refuse_unknown
+from vlm_jax.steering.combine import merge
+from vlm_jax.steering.config import read_method
+from vlm_jax.steering.qk import QKEdit
+from vlm_jax.steering.registry import METHODS, settings_of
+from vlm_jax.steering.validate import validate
+
+if TYPE_CHECKING:
+    from vlm_jax.api import VLM
+
+GROUP = "vlm_jax.methods"
+HEADS = "heads.json"
+IDENTIFIED = "identified"
+
+
+@dataclasses.dataclass(frozen=True)
+class Treatment:
+    """A method with its settings, as it was applied to a model.
+
+    Attributes:
+        method: its name.
+        settings: those that were given.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that say what this is: the method and the settings that were given."""
+        return {"method": self.method, **json.loads(json.dumps(self.settings, default=_plain))}
+
+    def apply(self, model: "VLM") -> "VLM":
+        """Returns the model with this treatment added to those that it has.
+
+        Raises:
+            ConfigError: another one sets the same part.
+        """
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{self.method}({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Steered(Treatment):
+    """What a method does to attention while a model answers.
+
+    Attributes:
+        steering: leaves float32 [1, L, N].
+    """
+
+    steering: Steering = dataclasses.field(default=Steering(), compare=False, repr=False)
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether classes of heads are read in a pass of their own; fixed gains need none."""
+        return self.steering.visual_gains is not None and self.settings.get("passes") == 2
+
+    def apply(self, model: "VLM") -> "VLM":
+        """See `Treatment.apply`."""
+        return model.treated(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited(Treatment):
+    """An edit of a model's weights, worked out for its folder.
+
+    Attributes:
+        replace: our path -> function that gives the edited tensor in its stored dtype.
+        document: gives the certificate once all tensors were made.
+        write: writes the edited copy of a folder to a target, as the job does.
+    """
+
+    replace: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+    document: Callable[[], bytes] = dataclasses.field(default=bytes, compare=False, repr=False)
+    write: Callable[[checkpoint.ModelFolder, str | os.PathLike[str]], Any] = dataclasses.field(
+        default=lambda source, target: None, compare=False, repr=False
+    )
+
+    @functools.cached_property
+    def certificate(self) -> "Certificate":
+        """What was done to every head, as the file beside the edited weights says it."""
+        return Certificate(self.document())
+
+    def apply(self, model: "VLM") -> "VLM":
+        """See `Treatment.apply`."""
+        for other in (one for one in model.treatments if isinstance(one, Edited)):
+            shared = sorted(set(other.replace) & set(self.replace))
+            if shared:
+                raise ConfigError(
+                    f"methods {other.method!r} and {self.method!r} both change {shared[0]}, so "
+                    "they cannot act together; use one of them."
+                )
+        return model.treated(self, replace=self.replace)
+
+
+class Certificate(dict[str, Any]):
+    """The certificate of an edit: its fields, shown as a table of what was done.
+
+    Attributes:
+        content: the bytes of its file.
+    """
+
+    def __init__(self, content: bytes):
+        super().__init__(json.loads(content))
+        self.content = content
+
+    def _summary(self) -> dict[str, str]:
+        shown = {"kind": str(self.get("kind", ""))}
+        edit = self.get("edit", {})
+        usual = {field.name: field.default for field in dataclasses.fields(QKEdit)}
+        for name, value in edit.items() if isinstance(edit, Mapping) else ():
+            if name in ("k", "strength", "method") or value != json.loads(
+                json.dumps(usual.get(name))
+            ):
+                shown[name] = str(value)
+        if "layers" in self:
+            shown["layers"] = ", ".join(map(str, self["layers"]))
+        totals = self.get("summary", {})
+        done = totals.get("edit", {})
+        if "heads" in totals:
+            shown["heads"] = str(totals["heads"])
+        if "energy_removed" in done:
+            shown["energy removed, median"] = f"{100 * done['energy_removed']:.1f} %"
+        if "dw_norm" in done:
+            shown["norm of the change"] = f"{done['dw_norm']:.4g}"
+        return shown
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {value}" for name, value in self._summary().items())
+
+    def _repr_html_(self) -> str:
+        return html_table(["certificate", ""], list(self._summary().items()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: what `VLM.apply` calls it.
+        kind: "attention" acts while the model answers, "weights" changes its parameters.
+        summary: one line.
+        settings: their defaults.
+        treatment: of a model and settings, makes the `Treatment`.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    settings: Mapping[str, Any]
+    treatment: Callable[["VLM", Mapping[str, Any]], Treatment] = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{self.name}({listed}): {self.summary}"
+
+
+def methods() -> Listing[Method]:
+    """Returns all methods by name: a line, the settings and their defaults of each."""
+    listed = {"qk": _qk_method()}
+    listed |= {name: _attention_method(name, METHODS[name]) for name in METHODS}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        listed.setdefault(entry.name, _foreign_method(entry))
+    settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
+    columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
+    return Listing(listed, "method", {**columns, "settings": settings})
+
+
+def treat(name: str, model: "VLM", settings: Mapping[str, Any]) -> Treatment:
+    """Returns the treatment that a name and settings mean for a model.
+
+    Raises:
+        ConfigError: there is no such method, it has no such setting, or a value cannot be.
+        EditError: an edit does not fit the model.
+    """
+    known = methods()
+    if name not in known:
+        raise ConfigError(
+            f"there is no method {name!r}{nearest(name, known)}; there are {', '.join(known)}."
+        )
+    refuse_unknown(settings, known[name].settings, f"method {name!r}")
+    return known[name].treatment(model, settings)
+
+
+def steering_of(treatments: Sequence[Treatment]) -> Steering | None:
+    """Returns what some treatments do to attention together; None if they leave it alone.
+
+    Raises:
+        ConfigError: two set the same part.
+    """
+    named = [(one.method, one.steering) for one in treatments if isinstance(one, Steered)]
+    return merge(named) if named else None
+
+
+def summary_of(function: Callable[..., Any]) -> str:
+    """The first sentence of a docstring, on one line."""
+    text = inspect.getdoc(function) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _attention_method(name: str, function: Callable[..., Steering]) -> Method:
+    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Steered:
+        given = with_heads(settings, model.folder)
+        steering = read_method({"method": name, **given}, model.config)
+        return Steered(name, dict(settings), steering)
+
+    return Method(name, "attention", summary_of(function), settings_of(name), treatment)
+
+
+def _foreign_method(entry: importlib.metadata.EntryPoint) -> Method:
+    function = entry.load()
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Steered:
+        steering = function(model.config, **with_heads(settings, model.folder))
+        validate(steering, model.config.decoder)
+        return Steered(entry.name, dict(settings), steering)
+
+    return Method(entry.name, "attention", summary_of(function), settings, treatment)
+
+
+def _qk_method() -> Method:
+    settings = {field.name: field.default for field in dataclasses.fields(QKEdit)}
+
+    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Edited:
+        from vlm_jax.jobs.edit import FolderEdit, edit_folder  # the jobs import the model
+
+        spec = QKEdit(**settings)
+        source = model.source_folder("an edit of its weights")
+        made = FolderEdit(source, spec, Progress(None, "layers", enabled=False))
+        write = lambda source, target: edit_folder(source, target, spec)
+        return Edited("qk", dict(settings), made.replacements(), made.certificate_bytes, write)
+
+    summary = "Suppresses the strongest modes of each head's query-key product, in its weights."
+    return Method("qk", "weights", summary, settings, treatment)
+
+
+def with_heads(
+    settings: Mapping[str, Any], folder: checkpoint.ModelFolder | None
+) -> dict[str, Any]:
+    """Returns settings with the file that heads="identified" stands for: the folder's heads.json.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if settings.get("heads") != IDENTIFIED:
+        return dict(settings)
+    path = None if folder is None else folder.path / HEADS
+    if path is None or not path.is_file():
+        where = "a model without a folder has none" if path is None else f"{path} does not exist"
+        raise ConfigError(
+            f"heads={IDENTIFIED!r} stands for the model folder's {HEADS}, but {where}; make one "
+            "with --job=identify and give its path as heads."
+        )
+    return {**settings, "heads": str(path)}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a JSON value."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value.document() if hasattr(value, "document") else str(value)
+
+
+class _Callable(types.ModuleType):
+    """This module, which `vlm_jax.methods()` calls."""
+
+    def __call__(self) -> Listing[Method]:
+        return methods()
+
+
+sys.modules[__name__].__class__ = _Callable
