@@ -1,6 +1,5 @@
 """Settings that must exist before jax is imported, and the fixtures that every room shares."""
 
-import gc
 import os
 import pathlib
 
@@ -15,11 +14,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import jax
 import jaxtyping
 import pytest
 
-from tests import typecheck
+from tests import compiles, typecheck
+from tests.eight import started
 
 # Shapes and dtypes in the annotations of these rooms are checked at every call the tests make.
 jaxtyping.install_import_hook(
@@ -29,20 +28,19 @@ jaxtyping.install_import_hook(
 
 pytest_plugins = ["tests.tiny_fixtures", "tests.loaded_fixtures"]
 
-_MAPS = pathlib.Path("/proc/self/maps")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Drops compiled programs after a file once there are many.
-
-    XLA's CPU backend takes hundreds of memory maps for a program. Linux allows a process 65,530,
-    past which XLA crashes; the programs of all tests together come there.
-    """
+    """Drops compiled programs after a file once there are many."""
     yield
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
-        gc.collect()
+    compiles.forget_many()
+
+
+@pytest.fixture(scope="session")
+def eight():
+    """The process with eight host devices: see `tests.eight`."""
+    with started() as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,15 @@
 """What both kinds of model folder offer: reading, loading to a dtype and sharding, copying."""
 
-import os
-import subprocess
-import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 import convert
@@ -17,6 +18,7 @@ from tests import tiny
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import orbax_store
 from vlm_jax.errors import CheckpointError
+from vlm_jax.parallel import param_shardings
 
 QUERY = "decoder/layers/1/wq_dnh"
 
@@ -166,26 +168,14 @@ def test_export_refuses_parameters_of_another_model(folder, tmp_path):
         convert.export_hf(tmp_path / "x", tmp_path / "y", progress=False)
 
 
-SHARDED_LOAD = """
-import pathlib, sys
-import jax, numpy as np, tensorstore
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import convert
-from vlm_jax import checkpoint
-from vlm_jax.checkpoint import orbax_store
-from vlm_jax.parallel import param_shardings
-
-source, work = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-# As at full size: a parameter has several chunks, and a head is one.
-orbax_store._CHUNK_BYTES, orbax_store._HEAD_BYTES = 4000, 1
-convert.import_hf(source, work / "ours", progress=False)
-
 def mesh(*shape):
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
 
 def same(params, folder):
     for path, array in params.items():
         np.testing.assert_array_equal(np.asarray(array), folder.read(path).astype(array.dtype))
+
 
 def bytes_read():
     name = "/tensorstore/kvstore/file/bytes_read"
@@ -195,43 +185,41 @@ def bytes_read():
         for value in metric["values"]
     )
 
-for folder in (convert.open_hf(source), checkpoint.open_folder(work / "ours")):
-    specs = {path: P(*(None,) * len(i.shape)) for path, i in folder.tensors.items()}
-    specs |= {p: P(None, "model") for p in specs if p.endswith("/wq_dnh")}
-    specs["decoder/embed_vd"] = P("model", "data")
-    shardings = {path: NamedSharding(mesh(2, 4), spec) for path, spec in specs.items()}
-    params = folder.load(np.float32, shardings)
-    same(params, folder)
-    assert all(params[path].sharding == shardings[path] for path in params)
-    query = params["decoder/layers/0/wq_dnh"]
-    assert {shard.data.shape for shard in query.addressable_shards} == {(64, 1, 16)}
 
-total = sum(info.nbytes for info in folder.tensors.values())
-for shape in ((1, 8), (2, 4), (8, 1)):
-    shardings = param_shardings(folder.tensors, mesh(*shape))
-    before = bytes_read()
-    params = checkpoint.open_folder(work / "ours").load(None, shardings)
-    ratio = (bytes_read() - before) / total
-    # A chunk that two devices share is read once or twice, as their reads happen to meet: up to
-    # 2.07 in all here. Were the whole read for each part, it would be 4 to 8 times.
-    assert ratio < 2.2, f"{shape}: the devices read {ratio} times what they hold together"
-    same(params, folder)
-    written = work / f"from_{shape[0]}"
-    checkpoint.save(written, params, folder.config, folder)
-    other = checkpoint.open_folder(written)
-    same(other.load(None, param_shardings(other.tensors, mesh(2, 4))), folder)
-    same(other.load(), folder)
-print("sharded")
-"""
+# As at full size: a parameter has several chunks, and a head is one.
+@mock.patch.object(orbax_store, "_CHUNK_BYTES", 4000)
+@mock.patch.object(orbax_store, "_HEAD_BYTES", 1)
+def load_sharded(source, work):
+    """Loads both kinds of folder onto meshes of eight devices, and saves from there."""
+    convert.import_hf(source, work / "ours", progress=False)
+    for folder in (convert.open_hf(source), checkpoint.open_folder(work / "ours")):
+        specs = {path: P(*(None,) * len(i.shape)) for path, i in folder.tensors.items()}
+        specs |= {p: P(None, "model") for p in specs if p.endswith("/wq_dnh")}
+        specs["decoder/embed_vd"] = P("model", "data")
+        shardings = {path: NamedSharding(mesh(2, 4), spec) for path, spec in specs.items()}
+        params = folder.load(np.float32, shardings)
+        same(params, folder)
+        assert all(params[path].sharding == shardings[path] for path in params)
+        query = params["decoder/layers/0/wq_dnh"]
+        assert {shard.data.shape for shard in query.addressable_shards} == {(64, 1, 16)}
+
+    total = sum(info.nbytes for info in folder.tensors.values())
+    for shape in ((1, 8), (2, 4), (8, 1)):
+        shardings = param_shardings(folder.tensors, mesh(*shape))
+        before = bytes_read()
+        params = checkpoint.open_folder(work / "ours").load(None, shardings)
+        ratio = (bytes_read() - before) / total
+        # A chunk that two devices share is read once or twice, as their reads happen to meet: up to
+        # 2.07 in all here. Were the whole read for each part, it would be 4 to 8 times.
+        assert ratio < 2.2, f"{shape}: the devices read {ratio} times what they hold together"
+        same(params, folder)
+        written = work / f"from_{shape[0]}"
+        checkpoint.save(written, params, folder.config, folder)
+        other = checkpoint.open_folder(written)
+        same(other.load(None, param_shardings(other.tensors, mesh(2, 4))), folder)
+        same(other.load(), folder)
 
 
-def test_loads_straight_to_shardings_of_any_mesh(sharded, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED_LOAD, str(sharded), str(tmp_path)],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.stdout.endswith("sharded\n"), done.stderr
-    assert jax.device_count() == 1  # the flag is the child's alone
+def test_loads_straight_to_shardings_of_any_mesh(eight, sharded, tmp_path):
+    eight(load_sharded, sharded, tmp_path, timeout=200)
+    assert jax.device_count() == 1  # eight devices are over there alone

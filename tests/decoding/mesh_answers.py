@@ -1,11 +1,4 @@
-"""Run as a module on 8 host devices: answers behind prefixes on several meshes, as JSON.
-
-A process of its own, because the number of host devices is fixed when jax starts.
-"""
-
-import json
-import pathlib
-import sys
+"""What a tiny model answers behind shared prefixes on a mesh of eight host devices."""
 
 import jax
 
@@ -15,37 +8,34 @@ from tests.prefixes import cut
 from tests.reference import picture
 from vlm_jax.parallel import make_mesh
 
-MESHES = ((1, 1), (8, 1), (4, 2))
 SHARED = {"one": [0] * 8, "eight": [0, 1, 2, 3, 4, 5, 6, 7]}
 """The image of each of eight questions; eight prefixes divide over every mesh, one does not."""
 
 QUESTIONS = ["Why?", "What is this?", "Is it red?", "How many?"] * 2
+OPTIONS = {"max_new_tokens": 6}
 
 
-def main(target: str, folder: str) -> None:
+def loaded(folder, shared: str, data: int, model: int):
+    """Returns the model on a mesh, and the batch of whole prompts."""
+    vlm = vlm_jax.load(folder, mesh=make_mesh(data, model, jax.devices()[: data * model]))
     pictures = [[picture(56, 56, seed)] for seed in range(8)]
-    found = {}
-    for data, model in MESHES:
-        mesh = make_mesh(data, model, jax.devices()[: data * model])
-        vlm = vlm_jax.load(folder, mesh=mesh)
-        for name, owners in SHARED.items():
-            whole = vlm.processor.batch([pictures[owner] for owner in owners], QUESTIONS)
-            firsts = sorted({owner: row for row, owner in reversed([*enumerate(owners)])}.values())
-            first, suffix = cut(whole, firsts)
-            options = {"max_new_tokens": 6}
-            vlm.generator.warm(vlm.params, suffix, prefix=first, **options)
-            with counted() as compiled:
-                prefix = vlm.generator.read_prefix(vlm.params, first)
-                made = vlm.generator(vlm.params, suffix, prefix=prefix, owner_b=owners, **options)
-            found[f"{name} {data}x{model}"] = {
-                "tokens": made.tokens_bn.tolist(),
-                "compiled": len(compiled),
-            }
-            if data == model == 1:
-                alone = vlm.generator(vlm.params, whole, **options)
-                found[f"{name} whole"] = alone.tokens_bn.tolist()
-    pathlib.Path(target).write_text(json.dumps(found))
+    return vlm, vlm.processor.batch([pictures[owner] for owner in SHARED[shared]], QUESTIONS)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def whole(folder, shared: str) -> list:
+    """Returns the tokens of whole prompts on one device."""
+    vlm, batch = loaded(folder, shared, 1, 1)
+    return vlm.generator(vlm.params, batch, **OPTIONS).tokens_bn.tolist()
+
+
+def behind_prefixes(folder, shared: str, data: int, model: int) -> tuple[list, int]:
+    """Returns the tokens, and how many programs a warmed mesh compiles for them."""
+    vlm, batch = loaded(folder, shared, data, model)
+    owners = SHARED[shared]
+    firsts = sorted({owner: row for row, owner in reversed([*enumerate(owners)])}.values())
+    first, suffix = cut(batch, firsts)
+    vlm.generator.warm(vlm.params, suffix, prefix=first, **OPTIONS)
+    with counted() as compiled:
+        prefix = vlm.generator.read_prefix(vlm.params, first)
+        made = vlm.generator(vlm.params, suffix, prefix=prefix, owner_b=owners, **OPTIONS)
+    return made.tokens_bn.tolist(), len(compiled)

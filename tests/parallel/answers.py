@@ -1,20 +1,13 @@
-"""Run as a module on 8 host devices: the answers of tiny models on every mesh, as JSON and arrays.
+"""What a tiny model answers on a mesh of eight host devices, and how it lies on it."""
 
-A process of its own, because the number of host devices is fixed when jax starts.
-"""
-
-import json
 import logging
-import pathlib
-import sys
 
 import jax
-import numpy as np
 from absl import logging as absl_logging
 
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS
-from vlm_jax.parallel import make_mesh
+from vlm_jax.parallel import make_mesh, sharding
 
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4), (1, 8))
 
@@ -30,30 +23,37 @@ class Kept(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def main(target: str, *folders: str) -> None:
-    kept = Kept()
-    absl_logging.get_absl_logger().addHandler(kept)
+def on_mesh(folder, data: int, model: int):
+    """Loads a model onto a mesh of the first devices."""
+    return vlm_jax.load(folder, mesh=make_mesh(data, model, jax.devices()[: data * model]))
+
+
+def answers(folder, data: int, model: int) -> dict:
+    """Returns the tokens and the logits of eight samples."""
+    vlm = on_mesh(folder, data, model)
+    images, prompts = IMAGES * 2, PROMPTS + PROMPTS[::-1]
+    made = vlm.answer(images, prompts, max_new_tokens=8, batch_size=8)
+    return {
+        "tokens": [answer.tokens for answer in made],
+        "logits": vlm.logits(images, prompts)[0],
+    }
+
+
+def layouts(folders: dict) -> tuple[dict, list[str]]:
+    """Returns how parameters lie: {(name, mesh): specs and shards}; and what the log says."""
+    kept, logger = Kept(), absl_logging.get_absl_logger()
+    logger.addHandler(kept)
     absl_logging.set_verbosity(absl_logging.INFO)
-    found, logits = {}, {}
-    for folder in folders:
-        for data, model in MESHES:
-            mesh = make_mesh(data, model, jax.devices()[: data * model])
-            vlm = vlm_jax.load(folder, mesh=mesh)
-            images, prompts = IMAGES * 2, PROMPTS + PROMPTS[::-1]
-            answers = vlm.answer(images, prompts, max_new_tokens=8, batch_size=8)
-            key = f"{vlm.config.family} {data}x{model}"
-            logits[key] = vlm.logits(images, prompts)[0]
-            found[key] = {
-                "tokens": [answer.tokens for answer in answers],
-                "specs": {path: list(a.sharding.spec) for path, a in vlm.params.items()},
+    sharding._said.clear()  # as where nothing was loaded before
+    found = {}
+    for name, folder in folders.items():
+        for mesh in MESHES:
+            params = on_mesh(folder, *mesh).params
+            found[name, mesh] = {
+                "specs": {path: list(a.sharding.spec) for path, a in params.items()},
                 "shards": {
-                    path: a.addressable_shards[0].data.shape for path, a in vlm.params.items()
+                    path: list(a.addressable_shards[0].data.shape) for path, a in params.items()
                 },
             }
-    np.savez(pathlib.Path(target) / "logits.npz", **logits)
-    report = {"found": found, "log": kept.lines, "devices": jax.device_count()}
-    (pathlib.Path(target) / "found.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    logger.removeHandler(kept)
+    return found, kept.lines

@@ -1,10 +1,5 @@
 """Eight devices give the edit of one."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -16,17 +11,6 @@ SPECS = [
     {"band": [0, 2], "control": "R3"},
     {"band": [0, 1], "method": "symmetric", "energy": 0.4},
 ]
-
-CHILD = """
-import json, sys
-import jax
-import numpy as np
-from tests.steering.test_devices import edits
-assert jax.local_device_count() == 8, jax.devices()
-arrays, reports = edits()
-np.savez(sys.argv[1], **arrays)
-print(json.dumps(reports))
-"""
 
 
 def edits():
@@ -43,31 +27,14 @@ def edits():
 
 
 @pytest.mark.timeout(120)
-def test_eight_devices_give_the_edit_of_one(tmp_path):
+def test_eight_devices_give_the_edit_of_one(eight):
     """9 and 6 kv heads over 8 devices: padded. Hangs count as failures."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",
-        "OPENBLAS_NUM_THREADS": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path / "eight.npz")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
+    found, theirs = eight(edits, timeout=100)
     arrays, reports = edits()
-    eight = np.load(tmp_path / "eight.npz")
-    assert set(eight.files) == set(arrays)
+    assert set(found) == set(arrays)
     for name, bits in arrays.items():
-        assert (eight[name] == bits).mean() > 0.9999
-        ours, theirs = bits.view(BF16).astype(np.float64), eight[name].view(BF16).astype(np.float64)
-        assert np.abs(ours - theirs).max() <= 2**-7 * np.abs(ours).max()
-    theirs = json.loads(child.stdout.strip().splitlines()[-1])
+        assert (found[name] == bits).mean() > 0.9999
+        ours, other = bits.view(BF16).astype(np.float64), found[name].view(BF16).astype(np.float64)
+        assert np.abs(ours - other).max() <= 2**-7 * np.abs(ours).max()
     assert [r[:4] for r in sorted(theirs)] == [r[:4] for r in sorted(reports)]
     assert [r[4] for r in sorted(theirs)] == pytest.approx([r[4] for r in sorted(reports)])
