@@ -158,7 +158,7 @@ def _write(config: Any, workdir, settings: Settings, source: str, answers: Seque
     summary = table(answers, settings.scope)
     title = f"Where the answers of {source} come from"
     plots = [plot for one in answers for plot in sections(one)]
-    text = page(title, [summary.html(), *plots], Results(PAGE, {}, {}, len(answers), **about))
+    text = page(title, [summary.section(), *plots], Results(PAGE, {}, {}, len(answers), **about))
     replace_file(workdir / PAGE, text.encode())
     document = {
         "kind": "contributions",

@@ -51,7 +51,7 @@ def run(request: Request) -> None:
     write_json(workdir / "results.json", {**document, **provenance(request.config)})
     title = f"{len(found)} models: arms beside their controls"
     about = next(iter(next(iter(next(iter(found.values())).results.values())).values()))
-    page_text = page(title, [table.html() for table in tables], about)
+    page_text = page(title, [table.section() for table in tables], about)
     write_reports(workdir, title, tables, page_text)
     print(f"\n{len(found)} models: {', '.join(found)}")
     for table in tables[:2]:

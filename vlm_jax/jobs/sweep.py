@@ -37,7 +37,7 @@ from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page, section
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
-from vlm_jax.report.tables import Table
+from vlm_jax.report.tables import Section, Table
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
 from vlm_jax.steering.qk import CONTROLS as EDIT_CONTROLS
 
@@ -254,7 +254,7 @@ class _Report:
             plot = frontier_plot(comparison, named if len(comparison.arms) > 8 else ())
             plots.append(section("The say-less frontier", plot, FRONTIER_NOTE))
         about = next(iter(self.found.results[self.pooled[0]].values()))
-        sections = [*(t.html() for t in front), *plots, *(t.html() for t in tables)]
+        sections = [*(t.section() for t in front), *plots, *(t.section() for t in tables)]
         write_reports(workdir, title, [*front, *tables], page(title, sections, about))
 
     def _document(self) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _judged(comparison: Comparison, wanted: str) -> tuple[tuple[str, ...], str]:
     return pooled, metric
 
 
-def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[str]:
+def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[Section]:
     """A dose-response plot for each swept field with several numbers for values."""
     plots = []
     for axis in dict.fromkeys(field for one in grid.settings.values() for field in one):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_jax.report.charts import bars, maps
 from vlm_jax.report.page import section
-from vlm_jax.report.plots import bars, maps
-from vlm_jax.report.tables import Table, number
+from vlm_jax.report.tables import Section, Table, number
 
 _TOKENS = 32  # bars of one plot
 _SCOPES = {
@@ -20,7 +20,7 @@ BARS_NOTE = (
     "log-probability loses without it; a token that is certain has little to lose."
 )
 MAPS_NOTE = (
-    "The same by layer and head, the mean over the answer's tokens: dark supports them, amber "
+    "The same by layer and head, the mean over the answer's tokens: blue supports them, orange "
     "speaks against them."
 )
 
@@ -56,7 +56,7 @@ class Support:
         return {name: float(size / total) for name, size in zip(self.sources, size_s)}
 
 
-def sections(one: Support) -> list[str]:
+def sections(one: Support) -> list[Section]:
     """The plots of one answer."""
     found = []
     for start in range(0, len(one.tokens), _TOKENS):

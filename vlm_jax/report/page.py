@@ -1,81 +1,152 @@
-"""One self-contained HTML page of a comparison: plots first, then every table."""
+"""One self-contained HTML page of a comparison: the verdict, charts, examples, then every table.
 
-import html
-from collections.abc import Collection, Sequence
+The page opens from disk, without a network or a server: its style, its script and the Vega-Lite
+that draws its charts are inside. Every text of a model or a file is escaped.
+"""
+
+import functools
+import importlib.resources
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from vlm_jax.evals.comparison import Comparison, primary_metric
 from vlm_jax.evals.frontier import FrontierPoint
 from vlm_jax.evals.results import Results
-from vlm_jax.report.plots import COLOURS, Mark, Series, forest, scatter
-from vlm_jax.report.tables import Table, interval
+from vlm_jax.report.charts import COLOURS, INK, SHAPES, SOFT, Mark, Series, forest, scatter
+from vlm_jax.report.tables import Section, Table, interval
+from vlm_jax.report.verdict import Verdict, verdicts
 
 _LEGEND = 24  # arms that have room for their names
 _BEYOND = 2  # points of the frontier drawn on either side of the arms
 FRONTIER_NOTE = (
     "The line is what a plain end-of-caption bias gives for free, its biases written beside it; "
     "here is the part near the arms, a table below has all of it. "
-    "Arms below the line hallucinate less than saying less would at the same recall. Rings are "
-    "controls, in the colour of their arm; small dots are single draws of random ones."
+    "Arms below the line hallucinate less than saying less would at the same recall. Outlined "
+    "marks are controls, in the colour of their arm; small dots are single draws of random ones. "
+    "Click a name to hide it."
 )
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee3;--paper:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#9aa4ae;--line:#39414a;--paper:#14181c}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:1080px;margin:32px auto;padding:0 20px}
-h1{font-size:24px;margin:0 0 4px}h2{font-size:17px;margin:36px 0 8px}
-p.note,p.about{color:var(--soft);margin:6px 0;font-size:13px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-space:nowrap}
-th,td{padding:4px 12px;text-align:right;border-bottom:1px solid var(--line);
-font-variant-numeric:tabular-nums}
-th:first-child{text-align:left}thead th{border-bottom:2px solid var(--soft)}
-tbody th{font-weight:600}
-svg{width:100%;max-width:1000px;height:auto;font:12px system-ui,sans-serif}
-svg text{fill:var(--ink)}.grid{stroke:var(--line)}
-.zero{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:4 3}
-"""
 
 
 def comparison_page(
-    title: str, comparison: Comparison, tables: Sequence[Table], about: Results
+    title: str,
+    comparison: Comparison,
+    tables: Sequence[Table],
+    about: Results,
+    examples: Sequence[Section] = (),
 ) -> str:
     """The page of a comparison.
 
     Args:
         title: of the page.
-        comparison: what the plots show.
+        comparison: what the charts show.
         tables: all of them are printed.
         about: the result whose versions, seeds and device the page names.
+        examples: sections of `vlm_jax.report.examples`, after the charts.
     """
     sections = []
     if comparison.points:
-        sections.append(section("The say-less frontier", frontier_plot(comparison), FRONTIER_NOTE))
+        sections.append(Section("The say-less frontier", frontier_plot(comparison), FRONTIER_NOTE))
     if len(comparison.arms) > 1:
         for name in comparison.items:
             metric = primary_metric(comparison.baseline.levels[name])
             heading = f"{name}: change of {metric} from the unedited model"
-            sections.append(section(heading, _forest(comparison, name, metric)))
-    return page(title, [*sections, *(table.html() for table in tables)], about)
+            sections.append(Section(heading, _forest(comparison, name, metric)))
+    everything = [*sections, *examples, *(table.section() for table in tables)]
+    return page(title, everything, about, verdicts(comparison))
 
 
-def page(title: str, sections: Sequence[str], about: Results) -> str:
-    """A whole HTML document around some sections."""
-    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    seeds = ", ".join(f"{name} {seed}" for name, seed in about.seeds.items())
-    lines = [f"{about.device}. Seeds: {seeds}.", f"{versions}."]
-    notes = "".join(f"<p class=about>{html.escape(line)}</p>" for line in lines)
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>{notes}{''.join(sections)}</body></html>\n"
+def page(
+    title: str, sections: Sequence[Section], about: Results, found: Sequence[Verdict] = ()
+) -> str:
+    """A whole HTML document around some sections.
+
+    Args:
+        title: of the page.
+        sections: in order.
+        about: the result whose config, versions, seeds and device the page names.
+        found: a sentence an arm, on the first screen.
+    """
+    shown = [_Shown.of(number, one) for number, one in enumerate(sections)]
+    charts = any("<figure class=chart" in one.body for one in sections)
+    return _template().render(
+        title=title,
+        about=about_lines(about),
+        verdicts=found,
+        sections=shown,
+        repeat=_repeat(about),
+        style=Markup(_web("page.css")),
+        script=Markup(_web("page.js")),
+        library=Markup(vega_lite()) if charts else "",
     )
 
 
-def section(heading: str, plot: str, note: str = "") -> str:
-    """A plot under a heading."""
-    text = f"<p class=note>{html.escape(note)}</p>" if note else ""
-    return f"<section><h2>{html.escape(heading)}</h2>{plot}{text}</section>"
+def about_lines(about: Results) -> list[str]:
+    """The device, seeds and versions of a result, a line each."""
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+    seeds = ", ".join(f"{name} {seed}" for name, seed in about.seeds.items())
+    date = getattr(about, "date", "")
+    return [f"{f'{date}. ' if date else ''}{about.device}. Seeds: {seeds}.", f"{versions}."]
+
+
+def section(heading: str, body: str, note: str = "") -> Section:
+    """A chart under a heading."""
+    return Section(heading, body, note)
+
+
+@functools.cache
+def vega_lite() -> str:
+    """Vega-Lite, Vega and vega-embed as one script, made for a page without a network."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A section as the template reads it."""
+
+    id: str
+    short: str
+    heading: str
+    body: Markup
+    note: str
+
+    @classmethod
+    def of(cls, number: int, one: Section) -> "_Shown":
+        short = one.heading if len(one.heading) <= 40 else f"{one.heading[:38].rstrip()}…"
+        slug = re.sub(r"[^a-z0-9]+", "-", one.heading.lower()).strip("-")[:40]
+        return cls(f"s{number}-{slug}", short, one.heading, Markup(one.body), one.note)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("vlm_jax.report", "web")
+    return jinja2.Environment(loader=loader, autoescape=True).get_template("page.html.jinja")
+
+
+def _web(name: str) -> str:
+    return (importlib.resources.files("vlm_jax.report") / "web" / name).read_text("utf-8")
+
+
+def _repeat(about: Results) -> Mapping[str, str]:
+    """What a reader needs to make the page again."""
+    listed: dict[str, Any] = {
+        "Command": getattr(about, "command", ""),
+        "Commit": getattr(about, "commit", ""),
+        "Protocol hash": about.protocol,
+        "Seeds": json.dumps(dict(about.seeds)) if about.seeds else "",
+        "Versions": "\n".join(f"{name} {version}" for name, version in about.versions.items()),
+        "Config": json.dumps(about.config, indent=1, default=str) if about.config else "",
+    }
+    return {name: value for name, value in listed.items() if value}
 
 
 def frontier_plot(comparison: Comparison, named: Collection[str] = ()) -> str:
@@ -91,36 +162,50 @@ def frontier_plot(comparison: Comparison, named: Collection[str] = ()) -> str:
         Mark(100 * p.recall, 100 * p.metric, text=f"{p.bias:+g}" if p.bias else "")
         for p in _near(comparison)
     ]
-    series = [Series("say less (bias)", curve, "var(--soft)", line=True, labels=True)]
-    colours = _colours(comparison)
-    controls = {contrast.control for contrast in comparison.contrasts}
+    series = [Series("say less (bias)", curve, SOFT, line=True, labels=True)]
+    styles = _styles(comparison)
     for arm in sorted(comparison.arms, key=lambda arm: arm.name in named):
-        colour = colours[arm.name] if arm.name in named or not named else "var(--soft)"
+        known = arm.name in named
+        colour, shape, hollow = styles[arm.name]
+        colour = colour if known or not named else SOFT
         draws = [
             Mark(100 * recall, 100 * c_s, text=f"{arm.name}, draw {draw + 1}")
             for draw, (recall, c_s) in enumerate(zip(arm.pooled["recall"], arm.pooled["C_S"]))
         ]
         if len(draws) > 1:
-            series.append(Series("", draws, colour, faint=True))
-        middle = Mark(mean([m.x for m in draws]), mean([m.y for m in draws]), text=arm.name)
-        known = arm.name in named
-        name = arm.name if known else ""
-        background = bool(named) and not known
-        ring = arm.name in controls
-        series.append(Series(name, [middle], colour, hollow=ring, faint=background))
+            series.append(Series("", draws, colour, faint=True, of=arm.name))
+        middle = Mark(mean([m.x for m in draws]), mean([m.y for m in draws]))
+        text = f"{arm.name}: recall {middle.x:.1f} %, C_S {middle.y:.1f} %"
+        mark = Mark(middle.x, middle.y, text=text)
+        name, faint = arm.name if known else "", bool(named) and not known
+        series.append(
+            Series(name, [mark], colour, hollow=hollow, faint=faint, shape=shape, of=arm.name)
+        )
     where = " + ".join(comparison.pooled)
     return scatter(
         series, f"recall, % ({where})", "C_S, %", title="Hallucinated captions against recall"
     )
 
 
-def _colours(comparison: Comparison) -> dict[str, str]:
-    """A colour an arm; a control has that of the first arm that it is a control of."""
+def _styles(comparison: Comparison) -> dict[str, tuple[str, str, bool]]:
+    """Colour, shape and whether hollow, by arm.
+
+    A control has the colour of the first arm that it is a control of, and a shape that no other
+    control of that arm has.
+    """
     own = {contrast.control: contrast.edit for contrast in reversed(comparison.contrasts)}
-    found = {comparison.arms[0].name: "var(--ink)"}
+    found = {comparison.arms[0].name: (INK, "circle", False)}
     leads = [arm.name for arm in comparison.arms[1:] if arm.name not in own]
-    found |= {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(leads)}
-    return found | {name: found.get(edit, "var(--soft)") for name, edit in own.items()}
+    for number, name in enumerate(leads):
+        found[name] = (COLOURS[number % len(COLOURS)], "circle", False)
+    seen: dict[str, int] = {}
+    for arm in comparison.arms:
+        if arm.name in own:
+            edit = own[arm.name]
+            number = seen[edit] = seen.get(edit, -1) + 1
+            colour = found[edit][0] if edit in found else SOFT
+            found[arm.name] = (colour, SHAPES[number % len(SHAPES)], True)
+    return found
 
 
 def _near(comparison: Comparison) -> Sequence[FrontierPoint]:
@@ -136,12 +221,12 @@ def _near(comparison: Comparison) -> Sequence[FrontierPoint]:
 def _forest(comparison: Comparison, benchmark: str, metric: str) -> str:
     scale = 1 if metric in comparison.units else 100
     rows = []
-    colours = _colours(comparison)
-    controls = {contrast.control for contrast in comparison.contrasts}
+    styles = _styles(comparison)
     for arm in comparison.arms[1:]:
         change = arm.changes[benchmark][metric]
-        text = interval(change, plain=scale == 1, signed=True)
+        text = f"{arm.name}: {interval(change, plain=scale == 1, signed=True)}"
         mark = Mark(scale * change.value, 0.0, scale * change.low, scale * change.high, text)
-        rows.append(Series(arm.name, [mark], colours[arm.name], hollow=arm.name in controls))
+        colour, shape, hollow = styles[arm.name]
+        rows.append(Series(arm.name, [mark], colour, hollow=hollow, shape=shape))
     unit = comparison.units.get(metric, "points")
     return forest(rows, f"change of {metric}, {unit}", title=f"{benchmark}, change of {metric}")

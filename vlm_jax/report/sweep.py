@@ -6,8 +6,8 @@ from typing import Any
 
 from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.sweeps import Dose
+from vlm_jax.report.charts import COLOURS, Mark, Series, scatter
 from vlm_jax.report.comparison import gap_cell
-from vlm_jax.report.plots import COLOURS, Mark, Series, scatter
 from vlm_jax.report.tables import NONE, Table, interval, number, p_value
 
 

@@ -12,6 +12,21 @@ NONE = "-"
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of an HTML page.
+
+    Attributes:
+        heading: plain text.
+        body: HTML, with every text of a model or a file escaped.
+        note: plain text under it.
+    """
+
+    heading: str
+    body: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
     """Cells of text; the first column names the rows.
 
@@ -40,18 +55,19 @@ class Table:
         lines += [row(cells) for cells in self.rows]
         return "\n".join([*lines, *(f"\n{_escaped(note)}" for note in self.notes), ""])
 
-    def html(self) -> str:
-        """A captioned HTML table."""
+    def section(self) -> "Section":
+        """The table as a section of a page."""
+        return Section(self.title, self._html(), " ".join(self.notes))
+
+    def _html(self) -> str:
         cells = lambda tag, row: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
         body = "".join(
             f"<tr><th scope=row>{html.escape(row[0])}</th>{cells('td', row[1:])}</tr>"
             for row in self.rows
         )
-        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
         return (
-            f"<section><h2>{html.escape(self.title)}</h2><div class=scroll><table><thead><tr>"
-            f"{cells('th', self.headers)}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
-            "</section>"
+            f"<div class=scroll tabindex=0><table><thead><tr>{cells('th', self.headers)}</tr>"
+            f"</thead><tbody>{body}</tbody></table></div>"
         )
 
 

@@ -1,0 +1,108 @@
+"""A sentence an arm: what it changed, against saying less, against its control."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm_jax.evals.comparison import (
+    ArmResult,
+    Comparison,
+    Contrast,
+    lower_is_better,
+    primary_metric,
+)
+from vlm_jax.evals.statistics import Interval
+
+_SMALL_P = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of an arm.
+
+    Attributes:
+        arm: its name.
+        text: the sentence after the name.
+        tone: "better", "worse" or "" for neither, by what was told apart from nothing.
+    """
+
+    arm: str
+    text: str
+    tone: str = ""
+
+
+def verdicts(comparison: Comparison) -> list[Verdict]:
+    """A verdict on every arm that is no control.
+
+    An arm is called better only if its change of the first benchmark's metric excludes nothing
+    happening, it does not lie behind saying less, and no control of it does as well.
+
+    Example:
+        "-3.3 points of C_S on broken (not told apart from 0); 1.4 points worse than saying less at
+        the same recall; not told apart from its random control R1 (rank p .25)."
+    """
+    controls = {contrast.control for contrast in comparison.contrasts}
+    return [_verdict(comparison, a) for a in comparison.arms[1:] if a.name not in controls]
+
+
+def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
+    benchmark = next(iter(comparison.items))
+    metric = primary_metric(comparison.baseline.levels[benchmark])
+    change = arm.changes[benchmark][metric]
+    if math.isnan(change.value):
+        return Verdict(arm.name, f"{metric} on {benchmark} could not be measured.")
+    sign = -1 if lower_is_better(metric) else 1
+    parts = [_change(comparison, change, metric, benchmark)]
+    good, bad = (change.excludes_zero and sign * change.value > 0), False
+    bad |= change.excludes_zero and sign * change.value < 0
+    if arm.gaps:
+        gap = arm.gaps[0].gap if len(arm.gaps) == 1 else None
+        text, ahead, behind = _gap(arm, gap)
+        parts.append(text)
+        good, bad = good and not behind, bad or behind
+        good &= ahead or not behind
+    own = [c for c in comparison.contrasts if c.edit == arm.name]
+    told = [_told_apart(c, benchmark, metric) for c in own]
+    if own:
+        same = [c.control for c, apart in zip(own, told) if not apart]
+        if same:
+            good = False
+            parts.append(f"not told apart from its control{'s' * (len(same) > 1)} {_and(same)}")
+        else:
+            parts.append(f"told apart from its control{'s' * (len(own) > 1)}")
+    else:
+        parts.append("no control stands beside it")
+        good = False
+    return Verdict(arm.name, f"{'; '.join(parts)}.", "worse" if bad else "better" if good else "")
+
+
+def _change(comparison: Comparison, change: Interval, metric: str, benchmark: str) -> str:
+    unit = comparison.units.get(metric, "points")
+    scale = 1 if metric in comparison.units else 100
+    apart = "" if change.excludes_zero else " (not told apart from 0)"
+    return f"{scale * change.value:+.1f} {unit} of {metric} on {benchmark}{apart}"
+
+
+def _gap(arm: ArmResult, gap: Interval | None) -> tuple[str, bool, bool]:
+    """The sentence, whether the arm is told to be ahead of saying less, and behind it."""
+    if arm.mean_gap is None:
+        return "its recall lies outside what saying less was measured at", False, False
+    size = 100 * abs(arm.mean_gap)
+    word = "better" if arm.mean_gap < 0 else "worse"
+    sure = gap is not None and gap.excludes_zero
+    text = f"{size:.1f} points {word} than saying less at the same recall"
+    text += "" if sure else " (not told apart from it)"
+    return text, sure and arm.mean_gap < 0, sure and arm.mean_gap > 0
+
+
+def _told_apart(contrast: Contrast, benchmark: str, metric: str) -> bool:
+    """Whether an arm does better than a control: ranked among random draws, else by interval."""
+    if benchmark in contrast.ranks:
+        return contrast.ranks[benchmark].p <= _SMALL_P
+    difference = contrast.differences[benchmark][metric]
+    better = difference.value < 0 if lower_is_better(metric) else difference.value > 0
+    return difference.excludes_zero and better
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
