@@ -1,0 +1,108 @@
+"""The words of a command, in this process: which job is called, and with what."""
+
+import pathlib
+
+import pytest
+
+from vlm_jax import hub
+from vlm_jax.cli import listing, main
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The requests that jobs are called with; they do nothing."""
+    requests = []
+    noted = lambda job: lambda request: requests.append((job, request))
+    monkeypatch.setattr(listing.Job, "load", noted)
+    return requests
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--job=edit", "--source=llava-0", "--target=t", "--config.edit.k=2"],
+        ["--job", "edit", "--source", "llava-0", "--target", "t", "--config.edit.k", "2"],
+        ["-job", "edit", "-source=llava-0", "-target", "t", "-config.edit.k=2"],
+        ["--config=edit", "--config.edit.k=2", "--target=t", "--source=llava-0", "--job=edit"],
+    ],
+)
+def test_a_blank_is_as_good_as_a_sign(words, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([*words, "--num_processes=1"])
+    [(job, request)] = asked
+    assert job.name == "edit"
+    assert request.source == hub.SHIPPED / "llava-0"
+    assert request.target == pathlib.Path("t")
+    assert request.config.edit.k == 2
+    assert "restrength" in request.config
+
+
+@pytest.mark.parametrize(
+    ("job", "config"),
+    [("evaluate", "testbed"), ("train", "train_llava"), ("convert", "base"), ("sweep", "sweep")],
+)
+def test_a_job_has_a_config_of_its_own(job, config):
+    assert listing.jobs()[job].config == config
+
+
+def test_several_sources_are_all_found_first(asked):
+    main(["--job=evaluate", "--source=llava-0,llava-1", "--num_processes=1"])
+    assert asked[0][1].sources == (hub.SHIPPED / "llava-0", hub.SHIPPED / "llava-1")
+    with pytest.raises(SystemExit, match="error: llava-9 is not a folder"):
+        main(["--job=evaluate", "--source=llava-0,llava-9", "--num_processes=1"])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=edit"], "--job is missing: one of "),
+        (["--job=evalute"], "There is no job 'evalute' (did you mean 'evaluate'?): one of "),
+        (["--job=edit", "--sorce=a"], "There is no flag --sorce (did you mean 'source'?); see "),
+        (["--job=edit", "--cnfig=a"], "There is no flag --cnfig (did you mean 'config'?); see "),
+        (["--job=edit", "llava-0"], "Unexpected word 'llava-0': settings are flags, see --help."),
+        (["--job=edit", "--target"], "--target has no value; write --target=<value>."),
+        (["--job=edit", "--config.edit.k"], "--config.edit.k has no value; write --config.edit.k="),
+        (["--job=edit", "--config=edit", "--config=fold"], "--config is given twice: 'edit' and"),
+        (["--job=edit", "--num_processes=x"], "flag --num_processes=x: "),
+        (["--job=edit", "--config.k=2"], "no setting 'k' (did you mean 'edit.k'?)"),
+        (["--job=edit"], "This job needs --source."),
+    ],
+)
+def test_wrong_words_are_one_line_with_the_nearest(words, message):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *["--num_processes=1"] * ("--num_processes=x" not in words)])
+    text = str(ended.value.code)
+    assert text.startswith("error: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_folders_are_looked_at_before_any_work(asked, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for words, message in (
+        ([f"--target={tmp_path}"], "exists already; remove it or name another --target."),
+        ([f"--workdir={file}"], f"cannot be a folder: {file} is a file."),
+        ([f"--workdir={file / 'in' / 'it'}"], f"cannot be a folder: {file} is a file."),
+        ([f"--target={file / 'in'}"], f"cannot be a folder: {file} is a file."),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["--job=edit", "--source=llava-0", *words])
+        assert message in str(ended.value.code)
+    assert not asked
+
+
+def test_every_list_of_the_help_has_a_line_for_each():
+    for found in (listing.config_lines(), listing.methods(), listing.families()):
+        assert found
+        assert all(found.values()), found
+    assert all(job.line for job in listing.jobs().values())
+    assert {"convert", "edit", "evaluate", "export", "generate", "score"} <= set(listing.jobs())
+
+
+def test_helpfull_shows_the_settings_of_the_config_that_is_named(capsys):
+    main(["--helpfull", "--config=edit", "--config.edit.k=7"])
+    shown = capsys.readouterr().out
+    assert "--config.edit.k=7" in shown
+    assert "--config.restrength=None" in shown

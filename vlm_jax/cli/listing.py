@@ -1,0 +1,119 @@
+"""What there is, found by looking: jobs, configs, methods, families and benchmarks, a line each."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from vlm_jax.cli import configs
+
+# Settings of a job that no config of its own name has.
+_CONFIGS = {"evaluate": "testbed", "train": "train_llava"}
+# Jobs whose work all processes share; in the others process 0 works alone.
+_SHARED = ("evaluate", "generate", "sweep")
+_CONVERTERS = ("convert", "export")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job by name.
+
+    Attributes:
+        name: what `--job` says.
+        module: where its function is.
+        function: takes a `Request`.
+        line: what it does.
+    """
+
+    name: str
+    module: str
+    function: str
+    line: str
+
+    @property
+    def config(self) -> str:
+        """The config that it takes where none is named."""
+        named = _CONFIGS.get(self.name, self.name)
+        return named if named in configs.names() else "base"
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes share its work."""
+        return self.name in _SHARED
+
+    def load(self) -> Callable[[Any], None]:
+        """Its function, which takes a `Request`."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+
+def jobs() -> dict[str, Job]:
+    """Every job: a module of `vlm_jax.jobs` with `run(request)`, and the two conversions."""
+    found = {}
+    for path in sorted(_folder("vlm_jax.jobs").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if _takes_a_request(tree, "run"):
+            found[path.stem] = Job(path.stem, f"vlm_jax.jobs.{path.stem}", "run", _line(tree))
+    tree = ast.parse((_folder("convert") / "run.py").read_text(encoding="utf-8"))
+    for function in tree.body:
+        if isinstance(function, ast.FunctionDef) and function.name in _CONVERTERS:
+            found[function.name] = Job(function.name, "convert.run", function.name, _line(function))
+    return dict(sorted(found.items()))
+
+
+def config_lines() -> dict[str, str]:
+    """Every shipped config and what it says of itself."""
+    return {name: module_line(configs.FOLDER / f"{name}.py") for name in configs.names()}
+
+
+def methods() -> dict[str, str]:
+    """Every attention method."""
+    from vlm_jax.steering.registry import METHODS
+
+    return {name: _first(function.__doc__) for name, function in sorted(METHODS.items())}
+
+
+def families() -> dict[str, str]:
+    """Every model family that can be read."""
+    tables = importlib.import_module("convert.families").TABLES
+    return {name: module_line(_folder("convert") / f"{name}.py") for name in sorted(tables)}
+
+
+def benchmarks() -> dict[str, str]:
+    """Every benchmark that `evaluate` asks."""
+    from vlm_jax.jobs.benchmarks import KINDS
+
+    return {name: _first(made.__doc__) for name, made in sorted(KINDS.items())}
+
+
+def module_line(path: pathlib.Path) -> str:
+    """The first sentence of a module's docstring, without importing it."""
+    return _line(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def _line(node: ast.Module | ast.FunctionDef) -> str:
+    return _first(ast.get_docstring(node))
+
+
+def _first(docstring: str | None) -> str:
+    """The first sentence, or paragraph, on one line."""
+    paragraph = " ".join((docstring or "").strip().split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".")
+
+
+def _takes_a_request(tree: ast.Module, name: str) -> bool:
+    return any(
+        isinstance(node, ast.FunctionDef)
+        and node.name == name
+        and [argument.arg for argument in node.args.args] == ["request"]
+        for node in tree.body
+    )
+
+
+def _folder(package: str) -> pathlib.Path:
+    """Where a package lies; nothing is imported but its parents."""
+    specification = importlib.util.find_spec(package)
+    assert specification is not None
+    return pathlib.Path(next(iter(specification.submodule_search_locations or ())))

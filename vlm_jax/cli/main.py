@@ -1,0 +1,258 @@
+"""From the words of a command to one call of a job; what is wrong with them is one line."""
+
+import os
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+# Before anything imports these: BLAS threads fight XLA's, and transformers reports that it cannot
+# run models, which it is not here for.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from vlm_jax import __version__
+from vlm_jax.cli import configs, listing
+from vlm_jax.cli.listing import Job
+from vlm_jax.errors import UserError
+from vlm_jax.settings import nearest
+
+if TYPE_CHECKING:
+    from vlm_jax.jobs.request import Request
+
+_CONFIG = re.compile(r"--?config(?P<setting>\.[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
+_INTERRUPTED = 130  # exit code
+_HELP = ("-h", "--help", "-help", "--helpshort")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: runs what the words say, and exits with 1 and one line where they are wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    before = signal.signal(signal.SIGINT, _leave)
+    try:
+        _run(words)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: {error.strerror}{where}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(signal_number: int, frame: object) -> None:
+    """Ends the process at once: an import that is interrupted may print, or fail in its own way."""
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(_INTERRUPTED)
+
+
+def _run(words: list[str]) -> None:
+    if "--version" in words or "-version" in words:
+        print(f"vlm_jax {__version__}")
+        return
+    full = "--helpfull" in words
+    if full or not words or any(word in _HELP for word in words):
+        from vlm_jax.cli import help
+
+        words = [word for word in words if word not in (*_HELP, "--helpfull")]
+        named, changes, _ = _split(words)
+        help.show(own_flags(), _read_config(named, changes, _named_job(words)) if full else None)
+        return
+    named, changes, rest = _split(words)
+    given = _parse(rest)
+    job = _job(given.job)
+    config = _read_config(named, changes, job)
+    _check_folders(given)
+    logging.use_absl_handler()
+    # The checkpoint library reports every read.
+    logging.set_verbosity(logging.WARNING if given.verbosity is None else given.verbosity)
+    print(_opening(job, named, given.source), file=sys.stderr, flush=True)
+    work = lambda: _work(job, given, config)
+    if job.name == "score":
+        work()  # needs no JAX
+    else:
+        _work_together(job, given, work)
+
+
+def own_flags() -> dict[str, str]:
+    """The flags of this command, and what they are for."""
+    known = _flags()
+    return {name: known[name].help or "" for name in known if name != "?"}
+
+
+def _flags() -> flags.FlagValues:
+    """The flags beside the config's."""
+    known = flags.FlagValues()
+    text = lambda name, help: flags.DEFINE_string(name, None, help, flag_values=known)
+    texts = lambda name, help: flags.DEFINE_list(name, [], help, flag_values=known)
+    number = lambda name, help: flags.DEFINE_integer(name, None, help, flag_values=known)
+    text("job", "What to do.")
+    texts(
+        "source", "Model to read: folder, hub name or shipped model; evaluate reads several: a,b."
+    )
+    text("target", "Folder to write; must not exist.")
+    text("workdir", "Folder for answers and results.")
+    text("answers", "score: JSONL of captions or answers.")
+    texts("truth", "score: object tables, COCO annotations or POPE questions.")
+    text("baseline", "score: answers to take paired differences from.")
+    text("coordinator", "Several processes: host:port of the first.")
+    number("num_processes", "Several processes: how many; 1 is alone.")
+    number("process_id", "Several processes: which one this is, from 0.")
+    number("verbosity", "What is logged: -1 warnings (the default), 0 information, 1 more.")
+    return known
+
+
+def _split(words: Sequence[str]) -> tuple[str | None, configs.Changes, list[str]]:
+    """Divides a command's words.
+
+    ["--job=edit", "--config", "edit", "--config.edit.k=2"] ->
+    ("edit", [("edit.k", "2")], ["--job=edit"])
+
+    Returns:
+        The config named, settings changed (name, text), and the words that are neither.
+
+    Raises:
+        UserError: a setting has no value, or the config is named twice.
+    """
+    named: str | None = None
+    changes: list[tuple[str, str]] = []
+    rest: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        found = _CONFIG.fullmatch(word)
+        if found is None:
+            rest.append(word)
+            continue
+        value = found["value"] if found["value"] is not None else next(waiting, "--")
+        if found["value"] is None and value.startswith("--"):
+            raise UserError(f"{word} has no value; write {word}=<value>.")
+        if found["setting"]:
+            changes.append((found["setting"][1:], value))
+        elif named is None:
+            named = value
+        else:
+            raise UserError(f"--config is given twice: {named!r} and {value!r}; name one.")
+    return named, changes, rest
+
+
+def _parse(words: Sequence[str]) -> flags.FlagValues:
+    """Returns the flags with the values that the words give.
+
+    Raises:
+        UserError: one is unknown (the nearest is named) or has a wrong value, or a word is no flag.
+    """
+    known = _flags()
+    try:
+        extra = known(["vlm-jax", *words])[1:]
+    except flags.UnrecognizedFlagError as error:
+        hint = nearest(error.flagname, ["config", *known])
+        raise UserError(f"There is no flag --{error.flagname}{hint}; see --help.") from None
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if extra:
+        raise UserError(f"Unexpected word {extra[0]!r}: settings are flags, see --help.")
+    for name in known:
+        if str(known[name].value).startswith("--"):
+            raise UserError(f"--{name} has no value; write --{name}=<value>.")
+    return known
+
+
+def _job(name: str | None) -> Job:
+    """The job of a name.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    known = listing.jobs()
+    if name is None:
+        raise UserError(f"--job is missing: one of {', '.join(known)}; see --help.")
+    if name not in known:
+        hint = nearest(name, known)
+        raise UserError(f"There is no job {name!r}{hint}: one of {', '.join(known)}.")
+    return known[name]
+
+
+def _named_job(words: Sequence[str]) -> Job | None:
+    """The job that the words name, if they do."""
+    text = " ".join(words)
+    found = re.search(r"--?job[= ](\S+)", text)
+    return _job(found[1]) if found else None
+
+
+def _read_config(
+    named: str | None, changes: Sequence[tuple[str, str]], job: Job | None
+) -> ConfigDict:
+    return configs.read(named or (job.config if job else "base"), changes)
+
+
+def _opening(job: Job, named: str | None, sources: Sequence[str]) -> str:
+    """What is about to be done, for a reader who now waits for JAX to start."""
+    of = f" {', '.join(sources)}" if sources else ""
+    return f"{job.name}{of} (settings: {named or job.config}) ..."
+
+
+def _check_folders(given: flags.FlagValues) -> None:
+    """Refuses folders that cannot be written, before any work.
+
+    Raises:
+        UserError: naming the flag and what is in the way.
+    """
+    for flag in ("target", "workdir"):
+        text = given[flag].value
+        if not text:
+            continue
+        path = pathlib.Path(str(text))
+        if flag == "target" and (path.exists() or path.is_symlink()):
+            raise UserError(f"{path} exists already; remove it or name another --target.")
+        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not above.is_dir():
+            raise UserError(f"--{flag}={path} cannot be a folder: {above} is a file.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"--{flag}={path} cannot be made: {above} may not be written.")
+
+
+def _work_together(job: Job, given: flags.FlagValues, work: Callable[[], None]) -> None:
+    """Runs the job in all processes, or in process 0; an error in one is an error in all."""
+    from vlm_jax.parallel import processes
+
+    processes.start(given.coordinator, given.num_processes, given.process_id)
+    if not processes.primary():  # process 0 speaks for all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    share = processes.agree if job.shared else processes.by_primary
+    share(work)
+
+
+def _work(job: Job, given: flags.FlagValues, config: ConfigDict) -> None:
+    """Runs the job."""
+    request, run = _request(given, config), job.load()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job puts its files in order
+    run(request)
+
+
+def _request(given: flags.FlagValues, config: ConfigDict) -> "Request":
+    """What the job is asked."""
+    from vlm_jax import hub
+    from vlm_jax.jobs.request import Request
+
+    sources = [hub.resolve(name) for name in given.source]
+    path = lambda text: None if text is None else pathlib.Path(text)
+    return Request(
+        config=config,
+        source=sources[0] if len(sources) == 1 else None,
+        sources=tuple(sources) if len(sources) > 1 else (),
+        target=path(given.target),
+        workdir=path(given.workdir),
+        answers=path(given.answers),
+        truth=tuple(map(pathlib.Path, given.truth)),
+        baseline=path(given.baseline),
+    )
