@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.protocol import compare
 from benchmarks.record import figure, record
 from convert import safetensors_io
-from convert.families import bind
+from convert.table import bind
 from vlm_jax import checkpoint
 from vlm_jax.config import read_config
 from vlm_jax.jobs.edit import edit_folder

@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: opened as model folders, imported to ours and exported back.
 
-One table a family (`llava`, `qwen2_5_vl`) says how names, dims and shapes correspond. Nothing here
+The rows of `vlm_jax.families` say how names, dims and shapes correspond. Nothing here
 imports transformers or torch, and nothing in `vlm_jax` imports this room: it registers `open_hf`
 under the entry-point group `vlm_jax.formats`.
 """

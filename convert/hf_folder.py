@@ -13,9 +13,8 @@ import jax
 import numpy as np
 
 from convert import layout, safetensors_io
-from convert.families import bind
 from convert.safetensors_io import Header
-from convert.table import Tensor
+from convert.table import Tensor, bind
 from vlm_jax.checkpoint import (
     MANIFEST,
     Extra,

@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from convert import safetensors_io, source_layout
-from convert.families import bind
 from convert.hf_folder import INDEX, HFFolder, open_hf
 from convert.safetensors_io import Entry
 from convert.source_layout import SourceLayout
-from convert.table import Binding, Tensor
+from convert.table import Binding, Tensor, bind
 from vlm_jax.checkpoint import (
     SOURCE_LAYOUT,
     ConvertedFolder,

@@ -1,14 +1,14 @@
-"""A family's conversion table: one row a tensor, read forwards by import and backwards by export.
+"""A family's rows as a table, read forwards by import and backwards by export.
 
-A row pairs a checkpoint name with one of our parameter paths and an einops pattern from the
-checkpoint's dims to ours. `{i}` stands for the layer number in both. Binding a table to a config
-writes every row out for every layer, with shapes: so each name on disk matches exactly one row or
-is unknown, and each row is either on disk or missing.
+A row (`vlm_jax.families.Row`) pairs a checkpoint name with one of our parameter paths and an einops
+pattern from the checkpoint's dims to ours. `{i}` stands for the layer number in both. Binding the
+rows to a config writes every one out for every layer, with shapes: so each name on disk matches
+exactly one row or is unknown, and each row is either on disk or missing.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -17,29 +17,9 @@ from convert.safetensors_io import STRIP_BYTES, in_order
 from vlm_jax.checkpoint import TensorInfo
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
+from vlm_jax.families import Family, find
 
 FLOATS = ("float32", "float16", "bfloat16")
-
-Dims = Mapping[str, Mapping[str, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One tensor, or one a layer.
-
-    Attributes:
-        name: its name on the hub, with `{i}` for the layer number.
-        path: our parameter path, likewise.
-        pattern: einops pattern from the checkpoint's dims to ours.
-        when: whether a config has it; None for always.
-        alias: a second name of `path` that a checkpoint may carry or leave out.
-    """
-
-    name: str
-    path: str
-    pattern: str
-    when: Callable[[VLMConfig], bool] | None = None
-    alias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,29 +66,34 @@ class Tensor:
         yield from in_order(strip, range(0, len(rows), step))
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A family's rows and what else may be on disk.
+def bind(config: VLMConfig) -> "Binding":
+    """Writes the rows of a config's family out for it."""
+    family = find(config.family)
+    letters, stacks = family.letters(config), family.stacks(config)
+    tensors = []
+    for row in family.rows:
+        part = row.path.split("/", 1)[0]
+        for i in range(stacks[part]) if "{i}" in row.path else (0,):
+            if row.when is not None and not row.when(config, i):
+                continue
+            name, path = row.name.replace("{i}", str(i)), row.path.replace("{i}", str(i))
+            tensors.append(Tensor(name, path, row.pattern, letters[part], row.alias))
+    return Binding(family, tensors)
 
-    Attributes:
-        family: as in `VLMConfig.family`.
-        spellings: (regex, replacement) rules, of which the first that matches turns a name of any
-            checkpoint generation into the hub's.
-        rows: the tensors.
-        buffers: regexes of names that are no parameters; carried along, never read.
-        dims: from a config, for each room ("decoder", "vision", "projector") the length of each
-            letter of the patterns.
-    """
 
-    family: str
-    spellings: tuple[tuple[str, str], ...]
-    rows: tuple[Row, ...]
-    buffers: tuple[str, ...]
-    dims: Callable[[VLMConfig], Dims]
+class Binding:
+    """A family's rows written out for a config: every tensor by name and by path, in order."""
+
+    def __init__(self, family: Family, tensors: list[Tensor]):
+        self.family = family
+        self.by_name = {tensor.name: tensor for tensor in tensors}
+        self.by_path = {tensor.path: tensor for tensor in tensors if not tensor.alias}
+        if len(self.by_name) != len(tensors):
+            raise ValueError(f"two rows of the family {family.name} share a name")
 
     def canonical(self, name: str) -> str:
         """The hub's spelling of a name on disk."""
-        for pattern, replacement in self.spellings:
+        for pattern, replacement in self.family.spellings:
             spelt, count = re.subn(pattern, replacement, name, count=1)
             if count:
                 return spelt
@@ -116,32 +101,7 @@ class Table:
 
     def is_buffer(self, name: str) -> bool:
         """Whether a name on disk is a known non-parameter."""
-        return any(re.search(pattern, name) for pattern in self.buffers)
-
-    def bind(self, config: VLMConfig) -> "Binding":
-        """Writes the table out for a config."""
-        dims = self.dims(config)
-        layers = {"decoder": config.decoder.num_layers, "vision": config.vision.num_layers}
-        tensors = []
-        for row in self.rows:
-            if row.when is not None and not row.when(config):
-                continue
-            room = row.path.split("/", 1)[0]
-            for i in range(layers[room]) if "{i}" in row.path else (0,):
-                name, path = row.name.replace("{i}", str(i)), row.path.replace("{i}", str(i))
-                tensors.append(Tensor(name, path, row.pattern, dims[room], row.alias))
-        return Binding(self, tensors)
-
-
-class Binding:
-    """A table written out for a config: every tensor by name and by path, in the table's order."""
-
-    def __init__(self, table: Table, tensors: list[Tensor]):
-        self.table = table
-        self.by_name = {tensor.name: tensor for tensor in tensors}
-        self.by_path = {tensor.path: tensor for tensor in tensors if not tensor.alias}
-        if len(self.by_name) != len(tensors):
-            raise ValueError(f"two rows of the {table.family} table share a name")
+        return any(re.search(pattern, name) for pattern in self.family.buffers)
 
     def match(self, found: Mapping[str, TensorInfo], where: str) -> dict[str, Tensor]:
         """Pairs the names on disk with the table's tensors.
@@ -161,10 +121,10 @@ class Binding:
         unknown, misshapen, mistyped = [], [], []
         spelt: dict[str, str] = {}
         for name, info in found.items():
-            canonical = self.table.canonical(name)
+            canonical = self.canonical(name)
             tensor = self.by_name.get(canonical)
             if tensor is None:
-                if not self.table.is_buffer(name):
+                if not self.is_buffer(name):
                     unknown.append(name)
                 continue
             if canonical in spelt:
@@ -189,7 +149,7 @@ class Binding:
         ]
         if problems:
             raise CheckpointError(
-                f"{where} does not hold the {self.table.family} model that its config.json "
+                f"{where} does not hold the {self.family.name} model that its config.json "
                 f"describes. {'. '.join(problems)}. Does config.json belong to these weights?"
             )
         return matched

@@ -68,18 +68,23 @@ def test_the_rules_can_fail():
         ("vlm_jax.batch", ()),
         ("vlm_jax.settings", ("vlm_jax.errors",)),
         ("vlm_jax.foreign", ("vlm_jax.errors",)),
-        ("vlm_jax.config", ("vlm_jax.errors",)),
+        ("vlm_jax.config", ("vlm_jax.errors", "vlm_jax.foreign", "vlm_jax.families")),
+        (
+            "vlm_jax.families",
+            ("vlm_jax.families", "vlm_jax.config", "vlm_jax.models", "vlm_jax.processing",
+             "vlm_jax.errors", "vlm_jax.foreign"),
+        ),
         ("vlm_jax.attention", ("vlm_jax.attention", "vlm_jax.batch", "vlm_jax.errors")),
         ("vlm_jax.parallel", ("vlm_jax.parallel", "vlm_jax.errors")),
         (
             "vlm_jax.models",
-            ("vlm_jax.models", "vlm_jax.attention", "vlm_jax.config", "vlm_jax.batch",
-             "vlm_jax.errors"),
+            ("vlm_jax.models", "vlm_jax.families", "vlm_jax.attention", "vlm_jax.config",
+             "vlm_jax.batch", "vlm_jax.errors"),
         ),
         (
             "vlm_jax.processing",
-            ("vlm_jax.processing", "vlm_jax.config", "vlm_jax.batch", "vlm_jax.settings",
-             "vlm_jax.foreign", "vlm_jax.errors"),
+            ("vlm_jax.processing", "vlm_jax.families", "vlm_jax.config", "vlm_jax.batch",
+             "vlm_jax.settings", "vlm_jax.foreign", "vlm_jax.errors"),
         ),
         (
             "vlm_jax.decoding",

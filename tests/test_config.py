@@ -219,6 +219,10 @@ def test_every_activation_that_is_read_exists():
     assert set(MADE) == set(ACTIVATIONS)
 
 
+DEEP: list = []
+for _ in range(50):
+    DEEP = [DEEP]
+
 BAD = {
     "unknown architecture": ({"model_type": "blip"}, "model_type 'blip' is not supported"),
     "no model type": ({}, "model_type None"),
@@ -232,13 +236,16 @@ BAD = {
         "vision_feature_select_strategy.*'best'",
     ),
     "feature layer outside": (changed(LLAVA, vision_feature_layer=-30), "vision_feature_layer -30"),
-    "no width": (changed(QWEN, hidden_size=None), "no field 'hidden_size'"),
-    "no vision": (changed(QWEN, vision_config=None), "no field 'vision_config'"),
-    "no tower width": (changed(QWEN, vision_config__hidden_size=None), "no field 'hidden_size'"),
+    "no width": (changed(QWEN, hidden_size=None), "required field `hidden_size`"),
+    "no vision": (changed(QWEN, vision_config=None), "required field `vision_config`"),
+    "no tower width": (
+        changed(QWEN, vision_config__hidden_size=None),
+        "vision_config: .*required field `hidden_size`",
+    ),
     "no m-rope": (changed(QWEN, rope_scaling=None), "mrope_section"),
     "m-rope of two parts": (
         changed(QWEN, rope_scaling={"type": "mrope", "mrope_section": [32, 32]}),
-        "three entries",
+        "length 3|>= 3 - at `..mrope_section",
     ),
     "m-rope of another head": (
         changed(QWEN, rope_scaling={"type": "mrope", "mrope_section": [1, 2, 3]}),
@@ -253,8 +260,8 @@ BAD = {
         changed(LLAVA, vision_config__num_attention_heads=7),
         "not a multiple of",
     ),
-    "width as text": (changed(QWEN, hidden_size="wide"), "'hidden_size' must be a positive int"),
-    "negative layers": (changed(QWEN, num_hidden_layers=-1), "'num_hidden_layers' must be"),
+    "width as text": (changed(QWEN, hidden_size="wide"), "`int`, got `str` - at `..hidden_size`"),
+    "negative layers": (changed(QWEN, num_hidden_layers=-1), ">= 1 - at `..num_hidden_layers`"),
     "other activation": (changed(QWEN, hidden_act="gelu"), "hidden_act must be 'silu'"),
     "sliding window": (
         changed(QWEN, use_sliding_window=True),
@@ -268,10 +275,68 @@ BAD = {
         changed(LLAVA, projector_hidden_act="swiglu"),
         "projector_hidden_act 'swiglu'",
     ),
+    "epsilon that is no number": (
+        changed(QWEN, rms_norm_eps=float("nan")),
+        "> 0.0 - at `..rms_norm_eps`",
+    ),
+    "epsilon without end": (
+        changed(QWEN, rms_norm_eps=float("inf")),
+        "<= 1.0 - at `..rms_norm_eps`",
+    ),
+    "theta without end": (changed(QWEN, rope_theta=float("inf")), "at `..rope_theta`"),
+    "part of a key head": (
+        changed(QWEN, num_key_value_heads=2.5),
+        "`int . null`, got `float` - at `..num_key_value_heads`",
+    ),
+    "no key heads": (changed(QWEN, num_key_value_heads=0), ">= 1 - at `..num_key_value_heads`"),
+    "no positions": (
+        changed(QWEN, max_position_embeddings=0),
+        ">= 1 - at `..max_position_embeddings`",
+    ),
+    "negative m-rope": (
+        changed(QWEN, rope_scaling={"type": "mrope", "mrope_section": [-2, 33, 33]}),
+        ">= 0 - at `..mrope_section",
+    ),
+    "parts of m-rope": (
+        changed(QWEN, rope_scaling={"type": "mrope", "mrope_section": [1.5, 31.5, 31]}),
+        "`int`, got `float` - at `..mrope_section",
+    ),
+    "full layer outside": (
+        changed(QWEN, vision_config__fullatt_block_indexes=[99]),
+        "fullatt_block_indexes 99 is outside its 32 layers",
+    ),
+    "negative full layer": (
+        changed(QWEN, vision_config__fullatt_block_indexes=[-1]),
+        ">= 0 - at `..fullatt_block_indexes",
+    ),
+    "full layer as text": (
+        changed(QWEN, vision_config__fullatt_block_indexes=["a"]),
+        "at `..fullatt_block_indexes",
+    ),
+    "part of a feature layer": (
+        changed(LLAVA, vision_feature_layer=1.5),
+        "got `float` - at `..vision_feature_layer`",
+    ),
+    "linear rope without a factor": (
+        changed(LLAVA, text_config__rope_scaling={"type": "linear"}),
+        "'linear' needs a factor",
+    ),
+    "a billion layers": (
+        changed(QWEN, num_hidden_layers=10**9),
+        "<= 1024 - at `..num_hidden_layers`",
+    ),
+    "numbers of thousands of digits": (changed(QWEN, hidden_size=10**400), "hidden_size"),
+    "a list for an object": (changed(QWEN, vision_config=[1]), "vision_config"),
+    "a number for rope": (changed(QWEN, rope_scaling=3), "rope_scaling"),
+    "original layout": (
+        changed(LLAVA, mm_vision_tower="openai/clip-vit-large-patch14-336"),
+        "llava-hf conversion",
+    ),
     "theta as text": (
         changed(LLAVA, text_config__rope_parameters={"rope_theta": "big"}),
         "rope_theta",
     ),
+    "deep nesting": (changed(LLAVA, text_config__rope_scaling={"type": DEEP}), "type"),
     "other output width": (
         changed(QWEN, vision_config__out_hidden_size=100),
         "out_hidden_size 100.*3584",
@@ -292,7 +357,7 @@ def test_a_bad_config_is_one_clear_error(name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "does not exist"), (b"{", "not valid JSON"), (b"[1]", "must hold a JSON object"),
-     (b"\xff\xfe\x00", "not valid JSON")],
+     (b"\xff\xfe\x00", "not UTF-8"), (b"[" * 100_000, "nested too deeply")],
 )  # fmt: skip
 def test_a_bad_file_is_one_clear_error(content, message, tmp_path):
     if content is not None:

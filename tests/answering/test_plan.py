@@ -4,7 +4,7 @@ import numpy as np
 
 from vlm_jax.answering.plan import Sizes, batch_rows, make_plan
 from vlm_jax.processing import Draft, bucket
-from vlm_jax.processing.patches import Extent
+from vlm_jax.processing.cutters import Extent
 
 IMAGE = Extent((2, 2), 1, np.arange(4))
 

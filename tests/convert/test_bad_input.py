@@ -76,7 +76,7 @@ def test_unknown_architecture(source):
 @pytest.mark.parametrize("field", ["hidden_size", "num_attention_heads", "num_hidden_layers"])
 def test_config_without_a_field(source, field):
     change_config(source, **{field: None})
-    refuses(source, f"has no field '{field}'", ConfigError)
+    refuses(source, f"required field `{field}`", ConfigError)
 
 
 def test_config_that_is_no_json(source):

@@ -8,8 +8,9 @@ import torch
 import transformers
 
 from convert import layout
-from convert.families import TABLES, bind
+from convert.table import bind
 from tests.released import CONFIGS, PARAMETERS
+from vlm_jax import families
 from vlm_jax.config import parse_config
 from vlm_jax.models.network import abstract
 
@@ -25,8 +26,8 @@ def test_table_is_the_reference(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(root))
     with torch.device("meta"):
         model = CLASSES[root["model_type"]](transformers.AutoConfig.from_pretrained(tmp_path))
-    table, binding = TABLES[root["model_type"]], bind(parse_config(root))
-    reference = {table.canonical(n): tuple(p.shape) for n, p in model.named_parameters()}
+    binding = bind(parse_config(root))
+    reference = {binding.canonical(n): tuple(p.shape) for n, p in model.named_parameters()}
     assert {t.name: t.disk_shape for t in binding.by_path.values()} == reference
     count = sum(math.prod(tensor.shape) for tensor in binding.by_path.values())
     assert count == PARAMETERS[name]
@@ -40,11 +41,11 @@ def test_table_fills_our_model(name):
     assert {path: t.shape for path, t in bind(config).by_path.items()} == ours
 
 
-@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize("family", families.families())
 def test_a_path_spells_its_dims(family):
     """The letters at the end of a path are the dims of its pattern, in order."""
     fused = {"e": {"e", "c y x", "c t y x", "p"}, "3": {"s"}}
-    for row in TABLES[family].rows:
+    for row in families.find(family).rows:
         letters = row.path.rsplit("_", 1)[1]
         terms = [" ".join(group) for group in layout.groups(row.pattern.split("->")[1])]
         assert len(letters) == len(terms), row

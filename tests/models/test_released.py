@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from convert.families import bind
+from convert.table import bind
 from tests.released import CONFIGS, PARAMETERS
 from vlm_jax import models
 from vlm_jax.config import parse_config

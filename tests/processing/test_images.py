@@ -11,8 +11,8 @@ from transformers.image_utils import load_image as reference_load
 from tests.processing.conftest import picture
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.processing import Processor
+from vlm_jax.processing.cutters.square import largest_size
 from vlm_jax.processing.images import FORMATS, image_size, load_image
-from vlm_jax.processing.patches import largest_size
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])

@@ -10,7 +10,7 @@ from tests.processing.conftest import picture, row
 from tests.tiny_tokenizers import TEXT_ONLY_TEMPLATE
 from vlm_jax.batch import Kind
 from vlm_jax.processing import Processor
-from vlm_jax.processing.windows import window_layout
+from vlm_jax.processing.cutters import window_layout
 
 SIZES = [[], [(100, 60)], [(84, 84), (28, 250), (300, 57), (200, 210)]]
 

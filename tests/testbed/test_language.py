@@ -104,7 +104,7 @@ def test_pixels_are_those_of_the_image_processor(folder, family, scenes):
     processor = Processor.from_folder(folder)
     images = [PIL.Image.fromarray(image) for image in scenes.images[:3]]
     batch = processor.batch([[image] for image in images], ["a"] * 3)
-    ours, slots = pixels.cut_images(scenes.images[:3], model_config(family.name).vision)
+    ours, slots = pixels.cut_images(scenes.images[:3], model_config(family.name))
     groups = ours.patches_bgue.shape[1]
     np.testing.assert_allclose(ours.patches_bgue, batch.images.patches_bgue[:, :groups], atol=2e-6)
     np.testing.assert_array_equal(ours.ids_bgu, batch.images.ids_bgu[:, :groups])
@@ -114,10 +114,10 @@ def test_pixels_are_those_of_the_image_processor(folder, family, scenes):
 
 
 def test_labels_follow_the_order_of_the_patches(family):
-    vision = model_config(family.name).vision
+    config = model_config(family.name)
     size, side = family.image_size, family.image_size // family.cell
-    ratio = family.cell // vision.patch_size
-    images, _ = pixels.cut_images(np.zeros((2, size, size, 3), np.uint8), vision)
+    ratio = family.cell // config.vision.patch_size
+    images, _ = pixels.cut_images(np.zeros((2, size, size, 3), np.uint8), config)
     labels = np.arange(side * side * 2).reshape(2, side * side, 1) % (side * side)
     placed = pixels.label_patches(labels, images, ratio)[..., 0]
     rows, columns = np.moveaxis(images.positions_bgu2 // ratio, -1, 0)

@@ -145,7 +145,7 @@ def test_packed_turns_give_the_logits_of_each_turn_alone(name, tmp_path):
         vlm = models.merge(graphdef, params)
         return packing.turn_logits(vlm, prefix, turns, packing.image_features(vlm, images))
 
-    logits = np.asarray(packed(params, pixels.cut_images(drawn.images, config.vision)[0]))
+    logits = np.asarray(packed(params, pixels.cut_images(drawn.images, config)[0]))
     forward = jax.jit(lambda params, batch: models.merge(graphdef, params).forward(batch))
     for number, prompt in enumerate(prompts):
         batch, _ = processor.batch_answers([[p] for p in pictures], [prompt] * 2, ["yes"] * 2)

@@ -13,12 +13,10 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.attention import Segment, Visibility
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features, Images, Kind
-from vlm_jax.config import ClipVisionConfig, VLMConfig
+from vlm_jax.config import VLMConfig
+from vlm_jax.families import find
 from vlm_jax.models.cache import Cache, Prefix, new_slots, prompt_order, prompt_rows
-from vlm_jax.models.clip import ClipVision
 from vlm_jax.models.decoder import Decoder, Steer
-from vlm_jax.models.projector import Projector
-from vlm_jax.models.qwen_vision import QwenVision
 
 Params = dict[str, jax.Array]
 """Parameters by path, as in `decoder/layers/0/wq_dnh`; see docs/architecture.md."""
@@ -29,11 +27,9 @@ class Network(nnx.Module):
 
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         self.config = config
-        if isinstance(config.vision, ClipVisionConfig):
-            self.vision = ClipVision(config.vision, rngs)
-        else:
-            self.vision = QwenVision(config.vision, rngs)
-        self.projector = Projector(config, rngs)
+        family = find(config.family)
+        self.vision = family.tower(config, rngs)
+        self.projector = family.connector(config, rngs)
         self.decoder = Decoder(config.decoder, rngs)
 
     def image_features(self, images: Images) -> Float[Array, "B M D"]:

@@ -3,34 +3,44 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vlm_jax.config import ClipVisionConfig, VLMConfig
 from vlm_jax.models.layers import ACTIVATIONS, linear, matrix, ones, rms_norm, zeros
 
 
 class Projector(nnx.Module):
-    """LLaVA's MLP, and Qwen2.5-VL's patch merger: the same after a norm and a grouping."""
+    """An MLP over image tokens; a patch merger is the same after a norm and a grouping.
 
-    def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
-        self.act = config.projector_act
-        out, bias = config.decoder.hidden_size, config.projector_bias
-        if isinstance(config.vision, ClipVisionConfig):
-            self.merge, self.eps = 1, 0.0
-            inputs = config.vision.hidden_size * len(config.vision.feature_layers)
-            hidden = out
-            self.norm_e = None
-        else:
-            self.merge, self.eps = config.vision.merge_size**2, config.vision.rms_norm_eps
-            inputs = hidden = config.vision.hidden_size * self.merge
-            self.norm_e = ones(config.vision.hidden_size)
+    Args:
+        rngs: draws the maps.
+        inputs, hidden, outputs: widths; `inputs` of `merge` features together.
+        act: activation between the maps.
+        bias: whether they have biases.
+        merge: how many consecutive features make one token.
+        norm_eps: epsilon of an RMS norm over each feature before that; None for no norm.
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        act: str,
+        bias: bool = True,
+        *,
+        merge: int = 1,
+        norm_eps: float | None = None,
+    ):
+        self.act, self.merge, self.eps = act, merge, norm_eps
+        self.norm_e = None if norm_eps is None else ones(inputs // merge)
         self.w1_fe = matrix(rngs, hidden, inputs)
-        self.w2_df = matrix(rngs, out, hidden)
+        self.w2_df = matrix(rngs, outputs, hidden)
         self.b1_f = zeros(hidden) if bias else None
-        self.b2_d = zeros(out) if bias else None
+        self.b2_d = zeros(outputs) if bias else None
 
     def __call__(self, features_bgue: Float[Array, "B G U E"]) -> Float[Array, "B M D"]:
         """Returns the image tokens of each sample, groups flattened."""
         x = features_bgue
-        if self.norm_e is not None:
+        if self.norm_e is not None and self.eps is not None:
             x = rms_norm(x, self.norm_e[...], self.eps)
         x = x.reshape(x.shape[0], -1, x.shape[-1] * self.merge)
         x = linear(x, self.w1_fe[...])

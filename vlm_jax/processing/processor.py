@@ -7,18 +7,19 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from vlm_jax.batch import Array, Batch
-from vlm_jax.config import QwenVisionConfig, VLMConfig, read_config
+from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.families import find
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.chat import Chat, read_template
+from vlm_jax.processing.cutters import Extent, Patches
 from vlm_jax.processing.images import (
     MAX_IMAGE_PIXELS,
     ImageSource,
     check_nesting,
     pixel_limit,
 )
-from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
 from vlm_jax.processing.reader import Part, SampleReader
 from vlm_jax.processing.samples import Draft, Sample, pad, shapes
 
@@ -64,14 +65,11 @@ class Processor:
             )
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (tokenizer.eos_token_id or 0)
-        if isinstance(config.vision, QwenVisionConfig):
-            self._cut: Clip | Qwen = Qwen(config.vision, image_processor)
-            start = _token(tokenizer, config.vision_start_id, "vision_start_token_id")
-            end = _token(tokenizer, config.vision_end_id, "vision_end_token_id")
-            image_text = start + self.image_token + end
-        else:
-            self._cut = Clip(config.vision, image_processor)
-            image_text = self.image_token + "\n"
+        family = find(config.family)
+        self._cut = family.cutter(config, image_processor)
+        image_text = family.image_text(
+            config, self.image_token, lambda token, field: _token(tokenizer, token, field)
+        )
         self._chat = Chat(tokenizer, template, self.image_token, image_text)
         limit = pixel_limit("max_image_pixels", max_image_pixels)
         self._reader = SampleReader(config, self._cut, self.image_token, limit)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.processing.cutters import Cutter, Extent, Patches
 from vlm_jax.processing.images import (
     ImageSource,
     check_pixels,
@@ -14,7 +15,6 @@ from vlm_jax.processing.images import (
     image_size,
     load_image,
 )
-from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
 from vlm_jax.processing.positions import expand
 from vlm_jax.processing.samples import Draft, Sample
 
@@ -32,9 +32,7 @@ class SampleReader:
             they are decoded.
     """
 
-    def __init__(
-        self, config: VLMConfig, cut: Clip | Qwen, image_token: str, max_image_pixels: int
-    ):
+    def __init__(self, config: VLMConfig, cut: Cutter, image_token: str, max_image_pixels: int):
         self._config, self._cut, self._image_token = config, cut, image_token
         self._max_pixels = max_image_pixels
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from vlm_jax.batch import Batch, Images
+from vlm_jax.processing.cutters import Cutter, Extent, Patches
 from vlm_jax.processing.images import ImageSource
-from vlm_jax.processing.patches import Clip, Extent, Patches, Qwen
 from vlm_jax.processing.positions import Sequences
 
 
@@ -66,9 +66,7 @@ class Sample:
     patches: Sequence[Patches] = ()
 
 
-def pad(
-    samples: Sequence[Sample], length: int, groups: int, cut: Clip | Qwen, pad_id: int
-) -> Batch:
+def pad(samples: Sequence[Sample], length: int, groups: int, cut: Cutter, pad_id: int) -> Batch:
     """Makes a batch of samples.
 
     Args:
@@ -101,7 +99,7 @@ def pad(
     )
 
 
-def shapes(rows: int, length: int, groups: int, cut: Clip | Qwen) -> Batch:
+def shapes(rows: int, length: int, groups: int, cut: Cutter) -> Batch:
     """Returns `ShapeDtypeStruct`s of what `pad` makes of `rows` samples."""
     shape = lambda dtype, *dims: jax.ShapeDtypeStruct((rows, *dims), dtype)
     patches = groups, cut.patches_per_group
@@ -122,7 +120,7 @@ def shapes(rows: int, length: int, groups: int, cut: Clip | Qwen) -> Batch:
     )
 
 
-def _pad_images(patches: Sequence[Sequence[Patches]], groups: int, cut: Clip | Qwen) -> Images:
+def _pad_images(patches: Sequence[Sequence[Patches]], groups: int, cut: Cutter) -> Images:
     shape = (len(patches), groups, cut.patches_per_group)
     patches_bgue = np.zeros((*shape, cut.patch_features), np.float32)
     ids_bgu = np.full(shape, -1, np.int32)

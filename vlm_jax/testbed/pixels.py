@@ -4,48 +4,35 @@ The image processors take PIL images one at a time; training wants thousands a s
 already have the size that the processors would resize to. A test holds both to the same numbers.
 """
 
-import functools
-
 import numpy as np
 
 from vlm_jax.batch import Images
-from vlm_jax.config import ClipVisionConfig, QwenVisionConfig
-from vlm_jax.processing.windows import window_layout
+from vlm_jax.config import VLMConfig
+from vlm_jax.families import find
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@functools.lru_cache(maxsize=8)
-def _layout(vision: ClipVisionConfig | QwenVisionConfig, side: int):
-    """Returns positions [groups, patches, 2], which are real, and the slots of image tokens."""
-    if isinstance(vision, QwenVisionConfig):
-        layout = window_layout(side, side, vision.merge_size, vision.window_units)
-        return layout.positions_gu2, layout.index_gu >= 0, layout.slots_m
-    positions = np.indices((side, side), np.int32).reshape(2, -1).T[None]
-    return positions, np.ones((1, side * side), bool), np.arange(side * side, dtype=np.int32)
-
-
-def cut_images(
-    images: np.ndarray, vision: ClipVisionConfig | QwenVisionConfig
-) -> tuple[Images, np.ndarray]:
+def cut_images(images: np.ndarray, config: VLMConfig) -> tuple[Images, np.ndarray]:
     """Normalises square images and cuts them into the tower's groups of patches.
 
     Args:
         images: uint8 [n, side, side, 3], side a multiple of the tower's patch.
-        vision: the tower.
+        config: the model.
 
     Returns:
         One image a sample, and int32 [M], the feature that each image token reads.
     """
-    count, size, patch = len(images), images.shape[1], vision.patch_size
+    count, size, patch = len(images), images.shape[1], config.vision.patch_size
     side = size // patch
-    positions, real, slots = _layout(vision, side)
+    layout = find(config.family).layout(config, side, side)
+    positions, real, slots = layout.positions_gu2, layout.index_gu >= 0, layout.slots_m
     scale = (1 / (255 * np.array(CLIP_STD))).astype(np.float32)
     shift = (np.array(CLIP_MEAN) / CLIP_STD).astype(np.float32)
     cells = (images * scale - shift).reshape(count, side, patch, side, patch, 3)
     cells = cells.transpose(0, 1, 3, 5, 2, 4)  # n, row, column, c, h, w
-    frames = getattr(vision, "temporal_patch_size", 1)
+    frames = getattr(config.vision, "temporal_patch_size", 1)
     if frames > 1:
         cells = np.repeat(cells[:, :, :, :, None], frames, axis=4)
     flat = cells.reshape(count, side, side, -1)

@@ -77,14 +77,14 @@ class VisionStage(Stage):
 
     def __init__(self, recipe: Recipe, seed: int):
         self.recipe, self.rules, self.seed = recipe.vision, recipe.scenes, seed
-        self.vision = model_config(recipe.family).vision
+        self.config = model_config(recipe.family)
         self.cell = get_family(recipe.family).cell
 
     def data(self, step: int) -> Any:
         """Returns (images, labels [B, G, U, classes], scene types [B])."""
         scenes = draw_scenes("uniform", "train", self.seed, self._indices(step), self.rules)
-        images, _ = pixels.cut_images(scenes.images, self.vision)
-        ratio = self.cell // self.vision.patch_size
+        images, _ = pixels.cut_images(scenes.images, self.config)
+        ratio = self.cell // self.config.vision.patch_size
         labels = pixels.label_patches(scenes.patch_labels(self.cell), images, ratio)
         return images, labels.astype(np.float32), scenes.types
 
@@ -112,7 +112,7 @@ class _LanguageStage(Stage):
     def __init__(self, recipe: Recipe, stage: StageRecipe, seed: int, processor):
         self.recipe, self.whole, self.seed, self.processor = stage, recipe, seed, processor
         self.family = get_family(recipe.family)
-        self.vision = model_config(recipe.family).vision
+        self.config = model_config(recipe.family)
 
     def _draw(self, step: int, stream: str):
         indices = self._indices(step)
@@ -163,7 +163,7 @@ class LanguageStage(_LanguageStage):
         asked = language.questions(scenes, stream, self.seed, indices, pairs)
         for row, turns in zip(rows, asked):
             row += [(words, answer, weight) for words, answer in turns]
-        return pixels.cut_images(scenes.images, self.vision)[0], self._pack(rows, 2 * pairs)
+        return pixels.cut_images(scenes.images, self.config)[0], self._pack(rows, 2 * pairs)
 
     def loss(self, graphdef, params, data):
         """Token loss of captions and answers."""

@@ -1,0 +1,87 @@
+"""A family is one file: found by its model type, in this package or in another."""
+
+import importlib.metadata
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import vlm_jax
+from convert import export_hf, import_hf
+from tests import tiny
+from vlm_jax.config import parse_config
+from vlm_jax.errors import ConfigError
+from vlm_jax.families import base, families, find
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Makes entry points appear as if packages that name them were installed."""
+
+    def install(*targets: str) -> None:
+        points = [
+            importlib.metadata.EntryPoint(name, value, base.GROUP)
+            for name, value in (target.split(" = ") for target in targets)
+        ]
+        real = importlib.metadata.entry_points
+        fake = lambda *, group: points if group == base.GROUP else real(group=group)
+        monkeypatch.setattr(importlib.metadata, "entry_points", fake)
+        base._others.cache_clear()
+
+    yield install
+    base._others.cache_clear()
+
+
+def test_every_family_says_what_it_is():
+    found = families()
+    assert {"llava", "qwen2_5_vl"} <= set(found)
+    for name, line in found.items():
+        assert find(name).name == name
+        assert line
+        assert "\n" not in line
+        for model_type in find(name).model_types:
+            assert find(model_type).name == name
+
+
+def test_an_unknown_model_type_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"c.json: model_type 'blip' .*llava.*qwen2_5_vl"):
+        parse_config({"model_type": "blip"}, "c.json")
+    for odd in (None, 3, ["llava"], {}):
+        with pytest.raises(ConfigError, match="is not supported"):
+            parse_config({"model_type": odd})
+
+
+def test_a_family_of_another_package_converts_and_answers(installed, tmp_path):
+    installed("outside = tests.families.outside:FAMILY")
+    assert families()["outside"] == "A family of the tests"
+    plain = tiny.qwen2_5_vl(tmp_path / "plain")
+    folder = tiny.qwen2_5_vl(tmp_path / "outside")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"outside.{k}": v for k, v in tensors.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "outside_vl_2"}))
+
+    import_hf(folder, tmp_path / "ours")
+    export_hf(tmp_path / "ours", tmp_path / "back")
+    again = (tmp_path / "back" / "model.safetensors").read_bytes()
+    assert again == (folder / "model.safetensors").read_bytes()
+
+    theirs = vlm_jax.load(plain, dtype="float32").logits(None, ["Hello"])[0]
+    ours = vlm_jax.load(tmp_path / "ours", dtype="float32").logits(None, ["Hello"])[0]
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_package_that_cannot_be_imported_hurts_no_family_of_ours(installed):
+    installed("broken = no_such_package.family:FAMILY")
+    assert find("llava").name == "llava"
+    with pytest.raises(ConfigError, match=r"'broken' of no_such_package.*cannot be imported"):
+        find("outside_vl")
+
+
+def test_no_package_replaces_a_family_of_ours(installed, monkeypatch):
+    from tests.families.outside import FAMILY
+
+    monkeypatch.setattr(FAMILY.__class__, "name", "llava")
+    installed("llava = tests.families.outside:FAMILY")
+    assert find("llava").line.startswith("LLaVA")

@@ -1,0 +1,160 @@
+"""What a family of models is, and how one is found."""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vlm_jax.config import VLMConfig
+from vlm_jax.errors import ConfigError
+
+if TYPE_CHECKING:  # an architecture is read without Flax, JAX or transformers
+    from flax import nnx
+
+    from vlm_jax.processing.cutters import Cutter, Layout
+
+GROUP = "vlm_jax.families"
+
+Token = Callable[[int | None, str], str]
+"""(id, its name in config.json) -> its text; raises `CheckpointError` where there is no such id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor of a family, or one a layer.
+
+    Attributes:
+        name: its name on the hub, with `{i}` for the layer number.
+        path: our parameter path, likewise.
+        pattern: einops pattern from the checkpoint's dims to ours.
+        when: whether a config has it, in a layer; None for always.
+        alias: a second name of `path` that a checkpoint may carry or leave out.
+    """
+
+    name: str
+    path: str
+    pattern: str
+    when: Callable[[VLMConfig, int], bool] | None = None
+    alias: bool = False
+
+
+class Family:
+    """A family of models: architecture, names on disk, images and words.
+
+    Attributes:
+        name: as in `VLMConfig.family` and in the manifests of converted folders.
+        model_types: values of `model_type` in `config.json` that mean it.
+        line: what it is, in one line.
+        rows: its tensors.
+        spellings: (regex, replacement) rules, of which the first that matches turns a name of any
+            checkpoint generation into the hub's.
+        buffers: regexes of names that are no parameters; carried along, never read.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    line: str
+    rows: tuple[Row, ...]
+    spellings: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[str, ...] = ()
+
+    def read(self, root: Mapping[str, Any], where: str) -> VLMConfig:
+        """Returns the architecture that a `config.json` describes.
+
+        Args:
+            root: the JSON object.
+            where: what to call it in errors.
+
+        Raises:
+            ConfigError: a field is missing or out of range, naming it and what it may be.
+        """
+        raise NotImplementedError
+
+    def tower(self, config: VLMConfig, rngs: "nnx.Rngs") -> "nnx.Module":
+        """Returns the vision tower: `Images` to features [B, groups, rows of a group, E]."""
+        raise NotImplementedError
+
+    def connector(self, config: VLMConfig, rngs: "nnx.Rngs") -> "nnx.Module":
+        """Returns what makes image tokens [B, M, D] of the tower's features."""
+        raise NotImplementedError
+
+    def cutter(self, config: VLMConfig, image_processor: Any) -> "Cutter":
+        """Returns what cuts images into the tower's groups of patches.
+
+        Raises:
+            CheckpointError: the folder's image processor is of another tower.
+        """
+        raise NotImplementedError
+
+    def layout(self, config: VLMConfig, rows: int, cols: int) -> "Layout":
+        """Returns the places of the patches of one image of `rows` x `cols` patches."""
+        raise NotImplementedError
+
+    def image_text(self, config: VLMConfig, image: str, token: Token) -> str:
+        """Returns what one image looks like in a turn of plain text.
+
+        Args:
+            config: the architecture.
+            image: text of the placeholder.
+            token: gives the text of other ids.
+        """
+        raise NotImplementedError
+
+    def letters(self, config: VLMConfig) -> dict[str, dict[str, int]]:
+        """Returns, for each part ("decoder", "vision", ...), the length of each letter of the rows'
+        patterns."""
+        raise NotImplementedError
+
+    def stacks(self, config: VLMConfig) -> dict[str, int]:
+        """Returns how many layers each part with layers has."""
+        return {"decoder": config.decoder.num_layers, "vision": config.vision.num_layers}
+
+
+@functools.cache
+def _own() -> dict[str, Family]:
+    """Returns the families of this package by name."""
+    import vlm_jax.families as package
+
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in sorted(names)]
+    found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+    return {family.name: family for family in found}
+
+
+@functools.cache
+def _others() -> dict[str, Family]:
+    """Returns the families that other packages bring, by name."""
+    found = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        try:
+            family = point.load()
+        except Exception as error:  # another package's code
+            raise ConfigError(
+                f"the model family {point.name!r} of {point.value} cannot be imported: {error}; "
+                "mend or uninstall that package."
+            ) from error
+        found[family.name] = family
+    return found
+
+
+def families() -> dict[str, str]:
+    """Returns the names of all families, each with one line that says what it is."""
+    return {name: family.line for name, family in sorted((_others() | _own()).items())}
+
+
+def find(model_type: Any) -> Family:
+    """Returns the family of a `model_type`, or of a name as in `VLMConfig.family`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    # Of this package first: no package that is merely installed can break or replace them.
+    for known in (_own, _others):
+        for family in known().values():
+            if model_type == family.name or model_type in family.model_types:
+                return family
+    types = sorted(t for f in (_own() | _others()).values() for t in f.model_types)
+    raise ConfigError(f"model_type {model_type!r} is not supported ({', '.join(types)} are).")

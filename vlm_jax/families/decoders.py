@@ -1,0 +1,232 @@
+"""Llama-like decoders, which families share: fields of their configs, and rows of their tensors.
+
+Released folders omit whatever their transformers version had as a default, and the defaults differ
+by `model_type` (a Qwen2.5-VL text config without `rms_norm_eps` means 1e-5, a Llama one 1e-6). The
+classes below hold the defaults of transformers' config classes, so that a sparse folder means here
+what it means there. A field without a safe default is required.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from vlm_jax.config import DecoderConfig, VLMConfig
+from vlm_jax.errors import ConfigError
+from vlm_jax.families.base import Row
+from vlm_jax.families.fields import Count, Depth, Epsilon, Factor, Ids, Object, Theta, divide, read
+
+_Part = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+Section = tuple[_Part, _Part, _Part]
+
+
+class Text(msgspec.Struct, kw_only=True):
+    """Fields of a decoder, with the defaults of Llama."""
+
+    biased_output: ClassVar[bool] = False  # whether attention_bias is of the output map too
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] = 32000
+    hidden_size: Count = 4096
+    intermediate_size: Count = 11008
+    num_hidden_layers: Depth = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Theta | None = 1e4
+    rope_scaling: Object | None = None
+    rope_parameters: Object | None = None
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 2048
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    # An explicit null is how a folder switches a sliding window off.
+    sliding_window: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    use_sliding_window: bool | None = False
+    eos_token_id: Ids = 2
+    tie_word_embeddings: bool = False
+
+
+class Llama(Text, kw_only=True):
+    """A Llama or Vicuna decoder."""
+
+    biased_output: ClassVar[bool] = True
+
+
+class Mistral(Text, kw_only=True):
+    """A Mistral decoder."""
+
+    intermediate_size: Count = 14336
+    num_key_value_heads: Count | None = 8
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 4096 * 32
+    sliding_window: Annotated[int, msgspec.Meta(ge=0)] | None = 4096
+    use_sliding_window: bool | None = True
+
+
+class Qwen2(Text, kw_only=True):
+    """A Qwen2 or Qwen2.5 decoder, which has biases without saying so."""
+
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] = 151936
+    intermediate_size: Count = 22016
+    num_key_value_heads: Count | None = 32
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 32768
+    attention_bias: bool = True
+    eos_token_id: Ids = None
+
+
+TEXTS: dict[str, type[Text]] = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2}
+"""Decoders by `model_type`."""
+
+
+class _Rope(msgspec.Struct, kw_only=True):
+    rope_type: str = "default"
+    rope_theta: Theta
+    factor: Factor | None = None
+    mrope_section: Section | None = None
+
+
+def _rope(text: Text, where: str) -> tuple[float, float, tuple[int, int, int] | None]:
+    """Returns (theta, linear factor, m-rope section) from either generation of rope fields."""
+    stated = {**(text.rope_scaling or {}), **(text.rope_parameters or {})}
+    stated["rope_type"] = stated.get("rope_type", stated.get("type", "default"))
+    if stated.get("rope_theta") is None:
+        stated["rope_theta"] = text.rope_theta
+    where = f"{where}: rope parameters"
+    rope = read(stated, _Rope, where)
+    if rope.rope_type not in ("default", "mrope", "linear"):
+        raise ConfigError(
+            f"{where}: rope type {rope.rope_type!r} is not supported (default, mrope and linear "
+            "are)."
+        )
+    factor = rope.factor if rope.rope_type == "linear" else 1.0
+    if factor is None:
+        raise ConfigError(f"{where}: rope type 'linear' needs a factor.")
+    section = rope.mrope_section
+    return (
+        rope.rope_theta,
+        factor,
+        None if section is None else (section[0], section[1], section[2]),
+    )
+
+
+def decoder(text: Text, where: str, tied: bool) -> DecoderConfig:
+    """Returns the decoder that a config's text fields describe.
+
+    Args:
+        text: the fields.
+        where: what to call them in errors.
+        tied: whether the head is the embedding table.
+
+    Raises:
+        ConfigError: they describe something that is not supported.
+    """
+    if text.hidden_act != "silu":
+        raise ConfigError(f"{where}: hidden_act must be 'silu', not {text.hidden_act!r}.")
+    if text.mlp_bias:
+        raise ConfigError(f"{where}: mlp_bias=true is not supported.")
+    window = text.sliding_window
+    if text.use_sliding_window and window is not None and window < text.max_position_embeddings:
+        raise ConfigError(
+            f"{where}: sliding-window attention ({window}) is not supported; set "
+            "use_sliding_window to false or sliding_window to null if the model is to run without."
+        )
+    theta, factor, section = _rope(text, where)
+    heads = text.num_attention_heads
+    kv_heads = text.num_key_value_heads or heads
+    head_dim = text.head_dim or divide(text.hidden_size, heads, where)
+    if heads % kv_heads:
+        raise ConfigError(f"{where}: {heads} query heads do not divide over {kv_heads} key heads.")
+    if head_dim % 2:
+        raise ConfigError(f"{where}: head_dim {head_dim} must be even for rotary positions.")
+    if section is not None and sum(section) != head_dim // 2:
+        raise ConfigError(
+            f"{where}: mrope_section {section} must sum to head_dim / 2 = {head_dim // 2}."
+        )
+    return DecoderConfig(
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=text.rms_norm_eps,
+        rope_theta=theta,
+        rope_factor=factor,
+        mrope_section=section,
+        qkv_bias=text.attention_bias,
+        o_bias=text.attention_bias and text.biased_output,
+        tie_embeddings=tied,
+        max_positions=text.max_position_embeddings,
+    )
+
+
+def read_text(fields: Mapping[str, Any], where: str, default: str = "llama") -> Text:
+    """Returns the fields of a `text_config`, by its `model_type`.
+
+    Raises:
+        ConfigError: the decoder is of no known kind, or a field is out of range.
+    """
+    kind = fields.get("model_type", default)
+    if kind not in TEXTS:
+        raise ConfigError(
+            f"{where}: a {kind!r} text model is not supported ({', '.join(TEXTS)} are)."
+        )
+    return read(fields, TEXTS[kind], where)
+
+
+def _tied(config: VLMConfig, layer: int) -> bool:
+    return config.decoder.tie_embeddings
+
+
+def _untied(config: VLMConfig, layer: int) -> bool:
+    return not config.decoder.tie_embeddings
+
+
+def _qkv_bias(config: VLMConfig, layer: int) -> bool:
+    return config.decoder.qkv_bias
+
+
+def _o_bias(config: VLMConfig, layer: int) -> bool:
+    return config.decoder.o_bias
+
+
+def decoder_rows(model: str, head: str) -> tuple[Row, ...]:
+    """Returns the rows of a Llama-like decoder.
+
+    Args:
+        model: what its names begin with, such as "language_model.model.".
+        head: name of the head's matrix.
+    """
+    disk, ours = model + "layers.{i}.", "decoder/layers/{i}/"
+    return (
+        Row(model + "embed_tokens.weight", "decoder/embed_vd", "v d -> v d"),
+        Row(disk + "input_layernorm.weight", ours + "attn_norm_d", "d -> d"),
+        Row(disk + "self_attn.q_proj.weight", ours + "wq_dnh", "(n h) d -> d n h"),
+        Row(disk + "self_attn.k_proj.weight", ours + "wk_dkh", "(k h) d -> d k h"),
+        Row(disk + "self_attn.v_proj.weight", ours + "wv_dkh", "(k h) d -> d k h"),
+        Row(disk + "self_attn.o_proj.weight", ours + "wo_nhd", "d (n h) -> n h d"),
+        Row(disk + "self_attn.q_proj.bias", ours + "bq_nh", "(n h) -> n h", when=_qkv_bias),
+        Row(disk + "self_attn.k_proj.bias", ours + "bk_kh", "(k h) -> k h", when=_qkv_bias),
+        Row(disk + "self_attn.v_proj.bias", ours + "bv_kh", "(k h) -> k h", when=_qkv_bias),
+        Row(disk + "self_attn.o_proj.bias", ours + "bo_d", "d -> d", when=_o_bias),
+        Row(disk + "post_attention_layernorm.weight", ours + "mlp_norm_d", "d -> d"),
+        Row(disk + "mlp.gate_proj.weight", ours + "w_gate_fd", "f d -> f d"),
+        Row(disk + "mlp.up_proj.weight", ours + "w_up_fd", "f d -> f d"),
+        Row(disk + "mlp.down_proj.weight", ours + "w_down_df", "d f -> d f"),
+        Row(model + "norm.weight", "decoder/final_norm_d", "d -> d"),
+        Row(head, "decoder/head_vd", "v d -> v d", when=_untied),
+        Row(head, "decoder/embed_vd", "v d -> v d", when=_tied, alias=True),
+    )
+
+
+def decoder_letters(config: VLMConfig) -> dict[str, int]:
+    """Returns the letter lengths of a decoder."""
+    decoder = config.decoder
+    return dict(
+        v=decoder.vocab_size,
+        d=decoder.hidden_size,
+        n=decoder.num_heads,
+        k=decoder.num_kv_heads,
+        h=decoder.head_dim,
+        f=decoder.intermediate_size,
+    )

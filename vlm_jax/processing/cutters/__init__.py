@@ -1,0 +1,16 @@
+"""Images to groups of patches, one way of cutting a file. Pillow and NumPy only."""
+
+from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches, row_major
+from vlm_jax.processing.cutters.square import Square
+from vlm_jax.processing.cutters.windows import Windows, window_layout
+
+__all__ = [
+    "Cutter",
+    "Extent",
+    "Layout",
+    "Patches",
+    "Square",
+    "Windows",
+    "row_major",
+    "window_layout",
+]

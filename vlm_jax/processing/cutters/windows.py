@@ -1,0 +1,125 @@
+"""Images of any size in attention windows of one static size.
+
+The reference permutes a packed sequence into window order and back; here a window is a padded
+group, and image tokens point into the groups, so nothing is ever permuted back.
+"""
+
+import functools
+
+import numpy as np
+import PIL.Image
+from transformers import BaseImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from vlm_jax.config import QwenVisionConfig
+from vlm_jax.errors import CheckpointError
+from vlm_jax.processing.cutters.base import Extent, Layout, Patches
+
+
+@functools.lru_cache(maxsize=1024)
+def window_layout(rows: int, cols: int, merge: int, window: int) -> Layout:
+    """Returns the windows of a grid of `rows` x `cols` patches, a token a merge unit.
+
+    The image processor gives merge units row by row, the patches of a unit together.
+
+    Windows and the units in them run row by row. A window at the right or lower edge keeps its
+    full size; the units beyond the edge are padding, in place.
+
+    Args:
+        rows, cols: patches along each side, multiples of `merge`.
+        merge: patches along a side of a merge unit.
+        window: merge units along a side of a window.
+    """
+    high, wide = rows // merge, cols // merge
+    windows_high, windows_wide = -(-high // window), -(-wide // window)
+    units = np.full((windows_high * window, windows_wide * window), -1, np.int32)
+    units[:high, :wide] = np.arange(high * wide, dtype=np.int32).reshape(high, wide)
+    units_gs = (
+        units.reshape(windows_high, window, windows_wide, window)
+        .transpose(0, 2, 1, 3)
+        .reshape(-1, window * window)
+    )
+    slots = np.empty(high * wide, np.int32)
+    flat = units_gs.ravel()
+    slots[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+
+    inside = np.indices((merge, merge), np.int32).reshape(2, -1).T
+    corner = np.stack(np.divmod(np.maximum(units_gs, 0), wide), -1) * merge
+    real = np.repeat(units_gs[..., None] >= 0, merge * merge, -1)
+    index = np.where(real, units_gs[..., None] * merge**2 + np.arange(merge**2), -1)
+    positions = np.where(real[..., None], corner[:, :, None] + inside, 0)
+    groups = len(units_gs)
+    layout = Layout(
+        index.reshape(groups, -1).astype(np.int32),
+        positions.reshape(groups, -1, 2).astype(np.int32),
+        slots,
+    )
+    for array in (layout.index_gu, layout.positions_gu2, layout.slots_m):
+        array.flags.writeable = False  # shared by every image of this size
+    return layout
+
+
+class Windows:
+    """Images of any size in attention windows.
+
+    Raises:
+        CheckpointError: the image processor cuts patches other than the tower's.
+    """
+
+    # Images give window counts of any size; a small image has one to four.
+    group_multiple = 4
+
+    def __init__(self, config: QwenVisionConfig, image_processor: BaseImageProcessor):
+        self.config, self.image_processor = config, image_processor
+        self.slots_per_group = config.window_units**2
+        self.patches_per_group = self.slots_per_group * config.merge_size**2
+        self.patch_features = (
+            config.num_channels * config.temporal_patch_size * config.patch_size**2
+        )
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            ours, theirs = getattr(config, name), getattr(image_processor, name, None)
+            if ours != theirs:
+                raise CheckpointError(
+                    f"preprocessor_config.json says {name} = {theirs} but the vision tower of "
+                    f"config.json has {ours}; they must be equal."
+                )
+        # Fewest and most pixels of a resized image; None where images keep their size.
+        size = getattr(image_processor, "size", {})
+        resizes = getattr(image_processor, "do_resize", True)
+        self._limits = (size["shortest_edge"], size["longest_edge"]) if resizes else None
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the width and height that an image is cut at.
+
+        Raises:
+            ValueError: the image processor does not take such a shape.
+        """
+        if self._limits is None:
+            return width, height
+        unit = self.config.patch_size * self.config.merge_size
+        height, width = smart_resize(height, width, unit, *self._limits)
+        return width, height
+
+    def extent(self, width: int, height: int) -> Extent:
+        """Returns what an image of a size becomes.
+
+        Raises:
+            ValueError: the image processor does not take such a shape.
+        """
+        config = self.config
+        unit = config.patch_size * config.merge_size
+        width, height = self.resized(width, height)
+        rows, cols = height // config.patch_size, width // config.patch_size
+        layout = window_layout(rows, cols, config.merge_size, config.window_units)
+        return Extent((height // unit, width // unit), len(layout.index_gu), layout.slots_m)
+
+    def __call__(self, image: PIL.Image.Image) -> Patches:
+        """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
+        made = self.image_processor(images=[image], return_tensors="np")
+        flat, (_, rows, cols) = made["pixel_values"], made["image_grid_thw"][0].tolist()
+        layout = window_layout(rows, cols, self.config.merge_size, self.config.window_units)
+        return Patches(
+            patches_pe=flat.astype(np.float32, copy=False),
+            index_gu=layout.index_gu,
+            positions_gu2=layout.positions_gu2,
+        )
