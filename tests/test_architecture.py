@@ -72,8 +72,9 @@ def test_the_rules_can_fail():
         (
             "vlm_jax.families",
             ("vlm_jax.families", "vlm_jax.config", "vlm_jax.models", "vlm_jax.processing",
-             "vlm_jax.errors", "vlm_jax.foreign"),
+             "vlm_jax.errors", "vlm_jax.foreign", "vlm_jax.listing"),
         ),
+        ("vlm_jax.listing", ()),
         ("vlm_jax.attention", ("vlm_jax.attention", "vlm_jax.batch", "vlm_jax.errors")),
         ("vlm_jax.parallel", ("vlm_jax.parallel", "vlm_jax.errors")),
         (

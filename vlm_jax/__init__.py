@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlm_jax.answering import Answer, Failure
     from vlm_jax.api import VLM, load
+    from vlm_jax.captions import chair
+    from vlm_jax.comparing import compare
+    from vlm_jax.families import families
     from vlm_jax.methods import methods
 
 __version__ = "0.1.0"
@@ -29,11 +32,14 @@ _HOMES = {
     "VLM": "vlm_jax.api",
     "load": "vlm_jax.api",
     "methods": "vlm_jax.methods",
+    "families": "vlm_jax.families",
+    "compare": "vlm_jax.comparing",
+    "chair": "vlm_jax.captions",
     "Answer": "vlm_jax.answering",
     "Failure": "vlm_jax.answering",
 }
 
-__all__ = ["VLM", "Answer", "Failure", "load", "methods"]
+__all__ = ["VLM", "Answer", "Failure", "chair", "compare", "families", "load", "methods"]
 
 
 def __getattr__(name: str):

@@ -28,12 +28,22 @@ from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator, Sampling
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.listing import html_table
-from vlm_jax.methods import Certificate, Edited, Steered, Treatment, steering_of, treat
+from vlm_jax.methods import (
+    Certificate,
+    Edited,
+    Steered,
+    Treatment,
+    check_method,
+    methods,
+    steering_of,
+    treat,
+)
 from vlm_jax.models import Params, Prefix, abstract
 from vlm_jax.parallel import fetch, make_mesh, param_shardings, put
 from vlm_jax.processing import MAX_IMAGE_PIXELS, ImageSource, Processor
 from vlm_jax.progress import Progress
 from vlm_jax.settings import nearest
+from vlm_jax.side_by_side import SideBySide
 from vlm_jax.steering.combine import identity_like, merge
 from vlm_jax.steering.two_pass import TwoPasses
 
@@ -43,6 +53,9 @@ DTYPES = {
     "float16": "float16", "fp16": "float16", "half": "float16",
 }  # fmt: skip
 """What dtypes of weights and activations are called, and which they are."""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_OPTIONS = {"max_new_tokens", "batch_size", *_SAMPLING}
 
 _log = logging.getLogger(__name__)
 
@@ -165,6 +178,53 @@ class VLM:
         other.treatments, other.steering = treatments, steering
         return other
 
+    def untreated(self) -> "VLM":
+        """Returns the model as it was loaded, without its treatments.
+
+        Raises:
+            ConfigError: its weights were edited and it has no folder to read them from again.
+        """
+        other = copy.copy(self)
+        edits = [one for one in self.treatments if isinstance(one, Edited)]
+        if edits:
+            folder, params = self.source_folder("untreated"), dict(self.params)
+            for path, array in folder.stream(path for edit in edits for path in edit.replace):
+                old = params[path]
+                params[path] = put(array.astype(old.dtype), old.sharding)
+            other = self._with_params(params)
+        other.treatments, other.steering = (), None
+        return other
+
+    def sweep(
+        self, method: str, /, *, images: Any = None, prompts: Any = None, **settings: Any
+    ) -> SideBySide:
+        """Returns the answers to some questions with a method at many settings.
+
+            vlm.sweep("air", heads="identified", text_gain=[0.1, 0.5, 1.0],
+                      images=["a.jpg", "b.jpg"], prompts="Describe.")
+
+        Settings of attention share batches, row by row, and one compiled program; edits of weights
+        compile nothing.
+
+        Args:
+            method: its name.
+            images, prompts: as for `generate`.
+            settings: of the method, where a list is several values and a tuple one; several lists
+                are all of their combinations. What is no setting of the method is one of
+                `generate`.
+
+        Raises:
+            ConfigError: no setting lists values, or one is wrong.
+            PromptError: see `generate`.
+        """
+        from vlm_jax.sweeping import sweep
+
+        call = read_call(images, prompts)
+        own = set(methods()[check_method(method)].settings)
+        options = {name: settings.pop(name) for name in set(settings) & _OPTIONS - own}
+        limit = self._limit(call, options.pop("max_new_tokens", 128))
+        return sweep(self, method, settings, call, {"max_new_tokens": limit, **options})
+
     def with_params(self, params: Params) -> "VLM":
         """Returns the same model with other weights; nothing is compiled again."""
         other = self._with_params(params)
@@ -271,20 +331,37 @@ class VLM:
                 names it, and the file where one is to blame.
         """
         call = read_call(images, prompts)
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        limit = self._limit(call, max_new_tokens)
-        found = self.answer(
-            call.images,
-            call.prompts,
-            max_new_tokens=limit,
-            sampling=sampling,
-            batch_size=batch_size,
-            steering=self._reading() if return_readings else None,
-        )
-        answers = {made.index: made for made in found if isinstance(made, Answer)}
-        listed = [answers[index] for index in range(len(call.prompts))]
-        results = listed if return_readings else [answer.text for answer in listed]
+        options = {
+            "max_new_tokens": self._limit(call, max_new_tokens),
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        steering = self._reading() if return_readings else None
+        answers = self.ask(call.images, call.prompts, options, steering=steering)
+        results = answers if return_readings else [answer.text for answer in answers]
         return results[0] if call.single else results
+
+    def ask(
+        self,
+        images: Sequence[Sequence[ImageSource]] | None,
+        prompts: Sequence[str],
+        options: Mapping[str, Any],
+        **others: Any,
+    ) -> list[Answer]:
+        """Returns the answers of `answer` in the order of the prompts.
+
+        Args:
+            images, prompts, others: see `answer`.
+            options: those of `generate`.
+        """
+        named = dict(options)
+        chosen = {name: named.pop(name) for name in _SAMPLING if name in named}
+        found = self.answer(images, prompts, sampling=Sampling(**chosen), **named, **others)
+        answers = {made.index: made for made in found if isinstance(made, Answer)}
+        return [answers[index] for index in range(len(prompts))]
 
     def _limit(self, call: Call, asked: int) -> int:
         """Returns how many tokens an answer may have: what was asked, or what there is room for."""

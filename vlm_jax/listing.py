@@ -5,8 +5,10 @@ All texts are escaped: what a model says is never markup.
 
 import html
 import itertools
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
@@ -75,3 +77,19 @@ class Listing(Mapping[str, Entry]):
 
     def _repr_html_(self) -> str:
         return html_table([self._title, *self._columns], self._rows())
+
+
+def lines(entries: Mapping[str, str], title: str) -> Listing[str]:
+    """Returns a listing of things with one line each."""
+    return Listing(entries, title, {"what it is": str})
+
+
+def make_callable(module: str, function: Callable[[], Any]) -> None:
+    """Lets a module be called, for one that has the name of a function of the package.
+
+    `vlm_jax.families()` lists the families, though importing the room `vlm_jax.families` puts the
+    module in the function's place.
+    """
+    call = lambda _: function()
+    kind = type("CallableModule", (types.ModuleType,), {"__call__": call})
+    sys.modules[module].__class__ = kind

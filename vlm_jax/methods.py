@@ -15,8 +15,6 @@ import importlib.metadata
 import inspect
 import json
 import os
-import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +23,7 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.attention.steering import Steering
 from vlm_jax.errors import ConfigError
-from vlm_jax.listing import Listing, html_table
+from vlm_jax.listing import Listing, html_table, make_callable
 from vlm_jax.progress import Progress
 from vlm_jax.settings import nearest, refuse_unknown
 from vlm_jax.steering.combine import merge
@@ -205,13 +203,23 @@ def treat(name: str, model: "VLM", settings: Mapping[str, Any]) -> Treatment:
         ConfigError: there is no such method, it has no such setting, or a value cannot be.
         EditError: an edit does not fit the model.
     """
+    method = methods()[check_method(name)]
+    refuse_unknown(settings, method.settings, f"method {name!r}")
+    return method.treatment(model, settings)
+
+
+def check_method(name: str) -> str:
+    """Returns the name of a method.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
     known = methods()
     if name not in known:
         raise ConfigError(
             f"there is no method {name!r}{nearest(name, known)}; there are {', '.join(known)}."
         )
-    refuse_unknown(settings, known[name].settings, f"method {name!r}")
-    return known[name].treatment(model, settings)
+    return name
 
 
 def steering_of(treatments: Sequence[Treatment]) -> Steering | None:
@@ -295,11 +303,4 @@ def _plain(value: Any) -> Any:
     return value.document() if hasattr(value, "document") else str(value)
 
 
-class _Callable(types.ModuleType):
-    """This module, which `vlm_jax.methods()` calls."""
-
-    def __call__(self) -> Listing[Method]:
-        return methods()
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, methods)

@@ -177,6 +177,14 @@ def test_an_unknown_name_says_which_there_are():
 
 def test_the_package_lists_what_it_offers():
     names = dir(vlm_jax)
-    assert {"VLM", "load", "methods"} <= set(names)
+    assert {"VLM", "load", "methods", "compare", "chair", "families"} <= set(names)
     assert "importlib" not in names
     assert all(getattr(vlm_jax, name) is not None for name in vlm_jax.__all__)
+
+
+def test_families_are_listed_with_a_line():
+    listed = vlm_jax.families()
+    assert {"llava", "qwen2_5_vl"} <= set(listed)
+    assert all(line and "\n" not in line for line in listed.values())
+    assert "llava" in repr(listed)
+    assert vlm_jax.families.find("llava").name == "llava"  # the room of the same name

@@ -12,5 +12,8 @@ entry-point group `vlm_jax.families`:
 """
 
 from vlm_jax.families.base import Family, Row, families, find
+from vlm_jax.listing import lines, make_callable
 
 __all__ = ["Family", "Row", "families", "find"]
+
+make_callable(__name__, lambda: lines(families(), "family"))

@@ -1,0 +1,189 @@
+"""CHAIR from Python: captions against the objects in their images, with the words that are wrong.
+
+truth = {7: ["cup", "person"]}
+vlm_jax.chair({7: "A man with a cup and a fork."}, truth).per_caption[0].hallucinated   # fork
+"""
+
+import dataclasses
+import html
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from vlm_jax.errors import AnswersError
+from vlm_jax.evals import chair as scoring
+from vlm_jax.evals.records import image_id
+from vlm_jax.evals.truth import read_object_truth
+from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
+from vlm_jax.listing import html_table, text_table
+
+_SHOWN = ("C_S", "C_I", "recall", "F1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionVerdict:
+    """What is right and wrong in a caption.
+
+    Attributes:
+        image: its id.
+        caption: the text.
+        hallucinated: words that name an object which is not in the image, in order.
+        grounded: words that name one which is.
+        missed: objects of the image that the caption does not name.
+        mentions: every mention with its place in the text.
+    """
+
+    image: int | str
+    caption: str
+    hallucinated: tuple[str, ...]
+    grounded: tuple[str, ...]
+    missed: tuple[str, ...]
+    mentions: tuple[scoring.ScoredMention, ...] = dataclasses.field(repr=False)
+
+    def _repr_html_(self) -> str:
+        """The caption, hallucinated words marked and grounded ones in bold."""
+        pieces, end = [], 0
+        for mention in self.mentions:
+            tag = "mark" if mention.hallucinated else "b"
+            word = html.escape(self.caption[mention.start : mention.end])
+            pieces += [html.escape(self.caption[end : mention.start]), f"<{tag}>{word}</{tag}>"]
+            end = mention.end
+        return "".join([*pieces, html.escape(self.caption[end:])])
+
+
+@dataclasses.dataclass(frozen=True)
+class ChairScore:
+    """CHAIR of some captions.
+
+    Attributes:
+        per_caption: a verdict a caption, in the order that they were given.
+        metrics: C_S, C_I, recall, F1 and more, of all of them; fractions, `length` in words.
+        counts: the integers behind the metrics.
+    """
+
+    per_caption: tuple[CaptionVerdict, ...]
+    metrics: Mapping[str, float]
+    counts: Mapping[str, int]
+
+    def table(self) -> str:
+        """Returns the metrics, and a row a caption with its hallucinated and grounded words."""
+        rows = [
+            [str(one.image), ", ".join(one.hallucinated), ", ".join(one.grounded)]
+            for one in self.per_caption
+        ]
+        return f"{self._headline()}\n{text_table(['image', 'hallucinated', 'grounded'], rows)}"
+
+    def to_pandas(self) -> Any:
+        """Returns a pandas `DataFrame`, a row a caption.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        from vlm_jax.side_by_side import data_frame
+
+        names = ("image", "caption", "hallucinated", "grounded", "missed")
+        return data_frame([{n: getattr(one, n) for n in names} for one in self.per_caption])
+
+    def _headline(self) -> str:
+        found = (f"{name} {100 * self.metrics[name]:.1f} %" for name in _SHOWN)
+        return f"{len(self.per_caption)} captions: {', '.join(found)}"
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        rows = [[str(one.image), one, ", ".join(one.hallucinated)] for one in self.per_caption]
+        return html_table(["image", "caption", "hallucinated"], rows, self._headline())
+
+
+def chair(
+    captions: Any,
+    truth: Any,
+    *,
+    vocabulary: Vocabulary | None = None,
+) -> ChairScore:
+    """Returns CHAIR of captions, with the words that are hallucinated in each.
+
+    Args:
+        captions: image id -> caption; or rows {"image_id": ..., "caption": ...}; or a list of
+            texts, the n-th of them about the n-th image of `truth`.
+        truth: image id -> objects in the image, by any name that the vocabulary knows; or paths of
+            object tables or COCO annotations.
+        vocabulary: finds objects in text; by default our own table of COCO's.
+
+    Raises:
+        AnswersError: an image has no truth, or something is no caption.
+    """
+    vocabulary = vocabulary or coco_vocabulary()
+    objects = _objects(truth, vocabulary)
+    scorer = scoring.ChairScorer(objects, vocabulary)
+    verdicts: list[CaptionVerdict] = []
+    counts: dict[str, int] = {}
+    for image, caption in _captions(captions, objects):
+        if not isinstance(caption, str):
+            raise AnswersError(
+                f"the caption of image {image!r} must be text, not {type(caption).__name__}."
+            )
+        if image not in objects:
+            raise AnswersError(f"image {image!r} has no truth; it is of {len(objects)} others.")
+        found = scorer.score(image, caption)
+        for name, count in found.tally.items():
+            counts[name] = counts.get(name, 0) + count
+        words = lambda wrong, found=found: tuple(
+            mention.surface for mention in found.mentions if mention.hallucinated == wrong
+        )
+        named = {mention.node for mention in found.mentions}
+        missed = tuple(sorted(set(objects[image]) - named))
+        verdict = CaptionVerdict(image, caption, words(True), words(False), missed, found.mentions)
+        verdicts.append(verdict)
+    if not verdicts:
+        raise AnswersError("there is no caption to judge.")
+    return ChairScore(tuple(verdicts), scoring.report(counts), counts)
+
+
+def _objects(truth: Any, vocabulary: Vocabulary) -> dict[int | str, frozenset[str]]:
+    """Image id -> node words."""
+    if isinstance(truth, str | os.PathLike) or not isinstance(truth, Mapping):
+        paths = [truth] if isinstance(truth, str | os.PathLike) else list(truth)
+        found = read_object_truth([os.fspath(path) for path in paths], vocabulary)
+        return dict(found.objects)
+    node = lambda word: vocabulary.node(word) or word
+    objects = {}
+    for image, words in truth.items():
+        if isinstance(words, str) or not isinstance(words, Collection):
+            raise AnswersError(
+                f"truth of image {image!r} must list objects, not be {type(words).__name__}."
+            )
+        objects[_id(image)] = frozenset(map(node, words))
+    return objects
+
+
+def _captions(captions: Any, objects: Mapping[int | str, Any]) -> Sequence[tuple[int | str, Any]]:
+    """Pairs of image id and caption."""
+    if isinstance(captions, Mapping):
+        return [(_id(image), text) for image, text in captions.items()]
+    if isinstance(captions, str) or not isinstance(captions, Sequence):
+        raise AnswersError(
+            "captions must be a mapping of image ids, rows with image_id and caption, or a list "
+            f"of texts, not {type(captions).__name__}."
+        )
+    if all(isinstance(row, Mapping) for row in captions):
+        lacking = next((row for row in captions if not {"image_id", "caption"} <= set(row)), None)
+        if lacking is not None:
+            raise AnswersError(
+                f"a caption's row needs image_id and caption; {lacking!r} lacks one."
+            )
+        return [(_id(row["image_id"]), row["caption"]) for row in captions]
+    if len(captions) != len(objects):
+        raise AnswersError(
+            f"{len(captions)} texts are no captions of the {len(objects)} images of truth; give a "
+            "mapping of image ids to texts."
+        )
+    return list(zip(objects, captions))
+
+
+def _id(image: Any) -> int | str:
+    try:
+        return image_id(image)
+    except ValueError as error:
+        raise AnswersError(f"{image!r} is no image id: {error}") from None
