@@ -33,6 +33,7 @@ def test_time_is_judged_against_the_copy_and_memory_against_its_bound():
     assert figures["export, peak memory / bound"]["verdict"] == "met"
 
 
+@pytest.mark.slow
 def test_the_row_runs(tmp_path):
     result = conversion.measure(quick=True)
     assert {figure["verdict"] for figure in result["figures"]} == {""}

@@ -15,6 +15,8 @@ from benchmarks.__main__ import ON_REQUEST, ROWS
 
 QUICK = {row: module for row, module in ROWS.items() if row not in ("R12", *ON_REQUEST)}
 QUICK["7B"] = "seven_b"
+FAST = ("R4",)
+"""Rows that `make test` runs: decoding of both engines."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,9 @@ def _one_torch_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("row", QUICK)
+@pytest.mark.parametrize(
+    "row", [row if row in FAST else pytest.param(row, marks=pytest.mark.slow) for row in QUICK]
+)
 def test_a_row_runs(row, tmp_path):
     result = importlib.import_module(f"benchmarks.{QUICK[row]}").measure(quick=True)
     assert result["row"] == row

@@ -1,5 +1,6 @@
 """Edited folders of both formats: what changes, certificates, reverts, refusals."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -58,10 +59,23 @@ def qwen(made, form):
     return made("qwen2_5_vl", "bfloat16", form)
 
 
+@pytest.fixture(scope="session")
+def edited_once(made, tmp_path_factory):
+    """Gives the edited folder of a format; never to be changed."""
+
+    @functools.cache
+    def make(form: str) -> pathlib.Path:
+        target = tmp_path_factory.mktemp("edited") / form
+        edit_folder(open_folder(made("qwen2_5_vl", "bfloat16", form)), target, SPEC)
+        return target
+
+    return make
+
+
 @pytest.fixture
-def edited(qwen, tmp_path):
-    edit_folder(open_folder(qwen), tmp_path / "edited", SPEC)
-    return tmp_path / "edited"
+def edited(edited_once, form, tmp_path):
+    """An edited folder of one's own."""
+    return pathlib.Path(shutil.copytree(edited_once(form), tmp_path / "edited"))
 
 
 def tensors(folder) -> dict[str, np.ndarray]:
