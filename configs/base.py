@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.prompt = ""
     config.images = ()
 
-    # What `evaluate` asks (see vlm_jax/jobs/benchmarks.py).
+    # What `evaluate` asks (kinds: vlm_jax/evals/suites).
     config.benchmarks = ConfigDict()
     # What it compares with the source as it is: name -> arm. An arm is one entry, or a list of
     # entries that act together. An entry whose `method` is an attention method
@@ -67,11 +67,24 @@ def get_config() -> ConfigDict:
     # Tokens are words of one token each; "<stop>" stands for the ids that end an answer.
     config.frontier = ConfigDict({"biases": (), "tokens": ("<stop>",)})
 
-    # How `score` judges. CHAIR's words are this project's own, or those of a published synonyms.txt
-    # with the two-word rules of its script, or of a JSON file; POPE answers are read by a parser
-    # of vlm_jax.evals.pope.PARSERS.
+    # How `score` judges. `suite` is a kind of benchmark (vlm_jax/evals/suites); "" tells it by the
+    # form of the truth. Fields of the answers are known by their usual names, or named by
+    # `image_key` and `text_key`. Settings of the benchmark's own go here too: of CHAIR `synonyms`
+    # (a published synonyms.txt), `double_words` (its two-word rules as JSON) and `variant`; of
+    # questions the `parser`.
     config.score = ConfigDict(
-        {"synonyms": "", "double_words": "", "parser": "rucaibox", "allow_missing": False}
+        {
+            "suite": "",
+            "image_key": "",
+            "text_key": "",
+            "allow_missing": False,
+            "allow_extra": False,  # answers without truth are left out instead of refused
+            "max_unparsable": 0.95,  # a greater share of answers without a verdict is refused
+            "synonyms": "",
+            "double_words": "",
+            "variant": "",
+            "parser": "",
+        }
     )
 
     # What `sweep` varies (see vlm_jax/jobs/grids.py): field of config.edit -> values; or, where

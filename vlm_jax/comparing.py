@@ -216,13 +216,10 @@ def _compare(
     **options: Any,
 ) -> comparisons.Comparison:
     base = tables[PLAIN]
-    statistics = {
+    metrics = {
         name: benchmark.metrics(base[name][0].totals()) for name, benchmark in benchmarks.items()
     }
-    units = {
-        key: unit for benchmark in benchmarks.values() for key, unit in benchmark.units.items()
-    }
-    return comparisons.compare(tables, statistics, units=units, **options)
+    return comparisons.compare(tables, metrics, **options)
 
 
 def _rows(arms: Mapping[str, VLM], draws: int, seed: int) -> Iterator[_Row]:

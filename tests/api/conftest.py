@@ -3,7 +3,7 @@
 import pytest
 
 import vlm_jax
-from vlm_jax.testbed.benchmark import TestbedChair
+from vlm_jax.testbed.suites.testbed_chair import TestbedChair
 
 
 @pytest.fixture(scope="session")

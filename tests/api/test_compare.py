@@ -6,7 +6,7 @@ import vlm_jax
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.side_by_side import SideBySide
 from vlm_jax.sweeping import grid
-from vlm_jax.testbed.benchmark import TestbedChair
+from vlm_jax.testbed.suites.testbed_chair import TestbedChair
 
 PROMPT = "Please describe this image in detail."
 AIR = {"heads": "identified", "text_gain": 0.5}
@@ -82,9 +82,9 @@ def test_scores_are_those_of_the_answers(shipped_llava, arms, scored):
     for name, model in {"plain": shipped_llava, **arms}.items():
         asked = list(benchmark.examples())
         texts = model.generate([e.images for e in asked], [e.prompt for e in asked], **SHORT)
-        totals = dict.fromkeys(benchmark.tally(asked[0], texts[0]), 0)
+        totals = dict.fromkeys(benchmark.judge(asked[0], texts[0]).counts, 0)
         for example, text in zip(asked, texts):
-            for key, count in benchmark.tally(example, text).items():
+            for key, count in benchmark.judge(example, text).counts.items():
                 totals[key] += count
         level = next(arm for arm in scored.comparison.arms if arm.name == name).levels
         assert level["chair_normal"]["recall"].value == pytest.approx(

@@ -4,26 +4,26 @@ import dataclasses
 import random
 from collections.abc import Collection
 
-from vlm_jax.evals.base import Example
+from vlm_jax.evals.base import Example, Judged, Suite
 
 COUNT = 60
 
 
-class Numbers:
+class Numbers(Suite):
     """Two questions on each image: what is twice n?"""
 
     name = "numbers"
 
     def __init__(self, count: int = COUNT):
         self.count = count
-        self.units: dict[str, str] = {}
 
     def examples(self):
         for n in range(self.count):
             yield Example(f"q{n}", (n,), "Twice?", {"image": n // 2})
 
-    def tally(self, example, answer):
-        return {"right": int(int(answer) == 2 * example.images[0]), "asked": 1}
+    def judge(self, example, answer):
+        right = int(int(answer) == 2 * example.images[0])
+        return Judged(example, {"right": right, "asked": 1}, {"right": right})
 
     def answer_row(self, example, answer):
         return {"text": answer, "image": example.meta["image"]}

@@ -38,7 +38,7 @@ def main(path: str) -> None:
         identity={"model": "fake"},
         max_failures=3,
     )
-    assert len(found.tallies) == COUNT - 2
+    assert len(found.judged) == COUNT - 2
 
 
 if __name__ == "__main__":

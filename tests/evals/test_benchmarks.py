@@ -5,9 +5,10 @@ import json
 import pytest
 
 from vlm_jax.errors import AnswersError
-from vlm_jax.evals.answers import read_captions, read_question_answers
-from vlm_jax.evals.base import Benchmark, Example
-from vlm_jax.evals.benchmarks import CAPTION_PROMPT, ONE_WORD, Chair, Pope
+from vlm_jax.evals.answers import read_answers
+from vlm_jax.evals.base import Example, Suite
+from vlm_jax.evals.suites.chair import CAPTION_PROMPT, Chair
+from vlm_jax.evals.suites.pope import ONE_WORD, Pope
 from vlm_jax.evals.tallies import tabulate
 from vlm_jax.evals.truth import ObjectTruth, Question, read_questions
 
@@ -32,7 +33,7 @@ def images(tmp_path):
 
 def test_chair_examples_are_pinned(images):
     bench = Chair(images, TRUTH)
-    assert isinstance(bench, Benchmark)
+    assert isinstance(bench, Suite)
     assert list(bench.examples()) == [
         Example(1, (images / "000000000001.JPG",), CAPTION_PROMPT, {"image_id": 1}),
         Example(2, (images / "2.jpg",), CAPTION_PROMPT, {"image_id": 2}),
@@ -53,27 +54,29 @@ def test_chair_takes_images_in_memory_and_a_question_file(write):
 def test_chair_scores_and_writes_answers(images, write):
     bench = Chair(images, TRUTH, groups={1: {"cat": "partner"}})
     answers = {1: "a dog and a cat", 2: "", "k": "a mug"}
-    table = tabulate((e.id, bench.tally(e, answers[e.id])) for e in bench.examples())
+    table = tabulate((e.id, bench.judge(e, answers[e.id]).counts) for e in bench.examples())
     totals = table.totals()
     assert totals["hallucinated_mentions/partner"] == 1
     assert bench.report(totals)["C_S/partner"] == pytest.approx(1 / 3)
     assert set(bench.report(totals)) == set(bench.metrics(totals))
     path = write("a.jsonl", [bench.answer_row(e, answers[e.id]) for e in bench.examples()])
-    assert read_captions(path).texts == answers
+    assert read_answers(bench, path).texts == answers
 
 
 def test_pope_examples_and_scores(images, write):
     bench = Pope(images, QUESTIONS)
-    assert isinstance(bench, Benchmark)
+    assert isinstance(bench, Suite)
     first, second = bench.examples()
     assert first.images == (images / "2.jpg",)
     assert first.prompt == QUESTIONS[0].text + ONE_WORD
     assert second.images == (images / "000000000001.JPG",)
-    totals = tabulate([(1, bench.tally(first, "No")), (2, bench.tally(second, "No"))]).totals()
+    totals = tabulate(
+        [(1, bench.judge(first, "No").counts), (2, bench.judge(second, "No").counts)]
+    ).totals()
     assert bench.report(totals)["accuracy"] == 0.5
     assert set(bench.report(totals)) == set(bench.metrics(totals))
     path = write("a.jsonl", [bench.answer_row(first, "No"), bench.answer_row(second, "Yes")])
-    assert read_question_answers(path).texts == {1: "No", 2: "Yes"}
+    assert read_answers(bench, path).texts == {1: "No", 2: "Yes"}
     assert len(list(Pope(images, QUESTIONS, limit=1).examples())) == 1
 
 
@@ -138,7 +141,8 @@ def test_rows_of_captions_to_ask_for_that_cannot_be_read_are_named(write):
         "q.jsonl line 2": "text must be text, found int 5.",
         "q.jsonl line 3": "not valid JSON (Expecting value).",
         "q.jsonl line 4": "second question about image 2; keep one.",
-        "q.jsonl line 5": "needs a field 'image_id' or 'image', has 'text'.",
+        "q.jsonl line 5": "needs a field 'image_id' or 'image' or 'image_path' or "
+        "'image_source' or 'id', has 'text'.",
     }
     first = Chair({1: "one", 2: "two"}, TRUTH, questions=questions, limit=1)
     assert [e.id for e in first.examples()] == [2]

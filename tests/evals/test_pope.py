@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_jax.evals import pope
-from vlm_jax.evals.answers import read_question_answers
+from vlm_jax.evals.answers import read_answers
 from vlm_jax.evals.pope import PARSERS, parse_answer, report
 from vlm_jax.evals.pope_questions import SPLITS, pope_questions, question_lines, question_text
+from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.evals.tallies import tabulate
 from vlm_jax.evals.truth import read_questions
 
@@ -111,10 +112,9 @@ def test_parsers_of_the_harnesses(real_data):
 def test_scores_of_the_harnesses(real_data, split):
     golden = json.loads((real_data / "pope" / "golden" / "golden_scores.json").read_text())
     wanted = golden["splits"][split]
-    answers = read_question_answers(
-        real_data / "pope" / "golden" / f"coco_pope_{split}_synthetic_answers.jsonl"
-    ).texts
     questions = read_questions(real_data / "pope" / "coco" / f"coco_pope_{split}.json")
+    given = real_data / "pope" / "golden" / f"coco_pope_{split}_synthetic_answers.jsonl"
+    answers = read_answers(Pope(None, questions), given).texts
 
     def score(parser):
         totals = tabulate(

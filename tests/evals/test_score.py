@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from vlm_jax.errors import AnswersError, UserError
+from vlm_jax.errors import AnswersError, ConfigError, UserError
 from vlm_jax.evals.results import (
     Results,
     format_table,
@@ -44,7 +44,7 @@ def files(write):
 
 
 def test_chair_document(files, tmp_path):
-    results = score(files["captions"], files["table"])
+    results = score(files["captions"], files["table"]).results
     document = json.loads(results.write(tmp_path / "out" / "results.json").read_text())
     assert document["benchmark"] == "chair"
     assert document["counts"] == {
@@ -54,6 +54,8 @@ def test_chair_document(files, tmp_path):
         "hallucinated_mentions": 1,
         "gt_objects": 3,
         "recalled_objects": 3,
+        "mentioned_types": 4,
+        "words": 12,
     }
     assert document["n"] == 2
     assert document["metrics"]["C_S"]["value"] == 0.5
@@ -67,7 +69,7 @@ def test_chair_document(files, tmp_path):
 
 
 def test_pope_document(files):
-    results = score(files["answers"], files["questions"])
+    results = score(files["answers"], files["questions"]).results
     assert results.benchmark == "pope"
     assert results.metrics["accuracy"].value == pytest.approx(2 / 3)
     assert results.counts["true_positives"] == 1
@@ -76,14 +78,14 @@ def test_pope_document(files):
 
 def test_questions_on_one_image_are_resampled_together(files):
     """All three questions are on one image: no resample differs from the sample."""
-    entry = score(files["answers"], files["questions"]).metrics["accuracy"]
+    entry = score(files["answers"], files["questions"]).results.metrics["accuracy"]
     assert entry.low == entry.value == entry.high
-    assert score(files["answers"], files["questions"]).n == 3
+    assert score(files["answers"], files["questions"]).results.n == 3
 
 
 def test_a_baseline_gives_paired_differences(files, write):
     other = write("base.jsonl", [row | {"caption": "A dog and a cup."} for row in CAPTIONS[::-1]])
-    results = score(files["captions"], files["table"], baseline=other)
+    results = score(files["captions"], files["table"], baseline=other).results
     difference = results.differences["C_S"]
     assert difference.value == 0.5 - 1.0
     assert difference.low == -1.0
@@ -92,43 +94,50 @@ def test_a_baseline_gives_paired_differences(files, write):
 
 
 def test_the_protocol_is_of_the_comparison_not_of_the_answers(files, write):
-    first = score(files["answers"], files["questions"]).protocol
+    first = score(files["answers"], files["questions"]).results.protocol
     other = write("other.jsonl", [row | {"text": "Yes"} for row in ANSWERS])
-    assert score(other, files["questions"], draws=10, seed=3).protocol == first
-    assert score(files["answers"], files["questions"], parser="vcd").protocol != first
+    assert score(other, files["questions"], draws=10, seed=3).results.protocol == first
+    assert (
+        score(files["answers"], files["questions"], rules={"parser": "vcd"}).results.protocol
+        != first
+    )
     assert protocol_hash({"a": 1, "b": 2}) == protocol_hash({"b": 2, "a": 1})
 
 
 @pytest.mark.parametrize(
-    ("answers", "truth", "benchmark", "message"),
+    ("answers", "truth", "suite", "message"),
     [
-        ("captions", "table", "mme", "benchmark 'mme' is unknown; choose one of chair, pope"),
-        ("captions", "questions", "chair", "chair needs objects of images as truth"),
-        ("answers", "table", "pope", "pope needs labelled questions as truth"),
-        ("answers", "table", None, "needs a field 'image_id' or 'image'"),
-        ("captions", "questions", None, "needs a field 'question_id'"),
+        ("captions", "table", "poope", "must be one of .*did you mean 'pope'"),
+        ("captions", "questions", "chair", "holds yes/no questions; captions need"),
+        ("answers", "table", "pope", "holds objects of images; a file of labelled questions"),
+        ("answers", "table", "", "needs a field 'image_id' or 'image'"),
+        ("captions", "questions", "", "needs a field 'question_id'"),
+        ("answers", "captions", "", "does not say which benchmark it is of"),
     ],
 )
-def test_files_of_the_wrong_kind(files, answers, truth, benchmark, message):
-    with pytest.raises(AnswersError, match=message):
-        score(files[answers], files[truth], benchmark)
+def test_files_of_the_wrong_kind(files, answers, truth, suite, message):
+    with pytest.raises(UserError, match=message):
+        score(files[answers], files[truth], suite)
 
 
 def test_answers_without_truth(files, write):
     rows = [*CAPTIONS, *({"image_id": n, "caption": ""} for n in range(10, 19))]
     path = write("more.jsonl", rows)
-    with pytest.raises(AnswersError, match=r"line 3: 9 of 11 captions have no truth; image 10, 11"):
+    with pytest.raises(AnswersError, match=r"line 3: 9 of 11 answers have no truth: 10, 11"):
         score(path, files["table"])
     path = write("odd.jsonl", [*ANSWERS, {"question_id": 7, "text": "Yes"}])
-    with pytest.raises(AnswersError, match=r"line 4: 1 of 4 answers have no truth; question 7"):
+    with pytest.raises(AnswersError, match=r"line 4: 1 of 4 answers have no truth: 7"):
         score(path, files["questions"])
+    results = score(path, files["questions"], allow_extra=True).results
+    assert results.n == 3
+    assert results.notes == ("1 answers have no truth and were left out",)
 
 
 def test_questions_without_answers(files, write):
     path = write("few.jsonl", ANSWERS[:1])
     with pytest.raises(AnswersError, match="2 of 3 questions have no answer: 1, 2"):
         score(path, files["questions"])
-    results = score(path, files["questions"], allow_missing=True)
+    results = score(path, files["questions"], allow_missing=True).results
     assert results.n == 1
     assert results.notes == ("2 questions have no answer and were left out",)
 
@@ -140,16 +149,18 @@ def test_a_baseline_over_other_items(files, write):
 
 
 def test_unknown_parser(files):
-    with pytest.raises(ValueError, match="parser 'gpt' is unknown"):
-        score(files["answers"], files["questions"], parser="gpt")
+    with pytest.raises(ConfigError, match=r"config\.score\.parser must be one of .*, not 'gpt'"):
+        score(files["answers"], files["questions"], rules={"parser": "gpt"})
+    with pytest.raises(ConfigError, match=r"config\.score has no setting 'parser'"):
+        score(files["captions"], files["table"], rules={"parser": "vcd"})
 
 
-def test_real_files(real_data, official):
+def test_real_files(real_data):
     results = score(
         real_data / "chair" / "captions" / "opera" / "llava-1.5_greedy.jsonl",
         real_data / "chair" / "gt_objects_coco2014_pattern.tsv.gz",
-        vocabulary=official,
-    )
+        rules={"synonyms": str(real_data / "chair" / "synonyms.txt")},
+    ).results
     assert results.counts["hallucinated_captions"] == 225
     assert results.metrics["C_S"].value == 0.45
     assert 0.03 < results.metrics["C_S"].high - 0.45 < 0.06
@@ -158,9 +169,10 @@ def test_real_files(real_data, official):
 def test_scoring_never_imports_jax():
     code = (
         "import pkgutil, sys, importlib, vlm_jax.evals as room\n"
-        "for module in pkgutil.iter_modules(room.__path__):\n"
-        "    if module.name != 'runner':\n"
-        "        importlib.import_module(f'vlm_jax.evals.{module.name}')\n"
+        "for module in pkgutil.walk_packages(room.__path__, 'vlm_jax.evals.'):\n"
+        "    if not module.name.endswith('.runner'):\n"
+        "        importlib.import_module(module.name)\n"
+        "room.suites.benchmarks()\n"
         "print([name for name in ('jax', 'flax', 'torch', 'transformers') if name in sys.modules])"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -242,10 +254,10 @@ def test_metric_tables_mark_what_excludes_zero():
 def test_items_that_failed_are_left_out_and_said(files, write):
     broken = {"id": 2, "error": "image 0 is corrupt."}
     answers = write("failed.jsonl", [ANSWERS[0], broken, ANSWERS[1]])
-    results = score(answers, files["questions"])
+    results = score(answers, files["questions"]).results
     assert results.n == 2
     assert results.notes == ("1 items could not be read and were left out",)
     with pytest.raises(AnswersError, match="1 of 3 questions have no answer: 2"):
         score(write("less.jsonl", ANSWERS[:2]), files["questions"])
     captions = write("captions_failed.jsonl", [CAPTIONS[0], broken])
-    assert "1 items could not be read" in score(captions, files["table"]).notes[1]
+    assert "1 items could not be read" in score(captions, files["table"]).results.notes[1]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_jax.evals import chair
+from vlm_jax.evals.comparison import statistics_of
 from vlm_jax.evals.statistics import (
     Interval,
     bootstrap,
@@ -96,7 +97,7 @@ def test_strata_keep_their_sizes():
 
 def test_all_metrics_of_chair_resample():
     rows = [(i, dict.fromkeys(chair.COUNTS, i % 3)) for i in range(40)]
-    intervals = bootstrap_all(chair.METRICS, tabulate(rows), draws=100)
+    intervals = bootstrap_all(statistics_of(chair.METRICS), tabulate(rows), draws=100)
     assert set(intervals) == set(chair.METRICS)
     assert all(entry.low <= entry.value <= entry.high for entry in intervals.values())
 

@@ -1,14 +1,17 @@
 """Jobs on a fake model over a real tiny folder: edits are real, answers follow a rule."""
 
 import pathlib
+import types
 
 import pytest
 
 from tests.jobs.fakes import FakeVLM
 from vlm_jax import checkpoint
-from vlm_jax.evals.benchmarks import Chair, Pope
+from vlm_jax.evals import suites
+from vlm_jax.evals.suites.chair import Chair
+from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.evals.truth import ObjectTruth, Question
-from vlm_jax.jobs import benchmarks, measure
+from vlm_jax.jobs import measure
 from vlm_jax.jobs.request import Request
 
 IMAGES = 40
@@ -36,9 +39,21 @@ def fake(tiny_llava, monkeypatch) -> FakeVLM:
     params = checkpoint.open_folder(tiny_llava).load()
     model = FakeVLM(params)
     monkeypatch.setattr(measure, "load_model", lambda request: model)
-    monkeypatch.setitem(benchmarks.KINDS, "fake_chair", fake_chair)
-    monkeypatch.setitem(benchmarks.KINDS, "fake_pope", fake_pope)
+    stand_in(monkeypatch, fake_chair=fake_chair, fake_pope=fake_pope)
     return model
+
+
+def stand_in(monkeypatch, **made) -> None:
+    """Kinds of benchmarks that are functions of a section's settings."""
+    original = suites.find
+
+    def find(kind, where="kind"):
+        if kind not in made:
+            return original(kind, where)
+        read = lambda section, where, family: made[kind](**section)
+        return types.SimpleNamespace(read=read)
+
+    monkeypatch.setattr(suites, "find", find)
 
 
 @pytest.fixture

@@ -150,12 +150,13 @@ def test_no_arms_is_a_plain_evaluation(job, config):
         ("arms", {"a b": {}, "a_b": {"k": 1}}, r"would share the folder a_b"),
         ("benchmarks", {}, r"config.benchmarks is empty"),
         ("benchmarks", {"x": {"kind": "bleu"}}, r"x.kind must be one of .*not 'bleu'"),
-        ("benchmarks", {"x": {"kind": "fake_pope", "m": 1}}, r"x has no key 'm'; .* offset, n"),
+        ("benchmarks", {"x": {"kind": "chair", "m": 1}}, r"x has no setting 'm'; .*images, limit"),
+        ("benchmarks", {"x": {"kind": "chair"}}, r"Set config.benchmarks.x.images: the chair"),
         ("benchmarks", {"x": {"kind": "fake_pope"}}, r"frontier needs a caption benchmark"),
         (
             "benchmarks",
             {"x": {"kind": "testbed_chair", "set": "normal", "split": "val", "n": 2}},
-            r"config.benchmarks.x: .*split 'dev' or 'test', not 'normal' and 'val'",
+            r"config.benchmarks.x.split must be one of 'dev', 'test', not 'val'",
         ),
         (
             "benchmarks",

@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 
 from configs import base
-from tests.jobs.conftest import IMAGES
+from tests.jobs.conftest import IMAGES, stand_in
 from vlm_jax.errors import AnswersError, PromptError, UserError
-from vlm_jax.evals.benchmarks import Chair
+from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
-from vlm_jax.jobs import benchmarks, evaluate, generate
+from vlm_jax.jobs import evaluate, generate
 from vlm_jax.jobs.request import Request
 
 
@@ -69,7 +69,7 @@ def test_a_malformed_row_of_questions_is_left_out_up_to_the_limit(
     images = {number: number for number in range(IMAGES)}
     truth = ObjectTruth(dict.fromkeys(images, frozenset({"dog"})), ("dog", "car", "cat"))
     asks = lambda: Chair(images, truth, questions=questions)
-    monkeypatch.setitem(benchmarks.KINDS, "asks", asks)
+    stand_in(monkeypatch, asks=asks)
     config.benchmarks = {"captions": {"kind": "asks"}}
     workdir = job(evaluate.run)
     top = json.loads((workdir / "results.json").read_text())

@@ -46,11 +46,11 @@ def test_the_words_are_those_of_the_file(asked, capsys):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"synonyms": "absent.txt"}, "config.score: .*absent.txt"),
-        ({"double_words": "rules.json"}, "name it by config.score.synonyms"),
-        ({"parser": "hearsay"}, "config.score.parser must be one of"),
+        ({"synonyms": "absent.txt"}, ".*absent.txt"),
+        ({"double_words": "rules.json"}, "set synonyms too"),
+        ({"parser": "hearsay"}, "config.score has no setting 'parser'"),
         ({"allow_missing": 1}, "config.score.allow_missing must be True or False"),
-        ({"words": "x"}, "config.score has no key 'words'"),
+        ({"words": "x"}, "config.score has no setting 'words'"),
     ],
 )
 def test_a_wrong_section_is_one_clear_error(asked, section, message):

@@ -6,12 +6,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.jobs.conftest import stand_in
 from vlm_jax import checkpoint
 from vlm_jax.api import load
 from vlm_jax.errors import EditError
-from vlm_jax.evals.benchmarks import Chair
+from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
-from vlm_jax.jobs import benchmarks, edit, evaluate
+from vlm_jax.jobs import edit, evaluate
 from vlm_jax.jobs.arms import edit_model, plan_edits
 from vlm_jax.jobs.request import Request
 from vlm_jax.steering.qk import QKEdit
@@ -27,7 +28,7 @@ def picture_chair(offset: int = 0) -> Chair:
 
 
 def test_a_comparison_compiles_nothing_for_its_arms(tiny_llava, tmp_path, monkeypatch, config):
-    monkeypatch.setitem(benchmarks.KINDS, "picture_chair", picture_chair)
+    stand_in(monkeypatch, picture_chair=picture_chair)
     config.max_new_tokens = 4
     config.bootstrap_draws = 10
     config.batch_size = 2
@@ -44,7 +45,7 @@ def test_a_comparison_compiles_nothing_for_its_arms(tiny_llava, tmp_path, monkey
 
 
 def test_steering_compiles_once_a_kind(tiny_llava, tmp_path, monkeypatch, config):
-    monkeypatch.setitem(benchmarks.KINDS, "picture_chair", picture_chair)
+    stand_in(monkeypatch, picture_chair=picture_chair)
     config.max_new_tokens = 4
     config.bootstrap_draws = 10
     config.batch_size = 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.report.browser import visit
+from vlm_jax.evals.base import Metric
 from vlm_jax.evals.comparison import compare
 from vlm_jax.evals.results import Results
 from vlm_jax.evals.tallies import TallyTable
@@ -19,9 +20,9 @@ from vlm_jax.report.verdict import verdicts
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 FIELDS = ("captions", "hallucinated_captions", "gt_objects", "recalled_objects", "words")
 METRICS = {
-    "C_S": lambda t: t["hallucinated_captions"] / t["captions"],
-    "recall": lambda t: t["recalled_objects"] / t["gt_objects"],
-    "length": lambda t: t["words"] / t["captions"],
+    "C_S": Metric(lambda t: t["hallucinated_captions"] / t["captions"], "low", primary=True),
+    "recall": Metric(lambda t: t["recalled_objects"] / t["gt_objects"]),
+    "length": Metric(lambda t: t["words"] / t["captions"], "", "words"),
 }
 
 
@@ -61,7 +62,6 @@ def comparison():
     found = compare(
         tables,
         {"broken": METRICS},
-        units={"length": "words"},
         sweep=sweep,
         controls=[(HOSTILE, "R1", True)],
         draws=200,

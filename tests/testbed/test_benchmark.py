@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.evals.base import Benchmark
+from vlm_jax.evals.base import Suite
 from vlm_jax.testbed import language
-from vlm_jax.testbed.benchmark import TestbedChair, TestbedPope
 from vlm_jax.testbed.scenes import CLASSES, SCENE_TYPES, choose_objects, partner
+from vlm_jax.testbed.suites.testbed_chair import TestbedChair
+from vlm_jax.testbed.suites.testbed_pope import TestbedPope
 
 
 def test_true_captions_score_no_hallucination():
     benchmark = TestbedChair("normal", "dev", 20)
-    assert isinstance(benchmark, Benchmark)
+    assert isinstance(benchmark, Suite)
     types, present = choose_objects("normal", "dev", 0, np.arange(20))
     totals = {}
     for example in benchmark.examples():
@@ -18,7 +19,7 @@ def test_true_captions_score_no_hallucination():
         assert example.images[0].size == (56, 56)
         objects = np.flatnonzero(present[example.id]).tolist()
         answer = language.caption(types[example.id], objects)
-        for name, value in benchmark.tally(example, answer).items():
+        for name, value in benchmark.judge(example, answer).counts.items():
             totals[name] = totals.get(name, 0) + value
     report = benchmark.report(totals)
     assert report["C_S"] == report["C_I"] == report["C_S/partner"] == 0
@@ -36,7 +37,7 @@ def test_hallucinations_are_split_into_partners_and_others():
         stranger = next(c for c in range(24) if not row[c] and not row[partner(c)])
         for extra, label in ((partner(lone), "partner"), (stranger, "other")):
             text = f"a {SCENE_TYPES[types[example.id]]} with a {CLASSES[extra]} ."
-            tally = benchmark.tally(example, text)
+            tally = benchmark.judge(example, text).counts
             assert tally["hallucinated_mentions"] == 1
             assert tally[f"hallucinated_captions/{label}"] == 1
 

@@ -9,9 +9,9 @@ from tests.reference import Reference, prompt_ids
 from vlm_jax import checkpoint, models, testbed
 from vlm_jax.testbed import language
 from vlm_jax.testbed.architecture import model_config
-from vlm_jax.testbed.benchmark import TestbedChair
 from vlm_jax.testbed.measure import measure
 from vlm_jax.testbed.recipe import Recipe
+from vlm_jax.testbed.suites.testbed_chair import TestbedChair
 
 MODELS = pathlib.Path(testbed.__file__).parent / "models"
 FOLDERS = sorted(path.parent for path in MODELS.glob("*/config.json"))

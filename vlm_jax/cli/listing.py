@@ -83,9 +83,9 @@ def families() -> dict[str, str]:
 
 def benchmarks() -> dict[str, str]:
     """Every benchmark that `evaluate` asks."""
-    from vlm_jax.jobs.benchmarks import KINDS
+    from vlm_jax.evals import suites
 
-    return {name: _first(made.__doc__) for name, made in sorted(KINDS.items())}
+    return suites.benchmarks()
 
 
 def module_line(path: pathlib.Path) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from vlm_jax.evals.base import Metric
 from vlm_jax.evals.records import ImageId
-from vlm_jax.evals.tallies import Statistic, Totals, f1, ratio
+from vlm_jax.evals.tallies import Totals, f1, ratio
 from vlm_jax.evals.vocabulary import Mention, Vocabulary, coco_vocabulary
 
 COUNTS = (
@@ -38,22 +39,27 @@ def _recall(totals: Totals):
     return ratio(totals["recalled_objects"], totals["gt_objects"])
 
 
-METRICS: dict[str, Statistic] = {
-    "C_S": lambda totals: ratio(totals["hallucinated_captions"], totals["captions"]),
-    "C_I": lambda totals: ratio(totals["hallucinated_mentions"], totals["object_mentions"]),
-    "recall": _recall,
-    "F1": lambda totals: f1(_precision_mentions(totals), _recall(totals)),
-    "F1_types": lambda totals: f1(_precision_types(totals), _recall(totals)),
-    "precision_types": _precision_types,
-    "length": lambda totals: ratio(totals["words"], totals["captions"]),
+METRICS: dict[str, Metric] = {
+    "C_S": Metric(
+        lambda totals: ratio(totals["hallucinated_captions"], totals["captions"]),
+        "low",
+        primary=True,
+        outcome="hallucinated_captions",
+    ),
+    "C_I": Metric(
+        lambda totals: ratio(totals["hallucinated_mentions"], totals["object_mentions"]), "low"
+    ),
+    "recall": Metric(_recall),
+    "F1": Metric(lambda totals: f1(_precision_mentions(totals), _recall(totals))),
+    "F1_types": Metric(lambda totals: f1(_precision_types(totals), _recall(totals)), shown=False),
+    "precision_types": Metric(_precision_types, shown=False),
+    "length": Metric(lambda totals: ratio(totals["words"], totals["captions"]), "", "words"),
 }
 """Metrics as functions of totals. All are fractions but `length`, in words a caption.
 
-C_S: captions with a hallucinated object; C_I: hallucinated mentions among object mentions, over
-    the corpus;
-recall: ground-truth objects named; F1: of 1 - C_I and recall; F1_types: of the precision over
-    distinct
-objects and recall (the form in the VISTA code).
+C_S: captions with a hallucinated object; C_I: hallucinated mentions among object mentions, over the
+corpus; recall: ground-truth objects named; F1: of 1 - C_I and recall; F1_types: of the precision
+over distinct objects and recall (the form in the VISTA code).
 """
 
 
@@ -150,18 +156,20 @@ def _judge(mention: Mention, present: Collection[str], labels: Mapping[str, str]
     return ScoredMention(*mention, mention.node not in present, labels.get(mention.node))
 
 
-def metrics(totals: Totals) -> dict[str, Statistic]:
+def metrics(totals: Totals) -> dict[str, Metric]:
     """The metrics that some totals allow: `METRICS`, and C_S and C_I by label if counted."""
     available = dict(METRICS)
     for name in totals:
         kind, _, label = name.partition("/")
         if label and kind == "hallucinated_captions":
-            available[f"C_S/{label}"] = lambda t, name=name: ratio(t[name], t["captions"])
+            of = lambda t, name=name: ratio(t[name], t["captions"])
+            available[f"C_S/{label}"] = Metric(of, "low", outcome=name)
         elif label and kind == "hallucinated_mentions":
-            available[f"C_I/{label}"] = lambda t, name=name: ratio(t[name], t["object_mentions"])
+            of = lambda t, name=name: ratio(t[name], t["object_mentions"])
+            available[f"C_I/{label}"] = Metric(of, "low", shown=False)
     return available
 
 
 def report(totals: Totals) -> dict[str, float]:
     """The metrics of some totals; every ratio over nothing is 0."""
-    return {name: statistic(totals) for name, statistic in metrics(totals).items()}
+    return {name: metric.of(totals) for name, metric in metrics(totals).items()}

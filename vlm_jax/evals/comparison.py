@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax.evals.base import Metric, primary_metric
 from vlm_jax.evals.frontier import OUT_OF_RANGE, Frontier, FrontierPoint, Gap, frontier, pool_sets
 from vlm_jax.evals.results import interval_fields
 from vlm_jax.evals.statistics import (
@@ -26,7 +27,7 @@ from vlm_jax.evals.tallies import Statistic, TallyTable
 ByBenchmark = Mapping[str, Sequence[TallyTable]]
 """Benchmark -> a table a draw (one where nothing is random)."""
 
-Statistics = Mapping[str, Statistic]
+Metrics = Mapping[str, Metric]
 
 _ROUNDING = 1e-12
 
@@ -86,7 +87,7 @@ class Comparison:
 
     Attributes:
         items: benchmark -> number of items.
-        units: metric -> unit, for metrics that are not fractions.
+        metrics: benchmark -> metric -> what it is.
         arms: the baseline first.
         contrasts: edits beside their controls.
         points: the say-less frontier by rising recall, empty without one.
@@ -95,7 +96,7 @@ class Comparison:
     """
 
     items: Mapping[str, int]
-    units: Mapping[str, str]
+    metrics: Mapping[str, Metrics]
     arms: tuple[ArmResult, ...]
     contrasts: tuple[Contrast, ...] = ()
     points: tuple[FrontierPoint, ...] = ()
@@ -106,6 +107,27 @@ class Comparison:
     def baseline(self) -> ArmResult:
         """The arm that changes are differences from."""
         return self.arms[0]
+
+    def primary(self, benchmark: str) -> str:
+        """The metric that a benchmark is judged by."""
+        return primary_metric(self.metrics[benchmark])
+
+    def plain(self, benchmark: str, metric: str) -> bool:
+        """Whether a metric's values are shown as they are, not in percent."""
+        return self.metrics[benchmark][metric].plain
+
+    def unit(self, benchmark: str, metric: str) -> str:
+        """What changes of a metric are counted in."""
+        found = self.metrics[benchmark][metric]
+        return found.unit if found.plain else "points"
+
+    def named(self, benchmark: str, metric: str) -> str:
+        """A metric with its unit, if that is not percent."""
+        return (
+            f"{metric} ({self.unit(benchmark, metric)})"
+            if self.plain(benchmark, metric)
+            else metric
+        )
 
     def document(self) -> dict[str, Any]:
         """What `results.json` holds beside the arms' own metrics."""
@@ -121,22 +143,8 @@ class Comparison:
         }
 
 
-def primary_metric(metrics: Mapping[str, Any] | Sequence[str]) -> str:
-    """The metric that a benchmark is judged by: C_S of captions, F1 of questions, else the first.
-
-    Lower is better for names that start with C_ (see `lower_is_better`).
-    """
-    names = list(metrics)
-    return next((name for name in ("C_S", "F1") if name in names), names[0])
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better: hallucination rates, gaps and unparsable answers."""
-    return metric.startswith(("C_S", "C_I", "gap", "unparsable"))
-
-
 def mean_bootstrap(
-    statistics: Statistics,
+    statistics: Mapping[str, Statistic],
     ours: Sequence[TallyTable],
     theirs: Sequence[TallyTable] = (),
     *,
@@ -172,9 +180,8 @@ def _snapped(values: Any) -> np.ndarray:
 
 def compare(
     tables: Mapping[str, ByBenchmark],
-    statistics: Mapping[str, Statistics],
+    metrics: Mapping[str, Metrics],
     *,
-    units: Mapping[str, str] | None = None,
     sweep: Mapping[float, Mapping[str, TallyTable]] | None = None,
     controls: Sequence[tuple[str, str, bool]] = (),
     draws: int = DRAWS,
@@ -185,8 +192,7 @@ def compare(
 
     Args:
         tables: arm -> benchmark -> tables; the first arm is the baseline.
-        statistics: benchmark -> metric -> statistic.
-        units: metric -> unit, for metrics that are not fractions.
+        metrics: benchmark -> metric -> what it is.
         sweep: bias -> benchmark -> tallies of the unedited model under that bias, bias 0 among
             them; makes the say-less frontier.
         controls: (edit, control, whether the control is random), by arm name.
@@ -200,7 +206,7 @@ def compare(
     for name, by_benchmark in tables.items():
         aligned = {b: [t.take(base[b][0].ids) for t in own] for b, own in by_benchmark.items()}
         against = None if by_benchmark is base else base
-        result = _arm_result(name, aligned, against, statistics, options)
+        result = _arm_result(name, aligned, against, metrics, options)
         if curve is not None:
             result = replace(
                 result,
@@ -209,12 +215,12 @@ def compare(
             )
         results[name] = result
     contrasts = [
-        _contrast(edit, control, is_random, tables, statistics, results, options)
+        _contrast(edit, control, is_random, tables, metrics, results, options)
         for edit, control, is_random in controls
     ]
     return Comparison(
         items={name: len(own[0].ids) for name, own in base.items()},
-        units=dict(units or {}),
+        metrics=metrics,
         arms=tuple(results.values()),
         contrasts=tuple(contrasts),
         points=curve.points() if curve is not None else (),
@@ -279,10 +285,15 @@ def pooled_values(
     return {name: tuple(float(f(t)) for t in totals) for name, f in statistics.items()}
 
 
-def _arm_result(name, aligned, base: ByBenchmark | None, statistics, options) -> ArmResult:
+def statistics_of(metrics: Metrics) -> dict[str, Statistic]:
+    """Metric -> its function of totals."""
+    return {name: metric.of for name, metric in metrics.items()}
+
+
+def _arm_result(name, aligned, base: ByBenchmark | None, known, options) -> ArmResult:
     levels, changes, spread = {}, {}, {}
     for benchmark, own in aligned.items():
-        metrics = statistics[benchmark]
+        metrics = statistics_of(known[benchmark])
         levels[benchmark] = mean_bootstrap(metrics, own, **options)
         if base is not None:
             changes[benchmark] = mean_bootstrap(metrics, own, base[benchmark], **options)
@@ -293,18 +304,18 @@ def _arm_result(name, aligned, base: ByBenchmark | None, statistics, options) ->
     return ArmResult(name, draws, levels, changes, spread)
 
 
-def _contrast(edit, control, is_random, tables, statistics, results, options) -> Contrast:
+def _contrast(edit, control, is_random, tables, known, results, options) -> Contrast:
     differences, ranks = {}, {}
     for benchmark, drawn in tables[control].items():
-        metrics, own = statistics[benchmark], tables[edit][benchmark]
+        metrics, own = statistics_of(known[benchmark]), tables[edit][benchmark]
         drawn = [table.take(own[0].ids) for table in drawn]
         differences[benchmark] = mean_bootstrap(metrics, own, drawn, **options)
         if is_random:
-            name = primary_metric(metrics)
+            name = primary_metric(known[benchmark])
             ranks[benchmark] = rank_test(
                 float(metrics[name](own[0].totals())),
                 [float(metrics[name](table.totals())) for table in drawn],
-                smaller_is_better=lower_is_better(name),
+                smaller_is_better=known[benchmark][name].better == "low",
             )
     gap_rank = None
     ours, theirs = results[edit], results[control]

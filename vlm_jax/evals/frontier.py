@@ -77,9 +77,9 @@ class Frontier:
     biases: tuple[float, ...]
     tables: tuple[TallyTable, ...]
     sets: tuple[str, ...]
-    metric: Statistic = chair.METRICS["C_S"]
-    recall: Statistic = chair.METRICS["recall"]
-    length: Statistic = chair.METRICS["length"]
+    metric: Statistic = chair.METRICS["C_S"].of
+    recall: Statistic = chair.METRICS["recall"].of
+    length: Statistic = chair.METRICS["length"].of
 
     def points(self) -> tuple[FrontierPoint, ...]:
         """The curve, by rising recall."""
@@ -160,9 +160,9 @@ class Frontier:
 def frontier(
     sweep: Mapping[float, TallyTable | Mapping[str, TallyTable]],
     *,
-    metric: Statistic = chair.METRICS["C_S"],
-    recall: Statistic = chair.METRICS["recall"],
-    length: Statistic = chair.METRICS["length"],
+    metric: Statistic = chair.METRICS["C_S"].of,
+    recall: Statistic = chair.METRICS["recall"].of,
+    length: Statistic = chair.METRICS["length"].of,
 ) -> Frontier:
     """Builds the frontier of a sweep: bias -> tallies, or bias -> set name -> tallies.
 

@@ -6,15 +6,19 @@ chosen.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+
+from vlm_jax.evals.base import Metric
 from vlm_jax.evals.tallies import Statistic, Totals, f1, ratio
 
 Verdict = Literal["yes", "no", "unknown"]
 
 COUNTS = (
     "questions",
+    "correct",
     "labelled_yes",
     "true_positives",
     "false_positives",
@@ -108,6 +112,7 @@ def tally(text: str, label: str, parser: str = "rucaibox") -> dict[str, int]:
     verdict = parse_answer(text, label, parser)
     return {
         "questions": 1,
+        "correct": int(verdict == label),
         "labelled_yes": int(label == "yes"),
         "true_positives": int(verdict == "yes" and label == "yes"),
         "false_positives": int(verdict == "yes" and label == "no"),
@@ -117,40 +122,68 @@ def tally(text: str, label: str, parser: str = "rucaibox") -> dict[str, int]:
     }
 
 
-def metrics(parser: str = "rucaibox") -> dict[str, Statistic]:
+def metrics(parser: str = "rucaibox", splits: Sequence[str] = ()) -> dict[str, Metric]:
     """The metrics of a parser, all fractions; positive means yes.
 
     Unknown verdicts are wrong in accuracy everywhere. They cost recall except under "lmms", which
     counts only "no" as a miss and whose yes ratio is that of the labels; `predicted_yes` is always
     the model's.
+
+    Args:
+        parser: a key of `PARSERS`.
+        splits: where there are several, a metric is the mean over them, and each has its own
+            ("F1/random"), of the fields that end in its name.
     """
-
-    def precision(totals: Totals):
-        return ratio(totals["true_positives"], totals["true_positives"] + totals["false_positives"])
-
-    def recall(totals: Totals):
-        wanted = totals["labelled_yes"]
-        if parser == "lmms":
-            wanted = totals["true_positives"] + totals["false_negatives"]
-        return ratio(totals["true_positives"], wanted)
-
-    def predicted_yes(totals: Totals):
-        return ratio(totals["true_positives"] + totals["false_positives"], totals["questions"])
-
-    def label_yes(totals: Totals):
-        return ratio(totals["labelled_yes"], totals["questions"])
-
-    return {
-        "accuracy": lambda t: ratio(t["true_positives"] + t["true_negatives"], t["questions"]),
-        "precision": precision,
-        "recall": recall,
-        "F1": lambda t: f1(precision(t), recall(t)),
-        "yes_ratio": label_yes if parser == "lmms" else predicted_yes,
-        "predicted_yes": predicted_yes,
-        "unparsable_rate": lambda t: ratio(t["unparsable"], t["questions"]),
+    found = {
+        "accuracy": Metric(lambda t: ratio(t["correct"], t["questions"]), outcome="correct"),
+        "precision": Metric(_precision),
+        "recall": Metric(lambda t: _recall(t, parser)),
+        "F1": Metric(lambda t: f1(_precision(t), _recall(t, parser)), primary=True),
+        "yes_ratio": Metric(lambda t: _yes_ratio(t, parser), ""),
+        "predicted_yes": Metric(lambda t: _yes_ratio(t, ""), "", shown=False),
+        "unparsable_rate": Metric(lambda t: ratio(t["unparsable"], t["questions"]), "low"),
     }
+    if len(splits) < 2:
+        return found
+    means, each = {}, {}
+    for name, metric in found.items():
+        of = {split: _of_split(metric.of, split) for split in splits}
+        mean = lambda t, of=of: np.mean([one(t) for one in of.values()], 0)
+        means[name] = Metric(
+            lambda t, mean=mean: value if (value := mean(t)).ndim else float(value),
+            metric.better,
+            primary=metric.primary,
+            shown=metric.shown,
+        )
+        shown = name == "F1"
+        each |= {
+            f"{name}/{split}": Metric(of[split], metric.better, shown=shown) for split in splits
+        }
+    return means | each
+
+
+def _precision(totals: Totals):
+    return ratio(totals["true_positives"], totals["true_positives"] + totals["false_positives"])
+
+
+def _recall(totals: Totals, parser: str):
+    wanted = totals["labelled_yes"]
+    if parser == "lmms":
+        wanted = totals["true_positives"] + totals["false_negatives"]
+    return ratio(totals["true_positives"], wanted)
+
+
+def _yes_ratio(totals: Totals, parser: str):
+    if parser == "lmms":
+        return ratio(totals["labelled_yes"], totals["questions"])
+    return ratio(totals["true_positives"] + totals["false_positives"], totals["questions"])
+
+
+def _of_split(of: Statistic, split: str) -> Statistic:
+    """A statistic of the fields that end in "/<split>"."""
+    return lambda totals: of({name: totals[f"{name}/{split}"] for name in COUNTS})
 
 
 def report(totals: Totals, parser: str = "rucaibox") -> dict[str, float]:
     """The metrics of some totals; every ratio over nothing is 0."""
-    return {name: statistic(totals) for name, statistic in metrics(parser).items()}
+    return {name: metric.of(totals) for name, metric in metrics(parser).items()}

@@ -28,6 +28,7 @@ class Results:
         n: items scored.
         differences: metric -> paired difference from the baseline arm, where there is one.
         units: unit of the metrics that are not fractions.
+        hidden: metrics that tables leave out.
         config: the settings that made the result.
         versions: package -> version.
         seeds: purpose -> seed.
@@ -42,6 +43,7 @@ class Results:
     n: int
     differences: Mapping[str, Interval] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: package_versions())
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class Results:
             "counts": dict(self.counts),
             "n": self.n,
             "units": dict(self.units),
+            "hidden": list(self.hidden),
             "config": dict(self.config),
             "versions": dict(self.versions),
             "seeds": dict(self.seeds),
@@ -75,7 +78,7 @@ class Results:
     def table(self) -> str:
         """A readable table of the metrics, then the counts and the notes."""
         lines = [metric_table([(self.benchmark, self)])]
-        lines.append("  ".join(f"{name} {count}" for name, count in self.counts.items()))
+        lines.append("  ".join(f"{n} {count}" for n, count in self.counts.items() if "/" not in n))
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -95,6 +98,7 @@ def read_results(path: str | Path) -> Results:
             counts=document["counts"],
             n=document["n"],
             units=document.get("units", {}),
+            hidden=tuple(document.get("hidden", ())),
             config=document["config"],
             versions=document["versions"],
             seeds=document["seeds"],
@@ -154,7 +158,9 @@ def metric_table(arms: Sequence[tuple[str, Results]], metrics: Sequence[str] | N
     """
     if not arms:
         raise ValueError("a table needs at least one arm")
-    names = list(metrics or dict.fromkeys(name for _, arm in arms for name in arm.metrics))
+    hidden = {name for _, arm in arms for name in arm.hidden}
+    every = dict.fromkeys(name for _, arm in arms for name in arm.metrics)
+    names = list(metrics or (name for name in every if name not in hidden))
     units = {name: unit for _, arm in arms for name, unit in arm.units.items()}
     headers = ["", *(f"{name} ({units.get(name, '%')})" for name in names), "n"]
     rows = []

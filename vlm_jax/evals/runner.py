@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals.answer_log import AnswerLog, Row, Unkept, unanswered
 from vlm_jax.evals.answers import ERROR
-from vlm_jax.evals.base import Benchmark, Example
+from vlm_jax.evals.base import Example, Judged, Suite
+from vlm_jax.evals.items import asked_of, tabulate_items, write_items
 from vlm_jax.evals.results import protocol_hash
-from vlm_jax.evals.tallies import TallyTable, tabulate_sums
+from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.progress import Progress
 
 _NUMBERED = re.compile(r"^Sample \d+(?:, |: (?:its )?)")
@@ -81,29 +82,35 @@ class Answered:
     """What a run found.
 
     Attributes:
-        tallies: example's id as a string -> the item it counts towards, and its tally.
+        suite: the benchmark.
+        judged: example's id as a string -> what its answer says.
         failures: id as a string -> why there is no answer.
         rows: the lines of the answers file, failures left out.
     """
 
-    tallies: Mapping[str, tuple[Any, Mapping[str, int]]]
+    suite: Suite = field(compare=False)
+    judged: Mapping[str, Judged]
     failures: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Row] = ()
 
     def table(self, without: Collection[str] = ()) -> TallyTable:
-        """A row of tallies an image (questions on one image are resampled together).
+        """A row of tallies an item: what is asked about one image is resampled together.
 
         Args:
             without: ids that are left out, such as those that failed in another arm.
         """
-        return tabulate_sums(
-            tally for identifier, tally in self.tallies.items() if identifier not in without
-        )
+        kept = (one for identifier, one in self.judged.items() if identifier not in without)
+        return tabulate_items(self.suite, kept, asked_of(self.suite))
+
+    def write_items(self, path: str | os.PathLike, without: Collection[str] = ()) -> None:
+        """Writes `items.jsonl`; see `items.write_items`."""
+        texts = {str(row["id"]): row[self.suite.answer_key] for row in self.rows}
+        write_items(os.fspath(path), self.suite, self.judged, texts, without)
 
 
 def run(
     model: Model,
-    benchmark: Benchmark,
+    benchmark: Suite,
     path: str | os.PathLike,
     *,
     identity: Mapping[str, Any],
@@ -152,19 +159,27 @@ def run(
         **settings,
     )
     answered = {key: line for key, line in rows.items() if ERROR not in line}
-    text = lambda line: line.get("caption", line.get("text"))
     return Answered(
+        benchmark,
         {
-            str(example.id): (
-                _item(example),
-                benchmark.tally(example, text(answered[str(example.id)])),
-            )
+            str(example.id): benchmark.judge(example, _text(line, benchmark, path))
             for example in examples
-            if str(example.id) in answered
+            if (line := answered.get(str(example.id))) is not None
         },
         {key: line[ERROR] for key, line in rows.items() if ERROR in line},
         tuple(answered.values()),
     )
+
+
+def _text(line: Row, benchmark: Suite, path: str | os.PathLike) -> str:
+    """The answer in a line of the answers file."""
+    text = line.get(benchmark.answer_key)
+    if not isinstance(text, str):
+        raise AnswersError(
+            f"{path}: the line of {line.get('id')!r} has no text in {benchmark.answer_key!r}, "
+            f"where {benchmark.name} keeps its answers; delete the file to answer anew."
+        )
+    return text
 
 
 def answer_all(
@@ -231,6 +246,11 @@ def answer_all(
     failed = {**malformed, **{key: line[ERROR] for key, line in new.items() if ERROR in line}}
     _Guard(limit, guard.total, failed).check()
     found = {**known, **new}
+    if failed and all(unanswered(str(example.id), found) for example in examples):
+        identifier, reason = next(iter(failed.items()))
+        raise UserError(
+            f"none of {guard.total} items was answered, the first {identifier}: {reason}"
+        )
     rows = {str(e.id): found[str(e.id)] for e in examples}
     rows |= {key: {"id": key, ERROR: reason} for key, reason in malformed.items()}
     share.agree(lambda: log.publish(list(rows.values())) if share.speaks else None)

@@ -1,206 +1,286 @@
-"""Scores a file of answers against a file of truth: no model, no JAX."""
+"""Scores files of answers against files of truth: no model, no JAX."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.errors import AnswersError
-from vlm_jax.evals import chair, pope
-from vlm_jax.evals.answers import Answers, read_captions, read_question_answers
-from vlm_jax.evals.records import some
+from vlm_jax.errors import AnswersError, ConfigError
+from vlm_jax.evals.answers import USUAL, Answers, Keys, read_answers
+from vlm_jax.evals.base import Judged, Suite
+from vlm_jax.evals.items import asked_of, tabulate_items, write_items
+from vlm_jax.evals.records import Row, decode, is_table, read_content, read_rows, some, text_rows
 from vlm_jax.evals.results import Results, protocol_hash
 from vlm_jax.evals.statistics import DRAWS, bootstrap_all, paired_bootstrap
-from vlm_jax.evals.tallies import Statistic, TallyTable, tabulate, tabulate_sums
-from vlm_jax.evals.truth import ObjectTruth, Question, read_truth
-from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
+from vlm_jax.evals.suites import benchmarks, find
+from vlm_jax.evals.tallies import TallyTable
+from vlm_jax.settings import read
 
-BENCHMARKS = ("chair", "pope")
-_PRINTED_CHAIR_COUNTS = chair.COUNTS[:6]
+Paths = str | Path | Sequence[str | Path]
+
+MAX_UNPARSABLE = 0.95
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a file of answers is worth.
+
+    Attributes:
+        suite: the benchmark.
+        results: metrics with intervals, counts, protocol.
+        table: tallies by item.
+        judged: id -> what its answer says.
+        texts: id -> the answer.
+    """
+
+    suite: Suite
+    results: Results
+    table: TallyTable
+    judged: Mapping[Any, Judged]
+    texts: Mapping[Any, str]
+
+    def write_items(self, path: str | Path) -> Path:
+        """Writes `items.jsonl`; see `items.write_items`."""
+        return write_items(path, self.suite, self.judged, self.texts)
 
 
 def score(
-    answers: str | Path,
-    truth: str | Path | Sequence[str | Path],
-    benchmark: str | None = None,
+    answers: Paths,
+    truth: Paths,
+    suite: str = "",
     *,
-    vocabulary: Vocabulary | None = None,
-    parser: str = "rucaibox",
-    baseline: str | Path | None = None,
+    rules: Mapping[str, Any] | None = None,
+    keys: Keys = USUAL,
+    baseline: Paths | None = None,
     allow_missing: bool = False,
+    allow_extra: bool = False,
+    max_unparsable: float = MAX_UNPARSABLE,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Results:
-    """Scores answers, with bootstrap intervals over images.
-
-    The questions on one image are resampled together.
+) -> Scored:
+    """Scores answers, with bootstrap intervals over items (the questions on one image together).
 
     Args:
-        answers: captions (image_id, caption) or answers (question_id, text); see `answers`.
-        truth: object tables, COCO annotation JSON or a POPE question file; see `truth`.
-        benchmark: "chair" or "pope"; default: by the kind of truth.
-        vocabulary: CHAIR's words; default: our own table.
-        parser: POPE's reading of answers, a key of `pope.PARSERS`.
+        answers: one file or several of any kind that `records` reads; see `answers`.
+        truth: the benchmark's files of truth.
+        suite: the benchmark's kind, see `suites.benchmarks`; default: told by the form of the
+            truth.
+        rules: settings of the benchmark: its parser, words, variant.
+        keys: fields with names of their own.
         baseline: answers of an unedited model, for paired differences over the same items.
-        allow_missing: score a question file of which some questions are unanswered.
+        allow_missing: score although some questions are unanswered.
+        allow_extra: leave out answers that have no truth.
+        max_unparsable: the share of answers without a verdict from which on they are refused.
         draws: bootstrap resamples.
         seed: of the bootstrap.
 
     Raises:
         AnswersError: a malformed or duplicate row, an answer without truth, an unanswered
-            question, or truth of another kind than the benchmark needs.
+            question, next to no answer with a verdict, or truth of no known form.
+        ConfigError: the benchmark is unknown, or a rule is.
     """
-    if benchmark not in (None, *BENCHMARKS):
-        raise AnswersError(
-            f"benchmark {benchmark!r} is unknown; choose one of {', '.join(BENCHMARKS)}"
-        )
-    vocabulary = vocabulary or coco_vocabulary()
-    known = read_truth(truth, vocabulary)
-    actual = "chair" if isinstance(known, ObjectTruth) else "pope"
-    if benchmark not in (None, actual):
-        kinds = {"chair": "objects of images", "pope": "labelled questions"}
-        raise AnswersError(
-            f"benchmark {benchmark} needs {kinds[str(benchmark)]} as truth, but {truth} holds "
-            f"{kinds[actual]}"
-        )
-    if isinstance(known, ObjectTruth):
-        judge: _Judge = _ChairJudge(known, vocabulary)
-    else:
-        judge = _PopeJudge(known, parser, allow_missing)
-    table, items, notes = judge.tabulate(answers)
+    bench = make_suite(truth, suite, rules or {})
+    judge = _Judge(bench, keys, allow_missing, allow_extra, max_unparsable)
+    found = judge.read(answers)
+    table = judge.table(found)
     totals = table.totals()
-    statistics = judge.statistics()
+    metrics = bench.metrics(totals)
+    statistics = {name: metric.of for name, metric in metrics.items()}
     differences = {}
     if baseline is not None:
-        other, others, _ = judge.tabulate(baseline)
-        _same_items(answers, items, baseline, others)
+        other = judge.read(baseline)
+        _same_items(answers, set(found.judged), baseline, set(other.judged))
         differences = paired_bootstrap(
-            statistics, table, other.take(table.ids), draws=draws, seed=seed
+            statistics, table, judge.table(other).take(table.ids), draws=draws, seed=seed
         )
-    return Results(
-        benchmark=actual,
+    protocol = {
+        "benchmark": bench.name,
+        "truth": sorted(_digest(path) for path in listed(truth)),
+        "items": sorted(map(str, found.judged)),
+        **bench.rules(),
+    }
+    results = Results(
+        benchmark=bench.name,
         metrics=bootstrap_all(statistics, table, draws=draws, seed=seed),
-        counts={name: totals[name] for name in judge.counts},
-        n=len(items),
+        counts=totals,
+        n=len(found.judged),
         differences=differences,
-        units=judge.units,
+        units={name: metric.unit for name, metric in metrics.items() if metric.plain},
+        hidden=tuple(name for name, metric in metrics.items() if not metric.shown),
         config={
-            "answers": str(answers),
-            "truth": [str(path) for path in _listed(truth)],
-            "baseline": None if baseline is None else str(baseline),
+            "answers": [str(path) for path in listed(answers)],
+            "truth": [str(path) for path in listed(truth)],
+            "baseline": None if baseline is None else [str(path) for path in listed(baseline)],
+            "answer_field": found.field,
             "draws": draws,
-            **judge.settings(),
+            **bench.rules(),
         },
         seeds={"bootstrap": seed},
-        protocol=protocol_hash(
-            {
-                "benchmark": actual,
-                "truth": sorted(_digest(path) for path in _listed(truth)),
-                "items": sorted(map(str, items)),
-                **judge.settings(),
-            }
-        ),
-        notes=notes,
+        protocol=protocol_hash(protocol),
+        notes=found.notes,
+    )
+    return Scored(bench, results, table, found.judged, found.texts)
+
+
+def make_suite(truth: Paths, suite: str = "", rules: Mapping[str, Any] | None = None) -> Suite:
+    """The benchmark that files of truth are of, without images.
+
+    Args:
+        truth: its files.
+        suite: its kind; "" tells it by the form of the truth.
+        rules: its settings besides.
+
+    Raises:
+        AnswersError: the files cannot be read or are of no known form.
+        ConfigError: the kind, or a setting, is unknown.
+    """
+    files = listed(truth)
+    if not files:
+        raise AnswersError("no truth file given; name the benchmark's by --truth.")
+    kind = find(suite, "config.score.suite") if suite else _recognised(files[0])
+    if not _reads(kind):
+        raise ConfigError(f"config.score.suite={kind.name!r} has no files of truth to score by.")
+    section = {**(rules or {}), kind.truth: tuple(map(str, files))}
+    return kind.of(read(kind.Settings, section, "config.score"))
+
+
+def _recognised(path: str | Path) -> type[Suite]:
+    """The kind of benchmark whose truth a file can only be."""
+    first = _first_row(path)
+    kinds = {name: find(name) for name in benchmarks()}
+    for name, kind in kinds.items():
+        if (first is None and name == "chair") or (first is not None and kind.recognises(first)):
+            return kind
+    have = ", ".join(map(repr, first.fields)) if first is not None else ""
+    raise AnswersError(
+        f"{path} does not say which benchmark it is of (its rows have {have}); name one by "
+        f"config.score.suite: {', '.join(name for name, kind in kinds.items() if _reads(kind))}."
     )
 
 
-class _ChairJudge:
-    """Captions against objects."""
+def _reads(kind: type[Suite]) -> bool:
+    """Whether a kind of benchmark has files of truth."""
+    return kind.truth in {one.name for one in dataclasses.fields(kind.Settings)}
 
-    counts = _PRINTED_CHAIR_COUNTS
-    units: Mapping[str, str] = {"length": "words"}
 
-    def __init__(self, truth: ObjectTruth, vocabulary: Vocabulary) -> None:
-        self.truth = truth
-        self.vocabulary = vocabulary
-        self.scorer = chair.ChairScorer(truth.objects, vocabulary)
+def _first_row(path: str | Path) -> Row | None:
+    """The first row of a file of truth; None for objects of images (a table, COCO annotations)."""
+    content = read_content(path)
+    if is_table(content):
+        return next(read_rows(path))
+    text = decode(path, content)
+    start = text.lstrip()
+    if not start:
+        raise AnswersError(f"{path} is empty; expected ground truth.")
+    if start.startswith("# categories:") or (start.startswith("{") and '"annotations"' in start):
+        return None
+    return next(iter(text_rows(path, text)))
 
-    def tabulate(self, path: str | Path) -> tuple[TallyTable, set[Any], tuple[str, ...]]:
-        captions = read_captions(path)
-        _refuse_unknown(captions, self.truth.objects, "caption", "image")
-        table = tabulate(
-            (image, self.scorer.tally(image, text)) for image, text in captions.texts.items()
-        )
-        rest = len(self.truth.objects) - len(captions.texts)
-        notes = [f"{rest} images of the truth have no caption and were left out"] if rest else []
-        return table, set(table.ids), (*notes, *_failed(captions))
 
-    def statistics(self) -> Mapping[str, Statistic]:
-        return chair.METRICS
+@dataclass(frozen=True)
+class _Read:
+    """Answers that were judged."""
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "variant": self.vocabulary.variant,
-            "vocabulary": self.vocabulary.fingerprint(),
+    judged: Mapping[Any, Judged]
+    texts: Mapping[Any, str]
+    notes: tuple[str, ...]
+    field: str
+
+
+@dataclass(frozen=True)
+class _Judge:
+    suite: Suite
+    keys: Keys
+    allow_missing: bool
+    allow_extra: bool
+    max_unparsable: float
+
+    def read(self, source: Paths) -> _Read:
+        """Judges the answers of some files; says what is left out."""
+        examples = {example.id: example for example in self.suite.examples()}
+        files = [read_answers(self.suite, path, self.keys) for path in listed(source)]
+        texts: dict[Any, str] = {}
+        notes, failed = [], set()
+        for answers in files:
+            unknown = [key for key in answers.texts if key not in examples]
+            if unknown and not self.allow_extra:
+                raise _unknown(answers, unknown)
+            if unknown:
+                notes.append(f"{len(unknown)} answers have no truth and were left out")
+            twice = [key for key in answers.texts if key in texts]
+            if twice:
+                raise AnswersError(
+                    f"{answers.places[twice[0]]}: second answer to {twice[0]}; the first is in "
+                    "another file"
+                )
+            texts |= {key: text for key, text in answers.texts.items() if key in examples}
+            failed |= set(answers.failed)
+        missing = [key for key in examples if key not in texts and str(key) not in failed]
+        where = ", ".join(str(answers.path) for answers in files)
+        if missing:
+            what = self.suite.missing_note(len(missing))
+            if what is None and not self.allow_missing:
+                raise AnswersError(
+                    f"{where}: {len(missing)} of {len(examples)} questions have no answer: "
+                    f"{some(missing)}; answer them all, or set config.score.allow_missing=True."
+                )
+            notes.append(what or f"{len(missing)} questions have no answer and were left out")
+        if failed:
+            notes.append(f"{len(failed)} items could not be read and were left out")
+        if not texts:
+            raise AnswersError(f"{where} holds no answer that can be scored.")
+        judged = {
+            key: self.suite.judge(example, texts[key])
+            for key, example in examples.items()
+            if key in texts
         }
+        self._refuse_unparsable(where, judged, texts)
+        field = ", ".join(dict.fromkeys(answers.key for answers in files if answers.key))
+        return _Read(judged, {key: texts[key] for key in judged}, tuple(notes), field)
 
+    def table(self, found: _Read) -> TallyTable:
+        """Tallies by item."""
+        table = tabulate_items(self.suite, found.judged.values(), asked_of(self.suite))
+        if not table.ids:
+            raise AnswersError("no item has all of its answers, so that none can be scored.")
+        return table
 
-class _PopeJudge:
-    """Answers against labels."""
-
-    counts = pope.COUNTS
-    units: Mapping[str, str] = {}
-
-    def __init__(self, questions: Sequence[Question], parser: str, allow_missing: bool) -> None:
-        pope.parse_answer("", "yes", parser)
-        self.questions = {question.id: question for question in questions}
-        self.parser = parser
-        self.allow_missing = allow_missing
-
-    def tabulate(self, path: str | Path) -> tuple[TallyTable, set[Any], tuple[str, ...]]:
-        answers = read_question_answers(path)
-        _refuse_unknown(answers, self.questions, "answer", "question")
-        lacking = [key for key in self.questions if key not in answers.texts]
-        missing = [key for key in lacking if str(key) not in answers.failed]
-        if missing and not self.allow_missing:
+    def _refuse_unparsable(
+        self, where: str, judged: Mapping[Any, Judged], texts: Mapping[Any, str]
+    ) -> None:
+        lost = [key for key, one in judged.items() if one.details.get("unparsable")]
+        if len(lost) and len(lost) / len(judged) > self.max_unparsable:
+            example = texts[lost[0]].strip()[:60]
             raise AnswersError(
-                f"{path}: {len(missing)} of {len(self.questions)} questions have no answer: "
-                f"{some(missing)}; answer them all, or allow missing answers"
+                f"{where}: {len(lost)} of {len(judged)} answers give no verdict, such as "
+                f"{example!r}; name the field of the answers by config.score.text_key, or score "
+                "them as they are by config.score.max_unparsable=1."
             )
-        table = tabulate_sums(
-            (question.image, pope.tally(answers.texts[key], question.label, self.parser))
-            for key, question in self.questions.items()
-            if key in answers.texts
-        )
-        notes = [f"{len(missing)} questions have no answer and were left out"] if missing else []
-        items = self.questions.keys() - set(lacking)
-        return table, items, (*notes, *_failed(answers))
-
-    def statistics(self) -> Mapping[str, Statistic]:
-        return pope.metrics(self.parser)
-
-    def settings(self) -> dict[str, Any]:
-        return {"parser": self.parser}
 
 
-_Judge = _ChairJudge | _PopeJudge
+def _unknown(answers: Answers, unknown: Sequence[Any]) -> AnswersError:
+    return AnswersError(
+        f"{answers.places[unknown[0]]}: {len(unknown)} of {len(answers.texts)} answers have no "
+        f"truth: {some(list(unknown))}; name a truth that covers them, or leave them out by "
+        "config.score.allow_extra=True."
+    )
 
 
-def _failed(answers: Answers) -> tuple[str, ...]:
-    count = len(answers.failed)
-    return (f"{count} items could not be read and were left out",) if count else ()
-
-
-def _refuse_unknown(answers: Answers, truth: Mapping[Any, Any], what: str, item: str) -> None:
-    unknown = [key for key in answers.texts if key not in truth]
-    if unknown:
-        raise AnswersError(
-            f"{answers.path} line {answers.lines[unknown[0]]}: {len(unknown)} of "
-            f"{len(answers.texts)} {what}s have no truth; {item} {some(unknown)}"
-        )
-
-
-def _same_items(path: str | Path, items: set[Any], other: str | Path, others: set[Any]) -> None:
+def _same_items(answers: Paths, items: set[Any], baseline: Paths, others: set[Any]) -> None:
     differing = items ^ others
     if differing:
+        named = lambda files: ", ".join(map(str, listed(files)))
         raise AnswersError(
-            f"{path} and the baseline {other} must answer the same items; {len(differing)} are in "
-            f"one alone: {some(sorted(map(str, differing)))}"
+            f"{named(answers)} and the baseline {named(baseline)} must answer the same items; "
+            f"{len(differing)} are in one alone: {some(sorted(map(str, differing)))}"
         )
 
 
-def _listed(truth: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [truth] if isinstance(truth, str | Path) else list(truth)
+def listed(files: Paths) -> list[str | Path]:
+    """Files as a list."""
+    return [files] if isinstance(files, str | Path) else list(files)
 
 
 def _digest(path: str | Path) -> str:

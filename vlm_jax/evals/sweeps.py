@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.evals.comparison import ByBenchmark, Statistics, lower_is_better, shared_fields
+from vlm_jax.evals.comparison import ByBenchmark, Metrics, shared_fields
 from vlm_jax.evals.frontier import pool_sets
 from vlm_jax.evals.results import interval_fields
 from vlm_jax.evals.statistics import (
@@ -37,7 +37,7 @@ class Dose:
         change: paired difference from the unedited model.
         detectable: the least true change that this many items find with 80 % power.
         items: how many items would find the change that was seen with 80 % power, were it true;
-            None where it is 0, of several draws, or the metric is not C_S.
+            None where it is 0, of several draws, or the metric is no mean of outcomes.
         recall: paired difference of recall, None where the benchmarks have none.
         p: two-sided p-value of the change by itself, None for controls.
         p_holm, p_max_t: corrected for all tested settings, None for controls.
@@ -72,7 +72,7 @@ class Dose:
 
 def dose_response(
     tables: Mapping[str, ByBenchmark],
-    statistics: Statistics,
+    metrics: Metrics,
     metric: str,
     benchmarks: Sequence[str],
     tested: Collection[str],
@@ -83,12 +83,13 @@ def dose_response(
 ) -> list[Dose]:
     """The effect of every setting on one metric.
 
-    C_S is tested by McNemar's exact test on captions, other metrics by their bootstrap error. The
+    A metric that is the mean of an outcome of each item (C_S of captions, an accuracy) is tested by
+    McNemar's exact test, others by their bootstrap error. The
     tested settings are corrected together, by Holm's method and by the joint bootstrap (max-T).
 
     Args:
         tables: arm -> benchmark -> a table a draw; the first arm is the baseline.
-        statistics: metric -> statistic of the pooled totals; "recall" is used if there.
+        metrics: of the pooled totals; "recall" is used if there.
         metric: what is judged.
         benchmarks: which are pooled.
         tested: the arms that are hypotheses; the others are controls.
@@ -106,7 +107,7 @@ def dose_response(
     )
 
     def change(name: str, of: str) -> tuple[Interval, np.ndarray, float]:
-        statistic = statistics[of]
+        statistic = metrics[of].of
         rows = [number for number, (owner, _) in enumerate(flat) if owner == name]
         value = float(np.mean([statistic(flat[row][1].totals()) for row in rows]))
         samples = np.mean([statistic(resampled[row]) for row in rows], 0) - statistic(base_totals)
@@ -117,12 +118,12 @@ def dose_response(
     for name in names:
         effect, samples[name], value = change(name, metric)
         error = standard_error(samples[name])
-        recall = change(name, "recall")[0] if "recall" in statistics else None
+        recall = change(name, "recall")[0] if "recall" in metrics else None
         least = minimum_detectable_effect(error, level=level)
         own = [table for owner, table in flat if owner == name]
-        items = _items(metric, own, base, effect.value)
+        items = _items(metrics[metric].outcome, own, base, effect.value)
         doses[name] = Dose(name, len(pooled[name]), value, effect, least, recall, items)
-        p_values[name] = _p_value(metric, own, base, effect.value, error)
+        p_values[name] = _p_value(metrics[metric].outcome, own, base, effect.value, error)
     corrected = [name for name in names if name in tested]
     if corrected:
         stepped = holm([p_values[name] for name in corrected])
@@ -145,7 +146,7 @@ def dose_response(
 def choose(
     doses: Sequence[Dose],
     values: Mapping[str, float | None],
-    metric: str,
+    better: str,
     max_recall_drop: float,
 ) -> str | None:
     """The setting with the best value among those that keep recall; None where none does.
@@ -153,7 +154,7 @@ def choose(
     Args:
         doses: the settings to choose from.
         values: setting -> what is optimised, None where it is not known (out of range).
-        metric: its name, which says whether less is better.
+        better: "low" where less of it is better.
         max_recall_drop: settings that lose more recall than this fraction are not considered.
     """
     kept = [
@@ -162,7 +163,7 @@ def choose(
         if values[dose.name] is not None
         and (dose.recall is None or dose.recall.value >= -max_recall_drop)
     ]
-    sign = 1 if lower_is_better(metric) else -1
+    sign = 1 if better == "low" else -1
     return min(kept, key=lambda name: sign * (values[name] or 0.0), default=None)
 
 
@@ -174,24 +175,25 @@ def _pooled(own: ByBenchmark, benchmarks: Sequence[str]) -> list[tuple[TallyTabl
     ]
 
 
-def _items(metric: str, own: Sequence[TallyTable], base: TallyTable, effect: float) -> int | None:
-    pair = _outcomes(metric, own, base)
+def _items(outcome: str, own: Sequence[TallyTable], base: TallyTable, effect: float) -> int | None:
+    pair = _outcomes(outcome, own, base)
     if pair is None or not effect:
         return None
     return items_needed(float(np.mean(pair[0] != pair[1])), effect)
 
 
-def _outcomes(metric: str, own: Sequence[TallyTable], base: TallyTable):
-    """Whether each caption hallucinates, steered and not; None where the metric counts others."""
-    if metric != "C_S" or len(own) != 1:
+def _outcomes(outcome: str, own: Sequence[TallyTable], base: TallyTable):
+    """Each item's outcome, steered and not; None where items have other counts than 0 and 1."""
+    if not outcome or len(own) != 1:
         return None
-    outcome = "hallucinated_captions"
-    first, second = (t.counts[:, t.fields.index(outcome)] > 0 for t in (own[0], base))
-    return first, second
+    first, second = (t.counts[:, t.fields.index(outcome)] for t in (own[0], base))
+    if max(first.max(), second.max()) > 1:  # several questions an item
+        return None
+    return first > 0, second > 0
 
 
-def _p_value(metric, own: Sequence[TallyTable], base, effect: float, error: float) -> float:
-    pair = _outcomes(metric, own, base)
+def _p_value(outcome, own: Sequence[TallyTable], base, effect: float, error: float) -> float:
+    pair = _outcomes(outcome, own, base)
     if pair is not None:
         return mcnemar(*pair)
     if not error:

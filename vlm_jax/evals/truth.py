@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.errors import AnswersError
-from vlm_jax.evals.answers import question_id
+from vlm_jax.evals import sheets
+from vlm_jax.evals.base import row_id
 from vlm_jax.evals.records import (
     ImageId,
     Row,
+    decode,
     image_id,
-    read_text,
+    is_table,
+    read_content,
+    read_rows,
     row_image_id,
     row_text,
     take_rows,
+    text_rows,
 )
 from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
 
 _TABLE_HEADER = "# categories:"
+_SPLITS = ("random", "popular", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,16 @@ class ObjectTruth:
 
 @dataclass(frozen=True)
 class Question:
-    """One yes/no question about an image; `label` is "yes" or "no"."""
+    """One yes/no question about an image; `label` is "yes" or "no".
+
+    Where a file holds several splits, `split` says which and `id` begins with it ("random/7").
+    """
 
     id: int | str
     image: str
     text: str
     label: str
+    split: str = ""
 
 
 def read_truth(
@@ -151,23 +161,8 @@ def _read_one(
     questions: dict[int | str, Question],
     malformed: dict[str, str] | None,
 ) -> None:
-    text = read_text(path)
-    start = text.lstrip()[: len(_TABLE_HEADER)]
-    if start == _TABLE_HEADER:
-        return _read_table(path, text, builder)
-    if not start:
-        raise AnswersError(f"{path} is empty; expected ground truth")
-    if start[0] not in "{[":
-        raise AnswersError(
-            f'{path} is neither JSON nor an object table (first line "{_TABLE_HEADER} a|b|c"); '
-            f"it starts with {start!r}"
-        )
-    document = _coco_document(text)
-    if document is not None:
-        return _read_coco(path, document, builder)
-
     def take(row: Row) -> None:
-        if "label" in row.fields:
+        if _is_question(row):
             _add_question(row, questions)
         elif "captions" in row.fields or "instances" in row.fields:
             _add_described_image(row, builder)
@@ -177,6 +172,30 @@ def _read_one(
                 "is not ground truth: expected 'label' (a question), 'captions' and 'instances' "
                 f"(an image), or COCO's 'annotations'; has {have}"
             )
+
+    content = read_content(path)
+    if is_table(content):
+        for row in read_rows(path):
+            take(row)
+        return
+    text = decode(path, content)
+    start = text.lstrip()[: len(_TABLE_HEADER)]
+    if start == _TABLE_HEADER:
+        return _read_table(path, text, builder)
+    if not start:
+        raise AnswersError(f"{path} is empty; expected ground truth")
+    if start[0] not in "{[":
+        if sheets.separator(path, text) is not None:
+            for row in text_rows(path, text):
+                take(row)
+            return
+        raise AnswersError(
+            f'{path} is neither JSON nor an object table (first line "{_TABLE_HEADER} a|b|c"); '
+            f"it starts with {start!r}"
+        )
+    document = _coco_document(text)
+    if document is not None:
+        return _read_coco(path, document, builder)
 
     return take_rows(path, text, take, malformed)
 
@@ -277,14 +296,31 @@ def _add_described_image(row: Row, builder: _ObjectBuilder) -> None:
     builder.add(image, (builder.node(entry["category"]) for entry in instances))
 
 
+def _is_question(row: Row) -> bool:
+    """Whether a row is a labelled question; harnesses call the label "answer"."""
+    if "label" in row.fields:
+        return True
+    answer = row.fields.get("answer")
+    return "question" in row.fields and isinstance(answer, str) and _label(answer) != ""
+
+
+def _label(value: Any) -> str:
+    found = value.strip().lower() if isinstance(value, str) else ""
+    return found if found in ("yes", "no") else ""
+
+
 def _add_question(row: Row, questions: dict[int | str, Question]) -> None:
-    key = question_id(row)
-    label = row.fields["label"]
-    if not isinstance(label, str) or label.strip().lower() not in ("yes", "no"):
-        raise row.error(f"label must be 'yes' or 'no', found {label!r}")
-    if key in questions:
-        raise row.error(f"second question {key}; score one split (one question file) at a time")
-    image = row_text(row, ("image",))
-    questions[key] = Question(
-        key, image, row_text(row, ("text", "question")), label.strip().lower()
-    )
+    key = row_id(row)
+    value = row.fields.get("label", row.fields.get("answer"))
+    label = _label(value)
+    if not label:
+        raise row.error(f"label must be 'yes' or 'no', found {value!r}")
+    image = row_text(row, ("image_source", "image_path", "image"))
+    text = row_text(row, ("text", "question"))
+    listed = [name.strip() for name in str(row.fields.get("category", "")).split(",")]
+    splits = listed if set(listed) <= set(_SPLITS) else [""]
+    for split in splits:
+        name = f"{split}/{key}" if split else key
+        if name in questions:
+            raise row.error(f"second question {key}; its first is in the same file")
+        questions[name] = Question(name, image, text, label, split)

@@ -14,8 +14,8 @@ from vlm_jax.api import VLM, Answer
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import Results, protocol_hash, write_json
+from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.files import replace_file
-from vlm_jax.jobs.benchmarks import read_benchmark
 from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.fingerprint import fingerprint
 from vlm_jax.jobs.generate import read_requests

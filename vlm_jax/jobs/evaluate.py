@@ -7,14 +7,14 @@ from typing import Any
 
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
-from vlm_jax.evals.base import Benchmark
-from vlm_jax.evals.comparison import Comparison, compare
+from vlm_jax.evals.base import Suite
+from vlm_jax.evals.comparison import Comparison, compare, statistics_of
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
+from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.files import replace_file
 from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
-from vlm_jax.jobs.benchmarks import read_benchmark
 from vlm_jax.jobs.measure import Measured, Session
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import provenance
@@ -87,7 +87,7 @@ def _folders(sources: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
     return named
 
 
-def read_benchmarks(sections: Mapping[str, Any], family: str) -> dict[str, Benchmark]:
+def read_benchmarks(sections: Mapping[str, Any], family: str) -> dict[str, Suite]:
     """Makes the benchmarks of a config.
 
     Raises:
@@ -151,7 +151,7 @@ class Evaluation:
 def evaluate(
     request: Request,
     session: Session,
-    benchmarks: Mapping[str, Benchmark],
+    benchmarks: Mapping[str, Suite],
     arms: Sequence[Arm],
     say_less: SayLess | None,
     workdir: pathlib.Path,
@@ -191,7 +191,7 @@ def show(tables: Sequence[Table], measured: Measured) -> None:
 def compare_arms(
     request: Request,
     session: Session,
-    benchmarks: Mapping[str, Benchmark],
+    benchmarks: Mapping[str, Suite],
     arms: Sequence[Arm],
     say_less: SayLess | None,
     workdir: pathlib.Path,
@@ -205,7 +205,6 @@ def compare_arms(
             name: benchmark.metrics(measured.tables[UNEDITED][name][0].totals())
             for name, benchmark in benchmarks.items()
         },
-        units={k: unit for benchmark in benchmarks.values() for k, unit in benchmark.units.items()},
         sweep=measured.sweep,
         controls=pair_controls(arms),
         draws=config.bootstrap_draws,
@@ -231,8 +230,10 @@ def _write_arms(
                 continue
             folder = workdir / slug(name)
             entry.write(folder / slug(arm.name) / "results.json")
+            for answered, place in zip(measured.answered[arm.name][name], arm.folders()):
+                answered.write_items(folder / place / "items.jsonl", measured.failures[name])
             if arm.is_random:
-                statistics = benchmark.metrics(tables[0].totals())
+                statistics = statistics_of(benchmark.metrics(tables[0].totals()))
                 for table, place in zip(tables, arm.folders()):
                     levels = bootstrap_all(statistics, table, **options)
                     describe.results(levels, {}, [table]).write(folder / place / "results.json")
@@ -244,7 +245,7 @@ class _Describe:
     """What every result of an arm on a benchmark carries."""
 
     request: Request
-    benchmark: Benchmark
+    benchmark: Suite
     arm: Arm
     failed: int = 0
 
@@ -263,6 +264,7 @@ class _Describe:
         notes = [f"Metrics are means over {len(tables)} draws."] if len(tables) > 1 else []
         if self.failed:
             notes.append(f"{self.failed} items could not be read and are left out of all arms.")
+        known = self.benchmark.metrics(counts)
         edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
         arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}
         if self.arm.methods:
@@ -273,7 +275,8 @@ class _Describe:
             counts=counts,
             n=len(tables[0].ids),
             differences=differences,
-            units=self.benchmark.units,
+            units={name: metric.unit for name, metric in known.items() if metric.plain},
+            hidden=tuple(name for name, metric in known.items() if not metric.shown),
             config={**found["config"], "source": str(self.request.source), **arm},
             versions=found["versions"],
             seeds={**found["seeds"], "bootstrap": self.request.config.seed},

@@ -25,10 +25,10 @@ from vlm_jax.attention.steering import Readings
 from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example
-from vlm_jax.evals.benchmarks import Chair
 from vlm_jax.evals.results import protocol_hash, write_json
+from vlm_jax.evals.suites import read_benchmark
+from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.jobs import contributions
-from vlm_jax.jobs.benchmarks import read_benchmark
 from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.fingerprint import HEADS, fingerprint
 from vlm_jax.jobs.request import Request

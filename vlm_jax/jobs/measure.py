@@ -10,7 +10,7 @@ import jax
 
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
-from vlm_jax.evals.base import Benchmark
+from vlm_jax.evals.base import Suite
 from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
@@ -58,6 +58,7 @@ class Measured:
         planned: what every edit is, in low-rank form, and its sizes.
         acted: arm -> what its steering did, one a draw; steered arms alone.
         compiled: programs.
+        answered: arm -> benchmark -> what each draw's answers say.
         failures: benchmark -> id of an item -> why it could not be read, in whichever arm; such
             items are left out of all arms, so that they stay paired.
     """
@@ -67,7 +68,8 @@ class Measured:
     planned: Mapping[QKEdit, Planned]
     acted: Mapping[str, Sequence[Mapping[str, Any]]]
     compiled: Compiled
-    failures: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    answered: Mapping[str, Mapping[str, Sequence[Answered]]]
+    failures: Mapping[str, Mapping[str, str]]
 
 
 class Session:
@@ -91,7 +93,7 @@ class Session:
 
     def measure(
         self,
-        benchmarks: Mapping[str, Benchmark],
+        benchmarks: Mapping[str, Suite],
         arms: Sequence[Arm],
         workdir: pathlib.Path,
         say_less: SayLess | None = None,
@@ -152,11 +154,11 @@ class Session:
         kinds = len({jax.tree.structure(one) for one in steerings if one is not None})
         sweep = dict(sorted(sweep.items()))
         programs = Compiled(**compiled, kinds=kinds)
-        return Measured(tables, sweep, planned, done, programs, failures)
+        return Measured(tables, sweep, planned, done, programs, found, failures)
 
 
 def _failures(
-    benchmarks: Mapping[str, Benchmark], runs: Sequence[Mapping[str, Sequence[Answered]]]
+    benchmarks: Mapping[str, Suite], runs: Sequence[Mapping[str, Sequence[Answered]]]
 ) -> dict[str, dict[str, str]]:
     """Benchmark -> id -> reason, of items that failed in any run."""
     failures: dict[str, dict[str, str]] = {name: {} for name in benchmarks}
@@ -172,7 +174,7 @@ class _Runs:
     """Runs of one comparison."""
 
     session: Session
-    benchmarks: Mapping[str, Benchmark]
+    benchmarks: Mapping[str, Suite]
     workdir: pathlib.Path
     clock: "_Clock"
     planned: Mapping[QKEdit, Planned]

@@ -9,8 +9,8 @@ import numpy as np
 
 from vlm_jax.api import VLM
 from vlm_jax.errors import ConfigError
-from vlm_jax.evals.base import Benchmark
-from vlm_jax.evals.benchmarks import Chair
+from vlm_jax.evals.base import Suite
+from vlm_jax.evals.suites.chair import Chair
 
 STOP = "<stop>"
 
@@ -61,9 +61,7 @@ def _encode(model: VLM, token: str) -> list[int]:
     return model.processor.tokenizer.encode(token, add_special_tokens=False)
 
 
-def read_say_less(
-    section: Mapping[str, Any], benchmarks: Mapping[str, Benchmark]
-) -> SayLess | None:
+def read_say_less(section: Mapping[str, Any], benchmarks: Mapping[str, Suite]) -> SayLess | None:
     """Reads `config.frontier`; no biases is no frontier.
 
     Raises:

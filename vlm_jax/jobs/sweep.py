@@ -15,8 +15,8 @@ from typing import Any
 
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
-from vlm_jax.evals.base import Benchmark
-from vlm_jax.evals.comparison import Comparison, primary_metric
+from vlm_jax.evals.base import Suite
+from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.sweeps import Dose, choose, dose_response
 from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, Setting
@@ -148,8 +148,8 @@ class Rule:
 
 
 def read_test_benchmarks(
-    config: Any, benchmarks: Mapping[str, Benchmark], family: str
-) -> dict[str, Benchmark]:
+    config: Any, benchmarks: Mapping[str, Suite], family: str
+) -> dict[str, Suite]:
     """Makes the test split's benchmarks: those of the config, changed as `config.test` says.
 
     Raises:
@@ -206,7 +206,7 @@ class _Report:
         cls,
         request: Request,
         found: Evaluation,
-        benchmarks: Mapping[str, Benchmark],
+        benchmarks: Mapping[str, Suite],
         grid: Grid,
         rule: Rule,
     ) -> "_Report":
@@ -217,10 +217,13 @@ class _Report:
         gaps = {arm.name: arm.mean_gap for arm in found.comparison.arms}
         values = {d.name: gaps[d.name] if rule.metric == GAP else d.value for d in doses}
         candidates = [dose for dose in doses if dose.name in tested]
-        chosen = choose(candidates, values, rule.metric, rule.max_recall_drop)
+        better = "low"  # of gaps
+        if rule.metric != GAP:
+            better = found.comparison.metrics[pooled[0]][metric].better
+        chosen = choose(candidates, values, better, rule.max_recall_drop)
         return cls(request, found, grid, rule, metric, pooled, doses, chosen)
 
-    def with_test(self, found: Evaluation, benchmarks: Mapping[str, Benchmark]) -> "_Report":
+    def with_test(self, found: Evaluation, benchmarks: Mapping[str, Suite]) -> "_Report":
         """The report with what the chosen setting does on the test split."""
         doses = _doses(self.request, found, benchmarks, self.metric, self.pooled, [CHOSEN])
         dose = next(dose for dose in doses if dose.name == CHOSEN)
@@ -248,7 +251,8 @@ class _Report:
         tables = [self.table, *comparison_tables(comparison, self.found.sizes)]
         front = [] if self.test is None else [self.both_splits()]
         title = f"{self.request.need('source').name}: sweep"
-        plots = _plots(self.doses, self.grid, self.metric in comparison.units, self.metric)
+        plain = comparison.plain(self.pooled[0], self.metric)
+        plots = _plots(self.doses, self.grid, plain, self.metric)
         if comparison.points:
             named = [UNEDITED, self.chosen] if self.chosen else []
             plot = frontier_plot(comparison, named if len(comparison.arms) > 8 else ())
@@ -280,7 +284,7 @@ class _Report:
 def _doses(
     request: Request,
     found: Evaluation,
-    benchmarks: Mapping[str, Benchmark],
+    benchmarks: Mapping[str, Suite],
     metric: str,
     pooled: Sequence[str],
     tested: Sequence[str],
@@ -303,7 +307,7 @@ def _judged(comparison: Comparison, wanted: str) -> tuple[tuple[str, ...], str]:
     levels = comparison.baseline.levels
     captions = tuple(name for name in levels if "C_S" in levels[name])
     pooled = captions or tuple(levels)
-    metric = primary_metric(levels[pooled[0]]) if wanted == GAP else wanted
+    metric = comparison.primary(pooled[0]) if wanted == GAP else wanted
     for name in pooled:
         if metric not in levels[name]:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast, primary_metric
+from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast
 from vlm_jax.evals.frontier import OUT_OF_RANGE
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.report.comparison import gap_cell
@@ -24,15 +24,14 @@ def across_tables(models: Models) -> list[Table]:
     """
     first = _first(models)
     metrics = {name: list(levels) for name, levels in first.baseline.levels.items()}
-    lead = [(name, primary_metric(names)) for name, names in metrics.items()]
+    lead = [(name, first.primary(name)) for name in metrics]
     captions = [name for name, names in metrics.items() if "recall" in names and "C_S" in names]
     lead += [(name, "recall") for name in captions[:1]]
     tables = [change_table(models, lead, "Change from the unedited models", gaps=True)]
     if first.contrasts:
         tables.append(contrast_table(models))
     for name, names in metrics.items():
-        wanted = ("C_S", "C_I", "recall", "length") if "C_S" in names else ("F1", "accuracy")
-        columns = [(name, metric) for metric in wanted if metric in names]
+        columns = [(name, metric) for metric in names if first.metrics[name][metric].shown]
         tables.append(change_table(models, columns, f"{name}: change from the unedited models"))
     return tables
 
@@ -51,21 +50,21 @@ def change_table(
     first = _first(models)
     gaps = gaps and bool(first.points)
     headers = ["arm", *(["gap to say-less frontier"] if gaps else [])]
-    headers += [_header(first, benchmark, metric) for benchmark, metric in columns]
+    headers += [f"{first.named(benchmark, metric)} {benchmark}" for benchmark, metric in columns]
     rows = []
     for arm in first.arms[1:]:
         own = {name: _arm(comparison, arm.name) for name, comparison in models.items()}
         pooled = [arm.name if arm.draws == 1 else f"{arm.name} ({arm.draws} draws)"]
         pooled += [_pooled_gap(list(own.values()))] if gaps else []
         for benchmark, metric in columns:
-            plain = metric in first.units
+            plain = first.plain(benchmark, metric)
             found = [one.changes[benchmark][metric] for one in own.values()]
             pooled.append(pooled_cell(found, plain=plain))
         rows.append(pooled)
         for name, one in own.items():
             row = [f"  {name}", *([gap_cell(one)] if gaps else [])]
             for benchmark, metric in columns:
-                plain = metric in first.units
+                plain = first.plain(benchmark, metric)
                 row.append(interval(one.changes[benchmark][metric], plain=plain, signed=True))
             rows.append(row)
     return Table(title, headers, rows, [_NOTE])
@@ -74,7 +73,7 @@ def change_table(
 def contrast_table(models: Models) -> Table:
     """An arm beside a control, and a model, a row: differences, and ranks among the draws."""
     first = _first(models)
-    metrics = {name: primary_metric(levels) for name, levels in first.baseline.levels.items()}
+    metrics = {name: first.primary(name) for name in first.items}
     headers = ["arm - control"]
     for name, metric in metrics.items():
         headers += [f"{metric} {name}", "rank p"]
@@ -86,7 +85,7 @@ def contrast_table(models: Models) -> Table:
         pooled = [f"{contrast.edit} - {contrast.control}{draws}"]
         for name, metric in metrics.items():
             found = [one.differences[name][metric] for one in own.values()]
-            pooled.append(pooled_cell(found, plain=metric in first.units))
+            pooled.append(pooled_cell(found, plain=first.plain(name, metric)))
             pooled.append(_small([_rank(one, name) for one in own.values()]))
         if first.points:
             gaps = [_gap_difference(models[name], one) for name, one in own.items()]
@@ -96,7 +95,7 @@ def contrast_table(models: Models) -> Table:
         for model, one in own.items():
             row = [f"  {model}"]
             for name, metric in metrics.items():
-                plain = metric in first.units
+                plain = first.plain(name, metric)
                 row.append(interval(one.differences[name][metric], plain=plain, signed=True))
                 row.append(_p(_rank(one, name)))
             if first.points:
@@ -172,8 +171,3 @@ def _contrast(comparison: Comparison, like: Contrast) -> Contrast:
     return next(
         one for one in comparison.contrasts if (one.edit, one.control) == (like.edit, like.control)
     )
-
-
-def _header(comparison: Comparison, benchmark: str, metric: str) -> str:
-    unit = comparison.units.get(metric)
-    return f"{metric} {benchmark} ({unit})" if unit else f"{metric} {benchmark}"

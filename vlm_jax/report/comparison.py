@@ -3,15 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast, primary_metric
+from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast
 from vlm_jax.evals.frontier import OUT_OF_RANGE
 from vlm_jax.evals.statistics import RankTest
 from vlm_jax.report.tables import NONE, Table, interval, number, p_value
 
-_COLUMNS = (
-    "C_S", "C_S/partner", "C_S/other", "C_I", "recall", "F1", "length",
-    "accuracy", "precision", "yes_ratio", "unparsable",
-)  # fmt: skip
 _SMALL_P = 0.05
 
 
@@ -42,7 +38,7 @@ def comparison_tables(
 
 def summary_table(comparison: Comparison) -> Table:
     """An arm a row: its gap to the frontier and its change of each benchmark's primary metric."""
-    metrics = {n: primary_metric(comparison.baseline.levels[n]) for n in comparison.items}
+    metrics = {name: comparison.primary(name) for name in comparison.items}
     headers = ["arm"]
     if comparison.points:
         headers.append("gap to say-less frontier")
@@ -53,7 +49,7 @@ def summary_table(comparison: Comparison) -> Table:
         if comparison.points:
             row.append(gap_cell(arm))
         for name, metric in metrics.items():
-            plain = metric in comparison.units
+            plain = comparison.plain(name, metric)
             change = interval(arm.changes[name][metric], plain=plain, signed=True)
             row.append(change)
         rows.append(row)
@@ -89,15 +85,13 @@ def gap_cell(arm: ArmResult) -> str:
 
 def benchmark_table(comparison: Comparison, benchmark: str) -> Table:
     """An arm a row, a metric a column: values, with changes from the unedited model."""
-    known = list(comparison.baseline.levels[benchmark])
-    names = [name for name in _COLUMNS if name in known] or known
-    headers = ["arm"]
-    headers += [f"{n} ({comparison.units[n]})" if n in comparison.units else n for n in names]
+    names = [name for name, metric in comparison.metrics[benchmark].items() if metric.shown]
+    headers = ["arm", *(comparison.named(benchmark, name) for name in names)]
     rows = []
     for arm in comparison.arms:
         cells = [_arm_name(arm)]
         for name in names:
-            plain = name in comparison.units
+            plain = comparison.plain(benchmark, name)
             level = arm.levels[benchmark][name]
             change = arm.changes.get(benchmark, {}).get(name)
             spread = arm.spread.get(benchmark, {}).get(name)
@@ -113,12 +107,12 @@ def benchmark_table(comparison: Comparison, benchmark: str) -> Table:
     notes = ["Percent unless a unit is named; (change; * its paired interval excludes 0)."]
     if any(arm.draws > 1 for arm in comparison.arms):
         notes.append("Random controls: mean over draws {least to greatest}.")
-    return Table(f"{benchmark}, {comparison.items[benchmark]} images", headers, rows, notes)
+    return Table(f"{benchmark}, {comparison.items[benchmark]} items", headers, rows, notes)
 
 
 def control_table(comparison: Comparison) -> Table:
     """An arm and a control a row: the difference, and the arm's rank among the draws."""
-    metrics = {n: primary_metric(comparison.baseline.levels[n]) for n in comparison.items}
+    metrics = {name: comparison.primary(name) for name in comparison.items}
     headers = ["arm - control"]
     for name, metric in metrics.items():
         headers += [f"{metric} {name}", "rank p"]
@@ -129,7 +123,7 @@ def control_table(comparison: Comparison) -> Table:
     for contrast in comparison.contrasts:
         row = [f"{contrast.edit} - {contrast.control}{_draws(contrast)}"]
         for name, metric in metrics.items():
-            plain = metric in comparison.units
+            plain = comparison.plain(name, metric)
             row.append(interval(contrast.differences[name][metric], plain=plain, signed=True))
             row.append(_rank(contrast.ranks.get(name)))
         if comparison.points:

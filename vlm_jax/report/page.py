@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vlm_jax.evals.comparison import Comparison, primary_metric
+from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.frontier import FrontierPoint
 from vlm_jax.evals.results import Results
 from vlm_jax.report.charts import COLOURS, INK, SHAPES, SOFT, Mark, Series, forest, scatter
@@ -55,7 +55,7 @@ def comparison_page(
         sections.append(Section("The say-less frontier", frontier_plot(comparison), FRONTIER_NOTE))
     if len(comparison.arms) > 1:
         for name in comparison.items:
-            metric = primary_metric(comparison.baseline.levels[name])
+            metric = comparison.primary(name)
             heading = f"{name}: change of {metric} from the unedited model"
             sections.append(Section(heading, _forest(comparison, name, metric)))
     everything = [*sections, *examples, *(table.section() for table in tables)]
@@ -219,7 +219,7 @@ def _near(comparison: Comparison) -> Sequence[FrontierPoint]:
 
 
 def _forest(comparison: Comparison, benchmark: str, metric: str) -> str:
-    scale = 1 if metric in comparison.units else 100
+    scale = 1 if comparison.plain(benchmark, metric) else 100
     rows = []
     styles = _styles(comparison)
     for arm in comparison.arms[1:]:
@@ -228,5 +228,5 @@ def _forest(comparison: Comparison, benchmark: str, metric: str) -> str:
         mark = Mark(scale * change.value, 0.0, scale * change.low, scale * change.high, text)
         colour, shape, hollow = styles[arm.name]
         rows.append(Series(arm.name, [mark], colour, hollow=hollow, shape=shape))
-    unit = comparison.units.get(metric, "points")
+    unit = comparison.unit(benchmark, metric)
     return forest(rows, f"change of {metric}, {unit}", title=f"{benchmark}, change of {metric}")

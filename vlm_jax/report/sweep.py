@@ -19,7 +19,7 @@ def dose_table(
     chosen: str | None,
 ) -> Table:
     """A setting a row, controls among them, the chosen one marked."""
-    plain = metric in comparison.units
+    plain = comparison.plain(benchmarks[0], metric)
     with_items = any(dose.items is not None for dose in doses)
     with_recall = any(dose.recall is not None for dose in doses)
     headers = ["setting", metric, "change"]
@@ -51,17 +51,18 @@ def dose_table(
     tested = sum(dose.p is not None for dose in doses)
     level = f"{100 * comparison.level:g} %"
     before = number(doses[0].value - doses[0].change.value, plain=plain)
-    unit = comparison.units.get(metric, "points")
+    unit = comparison.unit(benchmarks[0], metric)
+    paired = comparison.metrics[benchmarks[0]][metric].outcome
     notes = [
         f"change: {unit} from the unedited model's {before}, [paired {level} bootstrap interval]; "
         "* it excludes 0.",
         f"at once: intervals that hold for all {tested} settings together (max-T). p: "
-        f"{'exact McNemar' if metric == 'C_S' else 'from the bootstrap error'}, two-sided.",
+        f"{'exact McNemar' if paired else 'from the bootstrap error'}, two-sided.",
         "detectable: least true change found with 80 % power. Controls are not tested.",
     ]
-    if metric == "C_S":
+    if paired:
         notes.append(
-            "Where few captions changed, a bootstrap interval is too narrow and can exclude 0 "
+            "Where few items changed, a bootstrap interval is too narrow and can exclude 0 "
             "beside a large p: p counts."
         )
     if with_items:
@@ -87,7 +88,8 @@ def chosen_table(
     headers = ["split", "images", metric, "change", "recall", "gap to frontier", "p", "detectable"]
     rows = []
     for split, (dose, comparison) in splits.items():
-        plain = metric in comparison.units
+        known = next(one for one in comparison.metrics.values() if metric in one)
+        plain = known[metric].plain
         arm = next(arm for arm in comparison.arms if arm.name == dose.name)
         images = sum(comparison.items[one] for one in comparison.pooled or comparison.items)
         rows.append(

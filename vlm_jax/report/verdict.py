@@ -4,13 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_jax.evals.comparison import (
-    ArmResult,
-    Comparison,
-    Contrast,
-    lower_is_better,
-    primary_metric,
-)
+from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast
 from vlm_jax.evals.statistics import Interval
 
 _SMALL_P = 0.05
@@ -47,11 +41,12 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
 
 def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
     benchmark = next(iter(comparison.items))
-    metric = primary_metric(comparison.baseline.levels[benchmark])
+    metric = comparison.primary(benchmark)
+    lower = comparison.metrics[benchmark][metric].better == "low"
     change = arm.changes[benchmark][metric]
     if math.isnan(change.value):
         return Verdict(arm.name, f"{metric} on {benchmark} could not be measured.")
-    sign = -1 if lower_is_better(metric) else 1
+    sign = -1 if lower else 1
     parts = [_change(comparison, change, metric, benchmark)]
     good, bad = (change.excludes_zero and sign * change.value > 0), False
     bad |= change.excludes_zero and sign * change.value < 0
@@ -62,7 +57,7 @@ def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
         good, bad = good and not behind, bad or behind
         good &= ahead or not behind
     own = [c for c in comparison.contrasts if c.edit == arm.name]
-    told = [_told_apart(c, benchmark, metric) for c in own]
+    told = [_told_apart(c, benchmark, metric, lower) for c in own]
     if own:
         same = [c.control for c, apart in zip(own, told) if not apart]
         if same:
@@ -77,8 +72,8 @@ def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
 
 
 def _change(comparison: Comparison, change: Interval, metric: str, benchmark: str) -> str:
-    unit = comparison.units.get(metric, "points")
-    scale = 1 if metric in comparison.units else 100
+    unit = comparison.unit(benchmark, metric)
+    scale = 1 if comparison.plain(benchmark, metric) else 100
     apart = "" if change.excludes_zero else " (not told apart from 0)"
     return f"{scale * change.value:+.1f} {unit} of {metric} on {benchmark}{apart}"
 
@@ -95,12 +90,12 @@ def _gap(arm: ArmResult, gap: Interval | None) -> tuple[str, bool, bool]:
     return text, sure and arm.mean_gap < 0, sure and arm.mean_gap > 0
 
 
-def _told_apart(contrast: Contrast, benchmark: str, metric: str) -> bool:
+def _told_apart(contrast: Contrast, benchmark: str, metric: str, lower: bool) -> bool:
     """Whether an arm does better than a control: ranked among random draws, else by interval."""
     if benchmark in contrast.ranks:
         return contrast.ranks[benchmark].p <= _SMALL_P
     difference = contrast.differences[benchmark][metric]
-    better = difference.value < 0 if lower_is_better(metric) else difference.value > 0
+    better = difference.value < 0 if lower else difference.value > 0
     return difference.excludes_zero and better
 
 

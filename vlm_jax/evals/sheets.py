@@ -1,0 +1,132 @@
+"""Rows of tables: comma- and tab-separated text, xlsx sheets, parquet. Empty cells are absent."""
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlm_jax.errors import AnswersError
+
+_MAX_CELL = 1 << 28  # a picture in base64
+_MAX_SHEET = 1 << 30  # bytes of an unpacked xlsx
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""The line or row of a file (the header is the first) and its cells by column name."""
+
+
+def separator(path: Path, text: str) -> str | None:
+    """The separator of a text with a header line; None for a text that is no table."""
+    header = text.lstrip("\n\r").split("\n", 1)[0]
+    if "\t" in header:
+        return "\t"
+    if path.name.lower().removesuffix(".gz").endswith(".csv") or _is_header(header):
+        return ","
+    return None
+
+
+def _is_header(line: str) -> bool:
+    names = [name.strip().strip('"') for name in line.split(",")]
+    return len(names) > 1 and all(name.replace("-", "_").isidentifier() for name in names)
+
+
+def separated_rows(path: Path, text: str, separator: str) -> Rows:
+    """Yields the rows of separated text; quoted cells may hold line ends.
+
+    Raises:
+        AnswersError: a row has more cells than the header, names repeat, or nothing follows.
+    """
+    csv.field_size_limit(_MAX_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    count, names = 0, None
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if names is None:
+                names = _names(path, cells)
+                continue
+            if len(cells) > len(names):
+                raise AnswersError(
+                    f"{path} line {reader.line_num}: {len(cells)} cells under {len(names)} names; "
+                    "is a cell with the separator in it quoted?"
+                )
+            count += 1
+            yield reader.line_num, {n: cell for n, cell in zip(names, cells) if cell.strip()}
+    except csv.Error as error:
+        raise AnswersError(f"{path} line {reader.line_num}: {error}") from None
+    if not count:
+        raise AnswersError(f"{path} holds no rows under its header.")
+
+
+def _names(path: Path, cells: Any) -> list[str]:
+    names = ["" if cell is None else str(cell).strip() for cell in cells]
+    named = [name for name in names if name]
+    if len(set(named)) < len(named) or not named:
+        raise AnswersError(f"{path} line 1: names of columns must be distinct; found {names}.")
+    return names
+
+
+def xlsx_rows(path: Path, content: bytes) -> Rows:
+    """Yields the rows of an Excel file's first sheet.
+
+    Raises:
+        AnswersError: it is none, is damaged, or openpyxl is not installed.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(one.file_size for one in archive.infolist())
+            if "xl/workbook.xml" not in archive.namelist():
+                raise AnswersError(f"{path} is a zip archive and no xlsx file; unpack it.")
+    except zipfile.BadZipFile:
+        raise AnswersError(
+            f"{path} is a zip archive (perhaps an xlsx) that is cut short."
+        ) from None
+    if size > _MAX_SHEET:
+        raise AnswersError(f"{path} unpacks to {size} bytes; at most {_MAX_SHEET} are read.")
+    try:
+        import openpyxl
+    except ImportError:
+        raise AnswersError(f"{path} is an xlsx file: {_needs('openpyxl')}") from None
+    names: list[str] | None = None
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+            if all(cell is None for cell in cells):
+                continue
+            if names is None:
+                names = _names(path, cells)
+            else:
+                yield number, {n: c for n, c in zip(names, cells) if n and c is not None}
+    except AnswersError:
+        raise
+    except Exception as error:  # whatever its XML reader makes of damaged parts
+        raise AnswersError(f"{path} is an xlsx file that cannot be read: {error}.") from None
+
+
+def parquet_rows(path: Path, content: bytes) -> Rows:
+    """Yields the rows of a parquet file.
+
+    Raises:
+        AnswersError: it is damaged, or pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise AnswersError(f"{path} is a parquet file: {_needs('pyarrow')}") from None
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        for batch in file.iter_batches(batch_size=256):
+            for fields in batch.to_pylist():
+                number += 1
+                yield number, {n: cell for n, cell in fields.items() if cell is not None}
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise AnswersError(f"{path} is a parquet file that cannot be read: {text}.") from None
+
+
+def _needs(package: str) -> str:
+    return f"install {package} to read it (pip install 'vlm_jax[data]')."
