@@ -225,6 +225,42 @@ class VLM:
         limit = self._limit(call, options.pop("max_new_tokens", 128))
         return sweep(self, method, settings, call, {"max_new_tokens": limit, **options})
 
+    def attention(
+        self,
+        images: ImagesOf | None = None,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        max_new_tokens: int = 64,
+    ) -> Any:
+        """Returns where each head looks while the model writes its greedy answer.
+
+            vlm.attention("photo.jpg", "Describe.").image    # [tokens, layers, heads]
+
+        Args:
+            images, prompts, max_new_tokens: as for `generate`.
+
+        Returns:
+            `Masses`: how much of each head's attention goes to the image, to text behind it and to
+            what comes before, for every token of the answer; one, or a list as for `generate`.
+
+        Raises:
+            PromptError: see `generate`.
+            ConfigError: the model classifies heads in a pass of its own.
+        """
+        from vlm_jax.masses import read_masses
+
+        call = read_call(images, prompts)
+        options = {"max_new_tokens": self._limit(call, max_new_tokens)}
+        reading = self._steered(self._reading())
+        assert reading is not None
+        answers = self.ask(call.images, call.prompts, options)
+        groups = call.images or [[] for _ in call.prompts]
+        found = [
+            read_masses(self, answer, images, prompt, reading)
+            for answer, images, prompt in zip(answers, groups, call.prompts)
+        ]
+        return found[0] if call.single else found
+
     def with_params(self, params: Params) -> "VLM":
         """Returns the same model with other weights; nothing is compiled again."""
         other = self._with_params(params)
