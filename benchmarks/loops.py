@@ -138,11 +138,11 @@ def _scanned(config, steps: int, params, stack, caches, rest, first_b):
             layer = nnx.merge(layer_def, nnx.State({k: nnx.Param(v) for k, v in weights.items()}))
             written: list[Segment] = []
 
-            def remember(k_bksh, v_bksh):
+            def extend_cache(k_bksh, v_bksh):
                 written.append(new.write(k_bksh, v_bksh, slot))
                 return [prompt, written[-1]]
 
-            return layer(x_btd, angles, seen, remember, False), written[0]
+            return layer(x_btd, angles, seen, extend_cache, False), written[0]
 
         x_btd = params["decoder/embed_vd"][token_b[:, None]]
         x_btd, new = jax.lax.scan(through, x_btd, (stack, caches))

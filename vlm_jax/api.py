@@ -486,7 +486,7 @@ class VLM:
             on_error,
             streams,
         )
-        reader = answering.Reader(
+        reader = answering.Engine(
             self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
         )
         return answering.answer(reader, images, prompts, settings)

@@ -60,7 +60,7 @@ class Problem:
     before: Segment | None
     rows: Rows
     new: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
-    seen: Visibility
+    queries: Visibility
 
     @property
     def valid(self):
@@ -245,7 +245,7 @@ def read(
         return attend(q, segments, seen, causal=causal, steering=steering, rows=rows, state=memory)
 
     prompt = [*earlier, problem.prompt]
-    memory, q, seen, rows, head = None, problem.q_btnh, problem.seen, problem.rows, []
+    memory, q, seen, rows, head = None, problem.q_btnh, problem.queries, problem.rows, []
     if cut:
         first, rest = problem.prompt.slice(0, cut), problem.prompt.slice(cut, length - cut)
         prompt = [*earlier, first]

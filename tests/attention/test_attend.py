@@ -70,9 +70,9 @@ def seen_by_numpy(segments, seen, shape):
     for segment in segments:
         here = mask[:, :, start : start + segment.length]
         if seen.order is not None:
-            here &= segment.seen.order[:, None] <= seen.order[:, :, None]
+            here &= segment.keys.order[:, None] <= seen.order[:, :, None]
         if seen.group is not None:
-            here &= segment.seen.group[:, None] == seen.group[:, :, None]
+            here &= segment.keys.group[:, None] == seen.group[:, :, None]
         start += segment.length
     return mask
 
@@ -156,7 +156,7 @@ def cut(segment, start, stop):
     return Segment(
         segment.k_bksh[:, :, start:stop],
         segment.v_bksh[:, :, start:stop],
-        Visibility(segment.seen.order[:, start:stop]),
+        Visibility(segment.keys.order[:, start:stop]),
     )
 
 
@@ -230,7 +230,7 @@ def test_a_slice_and_a_write_touch_only_their_places(problem):
     np.testing.assert_array_equal(written.k_bksh[:, :, kept], segment.k_bksh[:, :, kept])
     part = segment.slice(jnp.int32(4), 6)
     np.testing.assert_array_equal(part.v_bksh, segment.v_bksh[:, :, 4:10])
-    np.testing.assert_array_equal(part.seen.order, segment.seen.order[:, 4:10])
+    np.testing.assert_array_equal(part.keys.order, segment.keys.order[:, 4:10])
 
 
 def test_gradients_are_finite_and_equal(problem):
@@ -243,12 +243,12 @@ def test_gradients_are_finite_and_equal(problem):
 
     def loss(arrays, read):
         q, kv = arrays
-        parts = [Segment(k, v, s.seen) for (k, v), s in zip(kv, segments)]
+        parts = [Segment(k, v, s.keys) for (k, v), s in zip(kv, segments)]
         return jnp.sum(jnp.where(valid, read(q, parts) * target, 0))
 
     arrays = queries, [(s.k_bksh, s.v_bksh) for s in segments]
     seen = jax.tree.map(jnp.asarray, seen)
-    segments = [Segment(s.k_bksh, s.v_bksh, jax.tree.map(jnp.asarray, s.seen)) for s in segments]
+    segments = [Segment(s.k_bksh, s.v_bksh, jax.tree.map(jnp.asarray, s.keys)) for s in segments]
     tiled = lambda q, parts: read_by_segments(q, parts, seen, 16, 0.3)[0]
     dense = lambda q, parts: dense_attention(q, parts, seen, 0.3)[0]
     found, expected = (

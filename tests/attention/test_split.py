@@ -65,7 +65,7 @@ def test_steerings_that_look_ahead_are_refused(choice):
 def test_parts_that_act_before_the_image_are_known(choice):
     steering = steer(choice, LAYOUT, 0, "float32")
     leaves = choice in LEAVING or choice in ("batch sum",)
-    assert steering.leaves_prefix == leaves
+    assert steering.keeps_prefix == leaves
     assert steering.shares_prefix == (choice not in WHOLE)
     found = steering.on_prefix
     assert (found is None) == leaves

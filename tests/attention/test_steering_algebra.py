@@ -165,7 +165,7 @@ def test_a_causal_prefill_treats_each_row_as_decoding_would():
     problem = build(layout, 4)
     places = jnp.broadcast_to(jnp.arange(10, dtype=jnp.int32), (2, 10))
     kinds = jnp.full((2, 10), Kind.TEXT, jnp.int8).at[:, 1:4].set(Kind.IMAGE)
-    prompt = dataclasses.replace(problem.prompt, seen=Visibility(places), kinds_bs=kinds)
+    prompt = dataclasses.replace(problem.prompt, keys=Visibility(places), kinds_bs=kinds)
     part = Projection(full(1), full(0.2), zero_trace="running", prefill="causal")
     steering = Steering(projection=part)
 
@@ -262,13 +262,13 @@ def test_padding_changes_nothing(choice):
         prompt=Segment(
             pad(problem.prompt.k_bksh, 2),
             pad(problem.prompt.v_bksh, 2),
-            Visibility(never(problem.prompt.seen.order)),
+            Visibility(never(problem.prompt.keys.order)),
             zero(problem.prompt.kinds_bs),
         ),
         rows=Rows(
             zero(problem.rows.after_image_bt), zero(problem.rows.real_bt), problem.rows.last_b
         ),
-        seen=Visibility(jnp.broadcast_to(jnp.arange(11, dtype=jnp.int32), (2, 11))),
+        keys=Visibility(jnp.broadcast_to(jnp.arange(11, dtype=jnp.int32), (2, 11))),
     )
     a, b = read(problem, steering), read(wider, steering)
     close(np.asarray(a[0])[problem.valid], np.asarray(b[0])[:, :8][problem.valid])

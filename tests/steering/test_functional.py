@@ -164,7 +164,7 @@ class Block:
     def output(self, gain_n) -> np.ndarray:
         """Y, the block's output [T, D] under head gains."""
         steering = Steering(head_gains=HeadGains(jnp.asarray(gain_n)[None]))
-        seen = self.segment.seen
+        seen = self.segment.keys
         out, _, _ = attend(
             self.q, [self.segment], seen, causal=True, steering=steering, rows=self.rows
         )
@@ -172,7 +172,7 @@ class Block:
 
     def contributions(self) -> np.ndarray:
         """O, each head's part of the vanilla output [N, T, D]."""
-        out = attend(self.q, [self.segment], self.segment.seen, causal=True)
+        out = attend(self.q, [self.segment], self.segment.keys, causal=True)
         return np.einsum("tnh,nhd->ntd", np.asarray(out)[0], self.wo_nhd)
 
 

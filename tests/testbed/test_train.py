@@ -135,7 +135,7 @@ def test_packed_turns_give_the_logits_of_each_turn_alone(name, tmp_path):
     pictures = [PIL.Image.fromarray(image) for image in drawn.images]
     prompts = [language.CAPTION_PROMPT, language.question(3)]
     rows = [[(prompt, "yes", 1.0) for prompt in prompts]] * 2
-    prefix = packing.Prefix.read(processor, family, pictures[0])
+    prefix = packing.PackedPrefix.read(processor, family, pictures[0])
     turns = packing.pack_turns(processor.tokenizer, family, rows, 30)
     graphdef, _ = models.abstract(config)
     params = models.init(config, 0)

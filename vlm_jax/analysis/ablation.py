@@ -264,8 +264,8 @@ def _row_probability(
     def before(segment: Segment) -> Segment:
         own = jax.tree.map(lambda leaf: jnp.asarray(leaf)[sample_r], segment)
         seen = jnp.arange(segment.length) < query_r[:, None]
-        order_rs = jnp.where(seen, own.seen.order, NEVER)
-        return dataclasses.replace(own, seen=Visibility(order=order_rs))
+        order_rs = jnp.where(seen, own.keys.order, NEVER)
+        return dataclasses.replace(own, keys=Visibility(order=order_rs))
 
     prompt = tuple(before(segment) for segment in read.prompt)
     cache = Cache(

@@ -87,10 +87,10 @@ class _Keep(Steer):
     outputs: list[Array] = dataclasses.field(default_factory=list)
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
     ) -> Array:
         """Attends in the next layer."""
-        self.outputs.append(attend(q_btnh, segments, seen, causal=causal))
+        self.outputs.append(attend(q_btnh, segments, queries, causal=causal))
         return self.outputs[-1]
 
 
@@ -101,10 +101,10 @@ class _Put(Steer):
     put_nh: Any = 0.0
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
     ) -> Array:
         """Attends in the next layer."""
-        out_n1nh = attend(q_btnh, segments, seen, causal=causal)
+        out_n1nh = attend(q_btnh, segments, queries, causal=causal)
         own = jnp.eye(q_btnh.shape[2], dtype=bool)[:, None, :, None]
         return jnp.where(own, jnp.asarray(self.put_nh, out_n1nh.dtype), out_n1nh)
 
@@ -128,8 +128,8 @@ def _before(segment: Segment, sample: Array, query: Array) -> Segment:
     """Returns the keys of one sequence that its row `query` sees, itself left out."""
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[sample][None], segment)
     seen = jnp.arange(segment.length)[None] < query
-    order_1s = jnp.where(seen, one.seen.order, NEVER)
-    return dataclasses.replace(one, seen=Visibility(order=order_1s))
+    order_1s = jnp.where(seen, one.keys.order, NEVER)
+    return dataclasses.replace(one, keys=Visibility(order=order_1s))
 
 
 def _together(
@@ -144,8 +144,8 @@ def _together(
     runs = x_1rd.shape[1]
     each = Visibility(_full((1, runs), query), jnp.arange(runs, dtype=jnp.int32)[None])
     wide = jnp.broadcast_to(angles, (1, runs, angles.shape[-1]))
-    remember = lambda k, v: [before, Segment(k, v, each)]
-    return layer(x_1rd, wide, each, remember, causal=False, steer=steer)
+    extend_cache = lambda k, v: [before, Segment(k, v, each)]
+    return layer(x_1rd, wide, each, extend_cache, causal=False, steer=steer)
 
 
 def _without_each(
@@ -156,9 +156,9 @@ def _without_each(
     spread = lambda leaf: jnp.broadcast_to(leaf, (heads, *leaf.shape[1:]))
     here = Visibility(order=_full((heads, 1), query))
     keys = jax.tree.map(spread, before)
-    remember = lambda k, v: [keys, Segment(k, v, here)]
+    extend_cache = lambda k, v: [keys, Segment(k, v, here)]
     steer = _Put(Steering(), put_nh=put_nh)
-    out_n1d = layer(spread(x_11d), spread(angles), here, remember, causal=False, steer=steer)
+    out_n1d = layer(spread(x_11d), spread(angles), here, extend_cache, causal=False, steer=steer)
     return out_n1d.transpose(1, 0, 2)
 
 

@@ -140,7 +140,7 @@ class _Gates(Steer):
     layer: int = 0
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
     ) -> Array:
         """Attends in the next layer."""
         gate_rlnc, of_key_rs, acts_rt = self.gates
@@ -151,6 +151,6 @@ class _Gates(Steer):
             part = dataclasses.replace(segment, v_bksh=jnp.where(own_rs, segment.v_bksh, 0))
             gate_rn = gate_rlnc[:, self.layer, :, source]
             gate_rtn = jnp.where(acts_rt[..., None], gate_rn[:, None], 1.0).astype(q_btnh.dtype)
-            total = total + gate_rtn[..., None] * attend(q_btnh, [part], seen, causal=causal)
+            total = total + gate_rtn[..., None] * attend(q_btnh, [part], queries, causal=causal)
         self.layer += 1
         return jnp.asarray(total)

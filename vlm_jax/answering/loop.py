@@ -14,11 +14,11 @@ import numpy as np
 from vlm_jax.answering.meeting import Failure, Meeting, Prepared
 from vlm_jax.answering.plan import (
     Batching,
+    BatchPlan,
     Bucket,
     Chunk,
-    Plan,
-    Question,
     Sizes,
+    UniqueQuestion,
     batch_rows,
     make_plan,
 )
@@ -89,16 +89,16 @@ class Settings:
         return all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(self.steering))
 
     @property
-    def leaves_prefix(self) -> bool:
-        """Whether the prefixes that the unsteered model reads serve."""
-        return self.steering is None or self.steering.leaves_prefix
+    def keeps_prefix(self) -> bool:
+        """True if prefixes that were read without steering can be reused."""
+        return self.steering is None or self.steering.keeps_prefix
 
     @property
     def shares_prefix(self) -> bool:
         """Whether what prompts begin with is read once for all."""
         if self.steering is not None and not self.steering.shares_prefix:
             return False
-        return self.share_prefix and (self.leaves_prefix or self.one_steering)
+        return self.share_prefix and (self.keeps_prefix or self.one_steering)
 
     def steering_of(self, samples: Sequence[int]) -> Steering | None:
         """Returns the steering of a batch's rows."""
@@ -108,7 +108,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class Engine:
     """A model as the loop needs it.
 
     Attributes:
@@ -134,7 +134,7 @@ class Reader:
 
 
 def answer(
-    reader: Reader,
+    reader: Engine,
     images: Sequence[Sequence[ImageSource]] | None,
     prompts: Sequence[str],
     settings: Settings,
@@ -157,7 +157,7 @@ def answer(
             yield from run.decode(batching, run.meeting.batch(prepared))
 
 
-def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) -> Plan:
+def plan_answers(reader: Engine, drafts: Iterable[Draft], settings: Settings) -> BatchPlan:
     """Plans who is read with whom."""
     limit, data = reader.longest_prompt(settings), reader.generator.mesh.shape["data"]
     sizes = Sizes(
@@ -166,7 +166,7 @@ def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) ->
         groups=reader.processor.bucket_groups,
     )
     shares = settings.shares_prefix
-    keeps = reader.prefixes.limit_bytes > 0 and settings.leaves_prefix
+    keeps = reader.prefixes.limit_bytes > 0 and settings.keeps_prefix
     return make_plan(
         drafts,
         sizes,
@@ -179,7 +179,7 @@ def plan_answers(reader: Reader, drafts: Iterable[Draft], settings: Settings) ->
 class _Run:
     """One call of the loop."""
 
-    reader: Reader
+    reader: Engine
     settings: Settings
     meeting: Meeting
 
@@ -199,7 +199,7 @@ class _Run:
 
     def keeps(self, chunk: Chunk) -> bool:
         """Whether an earlier call has read the prefixes of a chunk."""
-        return self.settings.leaves_prefix and chunk.key in self.reader.prefixes
+        return self.settings.keeps_prefix and chunk.key in self.reader.prefixes
 
     def has_read(self, chunk: Chunk) -> bool:
         """Whether the images of a chunk need not be decoded again."""
@@ -273,7 +273,7 @@ class _Run:
                 self.reader.params, prepared.batch, self.settings.steering
             )
             # Rows of prefixes that failed hold other images: not to be kept under these keys.
-            if self.settings.leaves_prefix and not failures:
+            if self.settings.keeps_prefix and not failures:
                 self.reader.prefixes.keep(chunk.key, prefix)
         for batching in chunk.batches:
             prepared = self.meeting.batch(functools.partial(self.prepare, batching))
@@ -355,7 +355,7 @@ class _Run:
         }
 
 
-def _fail(question: Question, failure: Failure) -> Iterator[Failure]:
+def _fail(question: UniqueQuestion, failure: Failure) -> Iterator[Failure]:
     """Yields the failure of every sample that asks a question."""
     for index in question.samples:
         yield Failure(index, failure.reason)

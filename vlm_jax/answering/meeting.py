@@ -1,7 +1,8 @@
-"""Inputs on the host, on which the processes of a replica agree before the devices see them.
+"""Checks that the processes of one replica run the same batch.
 
 Where a model lies on the devices of several processes, each of them reads all images itself and
-gives its devices their part. So they must hold the same: what one cannot read fails in all.
+gives its devices their part, so all must hold the same inputs; what one process cannot read fails
+in all. With one process a replica nothing is checked.
 """
 
 import dataclasses
@@ -47,9 +48,7 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Meeting:
-    """Where the processes of a replica compare what they have read.
-
-    A process whose replica is its own meets nobody.
+    """Compares what the processes of a replica have read; with one process it does nothing.
 
     Attributes:
         team: the processes.

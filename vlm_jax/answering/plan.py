@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class UniqueQuestion:
     """A prompt that is asked once.
 
     Attributes:
@@ -34,7 +34,7 @@ class Batching:
         owners: with prefixes, which row of them each question continues.
     """
 
-    questions: tuple[Question, ...]
+    questions: tuple[UniqueQuestion, ...]
     rows: int
     length: int
     groups: int = 0
@@ -51,7 +51,7 @@ class Chunk:
         batches: what follows.
     """
 
-    prefixes: tuple[Question, ...]
+    prefixes: tuple[UniqueQuestion, ...]
     rows: int
     length: int
     groups: int
@@ -80,7 +80,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """All batches of a call.
 
     Attributes:
@@ -138,7 +138,7 @@ def batch_rows(count: int, most: int, data: int) -> int:
 
 def make_plan(
     drafts: Iterable[Draft], sizes: Sizes, *, once: bool, shared: Callable[[int], bool]
-) -> Plan:
+) -> BatchPlan:
     """Plans the batches of a call.
 
     Args:
@@ -150,8 +150,8 @@ def make_plan(
     questions: dict[Hashable, list[Draft]] = {}
     for draft in drafts:
         questions.setdefault(draft.question if once else draft.number, []).append(draft)
-    asked = [Question(same[0], tuple(d.number for d in same)) for same in questions.values()]
-    families: dict[Hashable, list[Question]] = {}
+    asked = [UniqueQuestion(same[0], tuple(d.number for d in same)) for same in questions.values()]
+    families: dict[Hashable, list[UniqueQuestion]] = {}
     for question in asked:
         families.setdefault(question.draft.prefix, []).append(question)
     apart, whole = [], []
@@ -161,10 +161,10 @@ def make_plan(
             apart.append(family)
         else:
             whole += family
-    return Plan(tuple(_chunks(apart, sizes)), tuple(_batches(whole, sizes)))
+    return BatchPlan(tuple(_chunks(apart, sizes)), tuple(_batches(whole, sizes)))
 
 
-def _batches(questions: Sequence[Question], sizes: Sizes) -> list[Batching]:
+def _batches(questions: Sequence[UniqueQuestion], sizes: Sizes) -> list[Batching]:
     """Cuts questions, sorted by size so that a batch pads little, into batches."""
     order = sorted(questions, key=lambda q: (q.draft.length, q.draft.groups))
     return [
@@ -178,7 +178,7 @@ def _batches(questions: Sequence[Question], sizes: Sizes) -> list[Batching]:
     ]
 
 
-def _chunks(families: Sequence[Sequence[Question]], sizes: Sizes) -> list[Chunk]:
+def _chunks(families: Sequence[Sequence[UniqueQuestion]], sizes: Sizes) -> list[Chunk]:
     prefix = lambda draft: draft.length - draft.suffix_length
     order = sorted(families, key=lambda f: (prefix(f[0].draft), f[0].draft.groups))
     found = []

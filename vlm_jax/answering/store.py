@@ -16,8 +16,9 @@ class DeviceStore(Generic[Kept]):
     decoder weights, where features are kept) ask about the same images again and again: these are
     then decoded and read once for all.
 
-    Where there is no room for all, what was used last makes room: calls come round to the images
-    that were asked about first, and would otherwise always find the others.
+    Where there is no room for all, the most recently used entry is evicted, because every arm of a
+    comparison asks about the images in the same order (a cyclic scan): with room for 2 of images 1,
+    2 and 3, the next arm, which starts over at 1, still finds it.
 
     Args:
         limit_bytes: device memory that is kept at most; 0 keeps nothing.

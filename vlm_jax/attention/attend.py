@@ -16,15 +16,15 @@ from vlm_jax.attention.steering import Readings, Rows, State, Steering, class_ga
 
 
 @functools.partial(jax.jit, static_argnames=("causal", "scale"), inline=True)
-def _blockwise(q_btnh, segments, seen, causal, scale):
+def _blockwise(q_btnh, segments, queries, causal, scale):
     if q_btnh.shape[1] == 1 and not causal:
-        return row_attention(q_btnh, segments, seen, scale)
-    reads = read_segments(q_btnh, segments, seen, causal=causal, scale=scale)
+        return row_attention(q_btnh, segments, queries, scale)
+    reads = read_segments(q_btnh, segments, queries, causal=causal, scale=scale)
     return merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])[0]
 
 
-def _dense(q_btnh, segments, seen, causal, scale):
-    return dense_attention(q_btnh, segments, seen, scale)[0]
+def _dense(q_btnh, segments, queries, causal, scale):
+    return dense_attention(q_btnh, segments, queries, scale)[0]
 
 
 BACKENDS: dict[str, Callable] = {"blockwise": _blockwise, "dense": _dense}
@@ -35,7 +35,7 @@ BACKENDS: dict[str, Callable] = {"blockwise": _blockwise, "dense": _dense}
 def attend(
     q_btnh: Array,
     segments: Sequence[Segment],
-    seen: Visibility | None = None,
+    queries: Visibility | None = None,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -50,7 +50,7 @@ def attend(
 def attend(
     q_btnh: Array,
     segments: Sequence[Segment],
-    seen: Visibility | None = None,
+    queries: Visibility | None = None,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -64,7 +64,7 @@ def attend(
 def attend(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility | None = None,
+    queries: Visibility | None = None,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -78,7 +78,7 @@ def attend(
     Args:
         q_btnh: queries; query head n reads key head n // (N / K).
         segments: disjoint segments of keys and values.
-        seen: order and group of each query; None when every query sees every key.
+        queries: order and group of each query; None when every query sees every key.
         causal: queries and the one segment are the same places in the same order, padded on the
             right, if at all, so that what is above the diagonal may be skipped.
         scale: factor on the logits; H ** -0.5 when None.
@@ -93,16 +93,16 @@ def attend(
         The output in the queries' dtype; with steering also the new state and the readings of the
         decode row. Softmax and sums are float32 or wider.
     """
-    seen = seen or Visibility()
+    queries = queries or Visibility()
     if steering is None:
-        return BACKENDS[backend](q_btnh, segments, seen, causal, scale).astype(q_btnh.dtype)
+        return BACKENDS[backend](q_btnh, segments, queries, causal, scale).astype(q_btnh.dtype)
     if rows is not None:
         out, state, readings = steered_prefill(
-            q_btnh, segments, seen, steering, rows, before=state, causal=causal, scale=scale
+            q_btnh, segments, queries, steering, rows, before=state, causal=causal, scale=scale
         )
     else:
         out, _, state, readings = steered_row(
-            q_btnh, segments, seen, steering, state or State(), scale
+            q_btnh, segments, queries, steering, state or State(), scale
         )
         part = steering.visual_gains
         if part is not None:

@@ -85,7 +85,7 @@ class _Sums:
 def segment_attention(
     q_btnh: Float[Array, "B T N H"],
     segment: Segment,
-    seen: Visibility,
+    queries: Visibility,
     *,
     causal: bool = False,
     scale: float | None = None,
@@ -97,9 +97,9 @@ def segment_attention(
     Args:
         q_btnh: queries; query head n reads key head n // (N / K).
         segment: the keys, with what each may be seen by.
-        seen: order and group of each query.
+        queries: order and group of each query.
         causal: promises that queries and keys are the same places in the same order, so that tiles
-            above the diagonal can be skipped. The mask itself always comes from `seen`.
+            above the diagonal can be skipped. The mask itself always comes from `queries`.
         scale: factor on the logits; H ** -0.5 when None.
         block: queries and keys of a tile.
         tap: what else to do in each tile.
@@ -110,7 +110,7 @@ def segment_attention(
     q_bkgth = q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(
         0, 2, 3, 1, 4
     )
-    read = _normalise(_over_tiles(_Tile(q_bkgth, seen, factor, tap), segment, causal, block))
+    read = _normalise(_over_tiles(_Tile(q_bkgth, queries, factor, tap), segment, causal, block))
     flat = lambda a: jnp.moveaxis(a, 3, 1).reshape(batch, length, heads, *a.shape[4:])
     return jax.tree.map(flat, read)
 
@@ -132,7 +132,7 @@ class _Tile:
     """A block of queries, ready to read blocks of keys."""
 
     q_bkgth: Array
-    seen: Visibility
+    queries: Visibility
     scale: float
     tap: Tap | None
 
@@ -142,7 +142,7 @@ class _Tile:
         tap = self.tap
         if tap is not None and tap.rows_bt is not None:
             tap = dataclasses.replace(tap, rows_bt=cut(tap.rows_bt, 1))
-        return _Tile(cut(self.q_bkgth, 3), self.seen.slice(start, length), self.scale, tap)
+        return _Tile(cut(self.q_bkgth, 3), self.queries.slice(start, length), self.scale, tap)
 
     def read(self, segment: Segment) -> _Sums:
         """Returns the sums over the keys of one block."""
@@ -154,7 +154,7 @@ class _Tile:
         if tap.rows_bt is not None:
             gain = self._gain(segment, tap)
             logits = jnp.where(tap.rows_bt[:, None, None, :, None], logits * gain, logits)
-        visible = self.seen.sees(segment.seen)
+        visible = self.queries.sees(segment.keys)
         if visible is not None:
             logits = jnp.where(visible[:, None, None], logits, MASKED)
         top = jnp.max(logits, axis=-1)

@@ -12,7 +12,7 @@ from vlm_jax.attention.segment import MASKED, Segment, Visibility
 def dense_logits(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     scale: float | None = None,
 ) -> Float[Array, "B N T S"]:
     """Returns masked float32 logits over the keys of all segments, concatenated."""
@@ -30,7 +30,7 @@ def dense_logits(
     masks = [
         jnp.ones((batch, length, s.length), bool) if m is None else m
         for s in segments
-        for m in [seen.sees(s.seen)]
+        for m in [queries.sees(s.keys)]
     ]
     return jnp.where(jnp.concatenate(masks, axis=2)[:, None], logits, MASKED)
 
@@ -38,21 +38,21 @@ def dense_logits(
 def dense_weights(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     scale: float | None = None,
 ) -> Float[Array, "B N T S"]:
     """Returns the materialised attention map, rows summing to one."""
-    return jax.nn.softmax(dense_logits(q_btnh, segments, seen, scale), axis=-1)
+    return jax.nn.softmax(dense_logits(q_btnh, segments, queries, scale), axis=-1)
 
 
 def dense_attention(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Returns output and log-sum-exp of attention over all segments, through the whole map."""
-    logits = dense_logits(q_btnh, segments, seen, scale)
+    logits = dense_logits(q_btnh, segments, queries, scale)
     weights = jax.nn.softmax(logits, axis=-1)
     v_bksh = jnp.concatenate([s.v_bksh for s in segments], axis=2)
     batch, heads, length, keys = weights.shape

@@ -57,14 +57,14 @@ class _Keys:
     visible_bts: Array
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], seen: Visibility, heads: int) -> "_Keys":
+    def of(cls, segments: Sequence[Segment], queries: Visibility, heads: int) -> "_Keys":
         join = lambda pieces, axis: jnp.concatenate(list(pieces), axis=axis)
         v_bksh = join((s.v_bksh for s in segments), 2)
-        masks = [seen.sees(s.seen) for s in segments]
+        masks = [queries.sees(s.keys) for s in segments]
         return cls(
             jnp.repeat(v_bksh, heads // v_bksh.shape[1], axis=1),
             join((kinds_of(s) for s in segments), 1),
-            join((s.seen.order for s in segments), 1),
+            join((s.keys.order for s in segments), 1),
             join(masks, 2),
         )
 
@@ -76,7 +76,7 @@ class _Keys:
 def dense_steered(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     steering: Steering,
     rows: Rows | None = None,
     history: History | None = None,
@@ -88,9 +88,9 @@ def dense_steered(
         history: what the call before returned; None at prefill.
     """
     heads = q_btnh.shape[2]
-    keys = _Keys.of(segments, seen, heads)
+    keys = _Keys.of(segments, queries, heads)
     decode_bt = _decode_rows(q_btnh, rows)
-    logits = dense_logits(q_btnh, segments, seen, scale)
+    logits = dense_logits(q_btnh, segments, queries, scale)
     if steering.energy_rescale is not None:
         block = dense_logits(q_btnh, segments, Visibility(), scale)
         logits = logits * _factors(steering.energy_rescale, block, keys, rows, decode_bt)
@@ -102,7 +102,7 @@ def dense_steered(
     fired = jnp.zeros(masses[0].shape, bool)
     if steering.reallocation is not None:
         weights, fired = _reallocate(steering.reallocation, weights, masses, keys, decode_bt)
-    own_bts = keys.order_bs[:, None] == _order(seen)[:, :, None]
+    own_bts = keys.order_bs[:, None] == _order(queries)[:, :, None]
     real_bt = jnp.ones(decode_bt.shape, bool) if rows is None else rows.real_bt
     history = _extend(history, weights, own_bts, real_bt)
     if steering.projection is not None:
@@ -124,10 +124,10 @@ def dense_steered(
     return out, history, Readings(*read, *classes)
 
 
-def _order(seen: Visibility) -> Int[Array, "B T"]:
-    if seen.order is None:
+def _order(queries: Visibility) -> Int[Array, "B T"]:
+    if queries.order is None:
         raise ValueError("Steering needs the order of queries and keys; the queries have none.")
-    return seen.order
+    return queries.order
 
 
 def _decode_rows(q_btnh, rows: Rows | None) -> Bool[Array, "B T"]:

@@ -1,8 +1,8 @@
 """One causal segment read by a vendor's fused kernel, where there is one: cuDNN's on GPUs.
 
 What it returns is what the tiles return, so that everything else (the edited last row, gains of
-heads) goes on from either. Its log-sum-exp is rounded to half precision, which weighs nothing where
-there is one segment: what needs a fine one, or looks into tiles, is read in tiles.
+heads) goes on from either. Its log-sum-exp is bfloat16: fine for one segment, whose output does not
+use it. Merging segments, or reading what is inside tiles, needs float32, so those use tiles.
 """
 
 import functools
@@ -25,7 +25,7 @@ _TOLERANCE = 0.02, 0.05  # of outputs of order 1 and log-sum-exps of order 5 in 
 def read_segments(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     *,
     causal: bool,
     scale: float | None = None,
@@ -37,20 +37,20 @@ def read_segments(
         segments: the keys.
         causal: if there is one segment, its keys are the queries' own places, in order and padded
             on the right, if at all. Rows of padding then read something that means nothing.
-        q_btnh, seen, scale, tap: as `segment_attention` takes them.
+        q_btnh, queries, scale, tap: as `segment_attention` takes them.
     """
     causal = causal and len(segments) == 1
-    if causal and tap is None and _fits(q_btnh, seen) and (kernel := choice()) != TILES:
+    if causal and tap is None and _fits(q_btnh, queries) and (kernel := choice()) != TILES:
         return [by_kernel(q_btnh, segments[0], scale, kernel)]
     return [
-        segment_attention(q_btnh, segment, seen, causal=causal, scale=scale, tap=tap)
+        segment_attention(q_btnh, segment, queries, causal=causal, scale=scale, tap=tap)
         for segment in segments
     ]
 
 
-def _fits(q_btnh: Array, seen: Visibility) -> bool:
+def _fits(q_btnh: Array, queries: Visibility) -> bool:
     heads_fit = q_btnh.shape[-1] % 8 == 0 and q_btnh.shape[-1] <= _LARGEST_HEAD
-    return heads_fit and q_btnh.dtype in (jnp.bfloat16, jnp.float16) and seen.group is None
+    return heads_fit and q_btnh.dtype in (jnp.bfloat16, jnp.float16) and queries.group is None
 
 
 def by_kernel(
@@ -87,12 +87,12 @@ def fault(kernel: str) -> str:
     rng = np.random.default_rng(0)
     with jax.ensure_compile_time_eval():
         draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
-        seen = Visibility(order=jnp.arange(128, dtype=jnp.int32)[None])
+        queries = Visibility(order=jnp.arange(128, dtype=jnp.int32)[None])
         k_bksh, v_bksh = draw(1, 2, 128, 64), draw(1, 2, 128, 64)
-        q_btnh, segment = draw(1, 128, 4, 64), Segment(k_bksh, v_bksh, seen)
+        q_btnh, segment = draw(1, 128, 4, 64), Segment(k_bksh, v_bksh, queries)
         try:
             found = by_kernel(q_btnh, segment, None, kernel)
-            expected = segment_attention(q_btnh, segment, seen, causal=True)
+            expected = segment_attention(q_btnh, segment, queries, causal=True)
             pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
             apart = [float(jnp.max(jnp.abs(one - other))) for one, other in pairs]
         except Exception as error:  # whatever a missing or an old library makes of it

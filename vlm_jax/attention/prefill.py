@@ -30,7 +30,7 @@ from vlm_jax.batch import Kind
 def steered_prefill(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     steering: Steering,
     rows: Rows,
     *,
@@ -64,7 +64,7 @@ def steered_prefill(
         q_btnh = _rescale(steering.energy_rescale, q_btnh, segments, rows, scale)
     averages = steering.visual_gains is not None and steering.visual_gains.rows == "q"
     tap = _tap(steering, rows, masses=averages, squares=counts)
-    reads = read_segments(q_btnh, segments, seen, causal=causal, scale=scale, tap=tap)
+    reads = read_segments(q_btnh, segments, queries, causal=causal, scale=scale, tap=tap)
     out, lse = merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])
     mass = [jnp.exp(read.lse_btn - lse) for read in reads]
 
@@ -83,12 +83,12 @@ def steered_prefill(
         return out, State(moments), Readings.none(out.shape[0], out.shape[2])
 
     pick = lambda a: jnp.take_along_axis(a, _column(last_b, a.ndim), axis=1)
-    last_seen = jax.tree.map(pick, seen)
+    last_queries = jax.tree.map(pick, queries)
     official = part is not None and part.prefill == "official"
     row, changed, state, readings = steered_row(
         pick(q_btnh),
         segments,
-        last_seen,
+        last_queries,
         steering,
         State(moments),
         scale,
@@ -105,7 +105,7 @@ def steered_prefill(
         state = dataclasses.replace(state, moments=None)
 
     if steering.visual_gains is not None:
-        image_bn, known_b = readings.image_bn, RowKeys.of(segments, last_seen).has_image_b
+        image_bn, known_b = readings.image_bn, RowKeys.of(segments, last_queries).has_image_b
         if averages:
             image_btn = _sum(m * r.image_btn for m, r in zip(mass, reads))
             image_btn = jnp.where(is_last, image_bn[:, None], image_btn)

@@ -27,7 +27,7 @@ from vlm_jax.batch import Kind
 def row_logits(
     q_b1nh: Float[Array, "B 1 N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     scale: float | None = None,
 ) -> Float[Array, "B N S"]:
     """Returns the masked logits of one row over the keys of all segments."""
@@ -39,7 +39,7 @@ def row_logits(
     pieces = []
     for segment in segments:
         logits = factor * _scores(q_bkgh, segment.k_bksh, kind)
-        visible = seen.sees(segment.seen)
+        visible = queries.sees(segment.keys)
         if visible is not None:
             logits = jnp.where(visible[:, None], logits, MASKED)
         pieces.append(logits.reshape(batch, heads, -1))
@@ -90,18 +90,18 @@ def row_values(
 def row_attention(
     q_b1nh: Float[Array, "B 1 N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     scale: float | None = None,
 ) -> Float[Array, "B 1 N H"]:
     """Attends with one row a sample, unsteered."""
-    logits = row_logits(q_b1nh, segments, seen, scale)
+    logits = row_logits(q_b1nh, segments, queries, scale)
     return row_values(jax.nn.softmax(logits, axis=-1), segments)
 
 
 def steered_row(
     q_b1nh: Float[Array, "B 1 N H"],
     segments: Sequence[Segment],
-    seen: Visibility,
+    queries: Visibility,
     steering: Steering,
     state: State,
     scale: float | None = None,
@@ -124,8 +124,8 @@ def steered_row(
         The output; which heads' weights were changed at all (bool [B, N]); the state with this row
         added; what happened.
     """
-    keys = RowKeys.of(segments, seen)
-    logits = row_logits(q_b1nh, segments, seen, scale)
+    keys = RowKeys.of(segments, queries)
+    logits = row_logits(q_b1nh, segments, queries, scale)
     rescaled = steering.energy_rescale if rescale else None
     if rescaled is not None:
         energy_bn = jnp.sum(jnp.where(keys.visible_b1s, logits * logits, 0.0), axis=-1)
@@ -152,7 +152,7 @@ def steered_row(
                 "A projection with zero_trace='running' goes on from the rows before: pass the "
                 "state that prefill or the step before returned."
             )
-        own_b1s = _own(segments, seen)
+        own_b1s = _own(segments, queries)
         moments = _count(moments, edited, own_b1s)
         if project:
             projected, touched = _project(
@@ -193,9 +193,9 @@ class RowKeys:
     system_b1s: Array
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], seen: Visibility) -> "RowKeys":
+    def of(cls, segments: Sequence[Segment], queries: Visibility) -> "RowKeys":
         """Reads kinds and orders of all segments."""
-        visible = _visible(segments, seen)
+        visible = _visible(segments, queries)
         kinds = jnp.concatenate([kinds_of(segment) for segment in segments], axis=-1)[:, None]
         return cls(
             visible, *(visible & (kinds == kind) for kind in (Kind.IMAGE, Kind.TEXT, Kind.SYSTEM))
@@ -270,19 +270,19 @@ def _shifts(steering: Steering) -> Array:
     return moves
 
 
-def _visible(segments: Sequence[Segment], seen: Visibility) -> Array:
+def _visible(segments: Sequence[Segment], queries: Visibility) -> Array:
     """Which keys the row sees, [B, 1, S]."""
     pieces = []
     for segment in segments:
-        visible = seen.sees(segment.seen)
+        visible = queries.sees(segment.keys)
         shape = (segment.k_bksh.shape[0], 1, segment.length)
         pieces.append(jnp.ones(shape, bool) if visible is None else visible)
     return jnp.concatenate(pieces, axis=-1)
 
 
-def _own(segments: Sequence[Segment], seen: Visibility) -> Array:
+def _own(segments: Sequence[Segment], queries: Visibility) -> Array:
     """Which key is the row's own, [B, 1, S]: the one of its order."""
-    assert seen.order is not None
-    orders = [segment.seen.order for segment in segments]
+    assert queries.order is not None
+    orders = [segment.keys.order for segment in segments]
     assert all(order is not None for order in orders)
-    return jnp.concatenate(orders, axis=-1)[:, None] == seen.order[:, :, None]  # type: ignore[arg-type]
+    return jnp.concatenate(orders, axis=-1)[:, None] == queries.order[:, :, None]  # type: ignore[arg-type]

@@ -52,13 +52,13 @@ class Segment:
 
     Attributes:
         k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order.
-        seen: order and group of each key.
+        keys: order and group of each key.
         kinds_bs: int8 [B, S] `Kind` of each key, for steering; None where no one asks.
     """
 
     k_bksh: Float[Array, "B K S H"]
     v_bksh: Float[Array, "B K S H"]
-    seen: Visibility = Visibility()
+    keys: Visibility = Visibility()
     kinds_bs: Int[Array, "B S"] | None = None
 
     @property
@@ -71,16 +71,16 @@ class Segment:
         cut = lambda a, axis: jax.lax.dynamic_slice_in_dim(a, start, length, axis=axis)
         kinds = None if self.kinds_bs is None else cut(self.kinds_bs, 1)
         return Segment(
-            cut(self.k_bksh, 2), cut(self.v_bksh, 2), self.seen.slice(start, length), kinds
+            cut(self.k_bksh, 2), cut(self.v_bksh, 2), self.keys.slice(start, length), kinds
         )
 
     def join(self, later: "Segment") -> "Segment":
         """Returns one segment with the keys of another behind its own, orders as they are."""
         join = lambda axis: lambda a, b: jnp.concatenate([a, b], axis=axis)
-        seen = jax.tree.map(join(1), self.seen, later.seen)
+        keys = jax.tree.map(join(1), self.keys, later.keys)
         kinds = None if self.kinds_bs is None else join(1)(self.kinds_bs, kinds_of(later))
         return Segment(
-            join(2)(self.k_bksh, later.k_bksh), join(2)(self.v_bksh, later.v_bksh), seen, kinds
+            join(2)(self.k_bksh, later.k_bksh), join(2)(self.v_bksh, later.v_bksh), keys, kinds
         )
 
     def write(self, k_bksh: Array, v_bksh: Array, start: int | Array) -> "Segment":

@@ -207,15 +207,18 @@ class Steering:
         return acting if jax.tree.leaves(acting) else None
 
     @property
-    def leaves_prefix(self) -> bool:
-        """Whether the prefix that the unsteered model reads serves, for all such settings."""
+    def keeps_prefix(self) -> bool:
+        """True if this steering changes no row up to the last image of a prompt.
+
+        A prefix that was read without steering can then be reused.
+        """
         return self.on_prefix is None
 
     @property
     def shares_prefix(self) -> bool:
         """Whether prompts may be read in two calls, the first up to the last image token.
 
-        The first call is then steered too, unless this `leaves_prefix`.
+        The first call is then steered too, unless this `keeps_prefix`.
         """
         return self._needs_whole_prompts() is None
 

@@ -22,8 +22,11 @@ from vlm_jax.models.layers import (
     zeros,
 )
 
-Remember = Callable[[int, Array, Array], Sequence[Segment]]
-"""(layer, new keys, new values) -> the segments that this layer's queries attend to."""
+ExtendCache = Callable[[int, Array, Array], Sequence[Segment]]
+"""(layer, its new keys, its new values) -> the segments that its queries attend to.
+
+Appends the new keys and values of a layer to the cache.
+"""
 
 
 @dataclasses.dataclass
@@ -45,14 +48,14 @@ class Steer:
     readings: list[Readings] = dataclasses.field(default_factory=list)
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], seen: Visibility, causal: bool
+        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
     ) -> Array:
         """Attends in the next layer."""
         index = len(self.states)
         out_btnh, state, readings = attend(
             q_btnh,
             segments,
-            seen,
+            queries,
             causal=causal,
             steering=self.steering.layer(index),
             rows=self.rows,
@@ -88,8 +91,8 @@ class DecoderLayer(nnx.Module):
         self,
         x_btd: Float[Array, "B T D"],
         angles: Float[Array, "B T half"],
-        seen: Visibility,
-        remember: Callable[[Array, Array], Sequence[Segment]],
+        queries: Visibility,
+        extend_cache: Callable[[Array, Array], Sequence[Segment]],
         causal: bool,
         steer: "Steer | None" = None,
     ) -> Float[Array, "B T D"]:
@@ -99,11 +102,11 @@ class DecoderLayer(nnx.Module):
         k_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wk_dkh[...]), self.bk_kh)
         v_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wv_dkh[...]), self.bv_kh)
         q_btnh, k_btkh = rotate(q_btnh, angles), rotate(k_btkh, angles)
-        segments = remember(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
+        segments = extend_cache(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
         if steer is None:
-            out_btnh = attend(q_btnh, segments, seen, causal=causal)
+            out_btnh = attend(q_btnh, segments, queries, causal=causal)
         else:
-            out_btnh = steer.attend(q_btnh, segments, seen, causal)
+            out_btnh = steer.attend(q_btnh, segments, queries, causal)
         x_btd = x_btd + _plus(_join_heads(out_btnh, self.wo_nhd[...]), self.bo_d)
         normed = rms_norm(x_btd, self.mlp_norm_d[...], self.eps)
         gate_btf = linear(normed, self.w_gate_fd[...])
@@ -144,8 +147,8 @@ class Decoder(nnx.Module):
         self,
         x_btd: Float[Array, "B T D"],
         positions_bt3: Int[Array, "B T 3"],
-        seen: Visibility,
-        remember: Remember,
+        queries: Visibility,
+        extend_cache: ExtendCache,
         causal: bool = False,
         steer: Steer | None = None,
     ) -> Float[Array, "B T D"]:
@@ -154,8 +157,9 @@ class Decoder(nnx.Module):
         Args:
             x_btd: embeddings.
             positions_bt3: rotary positions (time, height, width).
-            seen: order and group of each query.
-            remember: where each layer's new keys and values go, and what its queries attend to.
+            queries: order and group of each query.
+            extend_cache: appends a layer's new keys and values to the cache; returns the segments
+                to attend to.
             causal: see `vlm_jax.attention.attend`.
             steer: what to do to the attention of each layer.
 
@@ -167,8 +171,8 @@ class Decoder(nnx.Module):
             positions_bt3, c.head_dim, c.rope_theta, c.rope_factor, c.mrope_section
         )
         for index, layer in enumerate(self.layers):
-            bound = lambda k, v, index=index: remember(index, k, v)
-            x_btd = layer(x_btd, angles, seen, bound, causal, steer)
+            bound = lambda k, v, index=index: extend_cache(index, k, v)
+            x_btd = layer(x_btd, angles, queries, bound, causal, steer)
         return rms_norm(x_btd, self.final_norm_d[...], c.rms_norm_eps)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:

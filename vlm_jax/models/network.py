@@ -86,7 +86,7 @@ class Network(nnx.Module):
             states = None if prefix is None else prefix.states or None
             steer = Steer(steering, rows, states)
 
-        def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
+        def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
             own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
             kept.append(own if prefix is None else prefix.segments[layer].join(own))
             return kept[-1:]
@@ -95,7 +95,7 @@ class Network(nnx.Module):
             self.embed(batch),
             jnp.asarray(batch.positions_bt3),
             Visibility(order=jnp.broadcast_to(places, batch.tokens_bt.shape)),
-            remember,
+            extend_cache,
             causal=prefix is None,
             steer=steer,
         )
@@ -171,7 +171,7 @@ class Network(nnx.Module):
         order = cache.prompt[0].length + cache.used
         new: list[Segment] = []
 
-        def remember(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
+        def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
             new.append(cache.new[layer].write(k_bksh, v_bksh, cache.used))
             return [cache.prompt[layer], new[-1]]
 
@@ -181,7 +181,7 @@ class Network(nnx.Module):
             self.decoder.embed(tokens_b[:, None]),
             positions_bt3,
             Visibility(order=jnp.broadcast_to(order, (rows, 1))),
-            remember,
+            extend_cache,
             steer=steer,
         )
         cache = dataclasses.replace(

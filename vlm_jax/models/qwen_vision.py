@@ -40,15 +40,15 @@ class QwenVisionLayer(nnx.Module):
         self.w_down_df, self.b_down_d = matrix(rngs, d, f), zeros(d)
 
     def __call__(
-        self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P half"], seen: Visibility
+        self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P half"], queries: Visibility
     ) -> Float[Array, "B P D"]:
-        """Maps the states of each row of patches; `seen` says which attend to which."""
+        """Maps the states of each row of patches; `queries` says which attend to which."""
         normed = rms_norm(x_bpd, self.norm1_d[...], self.eps)
         qkv = jnp.einsum("bpd,dtnh->tbpnh", normed, self.wqkv_d3nh[...])
         q, k, v = qkv + self.bqkv_3nh[...][:, None, None]
         q, k = rotate(q, angles), rotate(k, angles)
-        segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), seen)
-        out = attend(q, [segment], seen)
+        segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)
+        out = attend(q, [segment], queries)
         x_bpd = x_bpd + jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...]) + self.bo_d[...]
         normed = rms_norm(x_bpd, self.norm2_d[...], self.eps)
         gate = linear(normed, self.w_gate_fd[...]) + self.b_gate_f[...]
@@ -78,6 +78,6 @@ class QwenVision(nnx.Module):
         for index, layer in enumerate(self.layers):
             rows = whole if index in c.full_attention_layers else windowed
             shape = lambda a, rows=rows: a.reshape(*rows, *a.shape[a.ndim - 1 :])
-            seen = Visibility(group=images.ids_bgu.reshape(rows))
-            x = layer(shape(x), shape(angles), seen)
+            queries = Visibility(group=images.ids_bgu.reshape(rows))
+            x = layer(shape(x), shape(angles), queries)
         return x.reshape(batch, groups, count, c.hidden_size)

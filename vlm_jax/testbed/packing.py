@@ -21,7 +21,7 @@ from vlm_jax.testbed.architecture import Family
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class PackedPrefix:
     """What every row begins with: the tokens of a chat up to the end of its image.
 
     Attributes:
@@ -37,7 +37,7 @@ class Prefix:
     next_position: np.ndarray
 
     @classmethod
-    def read(cls, processor, family: Family, image) -> "Prefix":
+    def read(cls, processor, family: Family, image) -> "PackedPrefix":
         """Takes the prefix from what the processor makes of a chat about `image`, a PIL image."""
         batch = processor.batch([[image]], ["a"], groups=None)
         turn = processor.tokenizer.encode("a" + family.after, add_special_tokens=False)
@@ -55,12 +55,12 @@ class Prefix:
             np.array(batch.positions_bt3[0, length, 0]),
         )
 
-    def without_image(self) -> "Prefix":
+    def without_image(self) -> "PackedPrefix":
         """The same chat with no image in it, for text-only training."""
         text = self.kinds_t != Kind.IMAGE
         count = np.int32(text.sum())
         places = np.arange(count, dtype=np.int32)
-        return Prefix(
+        return PackedPrefix(
             self.tokens_t[text],
             np.full(count, Kind.TEXT, np.int8),
             np.zeros(count, np.int32),
@@ -129,7 +129,7 @@ def pack_turns(
 
 
 def turn_logits(
-    vlm: Network, prefix: Prefix, turns: Turns, features_bmd: Array | None
+    vlm: Network, prefix: PackedPrefix, turns: Turns, features_bmd: Array | None
 ) -> Float[Array, "B U V"]:
     """Returns logits at every token of the turns.
 
@@ -160,13 +160,13 @@ def turn_logits(
     order = jnp.where(turns.turns_bu < 0, NEVER, places[:, start:])
     turns_seen = Visibility(order=order, group=jnp.asarray(turns.turns_bu))
 
-    def remember(layer: int, k_bksh: Array, v_bksh: Array) -> list[Segment]:
+    def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> list[Segment]:
         return [
             Segment(k_bksh[:, :, :start], v_bksh[:, :, :start], prefix_seen),
             Segment(k_bksh[:, :, start:], v_bksh[:, :, start:], turns_seen),
         ]
 
-    hidden_btd = vlm.decoder(x_btd, positions_bt3, Visibility(places, group), remember)
+    hidden_btd = vlm.decoder(x_btd, positions_bt3, Visibility(places, group), extend_cache)
     return vlm.decoder.logits(hidden_btd[:, start:])
 
 

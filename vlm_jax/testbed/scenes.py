@@ -1,6 +1,6 @@
 """Scenes of COCO-named objects with strong co-occurrence, drawn by code.
 
-There are 4 scene types of 6 classes, and in each 3 pairs A -> B. Four sets of scenes share one
+There are 4 scene types of 6 classes, and in each 3 pairs A -> B. Three sets of scenes share one
 renderer:
 
 - `normal`, the training distribution: one to three pairs of the scene type are active; an active

@@ -132,7 +132,7 @@ class TextStage(_LanguageStage):
 
     name = "text"
 
-    def __init__(self, recipe: Recipe, seed: int, processor, prefix: packing.Prefix):
+    def __init__(self, recipe: Recipe, seed: int, processor, prefix: packing.PackedPrefix):
         super().__init__(recipe, recipe.text, seed, processor)
         self.prefix = prefix.without_image()
 
@@ -151,7 +151,7 @@ class LanguageStage(_LanguageStage):
 
     name = "language"
 
-    def __init__(self, recipe: Recipe, seed: int, processor, prefix: packing.Prefix):
+    def __init__(self, recipe: Recipe, seed: int, processor, prefix: packing.PackedPrefix):
         super().__init__(recipe, recipe.language, seed, processor)
         self.prefix = prefix
 

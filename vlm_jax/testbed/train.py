@@ -20,7 +20,7 @@ from vlm_jax.processing import Processor
 from vlm_jax.testbed import state
 from vlm_jax.testbed.architecture import get_family, model_config
 from vlm_jax.testbed.companions import write_companions
-from vlm_jax.testbed.packing import Prefix
+from vlm_jax.testbed.packing import PackedPrefix
 from vlm_jax.testbed.recipe import Recipe, StageRecipe
 from vlm_jax.testbed.stages import LanguageStage, Stage, TextStage, VisionStage, label_head
 
@@ -83,7 +83,7 @@ def make_stages(recipe: Recipe, seed: int, processor: Processor) -> list[Stage]:
     """Returns the stages of a run in order."""
     family = get_family(recipe.family)
     blank = PIL.Image.new("RGB", (family.image_size, family.image_size))
-    prefix = Prefix.read(processor, family, blank)
+    prefix = PackedPrefix.read(processor, family, blank)
     return [
         VisionStage(recipe, seed),
         TextStage(recipe, seed, processor, prefix),
