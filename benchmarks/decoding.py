@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.protocol import Route
 from vlm_jax.attention.steering import Readings, State, Steering
 from vlm_jax.batch import Batch
-from vlm_jax.decoding import Generator
+from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.generate import Generated
 from vlm_jax.models import Cache, Params
 
@@ -56,7 +56,9 @@ class Decoding:
 
         generator._decode = listen
         try:
-            made = generator(params, batch, max_new_tokens=new_tokens + 1, steering=steering)
+            made = generator(
+                params, batch, DecodeSettings(max_new_tokens=new_tokens + 1), steering=steering
+            )
         finally:
             generator._decode = program
         tokens = made.tokens_bn[:, :new_tokens]
@@ -72,14 +74,12 @@ class Decoding:
         wide = lambda tree: jax.tree.map(
             lambda leaf: jnp.repeat(leaf[:1], rows, axis=0) if leaf.ndim else leaf, tree
         )
-        read, cache, request = self.args
-        request = dataclasses.replace(
-            request, seeds_b=wide(request.seeds_b), steering=request.steering
-        )
+        read, cache, inputs = self.args
+        inputs = dataclasses.replace(inputs, seeds_b=wide(inputs.seeds_b))
         return dataclasses.replace(
             self,
             tokens_bn=np.repeat(self.tokens_bn[:1], rows, axis=0),
-            args=(wide(read), wide(cache), request),
+            args=(wide(read), wide(cache), inputs),
         )
 
     def steered(self, steering: Steering) -> Decoding:
@@ -87,13 +87,13 @@ class Decoding:
 
         Its tokens are those of a first run.
         """
-        (logits_bv, _), cache, request = self.args
+        (logits_bv, _), cache, inputs = self.args
         layers, heads = jax.tree.leaves(steering)[0].shape[1:]
         nothing = jnp.zeros((logits_bv.shape[0], layers, heads), jnp.float32)
         readings = Readings(*[nothing] * len(dataclasses.fields(Readings)))
         cache = dataclasses.replace(cache, states=(State(),) * layers)
-        request = dataclasses.replace(request, steering=jax.tree.map(jnp.asarray, steering))
-        made = dataclasses.replace(self, args=((logits_bv, readings), cache, request))
+        inputs = dataclasses.replace(inputs, steering=jax.tree.map(jnp.asarray, steering))
+        made = dataclasses.replace(self, args=((logits_bv, readings), cache, inputs))
         tokens, fired = made.read(*made.prepare())
         if fired == 0:
             raise RuntimeError("The method that is to be timed did nothing in any decode row.")

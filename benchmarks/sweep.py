@@ -19,6 +19,7 @@ from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import Bare, bare, prompts, text_of
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch, Kind
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.steering.air import air
 
 QUANTITY = "8 settings in one batch / 8 runs, time"
@@ -77,7 +78,10 @@ def runs(model: Bare, batch: Batch, methods: list[Steering], chosen: dict[str, A
     def run() -> np.ndarray:
         made = [
             model.generator(
-                model.params, batch, max_new_tokens=chosen["new_tokens"], steering=method
+                model.params,
+                batch,
+                DecodeSettings(max_new_tokens=chosen["new_tokens"]),
+                steering=method,
             )
             for method in methods
         ]
@@ -99,7 +103,7 @@ def one_batch(model: Bare, batch: Batch, methods: list[Steering], chosen: dict[s
         made = model.generator(
             model.params,
             rest,
-            max_new_tokens=chosen["new_tokens"],
+            DecodeSettings(max_new_tokens=chosen["new_tokens"]),
             steering=steering,
             prefix=prefix,
             owner_b=[0] * count,

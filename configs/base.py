@@ -2,10 +2,12 @@
 
 from ml_collections import ConfigDict
 
+from vlm_jax.decoding.settings import DecodeSettings
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of whatever is random: draws of tokens and of controls
     config.dtype = ""  # of weights and activations; "" is float32 on CPU, bfloat16 elsewhere
     # Replicas of the model, and devices of each; one larger than a process takes all devices of
     # several. -1: all devices that are left.
@@ -23,12 +25,10 @@ def get_config() -> ConfigDict:
     # Images of more pixels than this, as they are or once resized, cannot be read.
     config.max_image_pixels = 89_478_485
 
-    # Generation.
-    config.batch_size = 0  # rows of a batch; 0 is 8 on CPU and 32 elsewhere
+    # Generation: all settings of vlm_jax.decoding.DecodeSettings, which says what each means, such
+    # as config.temperature, config.top_k, config.batch_size.
+    config.update(DecodeSettings.defaults())
     config.max_new_tokens = 64
-    config.temperature = 0.0  # 0 is greedy
-    config.top_k = 0
-    config.top_p = 1.0
 
     # The QK product edit (vlm_jax.steering.qk.QKEdit says what each field means).
     config.edit = ConfigDict(

@@ -25,7 +25,7 @@ from vlm_jax.attention.steering import Reallocation, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.calls import Call, ImagesOf, read_call
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding import Generator, Sampling
+from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.listing import html_table
 from vlm_jax.methods import (
@@ -54,7 +54,6 @@ DTYPES = {
 }  # fmt: skip
 """What dtypes of weights and activations are called, and which they are."""
 
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _OPTIONS = {"max_new_tokens", "batch_size", *_SAMPLING}
 
 _log = logging.getLogger(__name__)
@@ -329,13 +328,9 @@ class VLM:
         images: ImagesOf | None = None,
         prompts: str | Sequence[str] | None = None,
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int | None = None,
+        settings: DecodeSettings | None = None,
         return_readings: bool = False,
+        **changes: Any,
     ) -> Any:
         """Answers prompts about images.
 
@@ -350,13 +345,12 @@ class VLM:
                 width]), or a list with an entry a sample: an image, a list of images that go
                 together, or None. `vlm_jax.calls` has the table.
             prompts: the user's turn, through the folder's chat template; one, or a list.
-            max_new_tokens: limit of each answer. One of more than half of the model's positions is
-                cut to what the longest prompt leaves, which is logged.
-            temperature: 0 is greedy.
-            top_k, top_p, seed: see `vlm_jax.decoding.Sampling`.
-            batch_size: samples read at once; 8 on CPU and 32 elsewhere by default.
+            settings: of decoding; greedy by default. A `max_new_tokens` of more than half of the
+                model's positions is cut to what the longest prompt leaves, which is logged.
             return_readings: gives `Answer`s, with tokens and with what attention did
                 (`Answer.readings`), in place of texts.
+            changes: single settings, such as `max_new_tokens=64` or `temperature=0.7`; see
+                `vlm_jax.decoding.DecodeSettings` for all.
 
         Returns:
             The answer as text where one prompt was asked of one image or of none, and a list of
@@ -365,15 +359,12 @@ class VLM:
         Raises:
             PromptError: the call could mean several things, or a sample cannot be read: the message
                 names it, and the file where one is to blame.
+            ConfigError: a setting is unknown or out of range.
         """
         call = read_call(images, prompts)
+        settings = (settings or DecodeSettings()).replace(**changes)
         options = {
-            "max_new_tokens": self._limit(call, max_new_tokens),
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-            "batch_size": batch_size,
+            "settings": settings.replace(max_new_tokens=self._limit(call, settings.max_new_tokens))
         }
         steering = self._reading() if return_readings else None
         answers = self.ask(call.images, call.prompts, options, steering=steering)
@@ -391,17 +382,14 @@ class VLM:
 
         Args:
             images, prompts, others: see `answer`.
-            options: those of `generate`.
+            options: settings of decoding, as for `generate`.
         """
-        named = dict(options)
-        chosen = {name: named.pop(name) for name in _SAMPLING if name in named}
-        found = self.answer(images, prompts, sampling=Sampling(**chosen), **named, **others)
+        found = self.answer(images, prompts, **options, **others)
         answers = {made.index: made for made in found if isinstance(made, Answer)}
         return [answers[index] for index in range(len(prompts))]
 
     def _limit(self, call: Call, asked: int) -> int:
         """Returns how many tokens an answer may have: what was asked, or what there is room for."""
-        _check_limit(asked)
         positions = self.config.decoder.max_positions
         if asked <= positions // 2:
             return asked
@@ -431,19 +419,18 @@ class VLM:
         images: Sequence[Sequence[ImageSource]] | None,
         prompts: Sequence[str],
         *,
-        max_new_tokens: int = 128,
-        sampling: Sampling | None = None,
-        batch_size: int | None = None,
+        settings: DecodeSettings | None = None,
         logit_bias: np.ndarray | None = None,
         steering: Steering | None = None,
         share_prefix: bool = True,
         on_error: Literal["raise", "yield"] = "raise",
         streams: Sequence[int] | None = None,
+        **changes: Any,
     ) -> Iterator[Answer | Failure]:
         """As `generate`, yielding each `Answer` as its batch is done, in any order, for long runs.
 
         Args:
-            sampling: how tokens are chosen; greedy by default.
+            settings, changes: see `generate`.
             logit_bias: float32 [V], added to the logits at every step.
             steering: what to do to attention besides the model's own treatments: leaves [1, L, N],
                 the same for all samples, or [samples, L, N].
@@ -455,10 +442,9 @@ class VLM:
                 their draws when a part of a longer list is asked.
         """
         _check(images, prompts)
-        _check_limit(max_new_tokens)
         if on_error not in ("raise", "yield"):
             raise ValueError(f"on_error must be 'raise' or 'yield', not {on_error!r}.")
-        sampling = sampling or Sampling()
+        settings = (settings or DecodeSettings()).replace(**changes)
         merged = self._steered(steering)
         two = any(isinstance(one, Steered) and one.two_passes for one in self.treatments)
         if two and merged is not None:
@@ -469,9 +455,7 @@ class VLM:
                 prompts,
                 steering=merged,
                 streams=streams,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                batch_size=batch_size,
+                settings=settings,
                 logit_bias=logit_bias,
                 share_prefix=share_prefix,
                 on_error=on_error,
@@ -489,7 +473,7 @@ class VLM:
         reader = answering.Engine(
             self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
         )
-        return answering.answer(reader, images, prompts, settings)
+        return answering.answer(engine, images, prompts, asking)
 
     def _steered(self, steering: Steering | None) -> Steering | None:
         """Returns a call's steering with the model's own."""
@@ -539,14 +523,6 @@ class VLM:
         return logits[: len(prompts), : lengths.max()], lengths
 
 
-def _batch_size(asked: int | None) -> int:
-    if asked is None:
-        return 8 if jax.default_backend() == "cpu" else 32
-    if asked < 1:
-        raise PromptError(f"batch_size must be at least 1, not {asked}.")
-    return asked
-
-
 def _check(images, prompts) -> None:
     if isinstance(prompts, str) or not len(prompts):
         raise PromptError("prompts must be a list of at least one string.")
@@ -555,11 +531,6 @@ def _check(images, prompts) -> None:
             f"There are {len(images)} lists of images for {len(prompts)} prompts; give each prompt "
             "its own list, empty where it has no image."
         )
-
-
-def _check_limit(max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
 
 
 def _save_edits(

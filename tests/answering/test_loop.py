@@ -9,7 +9,7 @@ from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.answering import Failure
 from vlm_jax.attention.steering import HeadGains, Reallocation, Steering
-from vlm_jax.decoding import Generator, Sampling
+from vlm_jax.decoding import Generator
 from vlm_jax.errors import PromptError
 
 WORDS = ["Is there a dog?", "Is there a cat in the picture?", "What is it?", "Count them."]
@@ -246,7 +246,7 @@ def test_answers_count_heads_by_step(fresh):
 
 def test_samples_that_are_drawn_are_drawn_apart(fresh):
     images, prompts = [IMAGES[1]] * 4, [WORDS[0]] * 4
-    settings = {"max_new_tokens": 6, "sampling": Sampling(temperature=2.0)}
+    settings = {"max_new_tokens": 6, "temperature": 2.0}
     found = by_index(fresh.answer(images, prompts, **settings))
     assert len({one.tokens for one in found.values()}) > 1
     whole = by_index(fresh.answer(images, prompts, **settings, share_prefix=False))
@@ -255,7 +255,7 @@ def test_samples_that_are_drawn_are_drawn_apart(fresh):
 
 def test_a_part_of_a_list_draws_what_the_whole_list_draws(fresh, suite):
     images, prompts = suite
-    settings = {"max_new_tokens": 6, "batch_size": 4, "sampling": Sampling(1.5, seed=3)}
+    settings = {"max_new_tokens": 6, "batch_size": 4, "temperature": 1.5, "seed": 3}
     whole = by_index(fresh.answer(images, prompts, **settings))
     part = [3, 7, 12, 13]
     found = by_index(

@@ -10,7 +10,7 @@ import vlm_jax
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.api import find_folder, read_dtype, shipped
 from vlm_jax.calls import read_call
-from vlm_jax.decoding import Sampling
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 
 
@@ -90,7 +90,7 @@ BAD_CALLS = {
     "fewer lists than prompts": ([[]], ["a", "b"], {}, "1 entries of images for 2 prompts"),
     "more lists than prompts": ([[], []], ["a"], {}, "2 entries of images for 1 prompts"),
     "no tokens": (None, ["a"], dict(max_new_tokens=0), "max_new_tokens"),
-    "no rows": (None, ["a"], dict(batch_size=0), "batch_size"),
+    "no rows": (None, ["a"], dict(batch_size=-1), "batch_size"),
     "negative temperature": (None, ["a"], dict(temperature=-1.0), "temperature"),
     "top_p of zero": (None, ["a"], dict(top_p=0.0), "top_p"),
     "prompt too long": (None, ["word " * 3000], {}, "Sample 0.*tokens long"),
@@ -126,7 +126,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
 
 
 def test_greedy_is_the_default(vlm, answers):
-    found = vlm.answer(IMAGES[:1], PROMPTS[:1], max_new_tokens=6, sampling=Sampling())
+    found = vlm.answer(IMAGES[:1], PROMPTS[:1], max_new_tokens=6, settings=DecodeSettings())
     assert [answer.text for answer in found] == answers[:1]
 
 

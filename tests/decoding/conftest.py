@@ -7,7 +7,7 @@ import pytest
 
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.batch import Batch
-from vlm_jax.decoding import Generated
+from vlm_jax.decoding import DecodeSettings, Generated
 
 SLOTS = 16
 
@@ -24,8 +24,11 @@ class Asked:
 
 def generate(vlm, batch: Batch, **options) -> Generated:
     """The generator with defaults that all tests here share, so that they share programs too."""
-    options = {"max_new_tokens": SLOTS, "slots": SLOTS, "pad_id": 3} | options
-    return vlm.generator(vlm.params, batch, **options)
+    names = [field.name for field in dataclasses.fields(DecodeSettings)]
+    changes = {name: options.pop(name) for name in names if name in options}
+    settings = DecodeSettings(**{"max_new_tokens": SLOTS} | changes)
+    options = {"slots": SLOTS, "pad_id": 3} | options
+    return vlm.generator(vlm.params, batch, settings, **options)
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,14 @@ import vlm_jax
 from tests.compiles import counted
 from tests.prefixes import cut
 from tests.reference import picture
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.parallel import make_mesh
 
 SHARED = {"one": [0] * 8, "eight": [0, 1, 2, 3, 4, 5, 6, 7]}
 """The image of each of eight questions; eight prefixes divide over every mesh, one does not."""
 
 QUESTIONS = ["Why?", "What is this?", "Is it red?", "How many?"] * 2
-OPTIONS = {"max_new_tokens": 6}
+OPTIONS = {"settings": DecodeSettings(max_new_tokens=6)}
 
 
 def loaded(folder, shared: str, data: int, model: int):

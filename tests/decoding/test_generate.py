@@ -6,7 +6,6 @@ import numpy as np
 
 from tests.decoding.conftest import SLOTS, generate
 from vlm_jax import models
-from vlm_jax.decoding import Sampling
 
 
 def test_greedy_equals_a_loop_of_forward_passes(vlm, asked):
@@ -76,7 +75,7 @@ def test_the_limit_is_not_the_number_of_slots(vlm, asked):
 
 def test_a_seed_gives_the_same_draws(vlm, asked):
     draw = lambda seed, temperature=1.5: (
-        generate(vlm, asked.batch, sampling=Sampling(temperature=temperature, seed=seed)).tokens_bn
+        generate(vlm, asked.batch, temperature=temperature, seed=seed).tokens_bn
     )
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).any(axis=1).all()
@@ -85,13 +84,13 @@ def test_a_seed_gives_the_same_draws(vlm, asked):
 
 
 def test_a_draw_does_not_depend_on_the_batch(vlm, asked):
-    sampling = Sampling(temperature=1.0, seed=3)
-    together = generate(vlm, asked.batch, sampling=sampling, row_ids=[7, 8])
+    sampling = dict(temperature=1.0, seed=3)
+    together = generate(vlm, asked.batch, **sampling, row_ids=[7, 8])
     swapped = jax.tree.map(lambda leaf: leaf[::-1], asked.batch)
-    found = generate(vlm, swapped, sampling=sampling, row_ids=[8, 7])
+    found = generate(vlm, swapped, **sampling, row_ids=[8, 7])
     np.testing.assert_array_equal(found.tokens_bn[::-1], together.tokens_bn)
     twins = jax.tree.map(lambda leaf: leaf[[1, 1]], asked.batch)
-    found = generate(vlm, twins, sampling=sampling, row_ids=[8, 9])
+    found = generate(vlm, twins, **sampling, row_ids=[8, 9])
     np.testing.assert_array_equal(found.tokens_bn[0], together.tokens_bn[1])
     assert (found.tokens_bn[0] != found.tokens_bn[1]).any()
 
@@ -110,15 +109,17 @@ def test_a_logit_bias_is_added_at_every_step(vlm, asked):
 
 
 def test_settings_compile_nothing(vlm, asked):
-    generate(vlm, asked.batch, sampling=Sampling(temperature=0.7), stop_ids=[5, 6])
+    generate(vlm, asked.batch, temperature=0.7, stop_ids=[5, 6])
     generate(vlm, asked.batch, stop_ids=[5, 6])
     before = vlm.generator.compilations
     for seed in range(3):
-        sampling = Sampling(0.1 + seed, top_k=seed, top_p=1 - 0.2 * seed, seed=seed)
         generate(
             vlm,
             asked.batch,
-            sampling=sampling,
+            temperature=0.1 + seed,
+            top_k=seed,
+            top_p=1 - 0.2 * seed,
+            seed=seed,
             stop_ids=[seed, 9],
             max_new_tokens=2 + seed,
             pad_id=seed,
@@ -129,11 +130,11 @@ def test_settings_compile_nothing(vlm, asked):
 
 
 def test_nothing_moves_between_host_and_devices_unasked(vlm, asked):
-    sampling = Sampling(temperature=1.0, top_k=5)
-    generate(vlm, asked.batch, sampling=sampling)
+    sampling = dict(temperature=1.0, top_k=5)
+    generate(vlm, asked.batch, **sampling)
     with jax.transfer_guard("disallow"):
         made = generate(vlm, asked.batch)
-        generate(vlm, asked.batch, sampling=sampling)
+        generate(vlm, asked.batch, **sampling)
     np.testing.assert_array_equal(made.tokens_bn, asked.greedy.tokens_bn)
 
 

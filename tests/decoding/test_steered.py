@@ -18,7 +18,7 @@ from vlm_jax.attention.steering import (
     Steering,
     VisualGains,
 )
-from vlm_jax.decoding import StepCounts
+from vlm_jax.decoding import DecodeSettings, StepCounts
 from vlm_jax.models import abstract, merge
 
 STEPS, SLOTS = 3, 4
@@ -101,7 +101,12 @@ def prompt_logits(vlm, batch, steering):
 
 def generate(vlm, batch, steering, count=STEPS):
     made = vlm.generator(
-        vlm.params, batch, max_new_tokens=count, slots=SLOTS, pad_id=0, steering=steering
+        vlm.params,
+        batch,
+        DecodeSettings(max_new_tokens=count),
+        slots=SLOTS,
+        pad_id=0,
+        steering=steering,
     )
     return made.tokens_bn[:, :count], made.readings
 
@@ -176,7 +181,7 @@ def test_each_step_counts_the_heads_of_its_row(llava_vlm):
     vlm = llava_vlm
     batch, steering = make_batch(vlm), drawn(vlm, 0, examples=4)
     ask = lambda **options: vlm.generator(
-        vlm.params, batch, max_new_tokens=SLOTS, steering=steering, **options
+        vlm.params, batch, DecodeSettings(max_new_tokens=SLOTS), steering=steering, **options
     )
     made = ask()
     placed = vlm.generator._put.steering(steering)

@@ -11,7 +11,7 @@ from tests.decoding.test_steered import leaf
 from tests.prefixes import cut
 from tests.reference import IMAGES
 from vlm_jax.attention.steering import Lens, Reallocation, Steering
-from vlm_jax.decoding import Generator, Sampling
+from vlm_jax.decoding import DecodeSettings, Generator
 
 SLOTS = 4
 
@@ -33,8 +33,9 @@ def test_warmed_calls_compile_nothing(llava_vlm):
         lens=Lens(leaf(vlm, 0.2)),
         reallocation=Reallocation(leaf(vlm, 2), leaf(vlm, 0.5), leaf(vlm, 0.3)),
     )
-    sampled = dict(sampling=Sampling(temperature=0.7), max_new_tokens=SLOTS, stop_ids=[7])
-    steered = dict(steering=steering, max_new_tokens=SLOTS, logit_bias=np.zeros(384, np.float32))
+    greedy = DecodeSettings(max_new_tokens=SLOTS)
+    sampled = dict(settings=greedy.replace(temperature=0.7), stop_ids=[7])
+    steered = dict(settings=greedy, steering=steering, logit_bias=np.zeros(384, np.float32))
     generator = Generator(vlm.config, vlm.mesh)
     shapes = described(vlm.params)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -43,18 +44,19 @@ def test_warmed_calls_compile_nothing(llava_vlm):
             pool.submit(generator.warm, shapes, suffix, prefix=described(first), **steered),
         ]
     assert [future.result() for future in asked] == [None, None]
-    other = dict(sampling=Sampling(temperature=1.5, seed=3), max_new_tokens=3, stop_ids=[9])
+    drawn = DecodeSettings(temperature=1.5, seed=3, max_new_tokens=3)
+    other = dict(settings=drawn, stop_ids=[9])
     with counted() as compiled:
         made = generator(vlm.params, whole, slots=SLOTS, **other)
         prefix = generator.read_prefix(vlm.params, first)
         generator(vlm.params, suffix, prefix=prefix, owner_b=[0, 0], **steered)
     assert not compiled
     assert generator.compilations == 5
-    generator.warm(shapes, suffix, prefix=described(first), images_apart=True, max_new_tokens=SLOTS)
+    generator.warm(shapes, suffix, greedy, prefix=described(first), images_apart=True)
     with counted() as compiled:
         read = generator.read_images(vlm.params, first)
         again = generator.read_prefix(vlm.params, read)
-        generator(vlm.params, suffix, prefix=again, owner_b=[0, 0], max_new_tokens=SLOTS)
+        generator(vlm.params, suffix, greedy, prefix=again, owner_b=[0, 0])
     assert not compiled
     expected = vlm.generator(vlm.params, whole, slots=SLOTS, **other)
     np.testing.assert_array_equal(made.tokens_bn, expected.tokens_bn)
@@ -63,4 +65,4 @@ def test_warmed_calls_compile_nothing(llava_vlm):
 def test_options_that_calls_do_not_have_are_refused(llava_vlm):
     batch = llava_vlm.processor.batch([IMAGES[1]], ["What is this?"])
     with pytest.raises(TypeError, match="temperature"):
-        llava_vlm.generator.warm(llava_vlm.params, batch, max_new_tokens=1, temperature=0.5)
+        llava_vlm.generator.warm(llava_vlm.params, batch, DecodeSettings(), temperature=0.5)

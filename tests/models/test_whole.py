@@ -5,6 +5,7 @@ import pytest
 
 from tests.models.conftest import error, forward
 from tests.reference import IMAGES, LOGITS_BAR, PROMPTS, prompt_ids
+from vlm_jax.decoding import DecodeSettings
 
 
 def test_logits_of_a_ragged_batch_equal_the_reference(read):
@@ -20,7 +21,7 @@ def test_greedy_tokens_equal_the_reference(vlm, reference, read):
     made = vlm.generator(
         vlm.params,
         read.batch,
-        max_new_tokens=count,
+        DecodeSettings(max_new_tokens=count),
         slots=16,
         stop_ids=stops,
         pad_id=vlm.processor.pad_id,

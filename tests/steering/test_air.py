@@ -6,6 +6,7 @@ import pytest
 
 from tests.reference import IMAGES, PROMPTS
 from tests.steering.method_fixtures import model_config
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import ConfigError
 from vlm_jax.steering.air import adhh, air, air_star, scaled_layers
 from vlm_jax.steering.calibration import calibrate
@@ -233,6 +234,8 @@ def test_readings_say_where_it_fired(llava_vlm):
 def test_air_star_runs_on_a_model(llava_vlm):
     steering = air_star(llava_vlm.config, heads=((1, 0), (2, 2)))
     batch = llava_vlm.processor.batch(IMAGES, PROMPTS)
-    made = llava_vlm.generator(llava_vlm.params, batch, max_new_tokens=2, steering=steering)
+    made = llava_vlm.generator(
+        llava_vlm.params, batch, DecodeSettings(max_new_tokens=2), steering=steering
+    )
     assert np.isfinite(made.readings.text_bn).all()
     assert made.readings.fired_bn.shape == (4, 3, 4)

@@ -4,18 +4,18 @@ Equal questions are asked once, questions on one image share what was read up to
 batches hold rows of like size, and host threads decode images ahead of the device.
 """
 
-from vlm_jax.answering.loop import Answer, Engine, Settings, answer
+from vlm_jax.answering.loop import Answer, Asking, Engine, answer
 from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import BatchPlan, batch_rows, make_plan
 from vlm_jax.answering.store import DeviceStore
 
 __all__ = [
     "Answer",
+    "Asking",
     "BatchPlan",
     "DeviceStore",
     "Engine",
     "Failure",
-    "Settings",
     "answer",
     "batch_rows",
     "make_plan",

@@ -25,7 +25,7 @@ from vlm_jax.answering.plan import (
 from vlm_jax.answering.store import DeviceStore
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
-from vlm_jax.decoding import Generated, Generator, Sampling, StepCounts
+from vlm_jax.decoding import DecodeSettings, Generated, Generator, StepCounts
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix
 from vlm_jax.processing import Draft, ImageSource, Processor
@@ -60,13 +60,11 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How prompts are answered.
+class Asking:
+    """How the prompts of a call are answered.
 
     Attributes:
-        max_new_tokens: limit of each answer.
-        sampling: how tokens are chosen.
-        batch_size: samples read at once at most.
+        settings: of decoding.
         logit_bias: float32 [V] added to the logits at every step.
         steering: what to do to attention; leaves [1, L, N], or [samples, L, N] for each its own.
         share_prefix: read what questions begin with, through their last image, once for all.
@@ -74,14 +72,17 @@ class Settings:
         streams: what seeds each sample's random stream; its index by default.
     """
 
-    max_new_tokens: int
-    sampling: Sampling
-    batch_size: int
+    settings: DecodeSettings
     logit_bias: np.ndarray | None = None
     steering: Steering | None = None
     share_prefix: bool = True
     on_error: Literal["raise", "yield"] = "raise"
     streams: Sequence[int] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many samples are read at once at most."""
+        return self.settings.batch_size or (8 if jax.default_backend() == "cpu" else 32)
 
     @property
     def one_steering(self) -> bool:
@@ -127,27 +128,27 @@ class Engine:
     images: DeviceStore[Batch]
     buckets: set[Hashable]
 
-    def longest_prompt(self, settings: Settings) -> int:
+    def longest_prompt(self, settings: DecodeSettings) -> int:
         """How many tokens a prompt may have that leaves room for its answer."""
         positions = self.processor.config.decoder.max_positions
         return max(positions - settings.max_new_tokens, 1)
 
 
 def answer(
-    reader: Engine,
+    engine: Engine,
     images: Sequence[Sequence[ImageSource]] | None,
     prompts: Sequence[str],
-    settings: Settings,
+    asking: Asking,
 ) -> Iterator[Answer | Failure]:
     """Answers prompts, each as soon as its batch is done.
 
     Raises:
-        PromptError: a sample cannot be read, and `settings.on_error` is "raise".
+        PromptError: a sample cannot be read, and `asking.on_error` is "raise".
     """
-    run = _Run(reader, settings, Meeting.of(reader.generator.mesh))
+    run = _Run(engine, asking, Meeting.of(engine.generator.mesh))
     drafts, failed = run.meeting.drafts(lambda note: run.measure(images, prompts, note))
     yield from failed
-    plan = plan_answers(reader, drafts, settings)
+    plan = plan_answers(engine, drafts, asking)
     run.compile(plan.buckets)
     with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
         chunks = lambda chunk: None if run.has_read(chunk) else run.prepare(chunk)
@@ -157,20 +158,20 @@ def answer(
             yield from run.decode(batching, run.meeting.batch(prepared))
 
 
-def plan_answers(reader: Engine, drafts: Iterable[Draft], settings: Settings) -> BatchPlan:
+def plan_answers(engine: Engine, drafts: Iterable[Draft], asking: Asking) -> BatchPlan:
     """Plans who is read with whom."""
-    limit, data = reader.longest_prompt(settings), reader.generator.mesh.shape["data"]
+    limit, data = engine.longest_prompt(asking.settings), engine.generator.mesh.shape["data"]
     sizes = Sizes(
-        rows=lambda count: batch_rows(count, settings.batch_size, data),
+        rows=lambda count: batch_rows(count, asking.rows, data),
         length=lambda length: min(bucket(length), limit),
-        groups=reader.processor.bucket_groups,
+        groups=engine.processor.bucket_groups,
     )
-    shares = settings.shares_prefix
-    keeps = reader.prefixes.limit_bytes > 0 and settings.keeps_prefix
+    shares = asking.shares_prefix
+    keeps = engine.prefixes.limit_bytes > 0 and asking.keeps_prefix
     return make_plan(
         drafts,
         sizes,
-        once=settings.sampling.greedy and settings.one_steering,
+        once=asking.settings.greedy and asking.one_steering,
         shared=lambda questions: shares and (keeps or questions > 1),
     )
 
@@ -179,8 +180,8 @@ def plan_answers(reader: Engine, drafts: Iterable[Draft], settings: Settings) ->
 class _Run:
     """One call of the loop."""
 
-    reader: Engine
-    settings: Settings
+    engine: Engine
+    asking: Asking
     meeting: Meeting
 
     def measure(
@@ -190,45 +191,45 @@ class _Run:
         note: Callable[[int, PromptError], None],
     ) -> list[Draft]:
         """Measures the prompts; those that cannot be read go to `note` or are raised."""
-        return self.reader.processor.drafts(
+        return self.engine.processor.drafts(
             images,
             prompts,
-            max_length=self.reader.longest_prompt(self.settings),
-            on_error=note if self.settings.on_error == "yield" else None,
+            max_length=self.engine.longest_prompt(self.asking.settings),
+            on_error=note if self.asking.on_error == "yield" else None,
         )
 
     def keeps(self, chunk: Chunk) -> bool:
         """Whether an earlier call has read the prefixes of a chunk."""
-        return self.settings.keeps_prefix and chunk.key in self.reader.prefixes
+        return self.asking.keeps_prefix and chunk.key in self.engine.prefixes
 
     def has_read(self, chunk: Chunk) -> bool:
         """Whether the images of a chunk need not be decoded again."""
-        return self.keeps(chunk) or chunk.key in self.reader.images
+        return self.keeps(chunk) or chunk.key in self.engine.images
 
     def compile(self, buckets: Sequence[Bucket]) -> None:
         """Compiles the programs of all buckets that no earlier call has met, side by side."""
-        settings = self.settings
+        asking = self.asking
         # What makes programs of its own besides sizes; all values are traced.
         kind = (
-            bucket(settings.max_new_tokens),
-            settings.sampling.greedy,
-            settings.logit_bias is None,
-            jax.tree.structure(settings.steering),
-            settings.one_steering,
+            bucket(asking.settings.max_new_tokens),
+            tuple(asking.settings.traced()),
+            asking.logit_bias is None,
+            jax.tree.structure(asking.steering),
+            asking.one_steering,
         )
-        new = [size for size in buckets if (size, kind) not in self.reader.buckets]
-        self.reader.buckets.update((size, kind) for size in new)
+        new = [size for size in buckets if (size, kind) not in self.engine.buckets]
+        self.engine.buckets.update((size, kind) for size in new)
         if len(new) > 1:  # one is compiled by its first call as well
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 list(pool.map(self._warm, new))
 
     def _warm(self, size: Bucket) -> None:
-        shapes = self.reader.processor.shapes
-        self.reader.generator.warm(
-            self.reader.params,
+        shapes = self.engine.processor.shapes
+        self.engine.generator.warm(
+            self.engine.params,
             shapes(size.rows, size.length, size.groups),
             prefix=None if size.prefix is None else shapes(*size.prefix),
-            images_apart=self.reader.images.limit_bytes > 0,
+            images_apart=self.engine.images.limit_bytes > 0,
             **self._options([0] * size.rows),
         )
 
@@ -240,9 +241,9 @@ class _Run:
         made, failures, samples = {}, {}, []
         for place, question in enumerate(questions):
             try:
-                samples.append(self.reader.processor.read(question.draft, part, made))
+                samples.append(self.engine.processor.read(question.draft, part, made))
             except PromptError as error:
-                if self.settings.on_error == "raise":
+                if self.asking.on_error == "raise":
                     raise
                 failures[place] = Failure(question.draft.number, str(error))
                 samples.append(None)
@@ -252,7 +253,7 @@ class _Run:
         filled = [sample or good[0] for sample in samples]
         filled += filled[-1:] * (batching.rows - len(filled))
         sizes = {"length": batching.length, "groups": batching.groups}
-        return Prepared(self.reader.processor.pad(filled, **sizes), failures)
+        return Prepared(self.engine.processor.pad(filled, **sizes), failures)
 
     def continue_prefixes(
         self, chunk: Chunk, ready: Callable[[], Prepared | None]
@@ -260,7 +261,7 @@ class _Run:
         """Answers all questions of a chunk; `ready` gives what a thread prepared of it."""
         failures: Mapping[int, Failure] = {}
         if self.keeps(chunk):
-            prefix = self.reader.prefixes.find(chunk.key)
+            prefix = self.engine.prefixes.find(chunk.key)
         else:
             prepared = self._read_images(chunk, ready)
             failures = prepared.failures
@@ -269,26 +270,26 @@ class _Run:
                     for question, owner in zip(batching.questions, batching.owners):
                         yield from _fail(question, failures[owner])
                 return
-            prefix = self.reader.generator.read_prefix(
-                self.reader.params, prepared.batch, self.settings.steering
+            prefix = self.engine.generator.read_prefix(
+                self.engine.params, prepared.batch, self.asking.steering
             )
             # Rows of prefixes that failed hold other images: not to be kept under these keys.
-            if self.settings.keeps_prefix and not failures:
-                self.reader.prefixes.keep(chunk.key, prefix)
+            if self.asking.keeps_prefix and not failures:
+                self.engine.prefixes.keep(chunk.key, prefix)
         for batching in chunk.batches:
             prepared = self.meeting.batch(functools.partial(self.prepare, batching))
             yield from self.decode(batching, prepared, prefix, failures)
 
     def _read_images(self, chunk: Chunk, ready: Callable[[], Prepared | None]) -> Prepared:
         """Returns a chunk's prefixes; where there is room to keep them, with features of images."""
-        kept = self.reader.images
+        kept = self.engine.images
         if chunk.key in kept:
             return Prepared(kept.find(chunk.key), {})
         # What was kept when the thread looked may have had to go since.
         prepared = self.meeting.batch(lambda: ready() or self.prepare(chunk))
         if prepared.batch is None or not kept.limit_bytes:
             return prepared
-        batch = self.reader.generator.read_images(self.reader.params, prepared.batch)
+        batch = self.engine.generator.read_images(self.engine.params, prepared.batch)
         if not prepared.failures:
             kept.keep(chunk.key, batch)
         return dataclasses.replace(prepared, batch=batch)
@@ -326,7 +327,7 @@ class _Run:
                 )
 
     def _texts(self, generated: Generated) -> list[str]:
-        return self.reader.processor.decode(generated.tokens_bn, generated.lengths_b)
+        return self.engine.processor.decode(generated.tokens_bn, generated.lengths_b)
 
     def _generate(self, batching: Batching, batch: Batch, prefix: Prefix | None) -> Generated:
         filler = batching.rows - len(batching.questions)
@@ -338,20 +339,19 @@ class _Run:
                 "prefix": prefix,
                 "owner_b": [*batching.owners, *batching.owners[-1:] * filler],
             }
-        return self.reader.generator(self.reader.params, batch, **before, **self._options(samples))
+        return self.engine.generator(self.engine.params, batch, **before, **self._options(samples))
 
     def _options(self, samples: Sequence[int]) -> dict[str, Any]:
-        """Returns the generator's settings for rows of these samples."""
-        settings, streams = self.settings, self.settings.streams
+        """Returns the generator's arguments for rows of these samples."""
+        asking, streams = self.asking, self.asking.streams
         return {
-            "max_new_tokens": settings.max_new_tokens,
-            "slots": bucket(settings.max_new_tokens),
-            "stop_ids": self.reader.processor.stop_ids,
-            "pad_id": self.reader.processor.pad_id,
-            "sampling": settings.sampling,
+            "settings": asking.settings,
+            "slots": bucket(asking.settings.max_new_tokens),
+            "stop_ids": self.engine.processor.stop_ids,
+            "pad_id": self.engine.processor.pad_id,
             "row_ids": samples if streams is None else [streams[sample] for sample in samples],
-            "logit_bias": settings.logit_bias,
-            "steering": settings.steering_of(samples),
+            "logit_bias": asking.logit_bias,
+            "steering": asking.steering_of(samples),
         }
 
 

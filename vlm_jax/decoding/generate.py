@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
+from vlm_jax.decoding.call import GeneratorCall, Placement
 from vlm_jax.decoding.loop import StepCounts, decode
-from vlm_jax.decoding.request import Asked, Placement
-from vlm_jax.decoding.sampling import Sampling
+from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.models import Params, Prefix, abstract, merge
 from vlm_jax.parallel import batch_sharding
 
@@ -69,8 +69,8 @@ class Generator:
             prefix = _everywhere(prefix, mesh)
             return merge(graphdef, params).forward(batch, steering, prefix, owner_b)
 
-        def decode_all(params: Params, read, cache, request, slots: int, greedy: bool):
-            return decode(merge(graphdef, params), read, cache, request, slots, greedy)
+        def decode_all(params: Params, read, cache, inputs, slots: int):
+            return decode(merge(graphdef, params), read, cache, inputs, slots)
 
         self._read_images = jax.jit(read_images)
         self._read_prefix = jax.jit(read_prefix)
@@ -80,7 +80,7 @@ class Generator:
         answers = (batch_sharding(mesh),) * 5
         self._decode = jax.jit(
             decode_all,
-            static_argnames=("slots", "greedy"),
+            static_argnames="slots",
             donate_argnames="cache",
             out_shardings=(*answers, None),
         )
@@ -155,12 +155,11 @@ class Generator:
         self,
         params: Params,
         batch: Batch,
+        settings: DecodeSettings,
         *,
-        max_new_tokens: int,
         slots: int | None = None,
         stop_ids: Sequence[int] = (),
         pad_id: int = 0,
-        sampling: Sampling | None = None,
         row_ids: Sequence[int] | None = None,
         logit_bias: np.ndarray | None = None,
         steering: Steering | None = None,
@@ -174,11 +173,11 @@ class Generator:
             batch: prompts; their number must divide over the mesh's data axis. With a prefix, what
                 follows the prefixes: tokens, kinds and positions as in the whole prompts, at least
                 one token a row, `next_position_b` of the whole prompts and no images.
-            max_new_tokens: limit of generated tokens a row.
-            slots: static room for them (a bucket at least as large); `max_new_tokens` by default.
+            settings: how tokens are chosen, and how many.
+            slots: static room for them (a bucket at least as large); `settings.max_new_tokens` by
+                default.
             stop_ids: ids that end a row.
             pad_id: what fills a row after its end.
-            sampling: how tokens are chosen; greedy by default.
             row_ids: what seeds each row's random stream; 0, 1, ... by default.
             logit_bias: float32 [V] or [B, V] added to logits at every step.
             steering: what to do to attention; leaves [1, L, N] or [B, L, N].
@@ -189,24 +188,20 @@ class Generator:
             ValueError: `owner_b` does not name a prefix for each row, or the prefixes were not read
                 as the steering needs them.
         """
-        asked = Asked(
-            max_new_tokens, slots, stop_ids, pad_id, sampling, row_ids, logit_bias,
-            steering,
-        )  # fmt: skip
+        call = GeneratorCall(settings, slots, stop_ids, pad_id, row_ids, logit_bias, steering)
         before = self._before(batch, prefix, owner_b)
-        request = asked.request(self._put, batch.size)
+        inputs = call.inputs(self._put, batch.size)
         logits_bv, cache, readings = self._prefill(
-            params, self._put.rows(batch), request.steering, *before, slots=asked.room
+            params, self._put.rows(batch), inputs.steering, *before, slots=call.room
         )
-        *found, _ = self._decode(
-            params, (logits_bv, readings), cache, request, slots=asked.room, greedy=asked.greedy
-        )
+        *found, _ = self._decode(params, (logits_bv, readings), cache, inputs, slots=call.room)
         return Generated(*jax.device_get(found))
 
     def warm(
         self,
         params: Mapping[str, Any],
         batch: Batch,
+        settings: DecodeSettings,
         *,
         prefix: Batch | None = None,
         images_apart: bool = False,
@@ -222,15 +217,15 @@ class Generator:
             batch: arrays or `ShapeDtypeStruct`s.
             prefix: what `read_prefix` will be given, likewise; None if prompts are read whole.
             images_apart: whether the prefixes' images go through `read_images` first.
-            options: of the call, except `prefix` and `owner_b`. Of their values only those that
-                make shapes or programs matter: room for tokens, the number of stop ids, greedy or
-                not, the parts of the steering.
+            settings, options: of the call, except `prefix` and `owner_b`. Of their values only
+                those that make shapes or programs matter: room for tokens, the number of stop ids,
+                which settings act, the parts of the steering.
         """
-        asked = Asked(**options)
-        request = asked.request(self._like, batch.size)
+        call = GeneratorCall(settings, **options)
+        inputs = call.inputs(self._like, batch.size)
         before = ()
         if prefix is not None:
-            steering = self._like.steering(_prefix_steering(asked.steering))
+            steering = self._like.steering(_prefix_steering(call.steering))
             placed = self._place_prefixes(self._like, prefix)
             if images_apart:
                 read = _compile(self._read_images, params, placed.images)
@@ -241,18 +236,17 @@ class Generator:
             self._prefill,
             params,
             self._like.rows(batch),
-            request.steering,
+            inputs.steering,
             *before,
-            slots=asked.room,
+            slots=call.room,
         )
         _compile(
             self._decode,
             params,
             (logits_bv, readings),
             cache,
-            request,
-            slots=asked.room,
-            greedy=asked.greedy,
+            inputs,
+            slots=call.room,
         )
 
     def _rows_or_whole(self, put: Placement, size: int) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.decoding.request import Request
+from vlm_jax.decoding.call import LoopInputs
 from vlm_jax.decoding.sampling import row_keys, sample
 from vlm_jax.models import Cache, Network
 
@@ -77,9 +77,8 @@ def decode(
     model: Network,
     read: tuple[Float[Array, "B V"], Readings | None],
     cache: Cache,
-    request: Request,
+    inputs: LoopInputs,
     slots: int,
-    greedy: bool,
 ) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Cache]:
     """Runs the loop.
 
@@ -87,9 +86,8 @@ def decode(
         model: the model.
         read: logits and readings of the prompts' last rows.
         cache: what was read.
-        request: traced settings.
+        inputs: traced settings.
         slots: room for tokens.
-        greedy: whether the likeliest token is always taken.
 
     Returns:
         Tokens, lengths, whether rows ended, mean readings, counts, and the cache.
@@ -97,34 +95,34 @@ def decode(
     logits_bv, readings = read
     rows = logits_bv.shape[0]
     shape = rows, slots, model.decoder.config.num_layers
-    counts = StepCounts.empty(shape, request.steering)
+    counts = StepCounts.empty(shape, inputs.steering)
     if counts is not None and readings is not None:
         counts = counts.put(jnp.int32(0), readings, jnp.ones(rows, bool))
     state = _State(
         count=jnp.int32(0),
-        tokens_bn=jnp.full((rows, slots), request.pad_id, jnp.int32),
+        tokens_bn=jnp.full((rows, slots), inputs.pad_id, jnp.int32),
         ended_b=jnp.zeros(rows, bool),
         logits_bv=logits_bv,
         cache=cache,
         readings=readings,
         counts=counts,
     )
-    limit = jnp.minimum(request.limit, slots)
+    limit = jnp.minimum(inputs.limit, slots)
 
     def choose(state: _State) -> _State:
         """Takes one token a row from the logits at hand."""
         biased_bv = state.logits_bv
-        if request.bias_bv is not None:
-            biased_bv = biased_bv + request.bias_bv
-        if greedy:
-            token_b = jnp.argmax(biased_bv, axis=-1).astype(jnp.int32)
+        if inputs.bias_bv is not None:
+            biased_bv = biased_bv + inputs.bias_bv
+        if "temperature" in inputs.settings:
+            token_b = sample(biased_bv, row_keys(inputs.seeds_b, state.count), inputs.settings)
         else:
-            token_b = sample(biased_bv, row_keys(request.seeds_b, state.count), request.knobs)
-        token_b = jnp.where(state.ended_b, request.pad_id, token_b)
+            token_b = jnp.argmax(biased_bv, axis=-1).astype(jnp.int32)
+        token_b = jnp.where(state.ended_b, inputs.pad_id, token_b)
         tokens_bn = jax.lax.dynamic_update_slice_in_dim(
             state.tokens_bn, token_b[:, None], state.count, axis=1
         )
-        ended_b = state.ended_b | jnp.isin(token_b, request.stop_ids)
+        ended_b = state.ended_b | jnp.isin(token_b, inputs.stop_ids)
         return dataclasses.replace(
             state, count=state.count + 1, tokens_bn=tokens_bn, ended_b=ended_b
         )
@@ -134,7 +132,7 @@ def decode(
         token_b = jax.lax.dynamic_index_in_dim(
             state.tokens_bn, state.count - 1, axis=1, keepdims=False
         )
-        logits_bv, cache, new = model.step(token_b, state.cache, request.steering)
+        logits_bv, cache, new = model.step(token_b, state.cache, inputs.steering)
         going = (~state.ended_b)[:, None, None].astype(jnp.float32)
         readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
         counts = state.counts
@@ -149,7 +147,7 @@ def decode(
     state = jax.lax.while_loop(
         lambda state: (state.count < limit) & ~jnp.all(state.ended_b), advance, choose(state)
     )
-    is_stop_bn = jnp.isin(state.tokens_bn, request.stop_ids)
+    is_stop_bn = jnp.isin(state.tokens_bn, inputs.stop_ids)
     first_b = jnp.where(jnp.any(is_stop_bn, axis=1), jnp.argmax(is_stop_bn, axis=1), state.count)
     # The first token is predicted by the prompt's last row, each later one by the token before it.
     steps_b = jnp.clip(first_b + state.ended_b, 1, state.count)[:, None, None]

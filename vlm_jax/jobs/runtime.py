@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from vlm_jax.api import VLM, load
-from vlm_jax.decoding import Sampling
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
@@ -59,18 +59,13 @@ def share(config: Any) -> Share:
 
 def generation_settings(config: Any) -> dict[str, Any]:
     """Returns the arguments of `VLM.answer` that a config sets."""
-    return {
-        "max_new_tokens": config.max_new_tokens,
-        "sampling": Sampling(config.temperature, config.top_k, config.top_p, config.seed),
-        "batch_size": config.batch_size or None,
-    }
+    return {"settings": DecodeSettings.of_config(config)}
 
 
 def generation_identity(config: Any, model: VLM) -> dict[str, Any]:
     """Returns what besides the weights makes an answer what it is, as JSON values."""
-    named = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     dtype = str(next(iter(model.params.values())).dtype)
-    return {**{key: config[key] for key in named}, "dtype": dtype}
+    return {**DecodeSettings.of_config(config).identity, "dtype": dtype}
 
 
 def provenance(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of one call of the generator, and how they reach the devices."""
+"""What one call of the generator is asked, and how it reaches the devices."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,19 +9,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vlm_jax.attention.steering import Steering
-from vlm_jax.decoding.sampling import Knobs, Sampling
+from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.parallel import batch_sharding, put, replicated
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """Traced settings of one call; the batch dim leads where there is one."""
+class LoopInputs:
+    """What the decode loop reads, traced; the batch dim leads where there is one."""
 
     limit: Any  # int32 scalar, tokens to generate
     stop_ids: Any  # int32 [stops]
     pad_id: Any  # int32 scalar
-    knobs: Knobs
+    settings: dict[str, Any]  # `DecodeSettings.traced`
     seeds_b: Any  # uint32 [B]
     bias_bv: Any  # float32 [B, V] added to logits, or None
     steering: Steering | None
@@ -53,14 +53,13 @@ class Placement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """Arguments of a call; see `Generator.__call__`."""
+class GeneratorCall:
+    """Arguments of a call besides parameters and prompts; see `Generator.__call__`."""
 
-    max_new_tokens: int
+    settings: DecodeSettings
     slots: int | None = None
     stop_ids: Sequence[int] = ()
     pad_id: int = 0
-    sampling: Sampling | None = None
     row_ids: Sequence[int] | None = None
     logit_bias: np.ndarray | None = None
     steering: Steering | None = None
@@ -68,27 +67,21 @@ class Asked:
     @property
     def room(self) -> int:
         """Slots for generated tokens."""
-        return self.slots or self.max_new_tokens
+        return self.slots or self.settings.max_new_tokens
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return (self.sampling or Sampling()).greedy
-
-    def request(self, put: Placement, size: int) -> Request:
-        """Places the settings of a batch of `size` rows."""
-        sampling = self.sampling or Sampling()
+    def inputs(self, put: Placement, size: int) -> LoopInputs:
+        """Places what the loop reads of a batch of `size` rows."""
         rows = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
-        seeds = np.random.SeedSequence(sampling.seed).generate_state(1)[0] ^ (
+        seeds = np.random.SeedSequence(self.settings.seed).generate_state(1)[0] ^ (
             rows.astype(np.uint32) * np.uint32(2654435761)
         )
         stops = np.asarray(sorted(set(self.stop_ids)) or [-1], np.int32)
-        limit, pad = np.int32(self.max_new_tokens), np.int32(self.pad_id)
+        limit, pad = np.int32(self.settings.max_new_tokens), np.int32(self.pad_id)
         bias = self.logit_bias
         if bias is not None:
             bias = np.broadcast_to(np.asarray(bias, np.float32), (size, bias.shape[-1]))
-        return Request(
-            *put.whole((limit, stops, pad, sampling.knobs())),
+        return LoopInputs(
+            *put.whole((limit, stops, pad, self.settings.traced())),
             *put.rows((seeds, bias)),
             steering=put.steering(self.steering),
         )
