@@ -90,7 +90,7 @@ def test_the_rules_can_fail():
         (
             "vlm_jax.decoding",
             ("vlm_jax.decoding", "vlm_jax.models", "vlm_jax.parallel", "vlm_jax.attention",
-             "vlm_jax.config", "vlm_jax.batch", "vlm_jax.errors"),
+             "vlm_jax.config", "vlm_jax.batch", "vlm_jax.settings", "vlm_jax.errors"),
         ),
         (
             "vlm_jax.answering",
@@ -104,7 +104,7 @@ def test_the_rules_can_fail():
              "vlm_jax.foreign"),
         ),
         ("convert", ("convert", "vlm_jax")),
-        ("configs", ("configs", "vlm_jax.errors")),
+        ("configs", ("configs", "vlm_jax.errors", "vlm_jax.decoding.settings")),
     ],
 )  # fmt: skip
 def test_a_room_knows_only_its_own(name, allowed):
