@@ -460,17 +460,8 @@ class VLM:
                 share_prefix=share_prefix,
                 on_error=on_error,
             )
-        settings = answering.Settings(
-            max_new_tokens,
-            sampling,
-            _batch_size(batch_size),
-            logit_bias,
-            merged,
-            share_prefix,
-            on_error,
-            streams,
-        )
-        reader = answering.Engine(
+        asking = answering.Asking(settings, logit_bias, merged, share_prefix, on_error, streams)
+        engine = answering.Engine(
             self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
         )
         return answering.answer(engine, images, prompts, asking)
