@@ -54,7 +54,7 @@ DTYPES = {
 }  # fmt: skip
 """What dtypes of weights and activations are called, and which they are."""
 
-_OPTIONS = {"max_new_tokens", "batch_size", *_SAMPLING}
+_OPTIONS = set(DecodeSettings.defaults())
 
 _log = logging.getLogger(__name__)
 
