@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -163,9 +164,52 @@ def test_a_folder_without_a_file_says_which(request, tmp_path, family, missing, 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
 def test_a_broken_file_is_a_checkpoint_error(llava, tmp_path, name):
     folder = _copy(llava, tmp_path)
-    (folder / name).write_text('{"half": ')
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    for content, message in (
+        ('{"half": ', "is not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "Expected `object`"),
+        ('{"model": {"type": "WordLevel", "vocab": 3}, "size": -1}', name.split(".")[0]),
+    ):
+        (folder / name).write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            Processor.from_folder(folder, llava.config)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         Processor.from_folder(folder, llava.config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", {"shortest_edge": -1}), ("size", {"shortest_edge": 1e400}), ("size", "large"),
+        ("crop_size", {"height": 0}), ("image_std", [0.0, 1, 1]), ("image_mean", [float("nan")]),
+        ("rescale_factor", float("inf")), ("resample", 99), ("do_resize", 1), ("image_mean", {}),
+        ("crop_size", {"height": 10**12, "width": 3}), ("image_processor_type", 3),
+    ],
+)  # fmt: skip
+def test_settings_of_images_that_make_no_sense_are_refused(llava, tmp_path, field, value):
+    folder = _copy(llava, tmp_path)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        Processor.from_folder(folder, llava.config)
+
+
+@pytest.mark.parametrize("value", ["2", -1, 2.5, [1, None], {"a": 1}, 1 << 40, True])
+def test_stop_ids_that_are_none_are_refused(llava, tmp_path, value):
+    folder = _copy(llava, tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: Expected"):
+        Processor.from_folder(folder, llava.config)
+
+
+@pytest.mark.parametrize("prompt", ["a\ud800", "\udcff"])
+def test_half_a_surrogate_pair_is_no_prompt(llava, prompt):
+    with pytest.raises(PromptError, match=r"Sample 0: its prompt holds .* half of a surrogate"):
+        llava.ours.batch(None, [prompt])
+    with pytest.raises(PromptError, match="half of a surrogate pair"):
+        llava.ours.batch_texts(None, [prompt])
 
 
 def test_a_folder_without_a_template_still_takes_templated_texts(llava, tmp_path):

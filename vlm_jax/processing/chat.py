@@ -1,11 +1,38 @@
 """The folder's chat template: a user's turn and its images become one templated string."""
 
-import json
+import os
 import pathlib
+from typing import Any
+
+import msgspec
 
 from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.foreign import read_bytes, read_json
+from vlm_jax.processing.templates import TemplateError, renderer
 
+_MAX_TEMPLATE_BYTES = 1 << 20
 _PROBE = "probe of the template"
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuses a string that is no text: one with half of a surrogate pair in it.
+
+    Raises:
+        PromptError: naming `where` and the character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{where} holds {text[error.start]!r} (character {error.start}), half of a surrogate "
+            "pair, which is no text."
+        ) from None
+
+
+class _Template(msgspec.Struct):
+    """What a file of settings says of the template; other kinds than text are for others."""
+
+    chat_template: Any = None
 
 
 def read_template(folder: pathlib.Path, tokenizer) -> str | None:
@@ -16,18 +43,25 @@ def read_template(folder: pathlib.Path, tokenizer) -> str | None:
     """
     for name in ("processor_config.json", "chat_template.json"):
         path = folder / name
-        if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-            if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
-                return content["chat_template"]
+        if os.path.lexists(path):
+            template = read_json(path, _Template).chat_template
+            if isinstance(template, str):
+                return template
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if os.path.lexists(path):
+        try:
+            return read_bytes(path, _MAX_TEMPLATE_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(
+            f"The chat_template of {folder / 'tokenizer_config.json'} must be text, not "
+            f"{type(template).__name__}."
+        )
+    return template
 
 
 class Chat:
@@ -64,6 +98,7 @@ class Chat:
             raise PromptError(f"{where} must be a string, not {type(prompt).__name__}.")
         if not prompt.strip():
             raise PromptError(f"{where} is empty; a prompt needs at least one word.")
+        check_text(prompt, where)
         placed = prompt.count(self._image_token)
         if placed and placed != images:
             raise PromptError(
@@ -77,7 +112,7 @@ class Chat:
             content = self._image_text * leading + prompt
         try:
             return self._apply(content)
-        except Exception as error:  # templates raise errors of their own making
+        except TemplateError as error:
             raise PromptError(f"{where} was refused by the chat template: {error}.") from None
 
     @property
@@ -91,7 +126,7 @@ class Chat:
         if self._takes_lists is None:
             try:
                 probe = self._apply([{"type": "image"}, {"type": "text", "text": _PROBE}])
-            except Exception:  # a string-only template fails on a list in ways of its own
+            except TemplateError:  # a string-only template fails on a list in ways of its own
                 probe = ""
             # A template that prints the list as Python prints it shows its keys.
             self._takes_lists = (
@@ -100,9 +135,12 @@ class Chat:
         return self._takes_lists
 
     def _apply(self, content: str | list[dict[str, str]]) -> str:
-        return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        assert self._template is not None
+        values = {
+            **self._tokenizer.special_tokens_map,
+            "messages": [{"role": "user", "content": content}],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        return renderer.render(self._template, values)

@@ -1,52 +1,119 @@
-"""Reading tokenizer, image processor and stop ids from a model folder, without a network."""
+"""Reading tokenizer, image processor and stop ids from a model folder, without a network.
 
-import json
+The files are looked at before transformers gets them: regular ones of bounded size, JSON objects,
+settings of the types and ranges that make sense.
+"""
+
+import os
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import transformers
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import convert, read_bytes, read_json
 
 # Any one of these rows of files makes a tokenizer.
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
+# All that transformers may look into.
+_JSON_FILES = (
+    "config.json", "tokenizer.json", "vocab.json", "tokenizer_config.json", "added_tokens.json",
+    "special_tokens_map.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "generation_config.json", "chat_template.json",
+)  # fmt: skip
+_OTHER_FILES = ("merges.txt", "tokenizer.model", "chat_template.jinja")
+
+_Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+_Level = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+_Scale = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class _ImageSettings(msgspec.Struct):
+    """Settings of the image processors that cutters use; those not named are not read by them."""
+
+    image_processor_type: str | None = None
+    size: _Side | dict[str, _Pixels | None] | None = None
+    crop_size: _Side | dict[str, _Side | None] | None = None
+    min_pixels: _Pixels | None = None
+    max_pixels: _Pixels | None = None
+    patch_size: _Side | dict[str, _Side] | None = None
+    merge_size: _Side | None = None
+    temporal_patch_size: _Side | None = None
+    resample: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    rescale_factor: _Scale | None = None
+    image_mean: _Level | list[_Level] | None = None
+    image_std: _Scale | list[_Scale] | None = None
+    do_resize: bool | None = None
+    do_center_crop: bool | None = None
+    do_rescale: bool | None = None
+    do_normalize: bool | None = None
+    do_convert_rgb: bool | None = None
+    do_pad: bool | None = None
+
+
+class _ProcessorSettings(msgspec.Struct):
+    image_processor: _ImageSettings | None = None
+
+
+class _Generation(msgspec.Struct):
+    eos_token_id: _TokenId | list[_TokenId] | None = None
 
 
 def read_tokenizer(folder: pathlib.Path):
     """Returns the folder's tokenizer; raises `CheckpointError` if it has none or a broken one."""
-    if not any(all((folder / name).is_file() for name in row) for row in _TOKENIZER_FILES):
+    if not any(all(os.path.lexists(folder / name) for name in row) for row in _TOKENIZER_FILES):
         choices = ", or ".join(" with ".join(row) for row in _TOKENIZER_FILES)
         raise CheckpointError(f"{folder} has no tokenizer; it needs {choices}.")
+    _check_files(folder)
     return _load(transformers.AutoTokenizer.from_pretrained, folder, "tokenizer")
 
 
 def read_image_processor(folder: pathlib.Path):
-    """Returns the folder's image processor on PIL and NumPy, whatever else is installed."""
-    if not (folder / "preprocessor_config.json").is_file():
-        settings = folder / "processor_config.json"
-        if not settings.is_file() or "image_processor" not in _read_json(settings):
-            raise CheckpointError(f"{folder} has no preprocessor_config.json.")
+    """Returns the folder's image processor on PIL and NumPy, whatever else is installed.
+
+    Raises:
+        CheckpointError: there is none, or a setting of it is of a wrong type or out of range.
+    """
+    _check_files(folder)
+    found = False
+    if os.path.lexists(folder / "preprocessor_config.json"):
+        read_json(folder / "preprocessor_config.json", _ImageSettings)
+        found = True
+    if os.path.lexists(folder / "processor_config.json"):
+        nested = read_json(folder / "processor_config.json", _ProcessorSettings)
+        found = found or nested.image_processor is not None
+    if not found:
+        raise CheckpointError(f"{folder} has no preprocessor_config.json.")
     load = transformers.AutoImageProcessor.from_pretrained
     return _load(load, folder, "image processor", backend="pil")
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Refuses files that would be waited for, or that are no JSON objects of bounded depth."""
+    for name in _JSON_FILES:
+        if os.path.lexists(folder / name):
+            read_json(folder / name, dict[str, Any])
+    for name in _OTHER_FILES:
+        if os.path.lexists(folder / name):
+            read_bytes(folder / name)
+    more = folder / "additional_chat_templates"
+    for path in sorted(more.iterdir()) if more.is_dir() else ():
+        read_bytes(path)
 
 
 def _load(load, folder: pathlib.Path, what: str, **options):
     try:
         # `trust_remote_code` off: a model folder is data, and code in it is never run.
         return load(str(folder), local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises whatever its readers meet in a broken file
-        raise CheckpointError(f"The {what} of {folder} cannot be read: {error}") from error
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(content).__name__}.")
-    return content
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # whatever their readers meet in a broken file, panics included
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise CheckpointError(f"The {what} of {folder} cannot be read: {said}") from error
 
 
 def read_stop_ids(folder: pathlib.Path, config: VLMConfig, tokenizer) -> tuple[int, ...]:
@@ -57,12 +124,10 @@ def read_stop_ids(folder: pathlib.Path, config: VLMConfig, tokenizer) -> tuple[i
     vocabulary.
     """
     path = folder / "generation_config.json"
-    named = _read_json(path).get("eos_token_id") if path.is_file() else None
+    named = read_json(path, _Generation).eos_token_id if os.path.lexists(path) else None
     if named is None:
-        named = config.eos_ids
-    ids = set(named) if isinstance(named, (list, tuple)) else {named}
+        named = convert(config.eos_ids, list[_TokenId], f"{folder / 'config.json'}: eos_token_id")
+    ids = set(named) if isinstance(named, list) else {named}
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
-    if not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise CheckpointError(f"{path}: eos_token_id must be ids of at least 0, not {named!r}.")
     return tuple(sorted(ids))

@@ -12,7 +12,7 @@ from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.families import find
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
-from vlm_jax.processing.chat import Chat, read_template
+from vlm_jax.processing.chat import Chat, check_text, read_template
 from vlm_jax.processing.cutters import Extent, Patches
 from vlm_jax.processing.images import (
     MAX_IMAGE_PIXELS,
@@ -109,6 +109,7 @@ class Processor:
 
         The beginning of sequence is added unless the text begins with it.
         """
+        check_text(text, "The templated text")
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)
         return self.tokenizer.encode(text, add_special_tokens=special)
@@ -184,6 +185,7 @@ class Processor:
         for text, answer in zip(texts, answers):
             row = self.encode(text)
             if isinstance(answer, str):
+                check_text(answer, "An answer")
                 answer = self.tokenizer.encode(answer, add_special_tokens=False)
             starts.append(len(answer))
             rows.append([*row, *map(int, answer)])
@@ -300,7 +302,8 @@ class Processor:
 
 
 def _token(tokenizer, token_id: int | None, field: str) -> str:
-    token = None if token_id is None else tokenizer.convert_ids_to_tokens(token_id)
+    known = token_id is not None and 0 <= token_id < len(tokenizer)
+    token = tokenizer.convert_ids_to_tokens(token_id) if known else None
     if token is None:
         raise CheckpointError(
             f"config.json has {field} {token_id}, which the tokenizer of {len(tokenizer)} tokens "

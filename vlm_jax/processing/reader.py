@@ -157,9 +157,9 @@ def _refusals(where: str, source: ImageSource, width: int, height: int) -> Itera
     """Turns what an image processor says of an image into words that name it."""
     try:
         yield
-    except (CheckpointError, PromptError):
+    except (CheckpointError, PromptError, MemoryError):
         raise
-    except (ValueError, OverflowError) as error:
+    except Exception as error:  # image processors raise errors of any type on odd settings
         raise PromptError(
             f"{where} ({describe(source)}, {width}x{height} pixels) was refused by the image "
             f"processor: {error}"
