@@ -68,6 +68,8 @@ def test_the_rules_can_fail():
         ("vlm_jax.batch", ()),
         ("vlm_jax.settings", ("vlm_jax.errors",)),
         ("vlm_jax.foreign", ("vlm_jax.errors",)),
+        ("vlm_jax.files", ("vlm_jax.errors",)),
+        ("vlm_jax.beside", ()),
         ("vlm_jax.config", ("vlm_jax.errors", "vlm_jax.foreign", "vlm_jax.families")),
         (
             "vlm_jax.families",
@@ -101,7 +103,7 @@ def test_the_rules_can_fail():
         (
             "vlm_jax.checkpoint",
             ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors", "vlm_jax.files",
-             "vlm_jax.foreign"),
+             "vlm_jax.foreign", "vlm_jax.beside"),
         ),
         ("convert", ("convert", "vlm_jax")),
         ("configs", ("configs", "vlm_jax.errors", "vlm_jax.decoding.settings")),

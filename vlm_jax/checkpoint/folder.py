@@ -10,10 +10,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Literal
 
 import jax
+import msgspec
 import numpy as np
 
+from vlm_jax.beside import attribute
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
 from vlm_jax.checkpoint.certificate import Certificate, read_certificate
 from vlm_jax.config import VLMConfig
@@ -43,6 +46,18 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class StoredTensor(msgspec.Struct):
+    """Shape and dtype of a stored tensor, as our own files have them."""
+
+    shape: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]]
+    dtype: Literal["float32", "float16", "bfloat16", "float64"]
+
+    @property
+    def info(self) -> TensorInfo:
+        """As the rest of the package has it."""
+        return TensorInfo(tuple(self.shape), np.dtype(self.dtype))
 
 
 class ModelFolder(abc.ABC):
@@ -188,7 +203,8 @@ def open_folder(path: str | os.PathLike[str]) -> ModelFolder:
         return ConvertedFolder(folder)
     formats = importlib.metadata.entry_points(group=_FORMATS)
     for entry in formats:
-        opened = entry.load()(folder)
+        own = attribute(entry.value)  # not what else of its name lies on the path
+        opened = (entry.load() if own is None else own)(folder)
         if opened is not None:
             return opened
     known = ", ".join(sorted({entry.name for entry in formats})) or "none: is vlm_jax installed?"
@@ -286,11 +302,12 @@ def not_finite(path: str, where: object) -> CheckpointError:
 def companion_files(folder: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, pathlib.Path]:
     """The plain files of a folder whose name is wanted, and its further chat templates.
 
-    Hidden files and other subfolders are left out: they are a download's bookkeeping.
+    Hidden files and other subfolders are left out: they are a download's bookkeeping. Links are
+    followed, because a hub's cache is made of them: what is copied is a file of its own.
     """
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     # Where transformers keeps the templates beyond the first.
     more = folder / "additional_chat_templates"
     if more.is_dir():
-        files |= {f"{more.name}/{path.name}": path for path in sorted(more.iterdir())}
+        files |= {f"{more.name}/{p.name}": p for p in sorted(more.iterdir()) if p.is_file()}
     return {name: path for name, path in files.items() if not name.startswith(".") and wanted(name)}

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from vlm_jax import beside
 from vlm_jax.cli import configs
 
 # Settings of a job that no config of its own name has.
@@ -46,7 +47,8 @@ class Job:
 
     def load(self) -> Callable[[Any], None]:
         """Its function, which takes a `Request`."""
-        return getattr(importlib.import_module(self.module), self.function)
+        own = beside.attribute(f"{self.module}:{self.function}")
+        return own or getattr(importlib.import_module(self.module), self.function)
 
 
 def jobs() -> dict[str, Job]:
@@ -56,7 +58,7 @@ def jobs() -> dict[str, Job]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if _takes_a_request(tree, "run"):
             found[path.stem] = Job(path.stem, f"vlm_jax.jobs.{path.stem}", "run", _line(tree))
-    tree = ast.parse((_folder("convert") / "run.py").read_text(encoding="utf-8"))
+    tree = ast.parse((beside.folder("convert") / "run.py").read_text(encoding="utf-8"))
     for function in tree.body:
         if isinstance(function, ast.FunctionDef) and function.name in _CONVERTERS:
             found[function.name] = Job(function.name, "convert.run", function.name, _line(function))

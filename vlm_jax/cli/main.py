@@ -33,6 +33,8 @@ _HELP = ("-h", "--help", "-help", "--helpshort")
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: runs what the words say, and exits with 1 and one line where they are wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what the locale cannot show is shown as its number
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     before = signal.signal(signal.SIGINT, _leave)
     try:
         _run(words)
