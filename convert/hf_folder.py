@@ -3,16 +3,18 @@
 Pickled weights (`*.bin`) are never read: unpickling runs code from the file.
 """
 
-import json
+import filecmp
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import jax
+import msgspec
 import numpy as np
 
 from convert import layout, safetensors_io
+from convert.finished import Finished
 from convert.safetensors_io import Header
 from convert.table import Tensor, bind
 from vlm_jax.checkpoint import (
@@ -30,6 +32,7 @@ from vlm_jax.checkpoint import (
 )
 from vlm_jax.config import read_config
 from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import parse_json, plain_name, read_bytes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -127,22 +130,26 @@ class HFFolder(ModelFolder):
             return tensor.to_disk(self.replacement(tensor.path, replace[tensor.path]))
 
         with self.copied(target, replace, recipe) as temporary:
+            finished = Finished(temporary)
             touched = {self._file_of[name] for name, t in self.names.items() if t.path in replace}
             for file in sorted(self.files, key=lambda file: file not in touched):
                 source, header, new = self.path / file, self.files[file], temporary / file
-                if safetensors_io.is_whole(new, header):
+                if file not in touched:
+                    if not (new.exists() and filecmp.cmp(source, new, shallow=False)):
+                        shutil.copyfile(source, temporary / f".{file}.partial")
+                        (temporary / f".{file}.partial").rename(new)
+                elif finished.has(file, header.file_bytes):
                     _check_written(new, header, replaced)
-                    continue
-                partial = temporary / f".{file}.partial"
-                if file in touched:
-                    safetensors_io.write(partial, header, replaced, (source, header))
                 else:
-                    shutil.copyfile(source, partial)
-                partial.rename(new)
+                    partial = temporary / f".{file}.partial"
+                    crc32 = safetensors_io.write(partial, header, replaced, (source, header))
+                    partial.rename(new)
+                    finished.add(file, crc32)
             files = with_extra(self.companions(), extra_files)
             if (index := self.index()) is not None:
                 files[INDEX] = index
             write_files(temporary, files)
+            finished.forget()
 
     def sources(self) -> list[pathlib.Path]:
         """See `ModelFolder`."""
@@ -150,7 +157,7 @@ class HFFolder(ModelFolder):
 
     def index(self) -> bytes | None:
         """The bytes of the shard index; None for a single file."""
-        return None if SINGLE in self.files else (self.path / INDEX).read_bytes()
+        return None if SINGLE in self.files else read_bytes(self.path / INDEX)
 
     def _ours(self, path: str) -> np.ndarray:
         name = self._name_of[path]
@@ -229,16 +236,26 @@ def _headers(folder: pathlib.Path) -> dict[str, Header]:
     raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}. Fetch the weights.")
 
 
-def _weight_map(folder: pathlib.Path) -> dict[str, str]:
-    path = folder / INDEX
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        plain = all(file == pathlib.PurePath(file).name for file in weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no index of safetensors files ({error!r}).") from None
-    if not plain or not weight_map:
-        raise CheckpointError(f"{path} must map tensor names to files of the same folder.")
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def read_weight_map(content: bytes, where: str) -> dict[str, str]:
+    """Returns tensor name -> file name of a shard index; `where` is its file, for errors.
+
+    Raises:
+        CheckpointError: it is none, or names anything but plain `*.safetensors` files.
+    """
+    weight_map = parse_json(content, _Index, where).weight_map
+    if not weight_map:
+        raise CheckpointError(f"{where} names no tensors.")
+    for file in dict.fromkeys(weight_map.values()):
+        plain_name(file, where, ".safetensors")
     return weight_map
+
+
+def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+    return read_weight_map(read_bytes(folder / INDEX), str(folder / INDEX))
 
 
 def _check_index(folder: pathlib.Path, file_of: Mapping[str, str]) -> None:

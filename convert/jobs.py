@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from convert import safetensors_io, source_layout
+from convert.finished import Finished
 from convert.hf_folder import INDEX, HFFolder, open_hf
 from convert.safetensors_io import Entry
 from convert.source_layout import SourceLayout
@@ -86,18 +87,27 @@ def export_hf(
         raise CheckpointError(f"{source} is neither a converted nor a Hugging Face folder.")
     binding = bind(folder.config)
     _check_parameters(folder, binding)
+    where = str(folder.path / SOURCE_LAYOUT)
     layout = (
         source_layout.fresh(binding, folder.tensors)
         if folder.source_layout is None
-        else source_layout.from_json(folder.source_layout)
+        else source_layout.from_json(folder.source_layout, where)
     )
+    taken = {name.casefold() for name in (*layout.files, INDEX)}
+    if clash := [name for name in folder.companions() if name.casefold() in taken]:
+        raise CheckpointError(
+            f"{folder.path} holds {clash[0]}, which the export writes: a converted folder keeps no "
+            "weights beside its own; remove that file."
+        )
     identity = identity_of(folder.sources(), b"export", layout.to_json())
     with resumable_folder(target, source, identity) as temporary:
-        _write_shards(folder, binding, layout, temporary, progress)
+        finished = Finished(temporary)
+        _write_shards(folder, binding, layout, temporary, finished, progress)
         files: dict[str, bytes | pathlib.Path] = dict(folder.companions())
         if layout.index is not None:
             files[INDEX] = layout.index
         write_files(temporary, files)
+        finished.forget()
 
 
 def _write_shards(
@@ -105,6 +115,7 @@ def _write_shards(
     binding: Binding,
     layout: SourceLayout,
     target: pathlib.Path,
+    finished: Finished,
     progress: bool,
 ) -> None:
     """Writes the files of a layout that are not there, reading in the order of their bytes."""
@@ -112,10 +123,9 @@ def _write_shards(
     for header in layout.files.values():
         entries |= header.entries
     infos = {name: TensorInfo(entry.shape, entry.dtype) for name, entry in entries.items()}
-    names: dict[str, Tensor] = binding.match(infos, str(folder.path / SOURCE_LAYOUT))
-    missing = {
-        file: h for file, h in layout.files.items() if not safetensors_io.is_whole(target / file, h)
-    }
+    where = str(folder.path / SOURCE_LAYOUT)
+    names: dict[str, Tensor] = binding.match(infos, where)
+    missing = {f: h for f, h in layout.files.items() if not finished.has(f, h.file_bytes)}
     wanted = {name for header in missing.values() for name in header.entries if name in names}
     stored = {tensor.path for name, tensor in names.items() if name not in wanted}
     arrays: Iterator[tuple[str, np.ndarray]] = folder.stream(
@@ -124,6 +134,8 @@ def _write_shards(
 
     def tensor(name: str) -> Iterator[np.ndarray]:
         if name not in names:
+            if name not in layout.buffers:
+                raise CheckpointError(f"{where} lacks the bytes of tensor {name!r}.")
             return iter([np.frombuffer(layout.buffers[name], np.uint8)])
         _, array = next(arrays)
         meter.advance(array.nbytes)
@@ -132,8 +144,9 @@ def _write_shards(
     with _progress("exporting", folder, stored, progress) as meter:
         for file, header in missing.items():
             partial = target / f".{file}.partial"
-            safetensors_io.write(partial, header, tensor)
+            crc32 = safetensors_io.write(partial, header, tensor)
             partial.rename(target / file)
+            finished.add(file, crc32)
 
 
 def _progress(label: str, folder: ModelFolder, stored: Collection[str], enabled: bool) -> Progress:

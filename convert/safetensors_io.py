@@ -15,6 +15,7 @@ import os
 import pathlib
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
@@ -22,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import open_regular
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -42,6 +44,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_DIMS = 64  # NumPy's own limit
 STRIP_BYTES = 4 << 20  # what is moved at a time
 THREADS = min(4, os.cpu_count() or 1)  # enough for a fast disk
 
@@ -76,6 +79,11 @@ class Header:
     def data_start(self) -> int:
         """Offset of the data section in the file."""
         return 8 + len(self.text)
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of the file."""
+        return self.data_start + self.data_bytes
 
     @property
     def data_bytes(self) -> int:
@@ -114,7 +122,7 @@ def parse_header(text: bytes, where: str) -> Header:
     """
     try:
         fields = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, ValueError) as error:
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{where} is not a safetensors file: its header is not valid JSON ({error})."
         ) from None
@@ -141,8 +149,10 @@ def read_header(path: pathlib.Path) -> Header:
     Raises:
         CheckpointError: the file is missing, truncated or corrupt; the message names it.
     """
-    try:
-        with path.open("rb") as file:
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path} does not exist. Fetch the missing file.")
+    with open_regular(path) as file:
+        try:
             length = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
@@ -161,20 +171,15 @@ def read_header(path: pathlib.Path) -> Header:
                 raise CheckpointError(
                     f"{path} is not a safetensors file: its header would be {size} bytes long."
                 )
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Fetch the missing file.") from None
-    needed = header.data_start + header.data_bytes
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    needed = header.file_bytes
     if length != needed:
         fault = "is truncated" if length < needed else "has bytes that no tensor owns"
         raise CheckpointError(
             f"{path} {fault}: {length} bytes, but its header describes {needed}. Fetch it again."
         )
     return header
-
-
-def is_whole(path: pathlib.Path, header: Header) -> bool:
-    """Whether an interrupted run wrote a file: it got its name and length when it was whole."""
-    return path.exists() and path.stat().st_size == header.data_start + header.data_bytes
 
 
 def read(path: pathlib.Path, header: Header, name: str) -> np.ndarray:
@@ -251,7 +256,7 @@ def write(
     header: Header,
     tensor: Callable[[str], np.ndarray | Iterator[np.ndarray] | None],
     source: tuple[pathlib.Path, Header] | None = None,
-) -> None:
+) -> int:
     """Writes a file tensor by tensor.
 
     Args:
@@ -261,13 +266,16 @@ def write(
             pieces of its bytes, in order; or None to copy its bytes from `source`.
         source: a file with the same tensors, and its header.
 
+    Returns:
+        The file's CRC-32.
+
     Raises:
         CheckpointError: an array does not fit the header, or the source is damaged.
     """
     with contextlib.ExitStack() as stack:
-        out = stack.enter_context(path.open("wb", buffering=0))
-        _write_all(out, struct.pack("<Q", len(header.text)) + header.text)
-        given = stack.enter_context(source[0].open("rb", buffering=0)) if source else None
+        out = _Summed(stack.enter_context(path.open("wb", buffering=0)))
+        out.write(struct.pack("<Q", len(header.text)) + header.text)
+        given = stack.enter_context(open_regular(source[0], buffering=0)) if source else None
         for entry in header.entries.values():
             pieces = tensor(entry.name)
             if pieces is None:
@@ -279,11 +287,27 @@ def write(
             if isinstance(pieces, np.ndarray):
                 _check_fits(pieces, entry, path)
                 pieces = iter([np.ascontiguousarray(pieces)])
-            start = out.tell()
+            start = out.length
             for piece in pieces:
-                _write_all(out, piece.reshape(-1).view(np.uint8).data)
-            if out.tell() - start != entry.stop - entry.start:
-                raise ValueError(f"{out.tell() - start} bytes are given for {entry}")
+                out.write(piece.reshape(-1).view(np.uint8).data)
+            if out.length - start != entry.stop - entry.start:
+                raise ValueError(f"{out.length - start} bytes are given for {entry}")
+        return out.crc32
+
+
+class _Summed:
+    """An unbuffered file that is written from its start, with its length and CRC-32 so far."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.length, self.crc32 = file, 0, 0
+
+    def write(self, view: bytes | memoryview) -> None:
+        """Writes all of it."""
+        view = memoryview(view)
+        self.length += len(view)
+        self.crc32 = zlib.crc32(view, self.crc32)
+        while len(view):
+            view = view[self._file.write(view) :]
 
 
 def _check_fits(array: np.ndarray, entry: Entry, path: pathlib.Path) -> None:
@@ -309,33 +333,43 @@ def _entry(name: str, field: Any, where: str) -> Entry:
 
     if not isinstance(field, dict) or not {"dtype", "shape", "data_offsets"} <= field.keys():
         raise bad("lacks a dtype, shape or data_offsets")
-    dtype = DTYPES.get(field["dtype"])
+    dtype = DTYPES.get(field["dtype"]) if isinstance(field["dtype"], str) else None
     if dtype is None:
         raise CheckpointError(
-            f"{where}: tensor {name!r} has dtype {field['dtype']!r}, which is not supported "
+            f"{where}: tensor {name!r} has dtype {_short(field['dtype'])}, which is not supported "
             f"({', '.join(DTYPES)} are)."
         )
     shape, offsets = field["shape"], field["data_offsets"]
     if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
-        raise bad(f"has shape {shape!r} and offsets {offsets!r}")
+        raise bad(f"has shape {_short(shape)} and offsets {_short(offsets)}")
     start, stop = offsets
     if stop - start != math.prod(shape) * dtype.itemsize:
-        raise bad(f"has {stop - start} bytes, which {field['dtype']} {shape} does not fill")
+        raise bad(f"has {stop - start} bytes, which {field['dtype']} {_short(shape)} does not fill")
     return Entry(name, dtype, tuple(shape), start, stop)
 
 
 def _counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """Whether a list of few counts, as NumPy's arrays can have."""
+    return (
+        isinstance(values, list)
+        and len(values) <= _MAX_DIMS
+        and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    )
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a deeply nested value"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path, offset: int) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            yield file
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Fetch the missing file.") from None
+    with open_regular(path, buffering=0) as file:
+        file.seek(offset)
+        yield file
 
 
 def _read_into(file: BinaryIO, view: memoryview, path: pathlib.Path) -> None:
@@ -349,16 +383,10 @@ def _read_into(file: BinaryIO, view: memoryview, path: pathlib.Path) -> None:
         view = view[count:]
 
 
-def _write_all(out: BinaryIO, view: bytes | memoryview) -> None:
-    view = memoryview(view)
-    while len(view):
-        view = view[out.write(view) :]
-
-
-def _copy_bytes(source: BinaryIO, out: BinaryIO, count: int, path: pathlib.Path) -> None:
+def _copy_bytes(source: BinaryIO, out: _Summed, count: int, path: pathlib.Path) -> None:
     buffer = memoryview(bytearray(min(count, STRIP_BYTES)))
     while count:
         piece = buffer[: min(count, STRIP_BYTES)]
         _read_into(source, piece, path)
-        _write_all(out, piece)
+        out.write(piece)
         count -= len(piece)

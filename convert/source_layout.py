@@ -3,16 +3,31 @@ reproduce the very files, headers and shards included.
 """
 
 import base64
+import binascii
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Literal
 
-from convert.hf_folder import HFFolder
+import msgspec
+
+from convert.hf_folder import INDEX, SINGLE, HFFolder, read_weight_map
 from convert.safetensors_io import Header, build_header, parse_header
 from convert.table import Binding
 from vlm_jax.checkpoint import TensorInfo
+from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import parse_json, plain_name
 
 SHARD_BYTES = 5 * 10**9
+
+
+class _File(msgspec.Struct):
+    """What `SourceLayout.to_json` writes."""
+
+    format: Literal["huggingface"]
+    files: dict[str, str]
+    index: str | None
+    buffers: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +60,51 @@ def of_folder(folder: HFFolder) -> SourceLayout:
     return SourceLayout(folder.files, folder.index(), folder.buffers())
 
 
-def from_json(text: bytes) -> SourceLayout:
-    """Reads what `to_json` wrote."""
-    fields = json.loads(text)
-    return SourceLayout(
-        files={name: parse_header(t.encode(), name) for name, t in fields["files"].items()},
-        index=None if fields["index"] is None else fields["index"].encode(),
-        buffers={name: base64.b64decode(raw) for name, raw in fields["buffers"].items()},
-    )
+def from_json(text: bytes, where: str) -> SourceLayout:
+    """Reads what `to_json` wrote; `where` is its file, for errors.
+
+    Raises:
+        CheckpointError: it holds something else, names a file that is not a plain
+            `*.safetensors`, or an index or buffers that do not belong to its headers.
+    """
+    fields = parse_json(text, _File, where)
+    if not fields.files:
+        raise CheckpointError(f"{where} names no files.")
+    for name in fields.files:
+        plain_name(name, where, ".safetensors")
+    if len({name.casefold() for name in fields.files}) != len(fields.files):
+        raise CheckpointError(f"{where} names files that differ in upper and lower case alone.")
+    files = {n: parse_header(_encoded(t, where), f"{where}: {n}") for n, t in fields.files.items()}
+    entries = [entry for header in files.values() for entry in header.entries.values()]
+    sizes = {entry.name: entry.stop - entry.start for entry in entries}
+    if len(sizes) != len(entries):
+        raise CheckpointError(f"{where} names a tensor in two files.")
+    buffers = {name: _decoded(raw, name, where) for name, raw in fields.buffers.items()}
+    for name, raw in buffers.items():
+        if len(raw) != sizes.get(name):
+            raise CheckpointError(f"{where} has {len(raw)} bytes of tensor {name!r}, not its size.")
+    index = None if fields.index is None else _encoded(fields.index, where)
+    if index is not None:
+        weight_map = read_weight_map(index, f"{where}: {INDEX}")
+        if not files.keys() >= set(weight_map.values()):
+            raise CheckpointError(f"{where}: {INDEX} names files that the folder did not have.")
+    elif files.keys() != {SINGLE}:
+        raise CheckpointError(f"{where} has no {INDEX}, without which {SINGLE} must be the file.")
+    return SourceLayout(files, index, buffers)
+
+
+def _encoded(text: str, where: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{where} holds half of a surrogate pair: no text.") from None
+
+
+def _decoded(text: str, name: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise CheckpointError(f"{where}: the bytes of tensor {name!r} are not base64.") from None
 
 
 def fresh(binding: Binding, tensors: Mapping[str, TensorInfo]) -> SourceLayout:

@@ -1,4 +1,8 @@
-"""Files that are seen whole or not at all."""
+"""Files that are seen whole or not at all, and nobody else's.
+
+A name that a run writes to may be taken: by a link, a pipe, or a folder of somebody's files. What
+this program did not make is neither written through nor removed.
+"""
 
 import contextlib
 import itertools
@@ -7,8 +11,12 @@ import pathlib
 import re
 import shutil
 import socket
+import stat
 
 from vlm_jax.errors import UserError
+
+MARK = ".made_from"
+"""A file in each folder that is half-made: by it a later run knows the folder as this program's."""
 
 _count = itertools.count()
 _being_written: set[pathlib.Path] = set()
@@ -23,9 +31,11 @@ def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") 
         kept: what an error says of the work so far.
 
     Raises:
-        UserError: it cannot be written; an earlier file of that name is as it was.
+        UserError: it cannot be written, or its name is taken by a link, a pipe or a folder; what
+            has that name is as it was.
     """
     path = pathlib.Path(path)
+    refuse_other_kinds(path)
     # What is no text (half of a surrogate pair, of a path or a prompt) is written as its number.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f"{partial_name(path)}-{next(_count)}")
@@ -46,6 +56,50 @@ def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") 
         _being_written.discard(temporary)
 
 
+def refuse_other_kinds(path: pathlib.Path) -> None:
+    """Refuses a name to write to that is taken by anything but a regular file.
+
+    Raises:
+        UserError: by a link, which would be written through, a pipe, which would be waited for, a
+            device or a folder.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):  # there is none, or writing says why not
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
+        raise UserError(f"cannot write {path}: it is {kind}; remove it or choose another place.")
+
+
+def open_to_append(path: pathlib.Path) -> int:
+    """Opens a regular file for writing, made where there is none; what it holds stays.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        UserError: the name is taken by a link, a pipe, a device or a folder.
+        OSError: it cannot be opened.
+    """
+    refuse_other_kinds(path)
+    # Without O_NONBLOCK, opening a pipe that came between waits for somebody to read from it.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, flags, 0o644)
+
+
+def read_own(path: pathlib.Path) -> bytes:
+    """Returns the content of a file that an earlier run wrote.
+
+    Raises:
+        UserError: the name is taken by a link, a pipe, a device or a folder.
+        OSError: it cannot be read, or there is none.
+    """
+    refuse_other_kinds(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        return file.read()
+
+
 def cannot_write(path: pathlib.Path, error: OSError, kept: str = "") -> UserError:
     """The error for a file that cannot be written; `kept` says what became of the work so far."""
     reason = f"cannot write {path}: {error.strerror or error}"
@@ -58,16 +112,44 @@ def partial_name(path: pathlib.Path) -> str:
 
 
 def clear_leftovers(path: pathlib.Path) -> None:
-    """Removes what killed processes of this machine left behind of the same file or folder."""
+    """Removes what killed processes of this machine left behind of the same file or folder.
+
+    Links stay, and folders without the mark of this program.
+    """
     host = re.escape(socket.gethostname())
     pattern = re.compile(rf"\.{re.escape(path.name)}\.partial-{host}-(\d+)(-\d+)?")
     for sibling in path.parent.iterdir():
         match = pattern.fullmatch(sibling.name)
-        if match and not _alive(int(match[1])) and sibling not in _being_written:
-            if sibling.is_dir():
-                shutil.rmtree(sibling, ignore_errors=True)
-            else:
-                sibling.unlink(missing_ok=True)
+        if not match or _alive(int(match[1])) or sibling in _being_written:
+            continue
+        if is_own_folder(sibling):
+            shutil.rmtree(sibling, ignore_errors=True)
+        elif stat.S_ISREG(sibling.lstat().st_mode):
+            sibling.unlink(missing_ok=True)
+
+
+def is_own_folder(path: pathlib.Path) -> bool:
+    """Whether a path is a folder that this program began to make: no link, the user's, marked.
+
+    A run that was killed before it set the mark left an empty one.
+    """
+    try:
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        content = list(path.iterdir())
+        return not content or stat.S_ISREG((path / MARK).lstat().st_mode)
+    except OSError:
+        return False
+
+
+def links_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what lies in a folder, at any depth, and is neither a regular file nor a folder."""
+    return [path for path in folder.rglob("*") if not _is_plain(path.lstat().st_mode)]
+
+
+def _is_plain(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def _alive(pid: int) -> bool:

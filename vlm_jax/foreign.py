@@ -43,7 +43,7 @@ def read_bytes(
         try:
             return file.read(limit + 1)[:limit]
         except OSError as failure:
-            raise error(f"{path} cannot be read: {_reason(failure)}.") from None
+            raise error(f"{path} cannot be read: {_reason(failure)}.") from failure
 
 
 def open_regular(
@@ -64,7 +64,7 @@ def open_regular(
         # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as failure:
-        raise error(f"{path} cannot be read: {_reason(failure)}.") from None
+        raise error(f"{path} cannot be read: {_reason(failure)}.") from failure
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise error(f"{path} is not a regular file.")

@@ -230,14 +230,14 @@ def test_export_goes_on_file_by_file(sharded, whole, tmp_path, monkeypatch):
             path.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         done.append(path.name)
-        write(path, *args)
+        return write(path, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors_io, "write", fails)
         with pytest.raises(CheckpointError, match=f"No space left on device .*{KEPT}"):
             convert.export_hf(whole, tmp_path / "target", progress=False)
     done.clear()
-    monkeypatch.setattr(safetensors_io, "write", lambda path, *a: (done.append(0), write(path, *a)))
+    monkeypatch.setattr(safetensors_io, "write", lambda *a: done.append(0) or write(*a))
     convert.export_hf(whole, tmp_path / "target", progress=False)
     assert len(done) == 1
     assert_same_folder(tmp_path / "target", sharded)

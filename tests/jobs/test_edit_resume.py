@@ -137,7 +137,7 @@ def dies(function):
         return function(*args)
     return wrapped
 
-safetensors_io._write_all = dies(safetensors_io._write_all)
+safetensors_io._Summed.write = dies(safetensors_io._Summed.write)
 orbax_store._append_index = dies(orbax_store._append_index)
 edit_folder(open_folder(source), target, QKEdit(band=(1, 2), k=2, strength=0.7))
 """

@@ -7,14 +7,16 @@ model agree.
 
 import dataclasses
 import hashlib
-import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import convert, read_json
 
 CERTIFICATE = "qk_certificate.json"
 # A safetensors file under another suffix: loaders that read every *.safetensors of a folder (vLLM
@@ -62,6 +64,18 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(raw.data).hexdigest()
 
 
+class _Hashes(msgspec.Struct):
+    before: str
+    after: str
+
+
+class _Known(msgspec.Struct):
+    """What this room reads of a certificate."""
+
+    tensors: dict[str, _Hashes]
+    edit: dict[str, Any] = {}
+
+
 def read_certificate(folder: pathlib.Path) -> Certificate | None:
     """Reads a folder's certificate; None where there is none.
 
@@ -69,20 +83,14 @@ def read_certificate(folder: pathlib.Path) -> Certificate | None:
         CheckpointError: it cannot be read, or lacks its hashes.
     """
     path = folder / CERTIFICATE
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        tensors = {name: dict(hashes) for name, hashes in fields["tensors"].items()}
-        complete = all({"before", "after"} <= hashes.keys() for hashes in tensors.values())
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
-    if not complete:
-        raise _damaged(path, "a tensor lacks its hash")
-    return Certificate(path, fields, tensors)
-
-
-def _damaged(path: pathlib.Path, fault: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged ({fault}): the edited weights cannot be checked. Make the edit again."
-    )
+    try:
+        fields = read_json(path)
+        known = convert(fields, _Known, str(path))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}) The edited weights cannot be checked: make the edit "
+            "again."
+        ) from None
+    return Certificate(path, fields, {n: msgspec.to_builtins(h) for n, h in known.tensors.items()})

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from vlm_jax.checkpoint.atomic import new_folder
@@ -18,6 +19,7 @@ from vlm_jax.checkpoint.folder import (
     Extra,
     ModelFolder,
     Replacement,
+    StoredTensor,
     TensorInfo,
     check_finite,
     companion_files,
@@ -30,6 +32,7 @@ from vlm_jax.checkpoint.folder import (
 from vlm_jax.checkpoint.orbax_store import INDEX, Reader, Writer
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import convert, read_bytes, read_json
 
 FORMAT_VERSION = 3
 # How the files that a folder was converted from held its tensors; means nothing to this room.
@@ -105,19 +108,15 @@ class ConvertedFolder(ModelFolder):
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
-        self.manifest = _read_manifest(self.path / MANIFEST)
+        self.manifest, self.tensors = _read_manifest(self.path / MANIFEST)
         self.config = read_config(self.path)
-        self.tensors = {
-            name: TensorInfo(tuple(field["shape"]), np.dtype(field["dtype"]))
-            for name, field in self.manifest["tensors"].items()
-        }
         self._reader: Reader | None = None
 
     @property
     def source_layout(self) -> bytes | None:
         """How the converted files held the tensors, as the converter wrote it; None if unknown."""
         path = self.path / SOURCE_LAYOUT
-        return path.read_bytes() if path.exists() else None
+        return read_bytes(path) if os.path.lexists(path) else None
 
     def sources(self) -> list[pathlib.Path]:
         """See `ModelFolder`."""
@@ -247,17 +246,30 @@ def _check_arrays(params: Mapping[str, jax.Array], where: pathlib.Path) -> None:
             raise not_finite(path, where)
 
 
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+class _Known(msgspec.Struct):
+    """Fields of the manifest that this room reads; others are carried along."""
+
+    tensors: dict[str, StoredTensor]
+    replaced: list[str] = []
+
+
+def _read_manifest(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Returns all fields of a manifest, and its tensors."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = fields["format_version"], fields["tensors"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        fields = read_json(path)
+        version = convert(fields, _Version, str(path)).format_version
+        known = convert(fields, _Known, str(path)) if version == FORMAT_VERSION else None
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{path} is damaged ({error}): the conversion must be done again."
+            f"{path} is damaged ({error}) The conversion must be done again."
         ) from None
-    if version != FORMAT_VERSION:
+    if known is None:
         raise CheckpointError(
             f"{path} has format version {version!r}, and this version of vlm_jax reads "
             f"{FORMAT_VERSION}: convert the model again."
         )
-    return fields
+    return fields, {name: tensor.info for name, tensor in known.tensors.items()}

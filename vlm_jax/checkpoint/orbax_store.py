@@ -9,6 +9,7 @@ beside the groups names those that are safe.
 import concurrent.futures
 import contextlib
 import ctypes
+import dataclasses
 import json
 import logging
 import math
@@ -16,16 +17,20 @@ import os
 import pathlib
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
-from vlm_jax.checkpoint.folder import TensorInfo, check_finite
+from vlm_jax.checkpoint.folder import StoredTensor, TensorInfo, check_finite
 from vlm_jax.errors import CheckpointError
+from vlm_jax.files import replace_file
+from vlm_jax.foreign import parse_json, read_bytes
 
 INDEX = "index.jsonl"
 GROUP_BYTES = 64 << 20
@@ -35,8 +40,6 @@ _BUFFER_BYTES = 64 << 20
 _CHUNK_BYTES = 16 << 20  # of a stored array: what a device that needs a part of it must read
 _HEAD_BYTES = 256 << 10  # heads of this size are chunks of their own
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-
-Groups = dict[str, dict[str, TensorInfo]]
 
 
 class Writer:
@@ -57,12 +60,11 @@ class Writer:
         """
         folder.mkdir(exist_ok=True)
         self._folder = folder.absolute()  # Orbax refuses relative paths
-        _mend_index(folder)
-        self._groups = _read_index(folder) if (folder / INDEX).exists() else {}
-        for left in folder.iterdir():  # by a save that did not end
+        self._groups = _mend(folder)
+        for left in folder.iterdir():  # by a save that did not end, or damaged
             if left.name != INDEX and left.name not in self._groups:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        self.tensors = {path: info for g in self._groups.values() for path, info in g.items()}
+        self.tensors = {path: info for g in self._groups.values() for path, info in g.infos.items()}
         self.stored = frozenset(self.tensors)
         self._group: dict[str, np.ndarray] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -117,7 +119,7 @@ class Writer:
             writing.result()
 
     def _save(self, group: dict[str, np.ndarray]) -> None:
-        name = f"{len(self._groups):05}"
+        name = f"{max(map(int, self._groups), default=-1) + 1:05}"
         try:
             with _quiet():
                 _save(self._folder / name, group)
@@ -127,15 +129,23 @@ class Writer:
                 raise
             number = int(code[1])
             raise OSError(number, os.strerror(number), str(self._folder / name)) from error
-        self._groups[name] = {p: TensorInfo(array.shape, array.dtype) for p, array in group.items()}
+        self._groups[name] = _Group(
+            {path: TensorInfo(array.shape, array.dtype) for path, array in group.items()},
+            {path: _crc32(array) for path, array in group.items()},
+        )
         _append_index(self._folder, name, self._groups[name])
 
 
 class Reader:
     """Reads what `Writer` made."""
 
-    def __init__(self, folder: pathlib.Path, tensors: Mapping[str, TensorInfo]):
-        """`tensors` is what the manifest promises; the index must agree.
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        tensors: Mapping[str, TensorInfo],
+        groups: "Mapping[str, _Group] | None" = None,
+    ):
+        """`tensors` is what the manifest promises; `groups`, or the index, must agree.
 
         Raises:
             CheckpointError: it does not, or cannot be read.
@@ -143,10 +153,10 @@ class Reader:
         self._folder = folder.absolute()
         self._tensors = tensors
         try:
-            groups = _read_index(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            groups = _read_index(folder / INDEX) if groups is None else groups
+        except CheckpointError as error:
             raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
-        stored = {path: info for group in groups.values() for path, info in group.items()}
+        stored = {path: info for group in groups.values() for path, info in group.infos.items()}
         if stored != dict(tensors):
             differing = sorted(
                 path for path in stored.keys() | tensors.keys()
@@ -155,11 +165,16 @@ class Reader:
             raise CheckpointError(
                 f"{folder} does not hold what the manifest says: {', '.join(differing)}."
             )
-        self._group_of = {path: name for name, group in groups.items() for path in group}
+        self._group_of = {path: name for name, group in groups.items() for path in group.infos}
+        self._crc32 = {path: crc for group in groups.values() for path, crc in group.crc32.items()}
         self._metadata: dict[str, dict[str, Any]] = {}
 
     def stream(self, paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields arrays in the order of `paths`; the next few are read meanwhile."""
+        """Yields arrays in the order of `paths`; the next few are read meanwhile.
+
+        Raises:
+            CheckpointError: one cannot be read, or is not what was written.
+        """
         parts = self._parts(list(paths))
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             ahead = None
@@ -200,7 +215,14 @@ class Reader:
     def _read(self, paths: list[str]) -> dict[str, np.ndarray]:
         name = self._group_of[paths[0]]
         loaded = self._load(name, {path: None for path in paths})
-        return {path: np.asarray(loaded[path]) for path in paths}
+        arrays = {path: np.asarray(loaded[path]) for path in paths}
+        for path, array in arrays.items():
+            if path in self._crc32 and _crc32(array) != self._crc32[path]:
+                raise CheckpointError(
+                    f"{self._folder / name} is damaged: {path!r} is not what was written there. "
+                    "Convert the model again."
+                )
+        return arrays
 
     def _load(self, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Reads parameters of one group; to NumPy where a leaf is None."""
@@ -216,8 +238,11 @@ class Reader:
             with _quiet(), _context(max([_BUFFER_BYTES, *parts]) + 1):
                 loaded = ocp.load(folder, dict.fromkeys(stored, ocp.PLACEHOLDER) | leaves)
             return {path: loaded[path] for path in wanted}
-        except (OSError, ValueError, KeyError, ocp.errors.InvalidLayoutError) as error:
-            raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # the storage library raises whatever it meets in broken files
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise CheckpointError(f"{folder} is damaged or cannot be read: {said}") from error
 
 
 def _save(folder: pathlib.Path, group: dict[str, np.ndarray]) -> None:
@@ -310,27 +335,82 @@ def _size(group: Mapping[str, np.ndarray]) -> int:
     return sum(array.nbytes for array in group.values())
 
 
-def _append_index(folder: pathlib.Path, name: str, tensors: Mapping[str, TensorInfo]) -> None:
-    with (folder / INDEX).open("a", encoding="utf-8") as file:
-        fields = {p: {"shape": list(i.shape), "dtype": i.dtype.name} for p, i in tensors.items()}
-        file.write(json.dumps({"group": name, "tensors": fields}) + "\n")
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """What a group holds: shapes and dtypes, and the CRC-32 of each array's bytes, by path."""
+
+    infos: Mapping[str, TensorInfo]
+    crc32: Mapping[str, int]
+
+
+class _Line(msgspec.Struct):
+    """A line of the index. A group's name is that of its folder."""
+
+    group: Annotated[str, msgspec.Meta(pattern=r"^\d{5}$")]
+    tensors: dict[str, StoredTensor]
+    crc32: dict[str, int] = {}
+
+
+def _crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _append_index(folder: pathlib.Path, name: str, group: _Group) -> None:
+    with (folder / INDEX).open("ab") as file:
+        file.write(_index_line(name, group))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _mend_index(folder: pathlib.Path) -> None:
-    """Takes away a last line that was broken off."""
+def _index_line(name: str, group: _Group) -> bytes:
+    tensors = {p: {"shape": list(i.shape), "dtype": i.dtype.name} for p, i in group.infos.items()}
+    fields = {"group": name, "tensors": tensors, "crc32": dict(group.crc32)}
+    return (json.dumps(fields) + "\n").encode()
+
+
+def _read_index(path: pathlib.Path) -> dict[str, _Group]:
+    """Returns the groups of an index by name.
+
+    Raises:
+        CheckpointError: it cannot be read, or a line of it.
+    """
+    groups: dict[str, _Group] = {}
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        name, group = _read_line(line, f"{path} line {number}")
+        if name in groups:
+            raise CheckpointError(f"{path} line {number}: group {name} is there twice.")
+        groups[name] = group
+    return groups
+
+
+def _read_line(line: bytes, where: str) -> tuple[str, _Group]:
+    found = parse_json(line, _Line, where)
+    infos = {path: tensor.info for path, tensor in found.tensors.items()}
+    return found.group, _Group(infos, found.crc32)
+
+
+def _mend(folder: pathlib.Path) -> dict[str, _Group]:
+    """Returns the groups that an interrupted run left whole; takes the others from the index.
+
+    A line may have been cut short, and a machine that lost its power may have lost what a group
+    held: every array is read and compared with its checksum.
+    """
     path = folder / INDEX
-    if path.exists() and not (raw := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, raw.rfind(b"\n") + 1)
-
-
-def _read_index(folder: pathlib.Path) -> Groups:
-    groups = {}
-    for line in (folder / INDEX).read_text(encoding="utf-8").splitlines():
-        fields = json.loads(line)
-        groups[fields["group"]] = {
-            path: TensorInfo(tuple(field["shape"]), np.dtype(field["dtype"]))
-            for path, field in fields["tensors"].items()
-        }
+    if not path.exists():
+        return {}
+    content = read_bytes(path)
+    groups: dict[str, _Group] = {}
+    for line in content.splitlines():
+        with contextlib.suppress(CheckpointError):
+            name, group = _read_line(line, str(path))
+            arrays = dict.fromkeys(group.infos)
+            reader = Reader(folder, group.infos, {name: group})
+            for tensor, array in reader.stream(arrays):
+                info = TensorInfo(array.shape, array.dtype)
+                if info != group.infos[tensor] or tensor not in group.crc32:
+                    raise CheckpointError(f"{tensor} is another array.")
+            groups[name] = group
+    whole = b"".join(_index_line(name, group) for name, group in groups.items())
+    if whole != content:
+        replace_file(path, whole)
     return groups

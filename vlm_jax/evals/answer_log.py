@@ -18,7 +18,8 @@ from typing import Any
 
 from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals.answers import ERROR
-from vlm_jax.files import cannot_write, replace_file
+from vlm_jax.files import cannot_write, open_to_append, read_own, replace_file
+from vlm_jax.foreign import parse_json
 
 SYNC_SECONDS = 1.0
 
@@ -70,7 +71,7 @@ class AnswerLog:
             self._fresh = not self.key.exists()
             if self._fresh:
                 return {}
-            if json.loads(self.key.read_text(encoding="utf-8")) != self.identity:
+            if parse_json(read_own(self.key), dict, str(self.key), AnswersError) != self.identity:
                 raise AnswersError(
                     f"{self.path} holds answers of another model or other settings "
                     f"({self.key.name} says which); delete both or choose another --workdir."
@@ -96,7 +97,7 @@ class AnswerLog:
                 replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
                 self._fresh = False
             self._size = max((end for _, end in _lines(self.log)), default=0)
-            self._file = os.open(self.log, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._file = open_to_append(self.log)
             self._lock()
             os.truncate(self._file, self._size)  # a line that was cut short
             os.lseek(self._file, self._size, os.SEEK_SET)
@@ -147,7 +148,7 @@ class AnswerLog:
         """
         content = b"".join(map(_line, rows))
         try:
-            if not self.path.exists() or self.path.read_bytes() != content:
+            if not self.path.exists() or read_own(self.path) != content:
                 if not self.key.exists():
                     replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
                 replace_file(self.path, content, kept=f"the answers are kept in {self._kept()}")
@@ -252,7 +253,7 @@ def _line(row: Row) -> bytes:
 def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Yields rows with the place where each ends, up to a line that was cut short."""
     try:
-        data = path.read_bytes()
+        data = read_own(path)
     except FileNotFoundError:
         return
     end = 0
@@ -260,7 +261,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
         try:
             row = json.loads(line)
             _ = row["id"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
         end += len(line) + 1
         yield row, end

@@ -141,7 +141,7 @@ def restrength_folder(
         CheckpointError: as `revert_folder`.
     """
     original = OriginalFolder(source)
-    spec = read_edit(original.edit.fields["edit"])
+    spec = read_edit(original.edit.fields.get("edit", {}))
     return edit_folder(original, target, dataclasses.replace(spec, strength=strength))
 
 

@@ -12,6 +12,7 @@ from vlm_jax.evals.answers import ERROR
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import answer_all
+from vlm_jax.foreign import read_bytes
 from vlm_jax.jobs.fingerprint import fingerprint
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_model, share
@@ -75,9 +76,8 @@ def read_requests(
         return [Example(0, tuple(images), prompt)], {}
     folder = pathlib.Path(path).parent
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+        # Not `splitlines`: it also cuts at characters that may stand in a string of JSON.
+        lines = read_bytes(pathlib.Path(path), error=UserError).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
     examples: dict[str, Example] = {}
@@ -87,7 +87,7 @@ def read_requests(
             continue
         try:
             example = _read_request(json.loads(line), number, folder)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"needs an object with 'prompt' and 'images': {type(error).__name__}: {error}."
             malformed[f"line {number}"] = reason
             continue

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from vlm_jax import checkpoint
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, Certificate, Extra, ModelFolder, Replacement
 from vlm_jax.errors import CheckpointError
 from vlm_jax.jobs import sidecars
+
+_REVERSIBLE = re.compile(r"decoder/layers/\d+/(wq_dnh|bq_nh)")
 
 
 class OriginalFolder(ModelFolder):
@@ -39,6 +42,12 @@ class OriginalFolder(ModelFolder):
                 "the folder that was edited."
             )
         self._edited, self._of = edited, edited.certificate
+        for path in self._of.tensors:
+            if path not in edited.tensors or not _REVERSIBLE.fullmatch(path):
+                raise CheckpointError(
+                    f"{self._of.path} certifies {path!r}, which is no query weight or bias of this "
+                    "folder; the file is damaged or belongs to another one."
+                )
         self.path, self.config, self.tensors = edited.path, edited.config, edited.tensors
 
     @property
@@ -104,7 +113,7 @@ class OriginalFolder(ModelFolder):
         return lambda: self.read(path)
 
     def _taken_back(self, path: str, array: np.ndarray) -> np.ndarray:
-        prefix, name = path.rsplit("/", 1)
+        prefix, name = path.rsplit("/", 1)  # `_REVERSIBLE`
         own = (other for other in ("wq_dnh", "bq_nh") if f"{prefix}/{other}" in self.tensors)
         dtypes = {other: self.tensors[f"{prefix}/{other}"].dtype for other in own}
         sidecar = sidecars.read(self.path, int(prefix.rsplit("/", 1)[1]), dtypes)

@@ -1,7 +1,7 @@
 """The state of a training run on disk: one safetensors file, replaced atomically."""
 
+import hashlib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -12,8 +12,12 @@ import safetensors
 import safetensors.numpy
 
 from vlm_jax.errors import CheckpointError
+from vlm_jax.files import replace_file
+from vlm_jax.foreign import read_bytes
 
 Params = dict[str, jax.Array]
+
+_MAX_BYTES = 1 << 32
 
 
 def write_state(path: pathlib.Path, params: Params, optimiser: Any, place: dict[str, Any]) -> None:
@@ -28,24 +32,38 @@ def write_state(path: pathlib.Path, params: Params, optimiser: Any, place: dict[
     tensors = {f"params/{name}": np.asarray(value) for name, value in params.items()}
     for index, leaf in enumerate(jax.tree.leaves(optimiser)):
         tensors[f"optimiser/{index}"] = np.asarray(leaf)
-    partial = path.with_suffix(".partial")
-    safetensors.numpy.save_file(tensors, partial, {"place": json.dumps(place, sort_keys=True)})
-    os.replace(partial, path)
+    text = json.dumps(place, sort_keys=True)
+    fields = {"place": text, "sha256": _digest(tensors, text)}
+    replace_file(path, safetensors.numpy.save(tensors, fields), "the state before it is kept")
 
 
 def read_place(path: pathlib.Path) -> dict[str, Any]:
-    """Returns where a run stands.
+    """Returns where a run stands, once all of its state is known to be what was written.
 
     Raises:
         CheckpointError: the file is damaged.
     """
+    content = read_bytes(path, _MAX_BYTES)
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            return json.loads(file.metadata()["place"])
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        tensors = safetensors.numpy.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        fields = header["__metadata__"]
+        if fields["sha256"] != _digest(tensors, fields["place"]):
+            raise ValueError("its checksum is another")
+        return json.loads(fields["place"])
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a readable training state ({error}); remove it to train anew."
         ) from None
+
+
+def _digest(tensors: dict[str, np.ndarray], place: str) -> str:
+    """A hash of tensors and where the run stands."""
+    known = hashlib.sha256(place.encode())
+    for name, array in sorted(tensors.items()):
+        known.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        known.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return known.hexdigest()
 
 
 def read_params(path: pathlib.Path) -> Params:
