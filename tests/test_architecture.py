@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -61,56 +62,100 @@ def test_the_rules_can_fail():
     assert not breaches(["vlm_jax.api"], "vlm_jax.models", but=("vlm_jax.models",))
 
 
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [
-        ("vlm_jax.errors", ()),
-        ("vlm_jax.batch", ()),
-        ("vlm_jax.settings", ("vlm_jax.errors",)),
-        ("vlm_jax.foreign", ("vlm_jax.errors",)),
-        ("vlm_jax.files", ("vlm_jax.errors",)),
-        ("vlm_jax.beside", ()),
-        ("vlm_jax.config", ("vlm_jax.errors", "vlm_jax.foreign", "vlm_jax.families")),
-        (
-            "vlm_jax.families",
-            ("vlm_jax.families", "vlm_jax.config", "vlm_jax.models", "vlm_jax.processing",
-             "vlm_jax.errors", "vlm_jax.foreign", "vlm_jax.listing"),
-        ),
-        ("vlm_jax.listing", ()),
-        ("vlm_jax.attention", ("vlm_jax.attention", "vlm_jax.batch", "vlm_jax.errors")),
-        ("vlm_jax.parallel", ("vlm_jax.parallel", "vlm_jax.errors")),
-        (
-            "vlm_jax.models",
-            ("vlm_jax.models", "vlm_jax.families", "vlm_jax.attention", "vlm_jax.config",
-             "vlm_jax.batch", "vlm_jax.errors"),
-        ),
-        (
-            "vlm_jax.processing",
-            ("vlm_jax.processing", "vlm_jax.families", "vlm_jax.config", "vlm_jax.batch",
-             "vlm_jax.settings", "vlm_jax.foreign", "vlm_jax.errors"),
-        ),
-        (
-            "vlm_jax.decoding",
-            ("vlm_jax.decoding", "vlm_jax.models", "vlm_jax.parallel", "vlm_jax.attention",
-             "vlm_jax.config", "vlm_jax.batch", "vlm_jax.settings", "vlm_jax.errors"),
-        ),
-        (
-            "vlm_jax.answering",
-            ("vlm_jax.answering", "vlm_jax.decoding", "vlm_jax.models", "vlm_jax.processing",
-             "vlm_jax.parallel", "vlm_jax.attention", "vlm_jax.config", "vlm_jax.batch",
-             "vlm_jax.errors"),
-        ),
-        (
-            "vlm_jax.checkpoint",
-            ("vlm_jax.checkpoint", "vlm_jax.config", "vlm_jax.errors", "vlm_jax.files",
-             "vlm_jax.foreign", "vlm_jax.beside"),
-        ),
-        ("convert", ("convert", "vlm_jax")),
-        ("configs", ("configs", "vlm_jax.errors", "vlm_jax.decoding.settings")),
-    ],
-)  # fmt: skip
-def test_a_room_knows_only_its_own(name, allowed):
-    assert not breaches(room(name), *OURS, but=allowed)
+def table() -> dict[str, set[str]]:
+    """Returns what each room may import, read off the table of docs/architecture.md.
+
+    | `vlm_jax/hub.py` | a model by name | `settings` |  ->  {"vlm_jax.hub": {"vlm_jax.settings"}}
+    """
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    found = {}
+    for line in text.partition("## Rooms")[2].partition("\n## ")[0].splitlines():
+        if not line.startswith("| `"):
+            continue
+        _, rooms, _, allowed, _ = line.split("|")
+        names = re.findall(r"`([^`]+)`", allowed)
+        for path in re.findall(r"`([^`]+)`", rooms):
+            name = path.removesuffix("/").removesuffix(".py").replace("/", ".")
+            found[name] = {n if n == "vlm_jax" else f"vlm_jax.{n}" for n in names}
+    return found
+
+
+TABLE = table()
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if any(inside(m, name) for m in MODULES)])
+def test_a_room_imports_what_its_row_names(name):
+    assert not breaches(room(name), *OURS, but=(name, "vlm_jax.errors", *TABLE[name]))
+
+
+def test_every_room_has_a_row():
+    rooms = {".".join(m.split(".")[: 1 + m.startswith("vlm_jax.")]) for m in MODULES}
+    assert rooms - {"vlm_jax.__init__"} - set(TABLE) == set(), "give it a row in the table"
+    named = {name for names in TABLE.values() for name in names}
+    assert [name for name in named - {"vlm_jax"} if not inside(name, *TABLE)] == []
+
+
+def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Returns the sets of modules that reach one another; {a: {b}, b: {a}, c: {a}} has [[a, b]]."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        ahead = [start]
+        while ahead:
+            new = edges.get(ahead.pop(), set()) - found
+            found |= new
+            ahead += new
+        return found
+
+    reach = {module: reached(module) for module in edges}
+    together = {
+        tuple(sorted(other for other in found if module in reach.get(other, ())))
+        for module, found in reach.items()
+        if module in found
+    }
+    return sorted(map(list, together))
+
+
+def test_cycles_are_found():
+    assert cycles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == [["a", "b"]]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+KNOWN_RINGS = (
+    {"vlm_jax.steering.heads", "vlm_jax.steering.presets"},
+    {
+        f"vlm_jax.{name}"
+        for name in ("api", "masses", "methods", "sweeping", "jobs.arms", "jobs.edit", "jobs.fold")
+    },
+    {f"vlm_jax.checkpoint.{name}" for name in ("converted", "folder", "orbax_store")},
+)
+"""Modules that import one another, lazily. No other may, and these are to end."""
+
+
+def test_no_modules_import_one_another():
+    """Nor in a roundabout way, nor lazily. A room's own name stands for no module here."""
+    modules = {m for m in MODULES if not m.endswith("__init__")}
+    edges = {m: (imports(m) & modules) - {m} for m in modules}
+    known = lambda ring: any(set(ring) <= known for known in KNOWN_RINGS)
+    assert [ring for ring in cycles(edges) if not known(ring)] == []
+
+
+def test_every_dim_letter_is_in_the_glossary():
+    from vlm_jax.parallel.sharding import AXES
+
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    known = {
+        letter.strip()
+        for line in text.splitlines()
+        if line.startswith("| ")
+        for cell in line.split("|")[1::2]
+        for letter in cell.split(",")
+    }
+    used = {letter.upper() for letter in AXES}
+    for path in PRODUCT:
+        for dims in re.findall(r'(?:Float|Int|Bool)\[\w+, "([^"]*)"\]', path.read_text()):
+            used |= {dim for dim in dims.split() if re.fullmatch("[A-Z]", dim)}
+    assert used - known == set()
 
 
 def test_attention_knows_no_network_library():
@@ -125,10 +170,7 @@ def test_scorers_import_no_jax():
     scorers = [module for module in room("vlm_jax.evals") if not module.endswith(".runner")]
     assert not breaches(scorers, "jax", "jaxlib", "flax", "optax", "orbax", "jaxtyping")
     # Nor by way of a room that does.
-    light = (
-        *("vlm_jax.evals", "vlm_jax.errors", "vlm_jax.files"),
-        *("vlm_jax.settings", "vlm_jax.foreign"),
-    )
+    light = ("vlm_jax.evals", *(f"vlm_jax.{n}" for n in ("errors", "files", "foreign", "settings")))
     assert not breaches(scorers, *OURS, but=light)
 
 
