@@ -16,8 +16,6 @@ from vlm_jax.evals.records import IMAGE_KEYS, Row, clean, read_rows, row_text, s
 ERROR = "error"
 """The field of a line that says why there is no answer."""
 
-_SURE = ("prediction", "model_prediction", "response", "output")
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -81,7 +79,7 @@ def read_answers(suite: Suite, path: str | Path, keys: Keys = USUAL) -> Answers:
             failed.append(str(row.fields["id"]))
         else:
             rows.append(row)
-    sure = next((key for key in _SURE if any(key in row.fields for row in rows)), None)
+    sure = next((key for key in suite.sure_keys if any(key in row.fields for row in rows)), None)
     wanted = (keys.text,) if keys.text else suite.answer_keys if sure is None else (sure,)
     examples = {example.id: example for example in suite.examples()}
     named = _named(suite, rows, keys) if _have_ids(rows, keys) else _by_order(rows, examples, path)
@@ -94,7 +92,8 @@ def read_answers(suite: Suite, path: str | Path, keys: Keys = USUAL) -> Answers:
                     f"second answer to {shorten(one)} (the first is on {first.unit} {first.line}); "
                     "keep one"
                 )
-            found.texts[one] = _text(row, wanted, sure is not None and not keys.text)
+            sure_of_it = sure is not None and not keys.text
+            found.texts[one] = _text(row, wanted, sure_of_it, suite.numbers_are_text)
             found.rows[one] = row
     _refuse_questions(path, found, examples)
     places = {key: row.place for key, row in found.rows.items()}
@@ -112,17 +111,16 @@ def _have_ids(rows: list[Row], keys: Keys) -> bool:
 
 
 def _named(suite: Suite, rows: list[Row], keys: Keys) -> list[tuple[Any, Row]]:
-    found = []
+    named = []
     for row in rows:
-        named = row
         if keys.image:
             if keys.image not in row.fields:
                 have = ", ".join(map(repr, row.fields)) or "nothing"
                 raise row.error(f"needs config.score.image_key's field {keys.image!r}, has {have}")
             value = row.fields[keys.image]
-            named = row._replace(fields={**row.fields, "image_id": value, "question_id": value})
-        found.append((suite.identify(named), row))
-    return found
+            row = row._replace(fields={**row.fields, "image_id": value, "question_id": value})
+        named.append(row)
+    return list(zip(suite.identify_all(named), rows))
 
 
 def _by_order(
@@ -151,11 +149,11 @@ def _by_order(
     return [(example.id, row) for row, example in zip(rows, asked)]
 
 
-def _text(row: Row, wanted: tuple[str, ...], sure: bool) -> str:
+def _text(row: Row, wanted: tuple[str, ...], sure: bool, numbers: bool) -> str:
     """The answer in a row; an absent cell of a table, where others have one, is empty."""
-    if sure and row.unit == "row" and wanted[0] not in row.fields:
+    if sure and (row.unit == "row" or numbers) and row.fields.get(wanted[0]) is None:
         return ""
-    if row.unit == "row":  # spreadsheets turn "5" into a number
+    if row.unit == "row" or numbers:  # spreadsheets turn "5" into a number
         key = next((key for key in wanted if key in row.fields), None)
         if key is not None and isinstance(row.fields[key], int | float):
             return str(row.fields[key])

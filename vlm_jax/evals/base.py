@@ -129,6 +129,9 @@ class Suite:
         truth: the setting that names its files of truth.
         answer_key: the field of an answers line that holds the answer.
         answer_keys: fields that may hold it in files of others, the surest first.
+        sure_keys: of these, the fields that, where any row of a file has one, hold the answer in
+            all of its rows.
+        numbers_are_text: whether an answer in a file may be a number, or nothing.
         whole_items: whether an item counts only if all of its examples were answered.
         malformed: rows of the question file that could not be read -> what is wrong with them.
     """
@@ -140,6 +143,10 @@ class Suite:
     answer_keys: ClassVar[tuple[str, ...]] = (
         *("prediction", "model_prediction", "response", "output", "answer", "caption", "text"),
     )
+    sure_keys: ClassVar[tuple[str, ...]] = (
+        *("prediction", "model_prediction", "response", "output"),
+    )
+    numbers_are_text: ClassVar[bool] = False
     whole_items: ClassVar[bool] = False
     malformed: Mapping[str, str] = {}
     _examples: Sequence[Example] = ()
@@ -191,6 +198,13 @@ class Suite:
             AnswersError: the row does not say.
         """
         return row_id(row)
+
+    def identify_all(self, rows: Sequence[Row]) -> list[Any]:
+        """The ids of the examples that a file's rows answer, in order.
+
+        An id may be a tuple: the row answers each of them; an empty one, none that is asked.
+        """
+        return [self.identify(row) for row in rows]
 
     def item(self, example: Example) -> Any:
         """What is resampled together with other examples of it: the image, if there is one."""

@@ -1,0 +1,20 @@
+"""MMStar: multiple choice over six capabilities that need the picture (Chen et al., 2024)."""
+
+from vlm_jax.evals.choices import ChoiceSuite
+from vlm_jax.evals.records import Row
+
+
+class MmStar(ChoiceSuite):
+    """1,500 questions; `macro_accuracy` is the mean over the 18 axes, as lmms-eval has it."""
+
+    name = "mmstar"
+
+    @classmethod
+    def recognises(cls, row: Row) -> bool:
+        """A question with a category of two levels."""
+        return {"question", "answer", "category"} <= row.fields.keys() and bool(
+            {"l2_category", "l2-category"} & row.fields.keys()
+        )
+
+
+SUITE = MmStar

@@ -1,0 +1,30 @@
+"""SEED-Bench: multiple choice about images, not its part on videos (Li et al., 2023)."""
+
+from typing import Any
+
+from vlm_jax.evals.base import Example
+from vlm_jax.evals.choices import ChoiceSuite
+from vlm_jax.evals.records import Row
+
+
+class SeedBench(ChoiceSuite):
+    """The 14,233 questions about images."""
+
+    name = "seedbench"
+
+    @classmethod
+    def recognises(cls, row: Row) -> bool:
+        """A question with its options in columns "choice_a" to "choice_d"."""
+        return {"choice_a", "choice_b", "question", "answer"} <= row.fields.keys()
+
+    def example(self, row: Row) -> Example | None:
+        """A question about an image."""
+        return None if row.fields.get("data_type") == "video" else super().example(row)
+
+    def identify(self, row: Row) -> Any:
+        """The question's id, which may have a letter in it."""
+        key = super().identify(row)
+        return str(key)
+
+
+SUITE = SeedBench
