@@ -1,6 +1,6 @@
 """Every setting that a job reads, with its default. Other configs start from this one."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from vlm_jax.decoding.settings import DecodeSettings
 
@@ -43,10 +43,14 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # What `generate` is asked: a JSONL file of {"id", "images", "prompt"}, or one prompt.
+    # What `generate` is asked: a JSONL file of {"id", "prompt", "image" or "images"}, or one prompt
+    # about images.
     config.requests = ""
     config.prompt = ""
     config.images = ()
+    # What `generate` does to the model first: a method's name, {"method": "air", "heads":
+    # "identified"}, {"k": 2} for config.edit with k changed, or a list of such that act together.
+    config.method = config_dict.placeholder(object)
 
     # What `evaluate` asks (kinds: vlm_jax/evals/suites).
     config.benchmarks = ConfigDict()

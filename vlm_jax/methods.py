@@ -53,8 +53,12 @@ class Treatment:
     settings: Mapping[str, Any]
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that say what this is: the method and the settings that were given."""
-        return {"method": self.method, **json.loads(json.dumps(self.settings, default=_plain))}
+        """JSON values that say what this is: the method and the settings that were given.
+
+        Apart, since an edit has a setting `method` of its own.
+        """
+        settings = json.loads(json.dumps(self.settings, default=_plain))
+        return {"method": self.method, "settings": settings}
 
     def apply(self, model: "VLM") -> "VLM":
         """Returns the model with this treatment added to those that it has.

@@ -131,7 +131,7 @@ def test_what_is_there_is_not_asked_again_and_keeps_its_random_stream(path):
 
 def test_answers_of_another_model_are_refused(path):
     run(path)
-    with pytest.raises(AnswersError, match="another model or other settings"):
+    with pytest.raises(AnswersError, match="another run: "):
         run(path, identity={"model": "other"})
 
 

@@ -117,7 +117,7 @@ def test_more_draws_make_only_the_new_answers(job, config, fake):
 def test_another_edit_under_the_same_name_is_refused(job, config):
     job(evaluate.run)
     config.edit.strength = 0.7
-    with pytest.raises(AnswersError, match="another model or other settings"):
+    with pytest.raises(AnswersError, match="another run: "):
         job(evaluate.run)
 
 

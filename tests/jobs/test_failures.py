@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from tests.jobs.conftest import IMAGES, stand_in
-from vlm_jax.errors import AnswersError, PromptError, UserError
+from vlm_jax.errors import AnswersError, ConfigError, PromptError, UserError
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
 from vlm_jax.jobs import evaluate, generate
@@ -113,8 +113,9 @@ def test_generate_records_what_it_cannot_read_and_goes_on_after_a_kill(ask):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["id"] for row in rows] == ["r0", "r1", "r2", "r3", "r4", "line 2"]
     assert "corrupt or not an image" in rows[2]["error"]
-    assert "needs an object with 'prompt'" in rows[5]["error"]
-    assert {"id", "prompt", "text"} == rows[0].keys()
+    assert "not valid JSON" in rows[5]["error"]
+    assert {"id", "prompt", "image", "text"} == rows[0].keys()
+    assert rows[0]["image"] == "0.png"
     assert "[r2] failed: image 0" in said.err
     assert "(2 of 6 failed)" in said.out
     whole = path.read_bytes()
@@ -123,8 +124,76 @@ def test_generate_records_what_it_cannot_read_and_goes_on_after_a_kill(ask):
     assert path.read_bytes() == whole
     assert "[r0]" not in said.out
     assert "[r4]" in said.out
-    with pytest.raises(AnswersError, match="another model or other settings"):
+    with pytest.raises(AnswersError, match="another run: max_new_tokens was 4 and is 5"):
         ask(max_new_tokens=5)
+
+
+def test_a_picture_that_was_replaced_is_not_the_one_that_was_asked_about(ask, tmp_path):
+    path, _ = ask(max_failures=2)
+    PIL.Image.new("RGB", (56, 56)).save(tmp_path / "1.png")
+    with pytest.raises(AnswersError, match="what is asked"):
+        ask(max_failures=2)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[" * 100_000, "\xff"])
+def test_answers_of_nobody_are_kept_and_made_again(ask, damage):
+    path, _ = ask(max_failures=2)
+    whole = path.read_bytes()
+    path.with_suffix(".run.json").write_bytes(damage.encode("latin-1"))
+    path, said = ask(max_failures=2)
+    assert "answers.run.json is damaged" in said.err
+    assert path.read_bytes() == whole
+    assert path.with_name("answers.jsonl.damaged").read_bytes() == whole
+
+
+def test_nothing_answered_is_an_error(ask, tmp_path):
+    for n in range(5):
+        (tmp_path / f"{n}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of 6 items was answered"):
+        ask(max_failures=6)
+
+
+def test_generate_steers_and_edits_as_asked(ask, tiny_llava):
+    plain, _ = ask("plain", max_failures=2)
+    edit = {"k": 1, "strength": 1.0, "band": (0.0, 1.0)}
+    method = [edit, {"method": "air", "heads": "all", "text_threshold": 0.0}]
+    treated, _ = ask("treated", max_failures=2, method=method)
+    record = json.loads(treated.with_suffix(".run.json").read_text())
+    assert [one["method"] for one in record["treatments"]] == ["qk", "air"]
+    assert record["treatments"][0]["settings"]["k"] == 1
+    assert plain.read_bytes() != treated.read_bytes()
+    with pytest.raises(ConfigError, match=r"no method 'airr' \(did you mean 'air'"):
+        ask("other", method="airr")
+
+
+def test_too_many_new_tokens_are_cut_with_a_word(ask):
+    _, said = ask(max_failures=2, max_new_tokens=10_000)
+    assert "config.max_new_tokens=10000 is cut to" in said.err
+    assert "[r0]" in said.out
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "a", "imges": []}', "has no setting 'imges' (did you mean 'images'?)"),
+        ('{"prompt": "a", "image": "x", "images": []}', "both 'image' and 'images'"),
+        ('{"prompt": "a", "images": "x.png"}', "a list of paths"),
+        ('{"prompt": 3}', "needs a text 'prompt', not 3"),
+        ('{"images": []}', "needs a text 'prompt', not None"),
+        ('{"prompt": "a", "id": [1]}', "as 'id', not [1]"),
+        (r'{"prompt": "\ud800"}', "no valid Unicode"),
+        ("[" * 100_000, "nested too deeply"),
+        ("3", "Expected"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said(tmp_path, row, message):
+    path = tmp_path / "requests.jsonl"
+    path.write_text('\ufeff{"prompt": "a\u2028b", "image": "x.png"}\r\n' + row)
+    (example,), malformed = generate.read_requests(str(path), "", [])
+    assert example.images == (tmp_path / "x.png",)
+    assert example.prompt == "a\u2028b"
+    assert message in malformed["line 2"]
 
 
 def test_generate_stops_at_too_many_failures(ask):

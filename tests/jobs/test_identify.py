@@ -15,6 +15,7 @@ from vlm_jax.attention.steering import Readings
 from vlm_jax.config import read_config
 from vlm_jax.errors import AnswersError, ConfigError, UserError
 from vlm_jax.jobs import identify
+from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.identify import read_settings
 from vlm_jax.jobs.request import Request
 from vlm_jax.steering.registry import build
@@ -128,7 +129,7 @@ def test_a_killed_run_goes_on(workdir, small_config, monkeypatch):
 def test_results_of_other_settings_are_refused(workdir, small_config):
     changed = small_config.copy_and_resolve_references()
     changed.max_new_tokens = 31
-    with pytest.raises(AnswersError, match="another model or other settings"):
+    with pytest.raises(AnswersError, match="another run: "):
         identify.run(Request(config=changed, source=model_folder(), workdir=workdir))
 
 
@@ -178,3 +179,44 @@ def test_captions_without_hallucinations_are_said_to_be_too_few():
     }
     with pytest.raises(ConfigError, match="0 hallucinated and 4 grounded"):
         describe(found, ("row",), 1, shape)
+
+
+@pytest.fixture
+def chunks(tmp_path):
+    """Makes the chunks of a run in one folder."""
+
+    def make(**identity):
+        return Chunks(tmp_path, identity)
+
+    first = make(seed=1, k=2)
+    for number in range(2):
+        first.write(number, {"a": np.arange(3) + number})
+    return make
+
+
+def test_chunks_of_another_run_say_what_differs(chunks):
+    assert chunks(seed=1, k=2).join(range(2))["a"].tolist() == [0, 1, 2, 1, 2, 3]
+    with pytest.raises(AnswersError, match="another run: seed was 1 and is 2"):
+        chunks(seed=2, k=2)
+
+
+@pytest.mark.parametrize("damage", [None, "", "{", "[" * 100_000])
+def test_chunks_of_nobody_are_made_again(chunks, tmp_path, capsys, damage):
+    key = tmp_path / "run.json"
+    key.unlink() if damage is None else key.write_text(damage)
+    found = chunks(seed=2, k=2)
+    assert not found.has(0)
+    assert "missing or damaged" in capsys.readouterr().err
+    assert json.loads(key.read_text()) == {"seed": 2, "k": 2}
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
+def test_a_damaged_chunk_is_made_again(chunks, tmp_path, capsys, damage):
+    path = tmp_path / "000001.npz"
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    path.write_bytes(whole if damage is None else damage)
+    found = chunks(seed=1, k=2)
+    assert found.has(0)
+    assert not found.has(1)
+    assert "000001.npz is damaged" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_a_great_share_of_selected_heads_is_a_warning(job, monkeypatch, capsys):
 def test_other_settings_under_the_same_name_are_refused(job, config):
     job(evaluate.run)
     config.arms["air"] = {**AIR, "text_gain": 0.2}
-    with pytest.raises(AnswersError, match="another model or other settings"):
+    with pytest.raises(AnswersError, match="another run: "):
         job(evaluate.run)
 
 
@@ -159,15 +159,27 @@ def test_a_moved_folder_is_the_same_and_a_changed_one_is_not(two):
     assert fingerprint(one) != fingerprint(other)
 
 
-def test_large_files_are_known_by_blocks(two, monkeypatch):
+def test_large_files_are_hashed_once_until_they_change(two, monkeypatch, tmp_path):
     from vlm_jax.jobs import fingerprint as module
 
-    monkeypatch.setattr(module, "_WHOLE", 1 << 10)
-    monkeypatch.setattr(module, "_BLOCK", 64)
+    monkeypatch.setattr(module, "_REMEMBERED", 1 << 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read = []
+    digest = module._digest
+    monkeypatch.setattr(module, "_digest", lambda path: read.append(path.name) or digest(path))
     weights = next(two[1].glob("*.safetensors"))
     before = fingerprint(checkpoint.open_folder(two[1]))
-    assert before == fingerprint(checkpoint.open_folder(two[0]))
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    assert weights.name in read
+    read.clear()
+    assert fingerprint(checkpoint.open_folder(two[1])) == before
+    assert weights.name not in read
+    status = weights.stat()
+    with weights.open("r+b") as file:  # one byte in the middle, in place
+        file.seek(status.st_size // 2)
+        byte = file.read(1)
+        file.seek(status.st_size // 2)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert fingerprint(checkpoint.open_folder(two[1])) != before
+    (tmp_path / "cache" / "vlm_jax" / "content.json").write_text("[" * 100_000)
+    assert fingerprint(checkpoint.open_folder(two[0])) == before

@@ -5,7 +5,6 @@ identity of answers and the programs take it from the field.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class DecodeSettings:
             object.__setattr__(self, field.name, checked)
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> "DecodeSettings":
+    def of_config(cls, config: Any) -> "DecodeSettings":
         """Returns the settings of a job's config, which has them at its top level."""
         names = [field.name for field in dataclasses.fields(cls) if field.name in config]
         return read(cls, {name: config[name] for name in names}, "config")

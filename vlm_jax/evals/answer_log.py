@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pathlib
+import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -71,10 +72,15 @@ class AnswerLog:
             self._fresh = not self.key.exists()
             if self._fresh:
                 return {}
-            if parse_json(read_own(self.key), dict, str(self.key), AnswersError) != self.identity:
+            before = self._whose()
+            if before is None:
+                self._set_aside()
+                return {}
+            if before != self.identity:
                 raise AnswersError(
-                    f"{self.path} holds answers of another model or other settings "
-                    f"({self.key.name} says which); delete both or choose another --workdir."
+                    f"{self.path} holds answers of another run: "
+                    f"{difference(before, self.identity)}. Delete it and {self.key.name}, or "
+                    "choose another --workdir."
                 )
             rows: dict[str, Row] = {}
             for log in dict.fromkeys([self.path, self.log, *self._logs()]):
@@ -85,6 +91,26 @@ class AnswerLog:
             return rows
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}.") from error
+
+    def _whose(self) -> Any:
+        """The identity of the answers that are there; None where its file is damaged."""
+        content = read_own(self.key)
+        try:
+            return parse_json(content, dict, str(self.key), AnswersError)
+        except AnswersError:
+            return None
+
+    def _set_aside(self) -> None:
+        """Renames answers of which nothing says whose they are; they are made again."""
+        for old in (self.path, self.log, *self._logs()):
+            if old.exists():
+                old.replace(old.with_name(f"{old.name}.damaged"))
+        self._fresh = True
+        print(
+            f"{self.key} is damaged, so nothing says whose answers {self.path.name} holds: they "
+            f"are kept as {self.path.name}.damaged and made again.",
+            file=sys.stderr,
+        )
 
     def __enter__(self) -> "AnswerLog":
         try:
@@ -244,6 +270,34 @@ class _Sync:
             except OSError as error:
                 self._error = error
                 return
+
+
+def difference(before: Any, now: Mapping[str, Any]) -> str:
+    """What differs between the identities of two runs, in words.
+
+    ({"seed": 1, "a": 2}, {"seed": 2, "a": 2}) -> "seed was 1 and is 2".
+    """
+    if not isinstance(before, Mapping):
+        return "their settings are not known"
+    names = [*now, *(name for name in before if name not in now)]
+    return "; ".join(
+        f"{_WORDS.get(name, name)} was {_short(before.get(name))} and is {_short(now.get(name))}"
+        for name in names
+        if before.get(name) != now.get(name)
+    )
+
+
+_WORDS = {
+    "source": "the model (a hash of its files)",
+    "requests": "what is asked (a hash of prompts and images)",
+    "protocol": "the benchmark (a hash of its protocol)",
+    "pictures": "the images (a hash of their content)",
+}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _line(row: Row) -> bytes:

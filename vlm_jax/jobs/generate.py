@@ -1,41 +1,58 @@
 """Answers prompts about images."""
 
-import json
+import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from vlm_jax import checkpoint
+from vlm_jax.api import VLM, Answer
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import PromptError, UserError
 from vlm_jax.evals.answer_log import AnswerLog, Unkept
 from vlm_jax.evals.answers import ERROR
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import answer_all
-from vlm_jax.foreign import read_bytes
-from vlm_jax.jobs.fingerprint import fingerprint
+from vlm_jax.foreign import parse_json, read_bytes
+from vlm_jax.jobs.arms import IDENTIFIED
+from vlm_jax.jobs.fingerprint import fingerprint, picture
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_model, share
+from vlm_jax.jobs.runtime import generation_identity, load_model, share
 from vlm_jax.parallel import processes
+from vlm_jax.settings import plain, refuse_unknown
+from vlm_jax.steering.qk import METHODS as EDIT_METHODS
+
+MAX_REQUESTS = 1 << 30
+EDIT = "qk"
+_FIELDS = ("id", "prompt", "image", "images")
 
 
 def run(request: Request) -> None:
     """Answers `config.requests`, or `config.prompt` about `config.images`.
 
-    Prints the answers; with `--workdir` also writes `answers.jsonl`, a line {"id", "prompt",
-    "text"} an answer, or {"id", "error"} for a request that cannot be read. A killed run goes on
-    where it stopped.
+    `config.method` says what is done to the model first. Prints the answers; with `--workdir` also
+    writes `answers.jsonl`, a line {"id", "prompt", "image" or "images", "text"} an answer, or
+    {"id", "error"} for a request that cannot be read. A killed run goes on where it stopped.
+
+    Raises:
+        UserError: no request was answered, or more failed than may.
     """
     config = request.config
-    examples, malformed = read_requests(config.requests, config.prompt, list(config.images))
-    model = load_model(request)
+    examples, malformed = read_requests(config.requests, config.prompt, _listed(config.images))
+    model = treated(load_model(request), config)
     part = share(config)
+    settings = DecodeSettings.of_config(config)
+    room = _room(model, examples, settings.max_new_tokens)
+    settings = dataclasses.replace(settings, max_new_tokens=room)
     log: AnswerLog | Unkept = Unkept()
     if request.workdir is not None:
-        asked = [[e.id, e.prompt, [str(image) for image in e.images]] for e in examples]
+        asked = [[e.id, e.prompt, [picture(image) for image in e.images]] for e in examples]
         identity = {
             "source": fingerprint(checkpoint.open_folder(request.need("source"))),
             **generation_identity(config, model),
+            "treatments": [one.identity() for one in model.treatments],
             "requests": protocol_hash({"asked": asked}),
         }
         log = part.log(request.workdir / "answers.jsonl", identity)
@@ -43,13 +60,13 @@ def run(request: Request) -> None:
         model,
         examples,
         log,
-        lambda example, answer: {"prompt": example.prompt, "text": answer.text},
+        _row,
         label="generate",
         max_failures=config.max_failures,
         share=part,
         malformed=malformed,
         show=lambda example, answer: print(f"[{example.id}] {answer.text}", flush=True),
-        **generation_settings(config),
+        settings=settings,
     )
     failed = [row for row in rows.values() if ERROR in row]
     for row in failed if processes.primary() else []:
@@ -59,10 +76,52 @@ def run(request: Request) -> None:
         print(f"Answers: {log.path}{counted}")
 
 
+def _listed(images: Any) -> list[str]:
+    """Paths, given as a list or as one text with commas between them."""
+    return [one for one in images.split(",") if one] if isinstance(images, str) else list(images)
+
+
+def _row(example: Example, answer: Answer) -> dict[str, Any]:
+    """The line of an answer, which `--job=score` reads: an image by its file's name."""
+    names = [pathlib.Path(image).name for image in example.images]
+    about = {"image": names[0]} if len(names) == 1 else {"images": names} if names else {}
+    return {"prompt": example.prompt, **about, "text": answer.text}
+
+
+def _room(model: VLM, examples: Sequence[Example], asked: int) -> int:
+    """Returns how many tokens answers may have, and says so where it is less than was asked.
+
+    Requests that cannot be read, or that leave no room at all, fail on their own later.
+    """
+    positions = model.config.decoder.max_positions
+    if asked <= positions // 2:
+        return asked
+    longest = 0
+    for example in examples:
+        try:
+            (draft,) = model.processor.drafts([list(example.images)], [example.prompt])
+        except UserError:
+            continue
+        if draft.length < positions:
+            longest = max(longest, draft.length)
+    room = positions - longest
+    if asked <= room:
+        return asked
+    print(
+        f"config.max_new_tokens={asked} is cut to {room}: the model has {positions} positions, of "
+        f"which the longest prompt takes {longest}.",
+        file=sys.stderr,
+    )
+    return room
+
+
 def read_requests(
-    path: str, prompt: str, images: list[str]
+    path: str, prompt: str, images: Sequence[str]
 ) -> tuple[list[Example], dict[str, str]]:
     """Reads requests; images are relative to the request file.
+
+    A line is an object with `prompt`, and with `images` (a list of paths) or `image` (one path)
+    where it is about any, and `id` where the answer is to be found again.
 
     Returns:
         The requests, and what is wrong with those that are none, by line.
@@ -75,9 +134,9 @@ def read_requests(
             raise PromptError("Set config.requests (a JSONL file) or config.prompt.")
         return [Example(0, tuple(images), prompt)], {}
     folder = pathlib.Path(path).parent
+    content = read_bytes(pathlib.Path(path), MAX_REQUESTS, UserError)
     try:
-        # Not `splitlines`: it also cuts at characters that may stand in a string of JSON.
-        lines = read_bytes(pathlib.Path(path), error=UserError).decode("utf-8-sig").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")  # U+2028 may stand inside a JSON string
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
     examples: dict[str, Example] = {}
@@ -86,10 +145,9 @@ def read_requests(
         if not line.strip():
             continue
         try:
-            example = _read_request(json.loads(line), number, folder)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"needs an object with 'prompt' and 'images': {type(error).__name__}: {error}."
-            malformed[f"line {number}"] = reason
+            example = _read_request(line, number, folder)
+        except UserError as error:
+            malformed[f"line {number}"] = str(error)
             continue
         if str(example.id) in examples:
             raise PromptError(f"{path} line {number}: second request {example.id}; keep one.")
@@ -99,10 +157,61 @@ def read_requests(
     return list(examples.values()), malformed
 
 
-def _read_request(fields: dict[str, Any], number: int, folder: pathlib.Path) -> Example:
-    images, prompt = fields.get("images", []), fields["prompt"]
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt is {type(prompt).__name__}, not text")
+def _read_request(line: str, number: int, folder: pathlib.Path) -> Example:
+    row = parse_json(line, dict[str, Any], "the request", PromptError)
+    refuse_unknown(row, _FIELDS, "a request")
+    if "image" in row and "images" in row:
+        raise PromptError("has both 'image' and 'images'; give one of them.")
+    images = [row["image"]] if "image" in row else row.get("images", [])
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise TypeError("images is no list of paths")
-    return Example(fields.get("id", number), tuple(folder / image for image in images), prompt)
+        raise PromptError("needs 'images' as a list of paths, or 'image' as one path.")
+    prompt, name = row.get("prompt"), row.get("id", number)
+    if not isinstance(prompt, str) or not prompt:
+        raise PromptError(f"needs a text 'prompt', not {prompt!r}.")
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise PromptError(f"needs a number or a text as 'id', not {name!r}.")
+    for value in (prompt, name, *images):
+        if isinstance(value, str) and not _is_text(value):
+            raise PromptError(f"holds {value[:40]!r}, which is no valid Unicode text.")
+    return Example(name, tuple(folder / image for image in images), prompt)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        return "\0" not in value and value.encode("utf-8") is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def treated(model: VLM, config: Any) -> VLM:
+    """Returns the model with `config.method` applied: one method, or several that act together.
+
+    An entry is a method's name or a mapping of `method` and its settings; one that names none is
+    `config.edit` with some settings changed, as in `config.arms`.
+
+    Raises:
+        ConfigError: a method or a setting is unknown, or a value cannot be.
+        EditError: an edit does not fit the model.
+    """
+    section = plain(config.get("method", ""))
+    if not section:
+        return model
+    listed = [section] if isinstance(section, str) or hasattr(section, "items") else list(section)
+    heads = str(config.heads).replace("{source}", str(model.source_folder("config.method").path))
+    for entry in ({"method": one} if isinstance(one, str) else dict(one) for one in listed):
+        settings = {key: _hashable(plain(value)) for key, value in entry.items()}
+        method = settings.pop("method", EDIT)
+        if method in (EDIT, *EDIT_METHODS):
+            given = {"seed": config.seed, **plain(config.edit), **settings}
+            if method != EDIT:
+                given["method"] = method
+            settings, method = {key: _hashable(value) for key, value in given.items()}, EDIT
+        elif settings.get("heads") == IDENTIFIED and pathlib.Path(heads).is_file():
+            settings["heads"] = heads
+        model = model.apply(method, **settings)
+    return model
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

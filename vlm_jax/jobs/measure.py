@@ -11,12 +11,13 @@ import jax
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
 from vlm_jax.evals.base import Suite
+from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.jobs.acted import acted, details
 from vlm_jax.jobs.arms import UNEDITED, Arm, Planned, Setting, edit_model, plan_edits, slug
-from vlm_jax.jobs.fingerprint import fingerprint
+from vlm_jax.jobs.fingerprint import fingerprint, picture
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_model, share
 from vlm_jax.jobs.say_less import SayLess
@@ -178,6 +179,7 @@ class _Runs:
     workdir: pathlib.Path
     clock: "_Clock"
     planned: Mapping[QKEdit, Planned]
+    hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def draw(self, setting: Setting, folder: str, label: str) -> dict[str, Answered]:
         """Answers every benchmark with one setting."""
@@ -193,6 +195,18 @@ class _Runs:
             name: self.answer(name, model, folder, label, setting.identity, **steered)
             for name in self.benchmarks
         }
+
+    def pictures(self, name: str) -> str:
+        """A hash of the images of a benchmark."""
+        if name not in self.hashes:
+            images = {}
+            for example in self.benchmarks[name].examples():
+                for image in example.images:
+                    key = str(image) if isinstance(image, str | pathlib.Path) else id(image)
+                    images.setdefault(key, image)
+            found = [picture(image) for image in images.values()]
+            self.hashes[name] = protocol_hash({"pictures": found})
+        return self.hashes[name]
 
     def path(self, name: str, folder: str) -> pathlib.Path:
         """Where the answers to a benchmark are."""
@@ -213,7 +227,11 @@ class _Runs:
                 model,
                 self.benchmarks[name],
                 self.path(name, folder),
-                identity={**self.session.identity, **identity},
+                identity={
+                    **self.session.identity,
+                    "pictures": self.pictures(name),
+                    **identity,
+                },
                 label=f"{self.clock} {name}, {label}",
                 max_failures=self.session.max_failures,
                 share=self.session.share,
