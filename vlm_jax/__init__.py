@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlm_jax.answering import Answer, Failure
     from vlm_jax.api import VLM, load
     from vlm_jax.captions import chair
-    from vlm_jax.comparing import compare
+    from vlm_jax.comparing import benchmark, benchmarks, compare
     from vlm_jax.families import families
     from vlm_jax.methods import methods
 
@@ -33,13 +33,26 @@ _HOMES = {
     "load": "vlm_jax.api",
     "methods": "vlm_jax.methods",
     "families": "vlm_jax.families",
+    "benchmark": "vlm_jax.comparing",
+    "benchmarks": "vlm_jax.comparing",
     "compare": "vlm_jax.comparing",
     "chair": "vlm_jax.captions",
     "Answer": "vlm_jax.answering",
     "Failure": "vlm_jax.answering",
 }
 
-__all__ = ["VLM", "Answer", "Failure", "chair", "compare", "families", "load", "methods"]
+__all__ = [
+    "VLM",
+    "Answer",
+    "Failure",
+    "benchmark",
+    "benchmarks",
+    "chair",
+    "compare",
+    "families",
+    "load",
+    "methods",
+]
 
 
 def __getattr__(name: str):

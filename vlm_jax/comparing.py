@@ -19,14 +19,17 @@ from vlm_jax.api import VLM
 from vlm_jax.calls import read_call
 from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.evals import comparison as comparisons
+from vlm_jax.evals.base import Suite
 from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.statistics import DRAWS
+from vlm_jax.evals.suites import benchmarks as kinds
+from vlm_jax.evals.suites import find
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.jobs.acted import acted, details
 from vlm_jax.jobs.arms import slug
 from vlm_jax.jobs.fingerprint import fingerprint
-from vlm_jax.listing import html_table
+from vlm_jax.listing import Listing, html_table, lines
 from vlm_jax.methods import Edited, methods
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.tables import Table
@@ -329,3 +332,25 @@ def _check_names(names: Sequence[str]) -> None:
         other = taken.setdefault(slug(name), name)
         if other != name or names.count(name) > 1:
             raise ConfigError(f"the name {name!r} is taken by another row; choose another.")
+
+
+def benchmark(kind: str, /, **settings: Any) -> Suite:
+    """Returns a benchmark by its kind: what `compare` asks.
+
+        benchmark("testbed_chair", set="normal", split="dev", n=50)
+        benchmark("chair", images="val2014", truth="instances_val2014.json")
+
+    Args:
+        kind: one that `vlm_jax.benchmarks()` lists.
+        settings: those of the kind.
+
+    Raises:
+        ConfigError: there is no such kind or setting.
+        AnswersError: a file of it cannot be read.
+    """
+    return find(kind, "benchmark").read(settings, f"benchmark {kind!r}")
+
+
+def benchmarks() -> Listing[str]:
+    """Returns the kinds of benchmarks, with a line on each."""
+    return lines(kinds(), "benchmark")

@@ -25,9 +25,12 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, html_table, make_callable
 from vlm_jax.progress import Progress
-from vlm_jax.settings import nearest, refuse_unknown
-from vlm_jax.steering.combine import merge
+from vlm_jax.settings import nearest, number, one_of, refuse_unknown
+from vlm_jax.steering.air import layer_range
+from vlm_jax.steering.combine import PARTS, merge
 from vlm_jax.steering.config import read_method
+from vlm_jax.steering.energy import ENERGIES, energy_edit, fold_energy
+from vlm_jax.steering.fold import fold_gains, gains_edit
 from vlm_jax.steering.qk import QKEdit
 from vlm_jax.steering.registry import METHODS, settings_of
 from vlm_jax.steering.validate import validate
@@ -191,7 +194,7 @@ class Method:
 
 def methods() -> Listing[Method]:
     """Returns all methods by name: a line, the settings and their defaults of each."""
-    listed = {"qk": _qk_method()}
+    listed = {edit.name: edit for edit in (_qk_method(), _gains_method(), _energy_method())}
     listed |= {name: _attention_method(name, METHODS[name]) for name in METHODS}
     for entry in importlib.metadata.entry_points(group=GROUP):
         listed.setdefault(entry.name, _foreign_method(entry))
@@ -278,6 +281,56 @@ def _qk_method() -> Method:
 
     summary = "Suppresses the strongest modes of each head's query-key product, in its weights."
     return Method("qk", "weights", summary, settings, treatment)
+
+
+def _gains_method() -> Method:
+    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Edited:
+        source = model.source_folder("an edit of its weights")
+        gain_ln, about = _fixed_gains(model, settings.get("gains"))
+        replace, certificate = gains_edit(source, gain_ln, about)
+        write = lambda source, target: fold_gains(source, target, gain_ln, about)
+        return Edited("head_gains", dict(settings), replace, lambda: certificate, write)
+
+    summary = "Scales heads by fixed gains, in their output weights."
+    return Method("head_gains", "weights", summary, {"gains": None}, treatment)
+
+
+def _fixed_gains(model: "VLM", gains: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns gains [L, N], and what their certificate says of where they are from."""
+    if not isinstance(gains, Mapping):
+        if gains is None or isinstance(gains, str):
+            raise ConfigError(
+                "method 'head_gains' needs gains: an array [layers, heads], or a method of fixed "
+                "gains such as {'method': 'functional_heads', 'mode': 'dataset_static', "
+                "'heads': 'identified'}."
+            )
+        return np.asarray(gains, np.float64), {}
+    steering = read_method(with_heads(gains, model.folder), model.config)
+    parts = [part for part in PARTS if getattr(steering, part) is not None]
+    if parts != ["head_gains"]:
+        raise ConfigError(
+            f"gains: {gains.get('method')!r} acts by {' and '.join(parts)}, but weights can hold "
+            "gains that are fixed and nothing else; use functional_heads or policy with "
+            "mode='dataset_static'."
+        )
+    assert steering.head_gains is not None
+    return np.asarray(steering.head_gains.gain)[0], {"methods": [dict(sorted(gains.items()))]}
+
+
+def _energy_method() -> Method:
+    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Edited:
+        source = model.source_folder("an edit of its weights")
+        depth, layers = source.config.decoder.num_layers, settings.get("layers")
+        chosen = range(depth) if layers is None else layer_range("layers", layers, depth)
+        energy = one_of("energy", settings.get("energy", "frobenius"), ENERGIES)
+        asked = chosen, energy, number("xi", settings.get("xi", 0.01), 0)
+        replace, certificate, _ = energy_edit(source, *asked)
+        write = lambda source, target: fold_energy(source, target, *asked)
+        return Edited("energy_rescale", dict(settings), replace, lambda: certificate, write)
+
+    summary = "Brings heads to the mean energy of their layer, in their query weights."
+    settings = {"layers": None, "energy": "frobenius", "xi": 0.01}
+    return Method("energy_rescale", "weights", summary, settings, treatment)
 
 
 def with_heads(

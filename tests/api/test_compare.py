@@ -205,3 +205,15 @@ def test_an_edited_model_can_be_untreated(shipped_llava, arms, scenes):
         assert plain.treatments == ()
         expected = shipped_llava.generate(scenes[0], PROMPT, **SHORT)
         assert plain.generate(scenes[0], PROMPT, **SHORT) == expected
+
+
+def test_benchmarks_are_made_by_name():
+    listed = vlm_jax.benchmarks()
+    assert {"chair", "pope", "testbed_chair"} <= set(listed)
+    assert all(listed.values())
+    made = vlm_jax.benchmark("testbed_chair", set="normal", split="dev", n=2)
+    assert len(list(made.examples())) == 2
+    with pytest.raises(ConfigError, match=r"did you mean 'pope'"):
+        vlm_jax.benchmark("popee")
+    with pytest.raises(ConfigError, match="has no setting 'nn'"):
+        vlm_jax.benchmark("testbed_chair", set="normal", split="dev", nn=2)

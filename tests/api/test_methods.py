@@ -200,3 +200,60 @@ def test_what_is_shown_is_escaped(shipped_llava):
     assert html.escape(text, quote=False) in html.unescape(treated._repr_html_()).replace(
         text, html.escape(text, quote=False)
     )
+
+
+FOLDS = {
+    "head_gains": "head_gains.json",
+    "energy_rescale": "energy_rescale.json",
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_a_fold_is_saved_as_the_job_writes_it(shipped_llava, scenes, tmp_path, name):
+    sets = {"shape": [6, 8], "perception": [[0, 1]], "reasoning": [[4, 2]]}
+    (tmp_path / "classes.json").write_text(json.dumps({"sets": sets}))
+    classes = {"mode": "dataset_static", "heads": str(tmp_path / "classes.json")}
+    if name == "head_gains":
+        section = {"method": "functional_heads", "reasoning_gain": 0.5, **classes}
+        settings = {"gains": section}
+    else:
+        settings = {"layers": (1, 3), "energy": "symmetrised"}
+        section = {"method": name, **settings}
+    config = edit_config.get_config()
+    config.fold = ml_collections.ConfigDict(section)
+    edit_job.run(Request(config, source=shipped_llava.folder.path, target=tmp_path / "job"))
+    folded = shipped_llava.apply(name, **settings)
+    folded.save(tmp_path / "api")
+    for path in (tmp_path / "job").iterdir():
+        assert (tmp_path / "api" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert folded.certificate.content == (tmp_path / "job" / FOLDS[name]).read_bytes()
+    again = vlm_jax.load(tmp_path / "api")
+    for path, array in again.params.items():
+        np.testing.assert_array_equal(array, folded.params[path], err_msg=path)
+    assert ask(again, scenes[0]) == ask(folded, scenes[0])
+
+
+def test_edits_of_different_tensors_are_saved_together(shipped_llava, tmp_path):
+    gains = np.ones((6, 8))
+    gains[2, 3] = 0.5
+    both = shipped_llava.apply("qk", k=2).apply("head_gains", gains=gains)
+    both.save(tmp_path / "both")
+    again = vlm_jax.load(tmp_path / "both")
+    for path, array in again.params.items():
+        np.testing.assert_array_equal(array, both.params[path], err_msg=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["both"]
+    with pytest.raises(ConfigError, match="'qk' and 'energy_rescale' both change"):
+        both.apply("energy_rescale")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs gains: an array"),
+        ({"gains": np.ones((2, 2))}, "6 layers of 8 heads"),
+        ({"gains": {"method": "air", "heads": "identified"}}, "gains that are fixed"),
+    ],
+)
+def test_gains_that_weights_cannot_hold_are_refused(shipped_llava, settings, message):
+    with pytest.raises((ConfigError, EditError), match=message):
+        shipped_llava.apply("head_gains", **settings)

@@ -10,7 +10,7 @@ whatever rotation stands between queries and keys; the edited folder costs nothi
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,19 @@ def fold_energy(
         EditError: the source's query weights are edited or rescaled already.
         CheckpointError: the target cannot be written.
     """
+    replace, certificate, scale_ln = energy_edit(source, layers, energy, xi, about)
+    source.copy(target, replace, {CERTIFICATE: certificate}, recipe=certificate)
+    return scale_ln
+
+
+def energy_edit(
+    source: ModelFolder,
+    layers: Sequence[int],
+    energy: str = "frobenius",
+    xi: float = 0.01,
+    about: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Callable[[], np.ndarray]], bytes, np.ndarray]:
+    """Returns what `fold_energy` changes: path -> what makes its tensor, certificate, factors."""
     if source.certificate is not None:
         raise EditError(
             f"{source.path} has edited query weights, which its certificate speaks for; rescale "
@@ -109,6 +122,4 @@ def fold_energy(
         "energy_ln": energy_ln.tolist(),
         "scale_ln": scale_ln.tolist(),
     }
-    text = json.dumps(certificate, indent=1) + "\n"
-    source.copy(target, replace, {CERTIFICATE: text.encode()}, recipe=text.encode())
-    return scale_ln
+    return replace, (json.dumps(certificate, indent=1) + "\n").encode(), scale_ln

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,14 @@ def fold_gains(
         EditError: the gains are of another shape or not finite, or the source has gains already.
         CheckpointError: the target cannot be written.
     """
+    replace, certificate = gains_edit(source, gain_ln, about)
+    source.copy(target, replace, {CERTIFICATE: certificate}, recipe=certificate)
+
+
+def gains_edit(
+    source: ModelFolder, gain_ln: np.ndarray, about: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Callable[[], np.ndarray]], bytes]:
+    """Returns what `fold_gains` changes: path -> what makes its tensor, and the certificate."""
     shape = shape_of(source.config)
     gain_ln = np.asarray(gain_ln, np.float64)
     if gain_ln.shape != shape:
@@ -50,8 +58,7 @@ def fold_gains(
         path = f"decoder/layers/{layer}/wo_nhd"
         replace[path] = lambda path=path, gain_n=gain_ln[layer]: _scaled(source, path, gain_n)
     certificate = {"kind": "head gains", **(about or {}), "gain_ln": gain_ln.tolist()}
-    text = json.dumps(certificate, indent=1) + "\n"
-    source.copy(target, replace, {CERTIFICATE: text.encode()}, recipe=text.encode())
+    return replace, (json.dumps(certificate, indent=1) + "\n").encode()
 
 
 def _scaled(source: ModelFolder, path: str, gain_n: np.ndarray) -> np.ndarray:
