@@ -33,6 +33,7 @@ def test_values_have_the_types_asked_for(tmp_path):
         "", "{", "[1]", "null", '{"theta": NaN}', '{"scale": NaN}', '{"scale": Infinity}',
         '{"theta": 0}', '{"theta": "1"}', '{"theta": 1e999}', '{"axes": 2.5}', '{"axes": true}',
         '{"axes": ' + "9" * 6000 + "}", "[" * 100_000, b"\xff\xfe", '{"axes": -1}', '{"theta": {}}',
+        '{"theta": "\\ud800"}',
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_error_that_names_the_file(tmp_path, content):

@@ -128,6 +128,8 @@ def convert(values: Any, kind: Any, where: str, error: type[UserError] = Checkpo
         raise error(f"{where}: {failure}.") from None
     except (RecursionError, OverflowError):
         raise error(f"{where}: a value in it is nested too deeply or too large.") from None
+    except UnicodeEncodeError:
+        raise error(f"{where}: a string in it has half of a surrogate pair: no text.") from None
     if kind is not Any:
         _refuse_infinite(found, where, error)
     return found

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import train_llava, train_qwen2_5_vl
 from vlm_jax import checkpoint, models
-from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.errors import CheckpointError, ConfigError, UserError
 from vlm_jax.jobs import train as train_job
 from vlm_jax.jobs.request import Request
 from vlm_jax.processing import Processor
@@ -96,9 +96,19 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="another recipe or seed"):
         train(tiny(question_pairs=2), 0, tmp_path)
     state = tmp_path / "training.safetensors"
-    state.write_bytes(state.read_bytes()[:50])
-    with pytest.raises(CheckpointError, match="not a readable training state"):
-        train(tiny(), 0, tmp_path)
+    whole = state.read_bytes()
+    flipped, place = bytearray(whole), bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    place[whole.index(b'"stage') + 9] ^= 1
+    for content in (whole[:50], b"", bytes(len(whole)), bytes(flipped), bytes(place)):
+        state.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a readable training state"):
+            train(tiny(), 0, tmp_path)
+    state.unlink()
+    state.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"training\.safetensors: it is a link"):
+        train(tiny(), 0, tmp_path, report_every=1)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_run_that_diverges_says_so():

@@ -79,8 +79,9 @@ def methods() -> dict[str, str]:
 
 def families() -> dict[str, str]:
     """Every model family that can be read."""
-    tables = importlib.import_module("convert.families").TABLES
-    return {name: module_line(_folder("convert") / f"{name}.py") for name in sorted(tables)}
+    from vlm_jax.families import families
+
+    return {name: _first(line) for name, line in sorted(families().items())}
 
 
 def benchmarks() -> dict[str, str]:

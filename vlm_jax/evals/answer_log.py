@@ -19,7 +19,13 @@ from typing import Any
 
 from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals.answers import ERROR
-from vlm_jax.files import cannot_write, open_to_append, read_own, replace_file
+from vlm_jax.files import (
+    cannot_write,
+    open_to_append,
+    read_own,
+    refuse_other_kinds,
+    replace_file,
+)
 from vlm_jax.foreign import parse_json
 
 SYNC_SECONDS = 1.0
@@ -103,6 +109,7 @@ class AnswerLog:
     def _set_aside(self) -> None:
         """Renames answers of which nothing says whose they are; they are made again."""
         for old in (self.path, self.log, *self._logs()):
+            refuse_other_kinds(old)
             if old.exists():
                 old.replace(old.with_name(f"{old.name}.damaged"))
         self._fresh = True
@@ -117,6 +124,7 @@ class AnswerLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._fresh:
                 for old in (self.path, self.log, *self._logs()):
+                    refuse_other_kinds(old)
                     # Of the same count are the logs that other processes open just now.
                     if old == self.log or not old.name.endswith(self._ending):
                         old.unlink(missing_ok=True)

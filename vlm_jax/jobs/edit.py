@@ -18,7 +18,7 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
 from vlm_jax.config import DecoderConfig
-from vlm_jax.errors import ConfigError, EditError
+from vlm_jax.errors import CheckpointError, ConfigError, EditError
 from vlm_jax.evals.results import package_versions
 from vlm_jax.jobs import sidecars
 from vlm_jax.jobs.original import OriginalFolder
@@ -141,7 +141,13 @@ def restrength_folder(
         CheckpointError: as `revert_folder`.
     """
     original = OriginalFolder(source)
-    spec = read_edit(original.edit.fields.get("edit", {}))
+    try:
+        spec = read_edit(original.edit.fields.get("edit", {}))
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{original.edit.path} is damaged: its edit cannot be read ({error}). Make the edit "
+            "again."
+        ) from None
     return edit_folder(original, target, dataclasses.replace(spec, strength=strength))
 
 

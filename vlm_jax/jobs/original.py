@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, Certificate, Extra, ModelFolder, Replacement
-from vlm_jax.errors import CheckpointError
+from vlm_jax.errors import CheckpointError, UserError
 from vlm_jax.jobs import sidecars
 
 _REVERSIBLE = re.compile(r"decoder/layers/\d+/(wq_dnh|bq_nh)")
@@ -116,9 +116,17 @@ class OriginalFolder(ModelFolder):
         prefix, name = path.rsplit("/", 1)  # `_REVERSIBLE`
         own = (other for other in ("wq_dnh", "bq_nh") if f"{prefix}/{other}" in self.tensors)
         dtypes = {other: self.tensors[f"{prefix}/{other}"].dtype for other in own}
-        sidecar = sidecars.read(self.path, int(prefix.rsplit("/", 1)[1]), dtypes)
-        revert = sidecar.revert_weights if name == "wq_dnh" else sidecar.revert_bias
-        original = revert(array)
+        try:
+            sidecar = sidecars.read(self.path, int(prefix.rsplit("/", 1)[1]), dtypes)
+            revert = sidecar.revert_weights if name == "wq_dnh" else sidecar.revert_bias
+            original = revert(array)
+        except UserError:
+            raise
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
+            raise CheckpointError(
+                f"{self.path / SIDECAR} is damaged ({type(error).__name__}: {error}); use the "
+                "folder that was edited."
+            ) from None
         if checkpoint.digest(original) != self._of.tensors[path]["before"]:
             raise CheckpointError(
                 f"{self.path / SIDECAR} does not bring {path!r} back to what {CERTIFICATE} says it "

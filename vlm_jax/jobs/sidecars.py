@@ -1,5 +1,6 @@
 """The sidecar file of an edited folder: each layer's change in low-rank form."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import safetensors.numpy
 
 from vlm_jax.checkpoint import SIDECAR
 from vlm_jax.errors import CheckpointError
+from vlm_jax.foreign import open_regular
 from vlm_jax.steering.qk import Sidecar
 
 _VERSION = "1"
@@ -43,6 +45,8 @@ def read(folder: pathlib.Path, layer: int, dtypes: Mapping[str, np.dtype]) -> Si
     path = folder / SIDECAR
     prefix = f"layers/{layer}/"
     try:
+        if os.path.lexists(path):
+            open_regular(path).close()  # a pipe would be waited for
         with safetensors.safe_open(path, framework="numpy") as file:
             version = (file.metadata() or {}).get("format_version")
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
