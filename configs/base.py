@@ -74,8 +74,8 @@ def get_config() -> ConfigDict:
     # How `score` judges. `suite` is a kind of benchmark (vlm_jax/evals/suites); "" tells it by the
     # form of the truth. Fields of the answers are known by their usual names, or named by
     # `image_key` and `text_key`. Settings of the benchmark's own go here too: of CHAIR `synonyms`
-    # (a published synonyms.txt), `double_words` (its two-word rules as JSON) and `variant`; of
-    # questions the `parser`.
+    # (a published synonyms.txt), `double_words` (its two-word rules as JSON) and `surface_forms`
+    # (WordNet lemmas as JSON: CHAIR's variant C); of questions the `parser`.
     config.score = ConfigDict(
         {
             "suite": "",
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
             "max_unparsable": 0.95,  # a greater share of answers without a verdict is refused
             "synonyms": "",
             "double_words": "",
-            "variant": "",
+            "surface_forms": "",
             "parser": "",
         }
     )

@@ -223,3 +223,81 @@ def test_no_text_of_a_model_breaks_a_parser(text):
     for kind in ("integer", "float", "list"):
         mathvista.normalise(text, {"question_type": "free_form", "answer_type": kind,
                                    "choices": [], "precision": 1})  # fmt: skip
+
+
+def test_amber(real_data):
+    folder = real_data / "amber"
+    printed = (folder / "golden" / "discriminative_official_output.txt").read_text()
+    wanted, part = {}, ""
+    for line in printed.splitlines():
+        name, _, number = line.partition(":")
+        if number.strip():
+            key = "F1" if name == "F1" else name.lower()
+            wanted[f"{key}{part}"] = number.strip()
+        elif name.strip():
+            part = {"Descriminative Task": "", "Exsitence": "/existence"}.get(
+                name, f"/{name.lower()}"
+            )
+    assert len(wanted) == 28
+    truth = [folder / "annotations.json.gz", folder / "query_discriminative.json.gz"]
+    answers = folder / "golden" / "discriminative_synthetic.json.gz"
+    scored = score(answers, truth, rules={"parser": "exact"}, draws=5)
+    assert scored.results.benchmark == "amber"
+    found = values(scored.results)
+    assert {name: f"{100 * found[name]:.1f}" for name in wanted} == wanted
+
+
+def test_amber_captions(write):
+    relations = write("relation.json", json.dumps({"dog": ["puppy"], "cat": [], "sky": []}))
+    safe = write("safe_words.txt", "sky\n")
+    truth = [{"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["cat"]}]
+    annotations = write("annotations.json", json.dumps(truth))
+    said = write("a.json", json.dumps([{"id": 1, "response": "Puppies under the sky, and a cat."}]))
+    scored = score(said, [annotations, relations, safe], draws=5)
+    found = values(scored.results)
+    assert found["CHAIR_exact"] == pytest.approx(1 / 3)
+    assert (found["Cover_exact"], found["Hal_exact"], found["Cog_exact"]) == (1, 1, 1)
+    (wrong,) = scored.judged[1].details["hallucinated"]
+    assert (wrong["word"], wrong["start"]) == ("cat", 29)
+
+
+def test_mmvet_takes_the_grades_of_a_judge(write):
+    rows = {f"v1_{n}": {"imagename": "a.png", "question": "?", "answer": "x",
+                        "capability": ["rec", "ocr"][: n + 1]} for n in range(2)}  # fmt: skip
+    truth = write("mm-vet.json", json.dumps(rows))
+    answers = write("a.json", json.dumps({"v1_0": "a dog", "v1_1": "a cat"}))
+    with pytest.raises(AnswersError, match="MM-Vet is graded by a judge"):
+        score(answers, truth)
+    grades = write("g.json", json.dumps({"v1_0": {"score": [1.0, 0.5]}, "v1_1": 0.25}))
+    found = values(score(answers, truth, rules={"grades": str(grades)}, draws=5).results)
+    assert found == {"total": 0.5, "rec": 0.5, "ocr": 0.25}
+    bad = write("b.json", json.dumps({"v1_0": 2}))
+    with pytest.raises(AnswersError, match="'v1_0' needs a score from 0 to 1, found 2"):
+        score(answers, truth, rules={"grades": str(bad)})
+
+
+def test_pope_in_one_call(real_data):
+    """Three splits at once: each split's F1 and their mean, from three files of answers."""
+    folder = real_data / "pope"
+    golden = load(folder / "golden" / "golden_scores.json")["splits"]
+    truth = [folder / "coco" / f"coco_pope_{split}.json" for split in golden]
+    answers = [folder / "golden" / f"coco_pope_{split}_synthetic_answers.jsonl" for split in golden]
+    found = values(score(answers, truth, draws=5).results)
+    each = {split: golden[split]["RUCAIBox_evaluate.py"]["F1 score"] for split in golden}
+    assert {split: found[f"F1/{split}"] for split in each} == pytest.approx(each)
+    assert found["F1"] == pytest.approx(sum(each.values()) / 3)
+
+
+def test_chair_by_wordnet_forms(real_data):
+    """Variant C without a tagger comes near the official scores."""
+    folder = real_data / "chair"
+    golden = load(folder / "golden_scores.json")["files"]
+    rules = {"synonyms": str(folder / "synonyms.txt"),
+             "surface_forms": str(folder / "surface_forms_wordnet.json")}  # fmt: skip
+    for name in ("opera/llava-1.5_greedy.jsonl", "opera/instructblip_greedy.jsonl"):
+        truth = folder / "gt_objects_coco2014_wordnet.tsv.gz"
+        found = score(folder / "captions" / name, truth, rules=rules, draws=5).results
+        wanted = golden[name]["official_opera_chair.py__wordnet"]
+        assert found.metrics["C_S"].value == pytest.approx(wanted["CHAIRs"], abs=0.006)
+        assert found.metrics["C_I"].value == pytest.approx(wanted["CHAIRi"], abs=0.0015)
+        assert found.config["variant"] == "wordnet"

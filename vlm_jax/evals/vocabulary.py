@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlm_jax.evals.object_words import COCO_OBJECT_WORDS
 from vlm_jax.evals.words import CHUNK, lower_in_place, normaliser, split_chunk
@@ -68,18 +68,21 @@ class Vocabulary:
         nodes: surface word (singular, lower case) -> node word.
         categories: the node words, in order.
         double_words: "w1 w2" (both normalised) -> replacement word.
-        variant: name of the token normaliser, a key of `words.VARIANTS`.
+        variant: name of the token normaliser, a key of `words.VARIANTS`; with `forms`, their name.
+        forms: surface word -> its form, in place of a normaliser; see `read_surface_forms`.
     """
 
     nodes: Mapping[str, str]
     categories: tuple[str, ...]
     double_words: Mapping[str, str] = field(default_factory=standard_double_words)
     variant: str = "pattern"
+    forms: Mapping[str, str] | None = None
     _chunks: dict = field(default_factory=dict, init=False, repr=False, compare=False)
     _parts: frozenset = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        normaliser(self.variant)
+        if self.forms is None:
+            normaliser(self.variant)
         for phrase in self.double_words:
             if len(phrase.split(" ")) > 3 or " " not in phrase:
                 raise ValueError(
@@ -118,7 +121,10 @@ class Vocabulary:
 
     def fingerprint(self) -> str:
         """A short hash of words, rules and variant: equal fingerprints score equally."""
-        content = [sorted(self.nodes.items()), sorted(self.double_words.items()), self.variant]
+        content: list[Any] = [sorted(self.nodes.items()), sorted(self.double_words.items())]
+        content.append(self.variant)
+        if self.forms is not None:
+            content.append(sorted(self.forms.items()))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _candidates(self, lowered: str) -> tuple[list[tuple[int, str, int, int]], int]:
@@ -140,7 +146,11 @@ class Vocabulary:
         return found, count
 
     def _analyse(self, chunk: str) -> tuple[int, tuple[tuple[int, str, int, int], ...]]:
-        normalise = normaliser(self.variant)
+        forms_of = self.forms
+        if forms_of is None:
+            normalise = normaliser(self.variant)
+        else:
+            normalise = lambda word: forms_of.get(word, word)
         tokens = split_chunk(chunk)
         forms = [(index, normalise(token.text), token) for index, token in enumerate(tokens)]
         useful = tuple(
@@ -227,6 +237,32 @@ def read_synonyms(
         raise ValueError(f"synonyms file {path} lists no category; give one category a line")
     rules = standard_double_words() if double_words is None else double_words
     return Vocabulary(nodes, tuple(categories), rules, variant)
+
+
+def read_surface_forms(path: str | Path) -> dict[str, str]:
+    """Reads the WordNet forms of words: variant C of CHAIR without a tagger.
+
+    The file maps words to lemmas by part of speech, `{"map": {"skis": {"n": "ski"}}}`. A word takes
+    its lemma as a noun; one in -ing or -ed that is no noun takes its lemma as a verb ("seated" is
+    "seat"); others stay. The reference asks a tagger, which differs in one caption of forty.
+
+    Raises:
+        ValueError: the file is not such JSON.
+    """
+    try:
+        document = json.loads(_read_text(path))
+        table = document.get("map", document)
+        found = {}
+        for word, lemmas in table.items():
+            if "n" in lemmas:
+                found[word] = str(lemmas["n"])
+            elif "v" in lemmas and word.endswith(("ing", "ed")):
+                found[word] = str(lemmas["v"])
+    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"surface forms {path} must be JSON of word -> part of speech -> lemma: {error}"
+        ) from error
+    return found
 
 
 def read_double_words(path: str | Path) -> dict[str, str]:

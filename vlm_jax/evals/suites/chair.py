@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from vlm_jax.evals.vocabulary import (
     Vocabulary,
     coco_vocabulary,
     read_double_words,
+    read_surface_forms,
     read_synonyms,
 )
-from vlm_jax.evals.words import VARIANTS
-from vlm_jax.settings import one_of, setting, text
+from vlm_jax.settings import setting, text
 
 CAPTION_PROMPT = "Please describe this image in detail."
 
@@ -43,7 +43,8 @@ class ChairSettings(SuiteSettings):
         prompt: asked about every image.
         synonyms: a published `synonyms.txt`; "" is this project's own words.
         double_words: its two-word rules as JSON; "" is the published 55.
-        variant: how words are brought to one form, a key of `words.VARIANTS`.
+        surface_forms: words -> WordNet lemmas as JSON, for variant C (OPERA's line of papers)
+            instead of A; "" is variant A (AIR, AD-HH, POPE).
     """
 
     truth: tuple[str, ...] = setting((), paths)
@@ -51,7 +52,7 @@ class ChairSettings(SuiteSettings):
     prompt: str = setting(CAPTION_PROMPT, text)
     synonyms: str = setting("", text)
     double_words: str = setting("", text)
-    variant: str = setting("pattern", one_of, known=tuple(VARIANTS))
+    surface_forms: str = setting("", text)
 
     def vocabulary(self) -> Vocabulary:
         """The words that these settings name.
@@ -64,11 +65,15 @@ class ChairSettings(SuiteSettings):
                 f"double_words={self.double_words!r} changes the rules of a synonyms file; set "
                 "synonyms too."
             )
-        if not self.synonyms:
-            return coco_vocabulary(self.variant)
         try:
-            rules = read_double_words(self.double_words) if self.double_words else None
-            return read_synonyms(self.synonyms, double_words=rules, variant=self.variant)
+            words = coco_vocabulary()
+            if self.synonyms:
+                rules = read_double_words(self.double_words) if self.double_words else None
+                words = read_synonyms(self.synonyms, double_words=rules)
+            if self.surface_forms:
+                forms = read_surface_forms(self.surface_forms)
+                words = replace(words, variant="wordnet", forms=forms)
+            return words
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
