@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from vlm_jax.answering.meeting import Failure, Meeting, Prepared
+from vlm_jax.answering.overflow import refuse_overflow
 from vlm_jax.answering.plan import (
     Batching,
     BatchPlan,
@@ -144,6 +145,7 @@ def answer(
 
     Raises:
         PromptError: a sample cannot be read, and `asking.on_error` is "raise".
+        UserError: activations overflow float16.
     """
     run = _Run(engine, asking, Meeting.of(engine.generator.mesh))
     drafts, failed = run.meeting.drafts(lambda note: run.measure(images, prompts, note))
@@ -339,7 +341,12 @@ class _Run:
                 "prefix": prefix,
                 "owner_b": [*batching.owners, *batching.owners[-1:] * filler],
             }
-        return self.engine.generator(self.engine.params, batch, **before, **self._options(samples))
+        generator, params = self.engine.generator, self.engine.params
+        options = self._options(samples)
+        made = generator(params, batch, **before, **options)
+        first_b = made.tokens_bn[:, 0]
+        refuse_overflow(generator, params, batch, first_b, options["steering"], **before)
+        return made
 
     def _options(self, samples: Sequence[int]) -> dict[str, Any]:
         """Returns the generator's arguments for rows of these samples."""
