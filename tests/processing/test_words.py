@@ -264,3 +264,13 @@ def test_code_in_a_folder_is_never_run(llava, tmp_path):
     with contextlib.suppress(CheckpointError):
         Processor.from_folder(folder, read_config(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_placeholders_of_other_families_are_plain_text(llava, qwen):
+    for pair, other in ((qwen, "<image>"), (llava, "<|image_pad|>")):
+        token = pair.config.image_token_id
+        assert token not in pair.ours.encode(pair.ours.template(f"see {other} here"))
+        ids = pair.ours.encode(pair.ours.template(f"see {other} here", 1))
+        assert ids.count(token) == 1
+        with pytest.raises(PromptError, match=r"has 1 .* placeholder\(s\) but 0 image"):
+            pair.ours.template(f"see {pair.ours.image_token}", 0)
