@@ -1,6 +1,7 @@
 """Head sets as files: what is written is read back, and what is wrong is said."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -43,7 +44,13 @@ def test_a_file_gives_back_what_was_found(tmp_path):
     [
         ({"sensitive": [[2, 0]]}, r"sensitive: there is no head \(2, 0\)"),
         ({"shape": [2]}, "no file of head sets"),
-        ({"system_mass_ln": [[0.1]]}, r"system_mass_ln is \[1, 1\]"),
+        ({"system_mass_ln": [[0.1]]}, "system_mass_ln is not of its shape"),
+        ({"system_mass_ln": [[0.1], [1, 2]]}, "system_mass_ln is not of its shape"),
+        ({"system_mass_ln": [[float("nan")] * 3] * 2}, "no file of head sets"),
+        ({"sensitive": [[0.5, 0]]}, "no file of head sets"),
+        ({"sensitive": "all"}, "no file of head sets"),
+        ({"shape": [2, 10**9]}, "no file of head sets"),
+        ({"count": -1}, "no file of head sets"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, changes, match):
@@ -59,8 +66,10 @@ def test_a_file_of_another_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="2 layers of 3 heads, but this one has 2 of 4"):
         resolve_heads(path, model_config(2, 4))
     (tmp_path / "other.json").write_text("[1, 2]")
-    with pytest.raises(ConfigError, match="no file of head sets"):
-        resolve_heads(str(tmp_path / "other.json"), model_config(2, 3))
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("other.json", "pipe.json"):
+        with pytest.raises(ConfigError, match="no file of head sets"):
+            resolve_heads(str(tmp_path / name), model_config(2, 3))
 
 
 def test_published_sets_are_whole():

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlm_jax.errors import UserError
 from vlm_jax.evals.object_words import COCO_OBJECT_WORDS
 from vlm_jax.evals.words import CHUNK, lower_in_place, normaliser, split_chunk
+from vlm_jax.foreign import read_bytes
 
 
 class Mention(NamedTuple):
@@ -285,6 +287,6 @@ def read_double_words(path: str | Path) -> dict[str, str]:
 
 def _read_text(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(Path(path)).decode("utf-8-sig")
+    except (UserError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path} as UTF-8 text: {error}") from error

@@ -1,5 +1,6 @@
 """Results of a long run as files, a chunk of examples each, so that a killed run goes on."""
 
+import io
 import json
 import pathlib
 import re
@@ -13,6 +14,7 @@ import numpy as np
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.answer_log import difference
 from vlm_jax.evals.results import write_json
+from vlm_jax.files import replace_file
 
 _PART = re.compile(r"\d{6}(\.\w+)?\.npz")
 _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError)
@@ -79,11 +81,9 @@ class Chunks:
 
     def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes a chunk, whole or not at all."""
-        path = self._path(number)
-        temporary = path.with_name(f".{path.name}.part")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        replace_file(self._path(number), content.getvalue(), "the chunks before it are kept")
 
     def read(self, number: int) -> dict[str, np.ndarray]:
         """Returns the arrays of a chunk."""

@@ -1,17 +1,19 @@
 """Sets of heads of one model: published, listed by hand, or found by `--job=identify` (JSON)."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
+from vlm_jax.foreign import read_json
 
+_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Head = tuple[int, int]
 """(layer, head), both from 0."""
 
@@ -139,32 +141,50 @@ def _read_named(heads: str | os.PathLike) -> HeadSets:
     return read_head_sets(heads)
 
 
+class _Sets(msgspec.Struct):
+    """What `HeadSets.to_json` gives; heads are checked against the shape."""
+
+    shape: tuple[_Size, _Size]
+    count: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] | None = None
+    sensitive: list[list[int]] = []
+    insensitive: list[list[int]] = []
+    inert: list[list[int]] = []
+    perception: list[list[int]] = []
+    reasoning: list[list[int]] = []
+    perception_ln: list[list[float]] | None = None
+    reasoning_ln: list[list[float]] | None = None
+    system_mass_ln: list[list[float]] | None = None
+
+
+class _Document(msgspec.Struct):
+    sets: _Sets
+
+
 def read_head_sets(path: str | os.PathLike) -> HeadSets:
     """Reads the JSON that `--job=identify` writes.
 
     Raises:
         ConfigError: the file is no such JSON.
     """
+    where = str(path)
     try:
-        document = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        sets = document["sets"]
-        layers, width = (int(size) for size in sets["shape"])
-        count = sets.get("count")
-        arrays = {name: np.asarray(sets[name], np.float64) for name in _ARRAYS if sets.get(name)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sets = read_json(pathlib.Path(path), _Document, error=ConfigError).sets
+    except ConfigError as error:
         raise ConfigError(
-            f"{path} is no file of head sets ({type(error).__name__}: {error}); make one with "
-            "--job=identify."
+            f"{where} is no file of head sets ({error}) Make one with --job=identify."
         ) from None
-    where, shape = str(path), (layers, width)
-    lists = {name: check_heads(f"{where}: {name}", sets.get(name, ()), shape) for name in _LISTS}
-    for name, array in arrays.items():
-        if array.shape != shape:
-            raise ConfigError(
-                f"{where}: {name} is {list(array.shape)}, but its shape is {list(shape)}."
-            )
-    found = HeadSets(where, shape, count=None if count is None else int(count))
-    return dataclasses.replace(found, **lists, **arrays)
+    lists = {
+        name: check_heads(f"{where}: {name}", getattr(sets, name), sets.shape) for name in _LISTS
+    }
+    arrays = {}
+    for name in _ARRAYS:
+        rows = getattr(sets, name) or None
+        if rows is None:
+            continue
+        if len(rows) != sets.shape[0] or {len(row) for row in rows} != {sets.shape[1]}:
+            raise ConfigError(f"{where}: {name} is not of its shape, {list(sets.shape)}.")
+        arrays[name] = np.asarray(rows, np.float64)
+    return dataclasses.replace(HeadSets(where, sets.shape, count=sets.count), **lists, **arrays)
 
 
 def mask_of(heads: Iterable[Head], shape: tuple[int, int]) -> np.ndarray:
