@@ -23,7 +23,7 @@ import vlm_jax.models.decoder
 from benchmarks.protocol import Route, in_turns
 from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import Bare, bare, prefill_methods, prompts, text_of
-from vlm_jax.attention.dense_steering import dense_steered
+from tests.attention.dense_steering import dense_steered
 from vlm_jax.attention.steering import State, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.models import abstract, merge

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.attention.dense_steering import dense_steered
 from vlm_jax.attention import NEVER, Segment, Visibility, attend
-from vlm_jax.attention.dense_steering import dense_steered
 from vlm_jax.attention.steering import (
     EnergyRescale,
     HeadGains,

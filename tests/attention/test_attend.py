@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_jax.attention import NEVER, Segment, Visibility, attend, dense_attention, merge
+from tests.attention.dense import dense_attention
+from vlm_jax.attention import NEVER, Segment, Visibility, attend, merge
 from vlm_jax.attention.blockwise import segment_attention
 
 BARS = {"float64": 1e-12, "float32": 2e-6}
@@ -172,8 +173,12 @@ def test_merge_is_exact_however_the_keys_are_split(problem, cuts):
     check(lse, whole_lse, valid, BARS["float64"])
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "dense"])
-def test_a_fully_masked_segment_weighs_nothing(problem, backend):
+def whole_map(queries, segments, seen):
+    return dense_attention(queries, segments, seen)[0]
+
+
+@pytest.mark.parametrize("read", [attend, whole_map])
+def test_a_fully_masked_segment_weighs_nothing(problem, read):
     queries, segments, _ = build(problem, "float32")
     seen = Visibility(order=np.full((2, 37), 20, np.int32))
     hidden = Segment(
@@ -181,18 +186,17 @@ def test_a_fully_masked_segment_weighs_nothing(problem, backend):
         np.full_like(segments[1].v_bksh, 1e6),
         Visibility(order=np.full((2, 8), NEVER, np.int32)),
     )
-    read = jax.jit(functools.partial(attend, backend=backend))
+    read = jax.jit(read)
     expected, _, _ = oracle(queries, segments, seen)
     for order in ([*segments, hidden], [hidden, *segments]):
         check(read(queries, order, seen), expected, True, BARS["float32"])
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "dense"])
-def test_a_query_that_sees_nothing_stays_finite(problem, backend):
+@pytest.mark.parametrize("read", [attend, whole_map])
+def test_a_query_that_sees_nothing_stays_finite(problem, read):
     queries, segments, _ = build(problem, "float32")
     nothing = Visibility(order=np.full((2, 37), -1, np.int32))
-    read = jax.jit(functools.partial(attend, backend=backend))
-    assert np.isfinite(read(queries, segments, nothing)).all()
+    assert np.isfinite(jax.jit(read)(queries, segments, nothing)).all()
 
 
 @pytest.mark.parametrize("block", [16, 37])

@@ -6,9 +6,10 @@ import re
 import jax
 import pytest
 
+from tests.attention.dense import dense_attention
+from tests.attention.dense_steering import dense_steered
 from tests.attention.steered import Layout, parts
 from vlm_jax.attention import Segment, Visibility, attend
-from vlm_jax.attention.dense_steering import dense_steered
 from vlm_jax.attention.steering import Rows, Steering
 
 LENGTH, DIM = 4096, 64
@@ -70,7 +71,7 @@ def test_the_oracle_holds_the_map(name):
 
     def read(queries, keys, seen, rows):
         if name is None:
-            return attend(queries, [keys], seen, backend="dense")
+            return dense_attention(queries, [keys], seen)[0]
         return dense_steered(queries, [keys], seen, steer(STEERINGS[name]), rows)
 
     program = lowered(read)

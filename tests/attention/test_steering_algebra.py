@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.attention.dense_steering import dense_steered
 from tests.attention.steered import CHOICES, SLOTS, Layout, build, read, steer
 from vlm_jax.attention import Segment, Visibility, attend
-from vlm_jax.attention.dense_steering import dense_steered
 from vlm_jax.attention.steering import (
     EnergyRescale,
     HeadGains,

@@ -5,17 +5,13 @@ segments merge exactly by log-sum-exp. A prompt cache, the tokens generated so f
 on image, system and text are all segments. This room knows neither Flax nor a model family.
 """
 
-from vlm_jax.attention.attend import BACKENDS, attend
-from vlm_jax.attention.dense import dense_attention, dense_weights
+from vlm_jax.attention.attend import attend
 from vlm_jax.attention.segment import NEVER, Segment, Visibility, merge
 
 __all__ = [
-    "BACKENDS",
     "NEVER",
     "Segment",
     "Visibility",
     "attend",
-    "dense_attention",
-    "dense_weights",
     "merge",
 ]

@@ -1,13 +1,12 @@
 """The attention function that every layer of every tower calls once."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 import jax
 from jaxtyping import Array, Float
 
-from vlm_jax.attention.dense import dense_attention
 from vlm_jax.attention.fused import read_segments
 from vlm_jax.attention.prefill import steered_prefill
 from vlm_jax.attention.row import row_attention, steered_row
@@ -16,19 +15,11 @@ from vlm_jax.attention.steering import Readings, Rows, State, Steering, class_ga
 
 
 @functools.partial(jax.jit, static_argnames=("causal", "scale"), inline=True)
-def _blockwise(q_btnh, segments, queries, causal, scale):
+def _unsteered(q_btnh, segments, queries, causal, scale):
     if q_btnh.shape[1] == 1 and not causal:
         return row_attention(q_btnh, segments, queries, scale)
     reads = read_segments(q_btnh, segments, queries, causal=causal, scale=scale)
     return merge([read.out_btnh for read in reads], [read.lse_btn for read in reads])[0]
-
-
-def _dense(q_btnh, segments, queries, causal, scale):
-    return dense_attention(q_btnh, segments, queries, scale)[0]
-
-
-BACKENDS: dict[str, Callable] = {"blockwise": _blockwise, "dense": _dense}
-"""Forms of the same unsteered function; all return the output in float32 or wider."""
 
 
 @overload
@@ -39,7 +30,6 @@ def attend(
     *,
     causal: bool = False,
     scale: float | None = None,
-    backend: str = "blockwise",
     steering: None = None,
     rows: None = None,
     state: None = None,
@@ -54,7 +44,6 @@ def attend(
     *,
     causal: bool = False,
     scale: float | None = None,
-    backend: str = "blockwise",
     steering: Steering,
     rows: Rows | None = None,
     state: State | None = None,
@@ -68,7 +57,6 @@ def attend(
     *,
     causal: bool = False,
     scale: float | None = None,
-    backend: str = "blockwise",
     steering: Steering | None = None,
     rows: Rows | None = None,
     state: State | None = None,
@@ -82,7 +70,6 @@ def attend(
         causal: queries and the one segment are the same places in the same order, padded on the
             right, if at all, so that what is above the diagonal may be skipped.
         scale: factor on the logits; H ** -0.5 when None.
-        backend: one of `BACKENDS`, for unsteered attention.
         steering: what to do to this layer's heads and masses (leaves [b, N]); None is the vanilla
             function, and identity values give its bits.
         rows: with steering, what the rows of a prompt are; None for decode rows (T = 1).
@@ -95,7 +82,7 @@ def attend(
     """
     queries = queries or Visibility()
     if steering is None:
-        return BACKENDS[backend](q_btnh, segments, queries, causal, scale).astype(q_btnh.dtype)
+        return _unsteered(q_btnh, segments, queries, causal, scale).astype(q_btnh.dtype)
     if rows is not None:
         out, state, readings = steered_prefill(
             q_btnh, segments, queries, steering, rows, before=state, causal=causal, scale=scale

@@ -35,16 +35,6 @@ def dense_logits(
     return jnp.where(jnp.concatenate(masks, axis=2)[:, None], logits, MASKED)
 
 
-def dense_weights(
-    q_btnh: Float[Array, "B T N H"],
-    segments: Sequence[Segment],
-    queries: Visibility,
-    scale: float | None = None,
-) -> Float[Array, "B N T S"]:
-    """Returns the materialised attention map, rows summing to one."""
-    return jax.nn.softmax(dense_logits(q_btnh, segments, queries, scale), axis=-1)
-
-
 def dense_attention(
     q_btnh: Float[Array, "B T N H"],
     segments: Sequence[Segment],

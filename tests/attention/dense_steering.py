@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.attention.dense import dense_logits
+from tests.attention.dense import dense_logits
 from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
 from vlm_jax.attention.steering import (
     ENERGY_FACTORS,
