@@ -140,6 +140,15 @@ def test_no_modules_import_one_another():
     assert [ring for ring in cycles(edges) if not known(ring)] == []
 
 
+def test_a_public_class_has_a_name_of_its_own():
+    owners: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}
+
+
 def test_every_dim_letter_is_in_the_glossary():
     from vlm_jax.parallel.sharding import AXES
 

@@ -5,7 +5,7 @@ The room knows nothing of other formats: they register themselves as entry point
 """
 
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
-from vlm_jax.checkpoint.certificate import CERTIFICATE, SIDECAR, Certificate, digest
+from vlm_jax.checkpoint.certificate import CERTIFICATE, SIDECAR, EditRecord, digest
 from vlm_jax.checkpoint.converted import SOURCE_LAYOUT, ConvertedFolder, FolderWriter, save
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
@@ -27,8 +27,8 @@ __all__ = [
     "MANIFEST",
     "SIDECAR",
     "SOURCE_LAYOUT",
-    "Certificate",
     "ConvertedFolder",
+    "EditRecord",
     "Extra",
     "FolderWriter",
     "ModelFolder",

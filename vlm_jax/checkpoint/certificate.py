@@ -25,7 +25,7 @@ SIDECAR = "qk_edit.sidecar"
 
 
 @dataclasses.dataclass(frozen=True)
-class Certificate:
+class EditRecord:
     """A certificate that was read from a folder.
 
     Attributes:
@@ -76,7 +76,7 @@ class _Known(msgspec.Struct):
     edit: dict[str, Any] = {}
 
 
-def read_certificate(folder: pathlib.Path) -> Certificate | None:
+def read_certificate(folder: pathlib.Path) -> EditRecord | None:
     """Reads a folder's certificate; None where there is none.
 
     Raises:
@@ -93,4 +93,4 @@ def read_certificate(folder: pathlib.Path) -> Certificate | None:
             f"{path} is damaged ({error}) The edited weights cannot be checked: make the edit "
             "again."
         ) from None
-    return Certificate(path, fields, {n: msgspec.to_builtins(h) for n, h in known.tensors.items()})
+    return EditRecord(path, fields, {n: msgspec.to_builtins(h) for n, h in known.tensors.items()})

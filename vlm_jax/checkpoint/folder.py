@@ -18,7 +18,7 @@ import numpy as np
 
 from vlm_jax.beside import attribute
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
-from vlm_jax.checkpoint.certificate import Certificate, read_certificate
+from vlm_jax.checkpoint.certificate import EditRecord, read_certificate
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
 
@@ -142,7 +142,7 @@ class ModelFolder(abc.ABC):
         """Files that no two writings of a folder have in common."""
 
     @functools.cached_property
-    def certificate(self) -> Certificate | None:
+    def certificate(self) -> EditRecord | None:
         """The certificate of the edit that made this folder, or None."""
         return read_certificate(self.path)
 

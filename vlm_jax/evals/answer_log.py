@@ -30,10 +30,10 @@ from vlm_jax.foreign import parse_json
 
 SYNC_SECONDS = 1.0
 
-Row = Mapping[str, Any]
+Line = Mapping[str, Any]
 
 
-def unanswered(identifier: str, rows: Mapping[str, Row]) -> bool:
+def unanswered(identifier: str, rows: Mapping[str, Line]) -> bool:
     """Whether rows by id have no answer to an item: no line, or one that says why there is none."""
     return ERROR in rows.get(identifier, {ERROR: ""})
 
@@ -62,7 +62,7 @@ class AnswerLog:
         self._sync: _Sync | None = None
         self._size = 0
 
-    def find(self, known: Collection[str]) -> dict[str, Row]:
+    def find(self, known: Collection[str]) -> dict[str, Line]:
         """Returns the lines of earlier parts of this run, by id as a string; changes nothing.
 
         Where an item failed and was answered later, the answer counts.
@@ -88,7 +88,7 @@ class AnswerLog:
                     f"{difference(before, self.identity)}. Delete it and {self.key.name}, or "
                     "choose another --workdir."
                 )
-            rows: dict[str, Row] = {}
+            rows: dict[str, Line] = {}
             for log in dict.fromkeys([self.path, self.log, *self._logs()]):
                 for row, _ in _lines(log):
                     identifier = str(row["id"])
@@ -140,7 +140,7 @@ class AnswerLog:
         self._sync = _Sync(self._file)
         return self
 
-    def append(self, identifier: Any, row: Row) -> None:
+    def append(self, identifier: Any, row: Line) -> None:
         """Writes one answer, or why there is none (`ERROR`).
 
         Raises:
@@ -174,7 +174,7 @@ class AnswerLog:
             os.close(self._file)
             self._file = self._sync = None
 
-    def publish(self, rows: Collection[Row]) -> None:
+    def publish(self, rows: Collection[Line]) -> None:
         """Writes the finished file, lines in the order given, and removes the processes' logs.
 
         Raises:
@@ -227,7 +227,7 @@ class Unkept:
 
     path = None
 
-    def find(self, known: Collection[str]) -> dict[str, Row]:
+    def find(self, known: Collection[str]) -> dict[str, Line]:
         """Nothing."""
         return {}
 
@@ -237,10 +237,10 @@ class Unkept:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def append(self, identifier: Any, row: Row) -> None:
+    def append(self, identifier: Any, row: Line) -> None:
         """Forgets it."""
 
-    def publish(self, rows: Collection[Row]) -> None:
+    def publish(self, rows: Collection[Line]) -> None:
         """Writes nothing."""
 
     def forget(self) -> None:
@@ -308,7 +308,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _line(row: Row) -> bytes:
+def _line(row: Line) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import ID_KEYS, Example, Suite
-from vlm_jax.evals.records import IMAGE_KEYS, Row, clean, read_rows, row_text, shorten
+from vlm_jax.evals.records import IMAGE_KEYS, Record, clean, read_rows, row_text, shorten
 
 ERROR = "error"
 """The field of a line that says why there is no answer."""
@@ -33,7 +33,7 @@ class Answers:
     path: Path
     texts: Mapping[Any, str]
     places: Mapping[Any, str]
-    rows: Mapping[Any, Row]
+    rows: Mapping[Any, Record]
     failed: tuple[str, ...] = ()
     key: str = ""
 
@@ -54,7 +54,7 @@ class Keys:
 @dataclass
 class _Found:
     texts: dict[Any, str] = field(default_factory=dict)
-    rows: dict[Any, Row] = field(default_factory=dict)
+    rows: dict[Any, Record] = field(default_factory=dict)
 
 
 USUAL = Keys()
@@ -101,16 +101,16 @@ def read_answers(suite: Suite, path: str | Path, keys: Keys = USUAL) -> Answers:
     return Answers(path, found.texts, places, found.rows, tuple(failed), used)
 
 
-def _has_answer(row: Row, suite: Suite) -> bool:
+def _has_answer(row: Record, suite: Suite) -> bool:
     return any(isinstance(row.fields.get(key), str) for key in suite.answer_keys)
 
 
-def _have_ids(rows: list[Row], keys: Keys) -> bool:
+def _have_ids(rows: list[Record], keys: Keys) -> bool:
     known = {*ID_KEYS, *IMAGE_KEYS, "set_id"}
     return not rows or bool(keys.image) or any(known & row.fields.keys() for row in rows)
 
 
-def _named(suite: Suite, rows: list[Row], keys: Keys) -> list[tuple[Any, Row]]:
+def _named(suite: Suite, rows: list[Record], keys: Keys) -> list[tuple[Any, Record]]:
     named = []
     for row in rows:
         if keys.image:
@@ -124,8 +124,8 @@ def _named(suite: Suite, rows: list[Row], keys: Keys) -> list[tuple[Any, Row]]:
 
 
 def _by_order(
-    rows: list[Row], examples: Mapping[Any, Example], path: Path
-) -> list[tuple[Any, Row]]:
+    rows: list[Record], examples: Mapping[Any, Example], path: Path
+) -> list[tuple[Any, Record]]:
     """Rows of a question and an answer without ids, in the order of the truth (RUCAIBox's form)."""
     asked = [one for one in examples.values() if "question" in one.meta]
     if not asked or not all("question" in row.fields for row in rows):
@@ -149,7 +149,7 @@ def _by_order(
     return [(example.id, row) for row, example in zip(rows, asked)]
 
 
-def _text(row: Row, wanted: tuple[str, ...], sure: bool, numbers: bool) -> str:
+def _text(row: Record, wanted: tuple[str, ...], sure: bool, numbers: bool) -> str:
     """The answer in a row; an absent cell of a table, where others have one, is empty."""
     if sure and (row.unit == "row" or numbers) and row.fields.get(wanted[0]) is None:
         return ""

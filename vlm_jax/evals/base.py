@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Statistic, Totals
 from vlm_jax.settings import read, setting, text, whole
 
@@ -179,7 +179,7 @@ class Suite:
         raise NotImplementedError(f"{cls.__name__} cannot be made from settings")
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """Whether the first row of a file of truth can only be this benchmark's."""
         return False
 
@@ -191,7 +191,7 @@ class Suite:
         """The examples, in the same order every time."""
         return iter(self._examples)
 
-    def identify(self, row: Row) -> Any:
+    def identify(self, row: Record) -> Any:
         """The id of the example that a row of a file of answers answers.
 
         Raises:
@@ -199,7 +199,7 @@ class Suite:
         """
         return row_id(row)
 
-    def identify_all(self, rows: Sequence[Row]) -> list[Any]:
+    def identify_all(self, rows: Sequence[Record]) -> list[Any]:
         """The ids of the examples that a file's rows answer, in order.
 
         An id may be a tuple: the row answers each of them; an empty one, none that is asked.
@@ -256,7 +256,7 @@ ID_KEYS = ("question_id", "id", "index", "pid")
 """Fields that may say which question a row is about, the surest first."""
 
 
-def row_id(row: Row, keys: Sequence[str] = ID_KEYS) -> int | str:
+def row_id(row: Record, keys: Sequence[str] = ID_KEYS) -> int | str:
     """A row's question id; digits given as text count as the number.
 
     Raises:

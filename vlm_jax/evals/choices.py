@@ -8,7 +8,7 @@ from typing import Any
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.final_answer import final, infer_letter, letter
 from vlm_jax.evals.questions import QuestionSuite, need
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, f1, ratio
 
 _OPTIONS = re.compile(r"(?s)Options?:\s*(.*)")
@@ -23,7 +23,7 @@ class ChoiceSuite(QuestionSuite):
         "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
     )
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A question."""
         question = str(need(row, "question"))
         options = read_options(row, question)
@@ -114,7 +114,7 @@ def weighted_f1(totals: Totals) -> Any:
     return ratio(total, totals["questions"])
 
 
-def read_options(row: Row, question: str) -> dict[str, str]:
+def read_options(row: Record, question: str) -> dict[str, str]:
     """Letter -> option of a row, in columns, a list, or the question's own text.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_jax.errors import AnswersError
-from vlm_jax.evals.records import ImageId, Row, image_id, some
+from vlm_jax.evals.records import ImageId, Record, image_id, some
 
 ImageSource = str | Path | Mapping[ImageId, Any]
 """A folder of image files, or image id -> path or PIL image."""
@@ -61,7 +61,7 @@ def need_all(wanted: Iterable[ImageId], have: Mapping[ImageId, Any], what: str) 
         raise AnswersError(f"{len(missing)} of {len(wanted)} images lack {what}: {some(missing)}")
 
 
-def embedded(row: Row, key: str = "image") -> Any:
+def embedded(row: Record, key: str = "image") -> Any:
     """The picture in a row: base64 text, bytes or parquet's {"bytes": ...}; None if it has none.
 
     It is opened here, so that a cell that is no picture is an error of its row, and decoded later.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Suite, SuiteSettings, paths
 from vlm_jax.evals.pictures import EMBEDDED, embedded, find_images
-from vlm_jax.evals.records import Row, read_rows, some
+from vlm_jax.evals.records import Record, read_rows, some
 from vlm_jax.settings import setting, text
 
 
@@ -66,7 +66,7 @@ class QuestionSuite(Suite):
     def prepare(self) -> None:
         """Called before the first row."""
 
-    def take(self, row: Row, examples: dict[Any, Example]) -> None:
+    def take(self, row: Record, examples: dict[Any, Example]) -> None:
         """Adds what a row asks.
 
         Raises:
@@ -82,7 +82,7 @@ class QuestionSuite(Suite):
             example = replace(example, images=() if picture is None else (picture,))
         examples[example.id] = replace(example, prompt=example.prompt + self.chosen.suffix)
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """What a row asks; None where it is of no interest."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class QuestionSuite(Suite):
         return {"parser": self.parser}
 
 
-def need(row: Row, *keys: str) -> Any:
+def need(row: Record, *keys: str) -> Any:
     """The first of some fields that a row has.
 
     Raises:

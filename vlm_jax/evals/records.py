@@ -65,7 +65,7 @@ _ROW_KEYS = {
 }
 
 
-class Row(NamedTuple):
+class Record(NamedTuple):
     """One row of a file, with where it stands: in line 3, in row 3, in annotations entry 3."""
 
     path: Path
@@ -131,7 +131,7 @@ def decode(path: str | Path, content: bytes) -> str:
 
 def parse_rows(
     path: str | Path, text: str, malformed: Callable[[int, str], None] | None = None
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """Yields the JSON objects of a file's text: JSON lines, an array, or concatenated objects.
 
     Args:
@@ -181,13 +181,13 @@ def parse_rows(
             malformed(line, fault)
             continue
         rows += 1
-        yield Row(path, line, value)
+        yield Record(path, line, value)
     if not rows:
         raise AnswersError(f"{path} holds no rows; expected one JSON object a line")
 
 
 def take_rows(
-    path: str | Path, text: str, take: Callable[[Row], None], malformed: dict[str, str] | None
+    path: str | Path, text: str, take: Callable[[Record], None], malformed: dict[str, str] | None
 ) -> None:
     """Gives every row of a file's text to `take`; passes over rows that are malformed.
 
@@ -223,7 +223,7 @@ def take_rows(
         raise AnswersError(f"{path} holds no row that can be used; {place}: {fault}")
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(path: str | Path) -> Iterator[Record]:
     """Yields the rows of a file of any kind that this module's docstring names.
 
     Raises:
@@ -233,7 +233,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     content = read_content(path)
     if is_table(content):
         read = sheets.xlsx_rows if content.startswith(b"PK") else sheets.parquet_rows
-        found = [Row(path, n, fields, "row") for n, fields in read(path, content)]
+        found = [Record(path, n, fields, "row") for n, fields in read(path, content)]
         if not found:
             raise AnswersError(f"{path} holds no rows.")
         return iter(map(_flat, found))
@@ -245,7 +245,7 @@ def is_table(content: bytes) -> bool:
     return content.startswith((b"PK\x03\x04", b"PAR1"))
 
 
-def text_rows(path: str | Path, text: str) -> Iterator[Row]:
+def text_rows(path: str | Path, text: str) -> Iterator[Record]:
     """Yields the rows of JSON text, or of comma- or tab-separated text with a header."""
     path = Path(path)
     start = text.lstrip()[:1]
@@ -254,7 +254,7 @@ def text_rows(path: str | Path, text: str) -> Iterator[Row]:
         if separator is None:
             return parse_rows(path, text)  # says what is wrong with it
         return (
-            _flat(Row(path, line, fields))
+            _flat(Record(path, line, fields))
             for line, fields in sheets.separated_rows(path, text, separator)
         )
     rows = parse_rows(path, text)
@@ -266,13 +266,13 @@ def text_rows(path: str | Path, text: str) -> Iterator[Row]:
     return map(_flat, (row for part in ([first, second], rows) for row in part if row))
 
 
-def _unwrapped(row: Row) -> Sequence[Row]:
+def _unwrapped(row: Record) -> Sequence[Record]:
     """The rows inside a file's only object; the object itself where it is a row."""
     fields = row.fields
     for name in _LISTS:
         entries = fields.get(name)
         if isinstance(entries, list) and entries and all(isinstance(one, dict) for one in entries):
-            return [Row(row.path, n, one, f"{name} entry") for n, one in enumerate(entries, 1)]
+            return [Record(row.path, n, one, f"{name} entry") for n, one in enumerate(entries, 1)]
     by_id = fields.get("imgToEval", fields)
     if not isinstance(by_id, dict) or not by_id:
         return [row]
@@ -286,17 +286,17 @@ def _unwrapped(row: Row) -> Sequence[Row]:
         if len(lengths) > 1:
             return [row]
         cells = zip(*values)
-        return [Row(row.path, n, dict(zip(by_id, one)), "row") for n, one in enumerate(cells, 1)]
+        return [Record(row.path, n, dict(zip(by_id, one)), "row") for n, one in enumerate(cells, 1)]
     if all(isinstance(value, dict) for value in values):
         found = [{"id": key, **value} for key, value in by_id.items()]
     elif all(isinstance(value, str) for value in values):
         found = [{"id": key, "text": value} for key, value in by_id.items()]
     else:
         return [row]
-    return [Row(row.path, n, one, "entry") for n, one in enumerate(found, 1)]
+    return [Record(row.path, n, one, "entry") for n, one in enumerate(found, 1)]
 
 
-def _flat(row: Row) -> Row:
+def _flat(row: Record) -> Record:
     """A row without what is absent (null cells of tables stay out already); lmms-eval's flat."""
     fields = row.fields
     answers = fields.get("filtered_resps", fields.get("resps"))
@@ -343,7 +343,7 @@ IMAGE_KEYS = ("image_id", "image", "image_path", "image_source", "id")
 """Fields that may say which image a row is about, the surest first."""
 
 
-def row_image_id(row: Row, keys: Sequence[str] = IMAGE_KEYS) -> ImageId:
+def row_image_id(row: Record, keys: Sequence[str] = IMAGE_KEYS) -> ImageId:
     """The image a row is about, from the first of `keys` it has."""
     key = first_key(row, keys)
     try:
@@ -352,7 +352,7 @@ def row_image_id(row: Row, keys: Sequence[str] = IMAGE_KEYS) -> ImageId:
         raise row.error(f"{key}: {error}") from error
 
 
-def row_text(row: Row, keys: Sequence[str]) -> str:
+def row_text(row: Record, keys: Sequence[str]) -> str:
     """A row's text, from the first of `keys` it has."""
     key = first_key(row, keys)
     value = row.fields[key]
@@ -370,7 +370,7 @@ def clean(text: str) -> str:
     return text
 
 
-def first_key(row: Row, keys: Sequence[str]) -> str:
+def first_key(row: Record, keys: Sequence[str]) -> str:
     """The first of `keys` that a row has; an error naming all of them where it has none."""
     for key in keys:
         if key in row.fields:

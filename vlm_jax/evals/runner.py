@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlm_jax.errors import AnswersError, UserError
-from vlm_jax.evals.answer_log import AnswerLog, Row, Unkept, unanswered
+from vlm_jax.evals.answer_log import AnswerLog, Line, Unkept, unanswered
 from vlm_jax.evals.answers import ERROR
 from vlm_jax.evals.base import Example, Judged, Suite
 from vlm_jax.evals.items import asked_of, tabulate_items, write_items
@@ -18,7 +18,7 @@ from vlm_jax.progress import Progress
 _NUMBERED = re.compile(r"^Sample \d+(?:, |: (?:its )?)")
 
 
-class Model(Protocol):
+class AnsweringModel(Protocol):
     """What the runner needs of a model; `vlm_jax.VLM` is one."""
 
     @property
@@ -67,9 +67,9 @@ class Share:
         """Where this process keeps answers; see `AnswerLog`."""
         return AnswerLog(path, identity, self.index, self.count) if self.writes else Unkept()
 
-    def union(self, work: Callable[[], Mapping[str, Row]]) -> dict[str, Row]:
+    def union(self, work: Callable[[], Mapping[str, Line]]) -> dict[str, Line]:
         """Does work in every process; returns the rows of all by id, answers before failures."""
-        merged: dict[str, Row] = {}
+        merged: dict[str, Line] = {}
         for rows in self.agree(work):
             for identifier, row in rows.items():
                 if unanswered(identifier, merged):
@@ -91,7 +91,7 @@ class Answered:
     suite: Suite = field(compare=False)
     judged: Mapping[str, Judged]
     failures: Mapping[str, str] = field(default_factory=dict)
-    rows: Sequence[Row] = ()
+    rows: Sequence[Line] = ()
 
     def table(self, without: Collection[str] = ()) -> TallyTable:
         """A row of tallies an item: what is asked about one image is resampled together.
@@ -109,13 +109,13 @@ class Answered:
 
 
 def run(
-    model: Model,
+    model: AnsweringModel,
     benchmark: Suite,
     path: str | os.PathLike,
     *,
     identity: Mapping[str, Any],
     label: str = "",
-    details: Callable[[Any], Row] | None = None,
+    details: Callable[[Any], Line] | None = None,
     max_failures: float = 0.0,
     share: Share = Share(),
     **settings: Any,
@@ -130,10 +130,11 @@ def run(
         identity: JSON values that say which model and which settings make the answers; answers of
             another identity are refused.
         label: shown with the progress.
-        details: more fields of an answer's line in the file, of what `Model.answer` yields.
+        details: more fields of an answer's line in the file, of what `AnsweringModel.answer`
+            yields.
         max_failures: see `failure_limit`.
         share: this process's part; every process gets the whole result.
-        settings: for `Model.answer`, such as `max_new_tokens`.
+        settings: for `AnsweringModel.answer`, such as `max_new_tokens`.
 
     Raises:
         AnswersError: the file holds answers of another run.
@@ -171,7 +172,7 @@ def run(
     )
 
 
-def _text(line: Row, benchmark: Suite, path: str | os.PathLike) -> str:
+def _text(line: Line, benchmark: Suite, path: str | os.PathLike) -> str:
     """The answer in a line of the answers file."""
     text = line.get(benchmark.answer_key)
     if not isinstance(text, str):
@@ -183,10 +184,10 @@ def _text(line: Row, benchmark: Suite, path: str | os.PathLike) -> str:
 
 
 def answer_all(
-    model: Model,
+    model: AnsweringModel,
     examples: Sequence[Example],
     log: AnswerLog | Unkept,
-    row: Callable[[Example, Any], Row],
+    row: Callable[[Example, Any], Line],
     *,
     label: str = "",
     max_failures: float = 0.0,
@@ -194,7 +195,7 @@ def answer_all(
     malformed: Mapping[str, str] | None = None,
     show: Callable[[Example, Any], None] = lambda example, answer: None,
     **settings: Any,
-) -> dict[str, Row]:
+) -> dict[str, Line]:
     """Answers examples that no earlier part of the run has answered; writes the finished file.
 
     Args:
@@ -218,8 +219,8 @@ def answer_all(
     guard = _Guard(limit, len(examples) + len(malformed), dict(malformed))
     guard.check()
 
-    def work() -> dict[str, Row]:
-        made: dict[str, Row] = {}
+    def work() -> dict[str, Line]:
+        made: dict[str, Line] = {}
         if not todo:
             return made
         with log, Progress(len(todo), "answers", label=label, enabled=share.speaks) as progress:

@@ -11,7 +11,7 @@ from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.answers import USUAL, Answers, Keys, read_answers
 from vlm_jax.evals.base import Judged, Suite
 from vlm_jax.evals.items import asked_of, tabulate_items, write_items
-from vlm_jax.evals.records import Row, decode, is_table, read_content, read_rows, some, text_rows
+from vlm_jax.evals.records import Record, decode, is_table, read_content, read_rows, some, text_rows
 from vlm_jax.evals.results import Results, protocol_hash
 from vlm_jax.evals.statistics import DRAWS, bootstrap_all, paired_bootstrap
 from vlm_jax.evals.suites import benchmarks, find
@@ -24,7 +24,7 @@ MAX_UNPARSABLE = 0.95
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredFile:
     """What a file of answers is worth.
 
     Attributes:
@@ -59,7 +59,7 @@ def score(
     max_unparsable: float = MAX_UNPARSABLE,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Scored:
+) -> ScoredFile:
     """Scores answers, with bootstrap intervals over items (the questions on one image together).
 
     Args:
@@ -121,7 +121,7 @@ def score(
         protocol=protocol_hash(protocol),
         notes=found.notes,
     )
-    return Scored(bench, results, table, found.judged, found.texts)
+    return ScoredFile(bench, results, table, found.judged, found.texts)
 
 
 def make_suite(truth: Paths, suite: str = "", rules: Mapping[str, Any] | None = None) -> Suite:
@@ -165,7 +165,7 @@ def _reads(kind: type[Suite]) -> bool:
     return kind.truth in {one.name for one in dataclasses.fields(kind.Settings)}
 
 
-def _first_row(path: str | Path) -> Row | None:
+def _first_row(path: str | Path) -> Record | None:
     """The first row of a file of truth; None for objects of images (a table, COCO annotations)."""
     content = read_content(path)
     if is_table(content):

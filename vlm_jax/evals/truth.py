@@ -16,7 +16,7 @@ from vlm_jax.evals import sheets
 from vlm_jax.evals.base import row_id
 from vlm_jax.evals.records import (
     ImageId,
-    Row,
+    Record,
     decode,
     image_id,
     is_table,
@@ -161,7 +161,7 @@ def _read_one(
     questions: dict[int | str, Question],
     malformed: dict[str, str] | None,
 ) -> None:
-    def take(row: Row) -> None:
+    def take(row: Record) -> None:
         if _is_question(row):
             _add_question(row, questions)
         elif "captions" in row.fields or "instances" in row.fields:
@@ -281,7 +281,7 @@ def _coco_image(path: Path, where: str, value: object) -> ImageId:
         raise AnswersError(f"{path}: {where}: {error}") from error
 
 
-def _add_described_image(row: Row, builder: _ObjectBuilder) -> None:
+def _add_described_image(row: Record, builder: _ObjectBuilder) -> None:
     image = row_image_id(row, ("image_id", "id", "image"))
     if image in builder.objects:
         raise row.error(f"second row of image {image}; keep one")
@@ -296,7 +296,7 @@ def _add_described_image(row: Row, builder: _ObjectBuilder) -> None:
     builder.add(image, (builder.node(entry["category"]) for entry in instances))
 
 
-def _is_question(row: Row) -> bool:
+def _is_question(row: Record) -> bool:
     """Whether a row is a labelled question; harnesses call the label "answer"."""
     if "label" in row.fields:
         return True
@@ -309,7 +309,7 @@ def _label(value: Any) -> str:
     return found if found in ("yes", "no") else ""
 
 
-def _add_question(row: Row, questions: dict[int | str, Question]) -> None:
+def _add_question(row: Record, questions: dict[int | str, Question]) -> None:
     key = row_id(row)
     value = row.fields.get("label", row.fields.get("answer"))
     label = _label(value)

@@ -30,7 +30,7 @@ PAGE, NUMBERS = "contributions.html", "contributions.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ContributionSettings:
     """What `config.contributions` says.
 
     Attributes:
@@ -75,19 +75,19 @@ def run(request: Request) -> None:
     _write(config, workdir, settings, source.path.name, answers)
 
 
-def read_settings(section: Mapping[str, Any]) -> Settings:
+def read_settings(section: Mapping[str, Any]) -> ContributionSettings:
     """Returns the settings that a config section describes.
 
     Raises:
         ConfigError: a key is unknown or a value cannot be.
     """
-    known = [field.name for field in dataclasses.fields(Settings)]
+    known = [field.name for field in dataclasses.fields(ContributionSettings)]
     for key in section:
         if key not in known:
             raise ConfigError(
                 f"config.contributions has no key {key!r}; it knows {', '.join(known)}."
             )
-    settings = Settings(**dict(section))
+    settings = ContributionSettings(**dict(section))
     one_of("config.contributions.scope", settings.scope, SCOPES)
     whole("config.contributions.rows", settings.rows, 1, 1 << 20)
     whole("config.contributions.answers", settings.answers, 1, 1 << 20)
@@ -98,7 +98,7 @@ def measure(
     model: VLM,
     support: SourceSupport,
     example: Example,
-    settings: Settings,
+    settings: ContributionSettings,
     stream: int,
     options: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
@@ -152,7 +152,9 @@ def _read(model: VLM, example: Example, found: Mapping[str, np.ndarray]) -> Supp
     return Support(str(example.id), example.prompt, pieces, SOURCES, found["support"])
 
 
-def _write(config: Any, workdir, settings: Settings, source: str, answers: Sequence[Support]):
+def _write(
+    config: Any, workdir, settings: ContributionSettings, source: str, answers: Sequence[Support]
+):
     made = provenance(config)
     about = {key: made[key] for key in ("versions", "seeds", "device")}
     summary = table(answers, settings.scope)

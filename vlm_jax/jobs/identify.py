@@ -44,7 +44,7 @@ _LABELS = ("offsets", "string_match")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class IdentifySettings:
     """What `config.identify` says.
 
     Attributes:
@@ -133,20 +133,20 @@ def _run_round(
             progress.advance(len(parts[number]))
 
 
-def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> Settings:
+def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> IdentifySettings:
     """Returns the settings that a config section describes.
 
     Raises:
         ConfigError: a key is unknown or a value cannot be.
     """
     values = dict(section)
-    known = [field.name for field in dataclasses.fields(Settings)]
+    known = [field.name for field in dataclasses.fields(IdentifySettings)]
     for key in values:
         if key not in known:
             raise ConfigError(f"config.identify has no key {key!r}; it knows {', '.join(known)}.")
     classes = dict(values.get("classes") or {})
     values |= {"classes": classes, "scopes": tuple(values.get("scopes", SCOPES))}
-    settings = Settings(**values)
+    settings = IdentifySettings(**values)
     if not settings.scopes:
         raise ConfigError(f"config.identify.scopes names none of {', '.join(SCOPES)}.")
     for scope in settings.scopes:
@@ -193,7 +193,7 @@ class _Chunk:
     model: VLM
     benchmark: Chair
     ablation: HeadAblation
-    settings: Settings
+    settings: IdentifySettings
     examples: Sequence[Example]
     offset: int
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vlm_jax import checkpoint
-from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, Certificate, Extra, ModelFolder, Replacement
+from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, EditRecord, Extra, ModelFolder, Replacement
 from vlm_jax.errors import CheckpointError, UserError
 from vlm_jax.jobs import sidecars
 
@@ -51,7 +51,7 @@ class OriginalFolder(ModelFolder):
         self.path, self.config, self.tensors = edited.path, edited.config, edited.tensors
 
     @property
-    def edit(self) -> Certificate:
+    def edit(self) -> EditRecord:
         """The certificate of the edit that is taken back."""
         return self._of
 

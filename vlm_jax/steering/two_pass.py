@@ -16,7 +16,7 @@ from vlm_jax.errors import ConfigError
 _SAMPLES = 256  # read ahead of their answers
 
 
-class Model(Protocol):
+class ReadingModel(Protocol):
     """What is needed of a model; `vlm_jax.VLM` is one."""
 
     @property
@@ -33,7 +33,7 @@ class TwoPasses:
         model: the model.
     """
 
-    model: Model
+    model: ReadingModel
 
     def answer(
         self,

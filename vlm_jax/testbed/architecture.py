@@ -13,7 +13,7 @@ from vlm_jax.testbed.language import WORDS
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class Architecture:
     """One published architecture at the testbed's size.
 
     Attributes:
@@ -47,7 +47,7 @@ class Family:
         return self.specials + WORDS
 
 
-LLAVA = Family(
+LLAVA = Architecture(
     name="llava",
     image_size=56,
     cell=8,
@@ -63,7 +63,7 @@ LLAVA = Family(
     gap=" ",
 )
 
-QWEN2_5_VL = Family(
+QWEN2_5_VL = Architecture(
     name="qwen2_5_vl",
     image_size=56,
     cell=8,
@@ -91,7 +91,7 @@ QWEN2_5_VL = Family(
 FAMILIES = {family.name: family for family in (LLAVA, QWEN2_5_VL)}
 
 
-def get_family(name: str) -> Family:
+def get_family(name: str) -> Architecture:
     """Looks a family up by its `model_type`.
 
     Raises:
@@ -102,7 +102,7 @@ def get_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def _llava_config(family: Family) -> dict[str, Any]:
+def _llava_config(family: Architecture) -> dict[str, Any]:
     ids = {token: index for index, token in enumerate(family.tokens)}
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -152,7 +152,7 @@ def _llava_config(family: Family) -> dict[str, Any]:
     }
 
 
-def _qwen2_5_vl_config(family: Family) -> dict[str, Any]:
+def _qwen2_5_vl_config(family: Architecture) -> dict[str, Any]:
     ids = {token: index for index, token in enumerate(family.tokens)}
     merge = 2
     patch = family.cell // merge
@@ -212,7 +212,7 @@ def _qwen2_5_vl_config(family: Family) -> dict[str, Any]:
 _CONFIGS = {"llava": _llava_config, "qwen2_5_vl": _qwen2_5_vl_config}
 
 
-def hf_config(family: Family) -> dict[str, Any]:
+def hf_config(family: Architecture) -> dict[str, Any]:
     """Returns the family's `config.json` as a parsed object."""
     return _CONFIGS[family.name](family)
 

@@ -9,11 +9,11 @@ import pathlib
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from vlm_jax.testbed.architecture import Family, hf_config
+from vlm_jax.testbed.architecture import Architecture, hf_config
 from vlm_jax.testbed.pixels import CLIP_MEAN, CLIP_STD
 
 
-def chat_template(family: Family) -> str:
+def chat_template(family: Architecture) -> str:
     """Returns the Jinja form of a chat: the user's images, then the user's words."""
     quote = lambda text: json.dumps(text, ensure_ascii=False)
     return (
@@ -32,7 +32,7 @@ def chat_template(family: Family) -> str:
     )
 
 
-def make_tokenizer(family: Family) -> PreTrainedTokenizerFast:
+def make_tokenizer(family: Architecture) -> PreTrainedTokenizerFast:
     """Returns the family's word-level tokenizer."""
     ids = {token: index for index, token in enumerate(family.tokens)}
     words = Tokenizer(models.WordLevel(ids, unk_token=family.unknown))
@@ -70,7 +70,7 @@ def _widen_tokenizer_config(path: pathlib.Path) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _llava_files(family: Family) -> dict[str, dict]:
+def _llava_files(family: Architecture) -> dict[str, dict]:
     size = {"height": family.image_size, "width": family.image_size}
     image = {
         "image_processor_type": "CLIPImageProcessor",
@@ -96,7 +96,7 @@ def _llava_files(family: Family) -> dict[str, dict]:
     return {"preprocessor_config.json": image, "processor_config.json": processor}
 
 
-def _qwen2_5_vl_files(family: Family) -> dict[str, dict]:
+def _qwen2_5_vl_files(family: Architecture) -> dict[str, dict]:
     vision = hf_config(family)["vision_config"]
     image = {
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -116,7 +116,7 @@ def _qwen2_5_vl_files(family: Family) -> dict[str, dict]:
 _PROCESSOR_FILES = {"llava": _llava_files, "qwen2_5_vl": _qwen2_5_vl_files}
 
 
-def write_companions(folder: str | pathlib.Path, family: Family) -> None:
+def write_companions(folder: str | pathlib.Path, family: Architecture) -> None:
     """Writes every file of a published model folder except its weights.
 
     Args:

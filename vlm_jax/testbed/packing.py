@@ -16,7 +16,7 @@ from vlm_jax.attention import NEVER, Segment, Visibility
 from vlm_jax.batch import Images, Kind
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import Network
-from vlm_jax.testbed.architecture import Family
+from vlm_jax.testbed.architecture import Architecture
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,7 @@ class PackedPrefix:
     next_position: np.ndarray
 
     @classmethod
-    def read(cls, processor, family: Family, image) -> "PackedPrefix":
+    def read(cls, processor, family: Architecture, image) -> "PackedPrefix":
         """Takes the prefix from what the processor makes of a chat about `image`, a PIL image."""
         batch = processor.batch([[image]], ["a"], groups=None)
         turn = processor.tokenizer.encode("a" + family.after, add_special_tokens=False)
@@ -90,7 +90,7 @@ class Turns:
 
 
 def pack_turns(
-    tokenizer, family: Family, rows: Sequence[Sequence[tuple[str, str, float]]], length: int
+    tokenizer, family: Architecture, rows: Sequence[Sequence[tuple[str, str, float]]], length: int
 ) -> Turns:
     """Tokenises and packs turns.
 

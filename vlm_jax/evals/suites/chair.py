@@ -13,7 +13,7 @@ from vlm_jax.evals.pictures import ImageSource, find_images, need_all
 from vlm_jax.evals.records import (
     IMAGE_KEYS,
     ImageId,
-    Row,
+    Record,
     read_text,
     row_image_id,
     row_text,
@@ -160,7 +160,7 @@ class Chair(Suite):
         )
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """An image with reference captions or instances."""
         return "captions" in row.fields or "instances" in row.fields
 
@@ -168,7 +168,7 @@ class Chair(Suite):
         """Tables of truth cover more images than are captioned."""
         return f"{count} images of the truth have no caption and were left out"
 
-    def identify(self, row: Row) -> ImageId:
+    def identify(self, row: Record) -> ImageId:
         """The image that a row captions."""
         return row_image_id(row, IMAGE_KEYS)
 
@@ -210,7 +210,7 @@ def _caption_prompts(
 ) -> dict[ImageId, str]:
     prompts: dict[ImageId, str] = {}
 
-    def take(row: Row) -> None:
+    def take(row: Record) -> None:
         key = row_image_id(row)
         if key in prompts:
             raise row.error(f"second question about image {key}; keep one")

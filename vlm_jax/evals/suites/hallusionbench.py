@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, f1, ratio
 from vlm_jax.evals.yes_no import verdict
 from vlm_jax.settings import one_of, setting
@@ -39,11 +39,11 @@ class HallusionBench(QuestionSuite):
     whole_items = True
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A question of a figure of a set."""
         return {"set_id", "figure_id", "visual_input", "gt_answer"} <= row.fields.keys()
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A question."""
         parts = [str(need(row, key)) for key in _KEYS]
         shown = str(need(row, "visual_input"))
@@ -66,7 +66,7 @@ class HallusionBench(QuestionSuite):
         }
         return Example("_".join(parts), (), question, meta)
 
-    def identify(self, row: Row) -> str:
+    def identify(self, row: Record) -> str:
         """Category, subcategory, set, figure and question, apart or joined in "index"."""
         if row.fields.keys() >= set(_KEYS):
             return "_".join(str(row.fields[key]) for key in _KEYS)

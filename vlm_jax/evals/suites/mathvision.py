@@ -13,7 +13,7 @@ from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.final_answer import final
 from vlm_jax.evals.latex import value
 from vlm_jax.evals.questions import QuestionSuite, need
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, ratio
 
 PROMPT = 'Please solve the problem step by step and put your answer in one "\\boxed{}".\n'
@@ -31,11 +31,11 @@ class MathVision(QuestionSuite):
     sure_keys = ("response", "prediction")
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A problem with options, a level and a subject."""
         return {"options", "answer", "level", "subject"} <= row.fields.keys()
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A problem."""
         question = str(need(row, "question"))
         options = row.fields.get("options") or []

@@ -13,7 +13,7 @@ from typing import Any
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.final_answer import final, last_number, letter
 from vlm_jax.evals.questions import QuestionSuite, need
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, ratio
 
 _GROUPS = ("question_type", "answer_type", "task", "language")
@@ -29,11 +29,11 @@ class MathVista(QuestionSuite):
     numbers_are_text = True
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A problem with a question type, an answer type and a precision."""
         return {"question_type", "answer_type", "precision"} <= row.fields.keys()
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A problem."""
         question = str(row.fields.get("query", row.fields.get("question", "")))
         about = row.fields.get("metadata")
@@ -51,7 +51,7 @@ class MathVista(QuestionSuite):
             meta[name] = str(row.fields.get(name, about.get(name, "")))
         return Example(self.identify(row), (), question, meta)
 
-    def identify(self, row: Row) -> Any:
+    def identify(self, row: Record) -> Any:
         """The problem's number."""
         return str(need(row, "pid", "question_id", "id", "index"))
 

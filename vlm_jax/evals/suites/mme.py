@@ -8,7 +8,7 @@ from typing import Any
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, ratio
 from vlm_jax.evals.yes_no import verdict
 from vlm_jax.settings import setting
@@ -47,7 +47,7 @@ class Mme(QuestionSuite):
         """Counts the questions of each image."""
         self._seen: Counter = Counter()
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A question."""
         category = str(need(row, "category"))
         wanted = self.chosen.subsets
@@ -63,7 +63,7 @@ class Mme(QuestionSuite):
         number = self._seen[category, image]
         return Example(f"{category}/{image}#{number}", (), question, meta)
 
-    def identify_all(self, rows: Sequence[Row]) -> list[Any]:
+    def identify_all(self, rows: Sequence[Record]) -> list[Any]:
         """The example of every row: by its question, or by its place among the image's rows."""
         known = {
             (e.meta["category"], e.meta["image"], e.meta["question"].strip()): e.id

@@ -1,7 +1,7 @@
 """MMStar: multiple choice over six capabilities that need the picture (Chen et al., 2024)."""
 
 from vlm_jax.evals.choices import ChoiceSuite
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 
 
 class MmStar(ChoiceSuite):
@@ -10,7 +10,7 @@ class MmStar(ChoiceSuite):
     name = "mmstar"
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A question with a category of two levels."""
         return {"question", "answer", "category"} <= row.fields.keys() and bool(
             {"l2_category", "l2-category"} & row.fields.keys()

@@ -9,7 +9,7 @@ from vlm_jax.evals import pope
 from vlm_jax.evals.base import Example, Judged, Metric, Suite, SuiteSettings, paths, row_id
 from vlm_jax.evals.pictures import ImageSource, find_images, need_all
 from vlm_jax.evals.pope_questions import SPLITS
-from vlm_jax.evals.records import Row, image_id
+from vlm_jax.evals.records import Record, image_id
 from vlm_jax.evals.tallies import Totals
 from vlm_jax.evals.truth import Question, read_questions
 from vlm_jax.settings import one_of, setting, text
@@ -95,12 +95,12 @@ class Pope(Suite):
         )
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A question about an image with the label yes or no."""
         label = row.fields.get("label")
         return "question_id" in row.fields and isinstance(label, str) and "text" in row.fields
 
-    def identify(self, row: Row) -> Any:
+    def identify(self, row: Record) -> Any:
         """The question that a row answers.
 
         Where there are several splits, whose questions have the same numbers, the row's "category"

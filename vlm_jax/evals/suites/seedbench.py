@@ -4,7 +4,7 @@ from typing import Any
 
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.choices import ChoiceSuite
-from vlm_jax.evals.records import Row
+from vlm_jax.evals.records import Record
 
 
 class SeedBench(ChoiceSuite):
@@ -13,15 +13,15 @@ class SeedBench(ChoiceSuite):
     name = "seedbench"
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A question with its options in columns "choice_a" to "choice_d"."""
         return {"choice_a", "choice_b", "question", "answer"} <= row.fields.keys()
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A question about an image."""
         return None if row.fields.get("data_type") == "video" else super().example(row)
 
-    def identify(self, row: Row) -> Any:
+    def identify(self, row: Record) -> Any:
         """The question's id, which may have a letter in it."""
         key = super().identify(row)
         return str(key)

@@ -19,7 +19,7 @@ _STATISTICS = 2000  # training scenes that say which objects are frequent and go
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionSettings(SceneSettings):
+class SceneQuestionSettings(SceneSettings):
     """What a section on questions about testbed scenes says besides.
 
     Attributes:
@@ -45,7 +45,7 @@ class TestbedPope(Pope):
     """
 
     __test__ = False
-    Settings = QuestionSettings
+    Settings = SceneQuestionSettings
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TestbedPope(Pope):
     @classmethod
     def read(cls, section: Mapping[str, Any], where: str, family: str = "llava") -> "TestbedPope":
         """Makes the benchmark that a config section describes; see `Suite.read`."""
-        chosen = settings.read(QuestionSettings, section, where)
+        chosen = settings.read(SceneQuestionSettings, section, where)
         try:
             return cls(
                 chosen.negatives,
