@@ -82,9 +82,14 @@ class Reference:
             return self.model(**self.inputs(ids, images)).logits[0].float().numpy()
 
     def greedy(
-        self, ids: Sequence[int], images: Sequence[PIL.Image.Image], count: int, stop_ids=()
+        self,
+        ids: Sequence[int],
+        images: Sequence[PIL.Image.Image],
+        count: int,
+        stop_ids=(),
+        **options: Any,
     ) -> list[int]:
-        """Tokens that `generate` gives greedily, a stop id included."""
+        """Tokens that `generate` gives greedily, with further options, a stop id included."""
         import torch
 
         self._forget()
@@ -94,6 +99,7 @@ class Reference:
                 max_new_tokens=count,
                 do_sample=False,
                 eos_token_id=list(stop_ids) or None,
+                **options,
             )
         return tokens[0, len(ids) :].tolist()
 

@@ -26,6 +26,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.calls import Call, ImagesOf, read_call
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
+from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.listing import html_table
 from vlm_jax.methods import (
@@ -445,6 +446,7 @@ class VLM:
         if on_error not in ("raise", "yield"):
             raise ValueError(f"on_error must be 'raise' or 'yield', not {on_error!r}.")
         settings = (settings or DecodeSettings()).replace(**changes)
+        settings = settings.following(self.processor.generation)
         merged = self._steered(steering)
         two = any(isinstance(one, Steered) and one.two_passes for one in self.treatments)
         if two and merged is not None:
@@ -612,4 +614,7 @@ def load(
     shardings = param_shardings(abstract(folder.config)[1], mesh)
     params = folder.load(jnp.dtype(chosen), shardings)
     processor = Processor.from_folder(path, folder.config, max_image_pixels=max_image_pixels)
+    line = unfollowed(processor.generation)
+    if line:
+        _log.warning("%s", line)
     return VLM(folder.config, params, processor, mesh, folder=folder)

@@ -57,7 +57,7 @@ class FakeVLM:
         self.calls = calls if calls is not None else []
         self.config = types.SimpleNamespace(decoder=types.SimpleNamespace(vocab_size=16))
         tokenizer = types.SimpleNamespace(encode=self._encode, unk_token_id=0)
-        self.processor = types.SimpleNamespace(stop_ids=(STOP,), tokenizer=tokenizer)
+        self.processor = types.SimpleNamespace(stop_ids=(STOP,), tokenizer=tokenizer, generation={})
         self.generator = types.SimpleNamespace(compilations=0)
 
     @staticmethod

@@ -197,6 +197,7 @@ class _Run:
             images,
             prompts,
             max_length=self.engine.longest_prompt(self.asking.settings),
+            system=self.asking.settings.system,
             on_error=note if self.asking.on_error == "yield" else None,
         )
 
@@ -227,12 +228,13 @@ class _Run:
 
     def _warm(self, size: Bucket) -> None:
         shapes = self.engine.processor.shapes
+        places = size.length + (0 if size.prefix is None else size.prefix[1])
         self.engine.generator.warm(
             self.engine.params,
             shapes(size.rows, size.length, size.groups),
             prefix=None if size.prefix is None else shapes(*size.prefix),
             images_apart=self.engine.images.limit_bytes > 0,
-            **self._options([0] * size.rows),
+            **self._options([0] * size.rows, np.zeros((size.rows, places), np.int32)),
         )
 
     def prepare(self, batching: Batching | Chunk) -> Prepared:
@@ -318,15 +320,30 @@ class _Run:
                 continue
             length, ended = int(generated.lengths_b[row]), bool(generated.ended_b[row])
             steps = slice(length + ended)
+            tokens, text = generated.tokens_bn[row, :length].tolist(), texts[row]
+            if any(stop in text for stop in self.asking.settings.stop):
+                tokens, text, ended = *self._until_stop(tokens, text), True
             for index in question.samples:
                 yield Answer(
                     index,
-                    texts[row],
-                    tuple(generated.tokens_bn[row, :length].tolist()),
+                    text,
+                    tuple(tokens),
                     ended,
                     jax.tree.map(operator.itemgetter(row), generated.readings),
                     jax.tree.map(operator.itemgetter((row, steps)), generated.counts),
                 )
+
+    def _until_stop(self, tokens: list[int], text: str) -> tuple[list[int], str]:
+        """Returns an answer through the token that completes a stop string, and the text before it.
+
+        The model may have gone on behind the string: the rows of a batch end on token ids.
+        """
+        stops = self.asking.settings.stop
+        holds = lambda count: any(
+            stop in self.engine.processor.decode([tokens[:count]], [count])[0] for stop in stops
+        )
+        count = next(count for count in range(1, len(tokens) + 1) if holds(count))
+        return tokens[:count], text[: min(text.find(stop) for stop in stops if stop in text)]
 
     def _texts(self, generated: Generated) -> list[str]:
         return self.engine.processor.decode(generated.tokens_bn, generated.lengths_b)
@@ -341,14 +358,25 @@ class _Run:
                 "prefix": prefix,
                 "owner_b": [*batching.owners, *batching.owners[-1:] * filler],
             }
+        drafts = [question.draft for question in batching.questions]
+        drafts += drafts[-1:] * filler
+        places = batching.length + (0 if prefix is None else prefix.length)
+        options = self._options(samples, self._prompts(drafts, places))
         generator, params = self.engine.generator, self.engine.params
-        options = self._options(samples)
         made = generator(params, batch, **before, **options)
         first_b = made.tokens_bn[:, 0]
         refuse_overflow(generator, params, batch, first_b, options["steering"], **before)
         return made
 
-    def _options(self, samples: Sequence[int]) -> dict[str, Any]:
+    def _prompts(self, drafts: Sequence[Draft], places: int) -> np.ndarray:
+        """Returns int32 [B, places] the tokens of whole prompts, right-aligned, -1 before them."""
+        prompts_bp = np.full((len(drafts), places), -1, np.int32)
+        for row, draft in zip(prompts_bp, drafts):
+            tokens = draft.tokens(self.engine.processor.config.image_token_id)
+            row[places - len(tokens) :] = tokens
+        return prompts_bp
+
+    def _options(self, samples: Sequence[int], prompts: Any) -> dict[str, Any]:
         """Returns the generator's arguments for rows of these samples."""
         asking, streams = self.asking, self.asking.streams
         return {
@@ -358,6 +386,7 @@ class _Run:
             "pad_id": self.engine.processor.pad_id,
             "row_ids": samples if streams is None else [streams[sample] for sample in samples],
             "logit_bias": asking.logit_bias,
+            "prompts": prompts,
             "steering": asking.steering_of(samples),
         }
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vlm_jax.attention.steering import Steering
+from vlm_jax.decoding.processors import LOOKS_BACK
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.parallel import batch_sharding, put, replicated
 
@@ -24,6 +25,7 @@ class LoopInputs:
     settings: dict[str, Any]  # `DecodeSettings.traced`
     seeds_b: Any  # uint32 [B]
     bias_bv: Any  # float32 [B, V] added to logits, or None
+    prompt_bp: Any  # int32 [B, P] prompts right-aligned, -1 before; None if nothing looks back
     steering: Steering | None
 
 
@@ -62,12 +64,24 @@ class GeneratorCall:
     pad_id: int = 0
     row_ids: Sequence[int] | None = None
     logit_bias: np.ndarray | None = None
+    prompts: np.ndarray | None = None
     steering: Steering | None = None
 
     @property
     def room(self) -> int:
         """Slots for generated tokens."""
         return self.slots or self.settings.max_new_tokens
+
+    def _prompts(self) -> np.ndarray | None:
+        """Returns the prompts' tokens if a setting looks back at them.
+
+        Raises:
+            ValueError: one does, but they were not given.
+        """
+        looking = [name for name in LOOKS_BACK if name in self.settings.traced()]
+        if looking and self.prompts is None:
+            raise ValueError(f"{' and '.join(looking)} look back at the prompts; give `prompts`.")
+        return self.prompts if looking else None
 
     def inputs(self, put: Placement, size: int) -> LoopInputs:
         """Places what the loop reads of a batch of `size` rows."""
@@ -82,7 +96,7 @@ class GeneratorCall:
             bias = np.broadcast_to(np.asarray(bias, np.float32), (size, bias.shape[-1]))
         return LoopInputs(
             *put.whole((limit, stops, pad, self.settings.traced())),
-            *put.rows((seeds, bias)),
+            *put.rows((seeds, bias, self._prompts())),
             steering=put.steering(self.steering),
         )
 

@@ -162,6 +162,7 @@ class Generator:
         pad_id: int = 0,
         row_ids: Sequence[int] | None = None,
         logit_bias: np.ndarray | None = None,
+        prompts: np.ndarray | None = None,
         steering: Steering | None = None,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
@@ -180,6 +181,8 @@ class Generator:
             pad_id: what fills a row after its end.
             row_ids: what seeds each row's random stream; 0, 1, ... by default.
             logit_bias: float32 [V] or [B, V] added to logits at every step.
+            prompts: int32 [B, P] tokens of the whole prompts, right-aligned, -1 before them; only
+                settings that look back at them need it (`aligned`).
             steering: what to do to attention; leaves [1, L, N] or [B, L, N].
             prefix: what `read_prefix` returned for I beginnings of prompts.
             owner_b: int32 [B], which of the I prefixes each row goes on from.
@@ -188,7 +191,9 @@ class Generator:
             ValueError: `owner_b` does not name a prefix for each row, or the prefixes were not read
                 as the steering needs them.
         """
-        call = GeneratorCall(settings, slots, stop_ids, pad_id, row_ids, logit_bias, steering)
+        call = GeneratorCall(
+            settings, slots, stop_ids, pad_id, row_ids, logit_bias, prompts, steering
+        )
         before = self._before(batch, prefix, owner_b)
         inputs = call.inputs(self._put, batch.size)
         logits_bv, cache, readings = self._prefill(

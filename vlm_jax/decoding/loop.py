@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
+from vlm_jax.decoding.processors import History, process
 from vlm_jax.decoding.sampling import row_keys, sample
 from vlm_jax.models import Cache, Network
 
@@ -69,6 +70,7 @@ class _State:
     ended_b: Array
     logits_bv: Array
     cache: Cache
+    history: History
     readings: Readings | None  # sums over the decode rows of rows that had not ended
     counts: StepCounts | None
 
@@ -104,6 +106,7 @@ def decode(
         ended_b=jnp.zeros(rows, bool),
         logits_bv=logits_bv,
         cache=cache,
+        history=History.start(inputs.settings, inputs.prompt_bp, slots, logits_bv.shape[1]),
         readings=readings,
         counts=counts,
     )
@@ -114,6 +117,9 @@ def decode(
         biased_bv = state.logits_bv
         if inputs.bias_bv is not None:
             biased_bv = biased_bv + inputs.bias_bv
+        biased_bv = process(
+            biased_bv, state.history, inputs.settings, inputs.stop_ids, state.count, slots
+        )
         if "temperature" in inputs.settings:
             token_b = sample(biased_bv, row_keys(inputs.seeds_b, state.count), inputs.settings)
         else:
@@ -123,8 +129,9 @@ def decode(
             state.tokens_bn, token_b[:, None], state.count, axis=1
         )
         ended_b = state.ended_b | jnp.isin(token_b, inputs.stop_ids)
+        history = state.history.add(token_b, state.count, slots)
         return dataclasses.replace(
-            state, count=state.count + 1, tokens_bn=tokens_bn, ended_b=ended_b
+            state, count=state.count + 1, tokens_bn=tokens_bn, ended_b=ended_b, history=history
         )
 
     def advance(state: _State) -> _State:

@@ -5,12 +5,13 @@ identity of answers and the programs take it from the field.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.settings import number, read, setting, whole
+from vlm_jax.settings import number, read, setting, text, whole
 
 
 def _share(name: str, value: Any) -> float:
@@ -19,6 +20,39 @@ def _share(name: str, value: Any) -> float:
     if not found:
         raise ConfigError(f"{name} must be above 0 and at most 1, not {value!r}.")
     return found
+
+
+def _positive(name: str, value: Any) -> float:
+    """Returns a number above 0."""
+    found = number(name, value, low=0)
+    if not found:
+        raise ConfigError(f"{name} must be above 0 (1 does nothing), not {value!r}.")
+    return found
+
+
+def _or_folder(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a check that lets None through, which stands for what the model folder says."""
+    return lambda name, value, **bounds: None if value is None else check(name, value, **bounds)
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    """Returns strings of at least one character."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} must list strings, not {value!r}.")
+    if not all(isinstance(one, str) and one for one in value):
+        raise ConfigError(f"{name} must hold strings of at least one character, not {value!r}.")
+    return tuple(value)
+
+
+FOLLOWED = "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"
+"""Fields of a folder's generation_config.json that settings of None take their values from."""
+
+_ELSEWHERE = (
+    "eos_token_id", "bos_token_id", "pad_token_id", "transformers_version", "_from_model_config",
+    "use_cache", "cache_implementation", "output_attentions", "output_hidden_states",
+    "output_scores", "output_logits", "return_dict_in_generate", "max_length", "max_new_tokens",
+)  # fmt: skip
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +66,14 @@ class DecodeSettings:
         temperature: 0 is greedy.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the smallest set whose probability reaches p; 1 keeps all.
+        repetition_penalty: of tokens that the prompt or the answer holds: their logits are divided
+            by it where positive, and multiplied elsewhere. None: as the model folder's
+            generation_config.json says, as in transformers.
+        no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer; 0 lets
+            all. None: as the folder says.
+        min_new_tokens: no answer ends before so many tokens. None: as the folder says.
+        stop: an answer ends before the first of these strings.
+        system: a system message before the first turn; the template's own by default.
         seed: of the run. Each sample draws from its own stream, so that its answer does not depend
             on the batch it is in.
         batch_size: samples read at once; 0 is 8 on CPU and 32 elsewhere. Answers do not depend on
@@ -45,6 +87,11 @@ class DecodeSettings:
     temperature: float = setting(0.0, number, low=0)
     top_k: int = setting(0, whole, low=0)
     top_p: float = setting(1.0, _share)
+    repetition_penalty: float | None = setting(None, _or_folder(_positive))
+    no_repeat_ngram_size: int | None = setting(None, _or_folder(whole), low=0)
+    min_new_tokens: int | None = setting(None, _or_folder(whole), low=0)
+    stop: tuple[str, ...] = setting((), _strings)
+    system: str = setting("", text)
     seed: int = setting(0, whole, low=0)
     batch_size: int = setting(0, whole, low=0)
 
@@ -72,6 +119,24 @@ class DecodeSettings:
         """
         return read(DecodeSettings, {**dataclasses.asdict(self), **changes}, "generation")
 
+    def following(self, generation: Mapping[str, Any]) -> "DecodeSettings":
+        """Returns the settings with those of None as a folder's generation_config.json says.
+
+        Args:
+            generation: its fields.
+
+        Raises:
+            ConfigError: a field is out of range.
+        """
+        nothing = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+        asked = {name: generation[name] for name in FOLLOWED if generation.get(name) is not None}
+        folder = read(DecodeSettings, asked, "generation_config.json")
+        found = {}
+        for name in FOLLOWED:
+            if getattr(self, name) is None:
+                found[name] = nothing[name] if name not in asked else getattr(folder, name)
+        return self.replace(**found)
+
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
@@ -89,10 +154,39 @@ class DecodeSettings:
 
         Which names are there makes a program, their values do not.
         """
-        if self.greedy:
-            return {}
-        return {
-            "temperature": np.float32(self.temperature),
-            "top_k": np.int32(self.top_k),
-            "top_p": np.float32(self.top_p),
-        }
+        acting: dict[str, np.generic] = {}
+        if not self.greedy:
+            acting["temperature"] = np.float32(self.temperature)
+            acting["top_k"], acting["top_p"] = np.int32(self.top_k), np.float32(self.top_p)
+        if self.repetition_penalty not in (None, 1.0):
+            acting["repetition_penalty"] = np.float32(self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            acting["no_repeat_ngram_size"] = np.int32(self.no_repeat_ngram_size)
+        if self.min_new_tokens:
+            acting["min_new_tokens"] = np.int32(self.min_new_tokens)
+        return acting
+
+
+def unfollowed(generation: Mapping[str, Any]) -> str | None:
+    """Returns one line that names the fields of a generation_config.json that are not obeyed.
+
+    None where all are. Sampling is by our own settings, greedy by default.
+    """
+    sampling = _SAMPLING if generation.get("do_sample") else ()
+    known = {*FOLLOWED, *_ELSEWHERE, *_SAMPLING}
+    named = [name for name in sampling if name in generation]
+    named += [
+        name for name in generation if name not in known and not _does_nothing(generation[name])
+    ]
+    if not named:
+        return None
+    listed = ", ".join(f"{name}={generation[name]!r}" for name in named)
+    return (
+        f"generation_config.json asks for {listed}, which is not obeyed: decoding is greedy unless "
+        "temperature, top_k and top_p are set."
+    )
+
+
+def _does_nothing(value: Any) -> bool:
+    """Whether a field of an unknown name surely asks for nothing."""
+    return value is None or value is False or value == [] or value == {}

@@ -65,7 +65,8 @@ def generation_settings(config: Any) -> dict[str, Any]:
 def generation_identity(config: Any, model: VLM) -> dict[str, Any]:
     """Returns what besides the weights makes an answer what it is, as JSON values."""
     dtype = str(next(iter(model.params.values())).dtype)
-    return {**DecodeSettings.of_config(config).identity, "dtype": dtype}
+    settings = DecodeSettings.of_config(config).following(model.processor.generation)
+    return {**settings.identity, "dtype": dtype}
 
 
 def provenance(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,9 @@ from vlm_jax.processing.templates import TemplateError, renderer
 
 _MAX_TEMPLATE_BYTES = 1 << 20
 _PROBE = "probe of the template"
+
+Turns = str | Sequence[str]
+"""What a sample asks: the user's words, or several turns that begin and end with the user's."""
 
 
 def check_text(text: str, where: str) -> None:
@@ -83,35 +87,52 @@ class Chat:
         self._image_token, self._image_text = image_token, image_text
         self._takes_lists: bool | None = None
 
-    def render(self, prompt: str, images: int, where: str = "The prompt") -> str:
-        """Returns the templated text of one user turn, ready for the assistant's answer.
+    def render(
+        self, prompt: Turns, images: int, where: str = "The prompt", system: str = ""
+    ) -> str:
+        """Returns the templated text of a user's turn, ready for the assistant's answer.
 
         A prompt that holds as many placeholders as there are images says where they go; otherwise
-        the images come before the text.
+        the images come before the text of the first turn.
+
+        Args:
+            prompt: the user's words; or several turns, in which user and assistant take turns and
+                the user has the first and the last.
+            images: how many images it has.
+            where: what errors call the prompt.
+            system: a system message before the first turn; the template's own where it is empty.
 
         Raises:
             PromptError: the prompt is empty, its placeholders are not as many as its images, or
                 the template refuses it.
             CheckpointError: the folder has no chat template.
         """
-        if not isinstance(prompt, str):
+        turns = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(turns, list | tuple) or not all(isinstance(one, str) for one in turns):
             raise PromptError(f"{where} must be a string, not {type(prompt).__name__}.")
-        if not prompt.strip():
+        if len(turns) % 2 == 0:
+            raise PromptError(
+                f"{where} has {len(turns)} turns; user and assistant take turns, and the user has "
+                "the first and the last."
+            )
+        if not all(one.strip() for one in turns):
             raise PromptError(f"{where} is empty; a prompt needs at least one word.")
-        check_text(prompt, where)
-        placed = prompt.count(self._image_token)
+        for words in (*turns, system):
+            check_text(words, where)
+        placed = sum(one.count(self._image_token) for one in turns)
         if placed and placed != images:
             raise PromptError(
                 f"{where} has {placed} {self._image_token} placeholder(s) but {images} image(s); "
                 "give one image per placeholder, or leave the placeholders out."
             )
         leading = 0 if placed else images
-        if self.takes_lists:
-            content = [{"type": "image"}] * leading + [{"type": "text", "text": prompt}]
-        else:
-            content = self._image_text * leading + prompt
+        messages = [{"role": "system", "content": self._content(system, 0)}] if system else []
+        for place, words in enumerate(turns):
+            role = "assistant" if place % 2 else "user"
+            content = self._content(words, 0 if place else leading)
+            messages.append({"role": role, "content": content})
         try:
-            return self._apply(content)
+            return self._apply(messages)
         except TemplateError as error:
             raise PromptError(f"{where} was refused by the chat template: {error}.") from None
 
@@ -125,7 +146,8 @@ class Chat:
             )
         if self._takes_lists is None:
             try:
-                probe = self._apply([{"type": "image"}, {"type": "text", "text": _PROBE}])
+                content = [{"type": "image"}, {"type": "text", "text": _PROBE}]
+                probe = self._apply([{"role": "user", "content": content}])
             except TemplateError:  # a string-only template fails on a list in ways of its own
                 probe = ""
             # A template that prints the list as Python prints it shows its keys.
@@ -134,11 +156,17 @@ class Chat:
             )
         return self._takes_lists
 
-    def _apply(self, content: str | list[dict[str, str]]) -> str:
+    def _content(self, words: str, images: int) -> str | list[dict[str, str]]:
+        """Returns a turn's content as the template takes it, its images first."""
+        if self.takes_lists:
+            return [{"type": "image"}] * images + [{"type": "text", "text": words}]
+        return self._image_text * images + words
+
+    def _apply(self, messages: list[dict[str, Any]]) -> str:
         assert self._template is not None
         values = {
             **self._tokenizer.special_tokens_map,
-            "messages": [{"role": "user", "content": content}],
+            "messages": messages,
             "tools": None,
             "documents": None,
             "add_generation_prompt": True,

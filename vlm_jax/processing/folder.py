@@ -116,6 +116,16 @@ def _load(load, folder: pathlib.Path, what: str, **options):
         raise CheckpointError(f"The {what} of {folder} cannot be read: {said}") from error
 
 
+def read_generation(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of the folder's `generation_config.json`; none where it has no such file.
+
+    Raises:
+        CheckpointError: the file is no JSON object.
+    """
+    path = folder / "generation_config.json"
+    return read_json(path, dict[str, Any]) if os.path.lexists(path) else {}
+
+
 def read_stop_ids(folder: pathlib.Path, config: VLMConfig, tokenizer) -> tuple[int, ...]:
     """Returns the ids that end an answer, sorted.
 

@@ -2,7 +2,8 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.families import find
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
-from vlm_jax.processing.chat import Chat, check_text, read_template
+from vlm_jax.processing.chat import Chat, Turns, check_text, read_template
 from vlm_jax.processing.cutters import Extent, Patches
 from vlm_jax.processing.images import (
     MAX_IMAGE_PIXELS,
@@ -33,6 +34,7 @@ class Processor:
         image_processor: transformers image processor of the PIL backend.
         template: Jinja chat template, or None if texts always come templated.
         stop_ids: ids that end an answer.
+        generation: fields of the folder's `generation_config.json`.
         max_image_pixels: images of more pixels, as they are or once resized, are refused before
             they are decoded.
 
@@ -52,10 +54,11 @@ class Processor:
         *,
         template: str | None = None,
         stop_ids: Sequence[int] = (),
+        generation: Mapping[str, Any] | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
         self.config, self.tokenizer = config, tokenizer
-        self.stop_ids = tuple(stop_ids)
+        self.stop_ids, self.generation = tuple(stop_ids), dict(generation or {})
         self.image_token = _token(tokenizer, config.image_token_id, "image_token_id")
         if tokenizer.encode(self.image_token, add_special_tokens=False) != [config.image_token_id]:
             raise CheckpointError(
@@ -97,10 +100,11 @@ class Processor:
             folders.read_image_processor(path),
             template=read_template(path, tokenizer),
             stop_ids=folders.read_stop_ids(path, config, tokenizer),
+            generation=folders.read_generation(path),
             **options,
         )
 
-    def template(self, prompt: str, images: int = 0) -> str:
+    def template(self, prompt: Turns, images: int = 0) -> str:
         """Returns a user's turn with `images` images as the chat template writes it."""
         return self._chat.render(prompt, images)
 
@@ -212,14 +216,16 @@ class Processor:
     def drafts(
         self,
         images: Sequence[Sequence[ImageSource]] | None,
-        prompts: Sequence[str],
+        prompts: Sequence[Turns],
         *,
+        system: str = "",
         max_length: int | None = None,
         on_error: Callable[[int, PromptError], None] | None = None,
     ) -> list[Draft]:
         """Measures samples; arguments as for `batch`. Of image files only the headers are read.
 
         Args:
+            system: a system message before the first turn; the template's own where it is empty.
             on_error: gets the number and the error of a sample that cannot be read, which is left
                 out; by default the error is raised.
         """
@@ -230,7 +236,8 @@ class Processor:
             try:
                 asked = repr(prompt), len(group)
                 if asked not in tokenized:
-                    text = self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
+                    where = f"Sample {index}: its prompt"
+                    text = self._chat.render(prompt, len(group), where, system)
                     tokenized[asked] = self.encode(text)
                 draft = self._reader.draft(tokenized[asked], group, index, extents)
                 self._reader.check_length(draft, max_length, None)
@@ -312,7 +319,7 @@ def _token(tokenizer, token_id: int | None, field: str) -> str:
     return token
 
 
-def _strings(values: Sequence[str], name: str) -> list[str]:
+def _strings(values: Sequence[Any], name: str) -> list[Any]:
     if isinstance(values, str):
         raise PromptError(f"{name} must be a list with one string per sample, not one string.")
     values = list(values)

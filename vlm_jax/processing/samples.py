@@ -1,6 +1,7 @@
 """One sample on its way into a batch: measured first, then cut, maybe split, and padded."""
 
 import dataclasses
+import itertools
 from collections.abc import Hashable, Sequence
 
 import jax
@@ -36,6 +37,15 @@ class Draft:
     def length(self) -> int:
         """Tokens of the prompt, image tokens counted."""
         return len(self.ids) + sum(extent.tokens - 1 for extent in self.extents)
+
+    def tokens(self, image_token_id: int) -> list[int]:
+        """Returns the ids of the whole prompt, an image's placeholder once for each of its tokens.
+
+        With placeholder 9 and an image of three tokens, ids 5 9 6 are 5 9 9 9 6.
+        """
+        extents = iter(self.extents)
+        each = ([i] * (next(extents).tokens if i == image_token_id else 1) for i in self.ids)
+        return list(itertools.chain.from_iterable(each))
 
     @property
     def suffix_length(self) -> int:
