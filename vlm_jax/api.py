@@ -27,6 +27,7 @@ from vlm_jax.calls import Call, ImagesOf, read_call
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.settings import unfollowed
+from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.listing import html_table
 from vlm_jax.methods import (
@@ -423,6 +424,7 @@ class VLM:
         settings: DecodeSettings | None = None,
         logit_bias: np.ndarray | None = None,
         steering: Steering | None = None,
+        strategy: Strategy | None = None,
         share_prefix: bool = True,
         on_error: Literal["raise", "yield"] = "raise",
         streams: Sequence[int] | None = None,
@@ -435,6 +437,8 @@ class VLM:
             logit_bias: float32 [V], added to the logits at every step.
             steering: what to do to attention besides the model's own treatments: leaves [1, L, N],
                 the same for all samples, or [samples, L, N].
+            strategy: further views of each sample whose logits change its own, such as
+                `read_strategy("vcd", {"alpha": 1.0})` of `vlm_jax.decoding.strategies`.
             share_prefix: read what questions begin with, through their last image, once for all
                 questions on it. Greedy answers to equal questions are made once in any case.
             on_error: "raise" stops at a sample that cannot be read; "yield" gives a `Failure` in
@@ -460,9 +464,12 @@ class VLM:
                 settings=settings,
                 logit_bias=logit_bias,
                 share_prefix=share_prefix,
+                strategy=strategy,
                 on_error=on_error,
             )
-        asking = answering.Asking(settings, logit_bias, merged, share_prefix, on_error, streams)
+        asking = answering.Asking(
+            settings, logit_bias, merged, strategy, share_prefix, on_error, streams
+        )
         engine = answering.Engine(
             self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
         )

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import operator
+import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -25,8 +26,9 @@ from vlm_jax.answering.plan import (
 )
 from vlm_jax.answering.store import DeviceStore
 from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.batch import Batch
+from vlm_jax.batch import Batch, Images
 from vlm_jax.decoding import DecodeSettings, Generated, Generator, StepCounts
+from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix
 from vlm_jax.processing import Draft, ImageSource, Processor
@@ -68,6 +70,7 @@ class Asking:
         settings: of decoding.
         logit_bias: float32 [V] added to the logits at every step.
         steering: what to do to attention; leaves [1, L, N], or [samples, L, N] for each its own.
+        strategy: further views of each sample whose logits change its own; they are read whole.
         share_prefix: read what questions begin with, through their last image, once for all.
         on_error: "raise" stops at a sample that cannot be read, "yield" makes it a `Failure`.
         streams: what seeds each sample's random stream; its index by default.
@@ -76,6 +79,7 @@ class Asking:
     settings: DecodeSettings
     logit_bias: np.ndarray | None = None
     steering: Steering | None = None
+    strategy: Strategy | None = None
     share_prefix: bool = True
     on_error: Literal["raise", "yield"] = "raise"
     streams: Sequence[int] | None = None
@@ -84,6 +88,11 @@ class Asking:
     def rows(self) -> int:
         """How many samples are read at once at most."""
         return self.settings.batch_size or (8 if jax.default_backend() == "cpu" else 32)
+
+    @property
+    def width(self) -> int:
+        """Rows of a sample in a batch."""
+        return 1 if self.strategy is None else self.strategy.width
 
     @property
     def one_steering(self) -> bool:
@@ -98,7 +107,7 @@ class Asking:
     @property
     def shares_prefix(self) -> bool:
         """Whether what prompts begin with is read once for all."""
-        if self.steering is not None and not self.steering.shares_prefix:
+        if self.width > 1 or (self.steering is not None and not self.steering.shares_prefix):
             return False
         return self.share_prefix and (self.keeps_prefix or self.one_steering)
 
@@ -193,13 +202,43 @@ class _Run:
         note: Callable[[int, PromptError], None],
     ) -> list[Draft]:
         """Measures the prompts; those that cannot be read go to `note` or are raised."""
-        return self.engine.processor.drafts(
-            images,
-            prompts,
+        fail = note if self.asking.on_error == "yield" else None
+        limit = self.engine.longest_prompt(self.asking.settings)
+        system = self.asking.settings.system
+        measure = self.engine.processor.drafts
+        drafts = measure(images, prompts, max_length=limit, system=system, on_error=fail)
+        if self.asking.strategy is None:
+            return drafts
+        whole = []
+        for draft in drafts:
+            try:
+                made = self._views(self.asking.strategy, draft, prompts[draft.number])
+            except PromptError as error:
+                if fail is None:
+                    raise
+                fail(draft.number, error)
+                continue
+            whole.append(dataclasses.replace(draft, views=tuple(made)))
+        return whole
+
+    def _views(self, strategy: Strategy, draft: Draft, prompt: Any) -> list[Draft]:
+        """Measures the further views of a sample."""
+        if strategy.needs_image and not draft.images:
+            raise PromptError(
+                f"Sample {draft.number}: method {strategy.name!r} contrasts images, and the sample "
+                "has none; give it one, or answer it without the method."
+            )
+        views = strategy.views(draft.images, prompt)
+        made = self.engine.processor.drafts(
+            [list(draft.images if view.images is None else view.images) for view in views],
+            [prompt if view.prompt is None else view.prompt for view in views],
             max_length=self.engine.longest_prompt(self.asking.settings),
             system=self.asking.settings.system,
-            on_error=note if self.asking.on_error == "yield" else None,
         )
+        return [
+            dataclasses.replace(found, number=draft.number, pixels=view.pixels)
+            for found, view in zip(made, views)
+        ]
 
     def keeps(self, chunk: Chunk) -> bool:
         """Whether an earlier call has read the prefixes of a chunk."""
@@ -219,6 +258,7 @@ class _Run:
             asking.logit_bias is None,
             jax.tree.structure(asking.steering),
             asking.one_steering,
+            None if asking.strategy is None else jax.tree.structure(asking.strategy),
         )
         new = [size for size in buckets if (size, kind) not in self.engine.buckets]
         self.engine.buckets.update((size, kind) for size in new)
@@ -231,7 +271,7 @@ class _Run:
         places = size.length + (0 if size.prefix is None else size.prefix[1])
         self.engine.generator.warm(
             self.engine.params,
-            shapes(size.rows, size.length, size.groups),
+            shapes(size.rows * self.asking.width, size.length, size.groups),
             prefix=None if size.prefix is None else shapes(*size.prefix),
             images_apart=self.engine.images.limit_bytes > 0,
             **self._options([0] * size.rows, np.zeros((size.rows, places), np.int32)),
@@ -245,7 +285,8 @@ class _Run:
         made, failures, samples = {}, {}, []
         for place, question in enumerate(questions):
             try:
-                samples.append(self.engine.processor.read(question.draft, part, made))
+                views = question.draft.all_views
+                samples.append([self.engine.processor.read(view, part, made) for view in views])
             except PromptError as error:
                 if self.asking.on_error == "raise":
                     raise
@@ -257,7 +298,26 @@ class _Run:
         filled = [sample or good[0] for sample in samples]
         filled += filled[-1:] * (batching.rows - len(filled))
         sizes = {"length": batching.length, "groups": batching.groups}
-        return Prepared(self.engine.processor.pad(filled, **sizes), failures)
+        batch = self.engine.processor.pad([view for views in filled for view in views], **sizes)
+        self._change_pixels(questions, batch)
+        return Prepared(batch, failures)
+
+    def _change_pixels(self, questions: Sequence[UniqueQuestion], batch: Batch) -> None:
+        """Changes the pixels of views that say so, in place, in the rows of a batch on the host."""
+        if not isinstance(batch.images, Images):
+            return
+        vision = self.engine.processor.config.vision
+        drafts = [view for question in questions for view in question.draft.all_views]
+        for row, draft in enumerate(drafts):
+            if draft.pixels is None:
+                continue
+            real_gu = batch.images.ids_bgu[row] >= 0
+            patches_pe = batch.images.patches_bgue[row][real_gu]
+            shape = len(patches_pe), vision.num_channels, -1, vision.patch_size**2
+            # Of the pixels alone: whoever shares the batch, an image is changed alike.
+            seeds = self.asking.settings.seed, zlib.crc32(patches_pe.tobytes())
+            changed = draft.pixels(patches_pe.reshape(shape), np.random.default_rng(seeds))
+            batch.images.patches_bgue[row][real_gu] = changed.reshape(patches_pe.shape)
 
     def continue_prefixes(
         self, chunk: Chunk, ready: Callable[[], Prepared | None]
@@ -388,6 +448,7 @@ class _Run:
             "logit_bias": asking.logit_bias,
             "prompts": prompts,
             "steering": asking.steering_of(samples),
+            "strategy": asking.strategy,
         }
 
 

@@ -166,13 +166,15 @@ def make_plan(
 
 def _batches(questions: Sequence[UniqueQuestion], sizes: Sizes) -> list[Batching]:
     """Cuts questions, sorted by size so that a batch pads little, into batches."""
-    order = sorted(questions, key=lambda q: (q.draft.length, q.draft.groups))
+    length = lambda q: max(view.length for view in q.draft.all_views)
+    groups = lambda q: max(view.groups for view in q.draft.all_views)
+    order = sorted(questions, key=lambda q: (length(q), groups(q)))
     return [
         Batching(
             part,
             rows,
-            sizes.length(max(q.draft.length for q in part)),
-            sizes.groups(max(q.draft.groups for q in part)),
+            sizes.length(max(map(length, part))),
+            sizes.groups(max(map(groups, part))),
         )
         for part, rows in _cut(order, sizes)
     ]

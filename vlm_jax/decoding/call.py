@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding.processors import LOOKS_BACK
 from vlm_jax.decoding.settings import DecodeSettings
+from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.parallel import batch_sharding, put, replicated
 
 
@@ -27,6 +28,7 @@ class LoopInputs:
     bias_bv: Any  # float32 [B, V] added to logits, or None
     prompt_bp: Any  # int32 [B, P] prompts right-aligned, -1 before; None if nothing looks back
     steering: Steering | None
+    strategy: Strategy | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,12 @@ class GeneratorCall:
     logit_bias: np.ndarray | None = None
     prompts: np.ndarray | None = None
     steering: Steering | None = None
+    strategy: Strategy | None = None
+
+    @property
+    def width(self) -> int:
+        """Rows of a sample."""
+        return 1 if self.strategy is None else self.strategy.width
 
     @property
     def room(self) -> int:
@@ -84,7 +92,7 @@ class GeneratorCall:
         return self.prompts if looking else None
 
     def inputs(self, put: Placement, size: int) -> LoopInputs:
-        """Places what the loop reads of a batch of `size` rows."""
+        """Places what the loop reads of a batch of `size` samples."""
         rows = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
         seeds = np.random.SeedSequence(self.settings.seed).generate_state(1)[0] ^ (
             rows.astype(np.uint32) * np.uint32(2654435761)
@@ -97,8 +105,16 @@ class GeneratorCall:
         return LoopInputs(
             *put.whole((limit, stops, pad, self.settings.traced())),
             *put.rows((seeds, bias, self._prompts())),
-            steering=put.steering(self.steering),
+            steering=put.steering(self._of_views(self.steering)),
+            strategy=None if self.strategy is None else self.strategy.placed(put.whole),
         )
+
+    def _of_views(self, steering: Steering | None) -> Steering | None:
+        """Returns the steering of all views, each as its sample's."""
+        many = lambda leaf: (
+            leaf if leaf.shape[0] == 1 else np.repeat(np.asarray(leaf), self.width, 0)
+        )
+        return steering if self.width == 1 else jax.tree.map(many, steering)
 
 
 def _like(tree: Any, sharding: NamedSharding) -> Any:

@@ -19,6 +19,7 @@ from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.call import GeneratorCall, Placement
 from vlm_jax.decoding.loop import StepCounts, decode
 from vlm_jax.decoding.settings import DecodeSettings
+from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix, abstract, merge
 from vlm_jax.parallel import batch_sharding
 
@@ -164,6 +165,7 @@ class Generator:
         logit_bias: np.ndarray | None = None,
         prompts: np.ndarray | None = None,
         steering: Steering | None = None,
+        strategy: Strategy | None = None,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
     ) -> Generated:
@@ -184,6 +186,8 @@ class Generator:
             prompts: int32 [B, P] tokens of the whole prompts, right-aligned, -1 before them; only
                 settings that look back at them need it (`aligned`).
             steering: what to do to attention; leaves [1, L, N] or [B, L, N].
+            strategy: makes scores of the logits of W views of a sample, which are neighbouring rows
+                of the batch: B samples are B W rows, of all other arguments B.
             prefix: what `read_prefix` returned for I beginnings of prompts.
             owner_b: int32 [B], which of the I prefixes each row goes on from.
 
@@ -192,10 +196,10 @@ class Generator:
                 as the steering needs them.
         """
         call = GeneratorCall(
-            settings, slots, stop_ids, pad_id, row_ids, logit_bias, prompts, steering
+            settings, slots, stop_ids, pad_id, row_ids, logit_bias, prompts, steering, strategy
         )
         before = self._before(batch, prefix, owner_b)
-        inputs = call.inputs(self._put, batch.size)
+        inputs = call.inputs(self._put, batch.size // call.width)
         logits_bv, cache, readings = self._prefill(
             params, self._put.rows(batch), inputs.steering, *before, slots=call.room
         )
@@ -227,7 +231,7 @@ class Generator:
                 which settings act, the parts of the steering.
         """
         call = GeneratorCall(settings, **options)
-        inputs = call.inputs(self._like, batch.size)
+        inputs = call.inputs(self._like, batch.size // call.width)
         before = ()
         if prefix is not None:
             steering = self._like.steering(_prefix_steering(call.steering))

@@ -11,6 +11,7 @@ from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
 from vlm_jax.decoding.processors import History, process
 from vlm_jax.decoding.sampling import row_keys, sample
+from vlm_jax.decoding.strategies.base import Step
 from vlm_jax.models import Cache, Network
 
 
@@ -75,9 +76,14 @@ class _State:
     counts: StepCounts | None
 
 
+def _first_views(readings: Readings | None, width: int) -> Readings | None:
+    """Returns the readings of each sample's own view, the first of `width` rows."""
+    return readings if width == 1 else jax.tree.map(lambda leaf: leaf[::width], readings)
+
+
 def decode(
     model: Network,
-    read: tuple[Float[Array, "B V"], Readings | None],
+    read: tuple[Float[Array, "rows V"], Readings | None],
     cache: Cache,
     inputs: LoopInputs,
     slots: int,
@@ -95,7 +101,8 @@ def decode(
         Tokens, lengths, whether rows ended, mean readings, counts, and the cache.
     """
     logits_bv, readings = read
-    rows = logits_bv.shape[0]
+    width = 1 if inputs.strategy is None else inputs.strategy.width
+    rows, readings = logits_bv.shape[0] // width, _first_views(readings, width)
     shape = rows, slots, model.decoder.config.num_layers
     counts = StepCounts.empty(shape, inputs.steering)
     if counts is not None and readings is not None:
@@ -115,6 +122,9 @@ def decode(
     def choose(state: _State) -> _State:
         """Takes one token a row from the logits at hand."""
         biased_bv = state.logits_bv
+        if inputs.strategy is not None:
+            logits_bwv = biased_bv.reshape(rows, width, -1)
+            biased_bv = inputs.strategy.scores(logits_bwv, Step(state.count))
         if inputs.bias_bv is not None:
             biased_bv = biased_bv + inputs.bias_bv
         biased_bv = process(
@@ -139,7 +149,9 @@ def decode(
         token_b = jax.lax.dynamic_index_in_dim(
             state.tokens_bn, state.count - 1, axis=1, keepdims=False
         )
-        logits_bv, cache, new = model.step(token_b, state.cache, inputs.steering)
+        every_b = token_b if width == 1 else jnp.repeat(token_b, width)
+        logits_bv, cache, new = model.step(every_b, state.cache, inputs.steering)
+        new = _first_views(new, width)
         going = (~state.ended_b)[:, None, None].astype(jnp.float32)
         readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
         counts = state.counts

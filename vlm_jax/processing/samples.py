@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +24,9 @@ class Draft:
         image_keys: equal for equal images (`images.image_key`).
         extents: what the images become.
         prefix_ids: how many of `ids` end with the last placeholder; 0 without images.
+        views: further readings of the sample that a decoding strategy asks for.
+        pixels: changes a view's normalised pixels [patches, C, frames, pixels of a patch and
+            channel] of all images, if something is to change them.
     """
 
     number: int
@@ -32,6 +35,13 @@ class Draft:
     image_keys: tuple[Hashable, ...]
     extents: tuple[Extent, ...]
     prefix_ids: int
+    views: tuple["Draft", ...] = ()
+    pixels: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+
+    @property
+    def all_views(self) -> tuple["Draft", ...]:
+        """The sample itself and its views."""
+        return self, *self.views
 
     @property
     def length(self) -> int:

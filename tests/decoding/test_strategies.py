@@ -1,0 +1,178 @@
+"""Strategies against a plain loop of whole forward passes; identities, controls and bad input."""
+
+import dataclasses
+import zlib
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.reference import picture
+from vlm_jax.batch import Images
+from vlm_jax.decoding.strategies import find, names, read_strategy
+from vlm_jax.decoding.strategies.icd import DISTURBANCE
+from vlm_jax.decoding.strategies.vcd import schedule
+from vlm_jax.errors import ConfigError, PromptError
+
+STEPS = 6
+IMAGES = [[picture(56, 70, 1)], [picture(84, 56, 2)], [picture(60, 60, 3)]]
+PROMPTS = ["Describe it.", "What is this thing, please?", "Why?"]
+
+
+def left_half(image, prompt):
+    """A mask that keeps the left half of an image."""
+    mask = np.zeros((image.height, image.width))
+    mask[:, : image.width // 2] = 1
+    return mask
+
+
+SETTINGS = {"vcd": {}, "icd": {}, "agla": {"mask": left_half}}
+
+
+def noisy(vlm, batch):
+    """The batch with the noise of VCD at step 500, spelled out; each row has one image."""
+    vision, images = vlm.config.vision, batch.images
+    patches_bgue = images.patches_bgue.copy()
+    for row, ids in zip(patches_bgue, images.ids_bgu):
+        clean = row[ids >= 0]
+        random = np.random.default_rng([0, zlib.crc32(clean.tobytes())])
+        split = clean.reshape(len(clean), vision.num_channels, -1, vision.patch_size**2)
+        drawn = random.standard_normal((*split.shape[:2], 1, split.shape[3]), np.float32)
+        row[ids >= 0] = (0.86302 * split + 0.50517 * drawn).reshape(clean.shape)
+    changed = Images(patches_bgue, images.ids_bgu, images.positions_bgu2)
+    return dataclasses.replace(batch, images=changed)
+
+
+def halved(image):
+    """The image with its right half black."""
+    pixels = np.array(image)
+    pixels[:, image.width // 2 :] = 0
+    return PIL.Image.fromarray(pixels)
+
+
+def oracle(vlm, name: str, bug: bool = False) -> list[list[int]]:
+    """Greedy answers by a whole forward pass for each token and view, each view on its own."""
+    answers: list[list[int]] = [[] for _ in PROMPTS]
+
+    def last(images, prompts, change=lambda batch: batch):
+        batch, _ = vlm.processor.batch_answers(images, prompts, answers, length=128)
+        logits = jax.device_get(vlm.generator.logits(vlm.params, change(batch)))
+        return np.stack([row[end - 1] for row, end in zip(logits, batch.lengths_b)])
+
+    for count in range(STEPS):
+        own, alpha, beta = last(IMAGES, PROMPTS), 1.0, 0.1
+        if name == "vcd":
+            other = last(IMAGES, PROMPTS, lambda batch: noisy(vlm, batch))
+        elif name == "icd":
+            other = last(IMAGES, [f"{DISTURBANCE} {prompt}" for prompt in PROMPTS])
+        else:
+            other, alpha, beta = last([[halved(one)] for (one,) in IMAGES], PROMPTS), 2.0, 0.5
+        other = own if bug and count else other
+        scores = own + alpha * other if name == "agla" else (1 + alpha) * own - alpha * other
+        scores[own < np.log(beta) + own.max(axis=1, keepdims=True)] = -np.inf
+        for answer, row in zip(answers, scores):
+            answer.append(int(row.argmax()))
+    return answers
+
+
+def tokens(vlm, strategy, images=IMAGES, prompts=PROMPTS, **options) -> list[list[int]]:
+    asked = dict(max_new_tokens=STEPS, min_new_tokens=STEPS, strategy=strategy) | options
+    found = {made.index: made for made in vlm.answer(images, prompts, **asked)}
+    return [list(found[index].tokens) for index in range(len(prompts))]
+
+
+@pytest.fixture(scope="module")
+def plain(vlm):
+    return tokens(vlm, None)
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def strategy(request):
+    return read_strategy(request.param, SETTINGS[request.param])
+
+
+def test_every_file_is_a_strategy():
+    assert names() == sorted(SETTINGS)
+    assert find("vcd").__name__ == "VCD"
+
+
+def test_answers_are_those_of_whole_passes_view_by_view(vlm, strategy, plain):
+    """And those of a sample alone are those in a batch."""
+    found = tokens(vlm, strategy)
+    assert found == oracle(vlm, strategy.name)
+    assert found != plain
+    assert tokens(vlm, strategy, IMAGES[1:2], PROMPTS[1:2]) == found[1:2]
+
+
+def test_the_published_bug_reads_the_second_image_once(vlm):
+    for name in ("vcd", "agla"):
+        buggy = read_strategy(name, SETTINGS[name] | {"repo_bug": True})
+        assert tokens(vlm, buggy) == oracle(vlm, name, bug=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vcd", {"alpha": 0}), ("vcd", {"control": "clean"}), ("vcd", {"beta": 1}),
+     ("icd", {"alpha": 0}), ("icd", {"control": "same"}), ("agla", {"alpha": 0})],
+)  # fmt: skip
+def test_without_information_answers_are_greedy(vlm, plain, name, settings):
+    assert tokens(vlm, read_strategy(name, SETTINGS[name] | settings)) == plain
+
+
+def test_a_random_mask_keeps_the_area():
+    control = read_strategy("agla", {"mask": left_half, "control": "random"})
+    image = PIL.Image.new("RGB", (20, 10), "white")
+    (view,) = control.views([image], "")
+    pixels = np.asarray(view.images[0])
+    assert (pixels == 255).sum() == 3 * 100
+    assert (pixels[:, :10] == 0).any()
+
+
+def test_other_numbers_compile_nothing(vlm):
+    tokens(vlm, read_strategy("vcd", {}))
+    before = vlm.generator.compilations
+    tokens(vlm, read_strategy("vcd", {"alpha": 0.5, "beta": 0.2}))
+    assert vlm.generator.compilations == before
+
+
+def test_noise_is_that_of_the_released_schedule():
+    known = {100: (0.99829, 0.05841), 250: (0.98913, 0.14702), 500: (0.86302, 0.50517),
+             700: (0.59268, 0.80544), 900: (0.36489, 0.93105), 999: (0.28504, 0.95851)}  # fmt: skip
+    for step, factors in known.items():
+        np.testing.assert_allclose(schedule(step), factors, atol=5e-6)
+
+
+def test_frames_of_a_still_image_share_their_noise():
+    (view,) = read_strategy("vcd", {}).views([], "")
+    changed = view.pixels(np.zeros((2, 3, 2, 16), np.float32), np.random.default_rng(0))
+    np.testing.assert_array_equal(changed[:, :, 0], changed[:, :, 1])
+    assert len(np.unique(changed)) == 2 * 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [("vdc", {}, "did you mean 'vcd'"), ("vcd", {"alhpa": 1}, "did you mean 'alpha'"),
+     ("vcd", {"beta": 2}, "beta must be"), ("vcd", {"noise_step": 1000}, "noise_step"),
+     ("icd", {"control": "clean"}, "'same'"), ("agla", {}, "mask must be a function")],
+)  # fmt: skip
+def test_bad_settings_are_one_clear_error(name, settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_strategy(name, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sample_without_an_image_fails_alone(llava_vlm):
+    strategy = read_strategy("vcd", {})
+    with pytest.raises(PromptError, match=r"Sample 1: method 'vcd' contrasts images"):
+        list(llava_vlm.answer([IMAGES[0], []], PROMPTS[:2], strategy=strategy))
+    found = llava_vlm.answer(
+        [IMAGES[0], []], PROMPTS[:2], strategy=strategy, max_new_tokens=2, on_error="yield"
+    )
+    assert sorted(type(made).__name__ for made in found) == ["Answer", "Failure"]
+
+
+def test_a_mask_of_another_shape_is_named(llava_vlm):
+    wrong = read_strategy("agla", {"mask": lambda image, prompt: np.ones((3, 3))})
+    with pytest.raises(PromptError, match=r"mask must return .*\(70, 56\)"):
+        list(llava_vlm.answer(IMAGES[:1], PROMPTS[:1], strategy=wrong))

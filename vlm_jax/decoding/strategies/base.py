@@ -1,0 +1,149 @@
+"""What a strategy is: views on the host, and the scores of a step on the devices.
+
+    @strategy
+    class Contrast(Strategy):
+        '''Takes away what the model says of an empty prompt.'''
+
+        alpha: float = setting(1.0, number, low=0)
+
+        def views(self, images, prompt):
+            return [View(images=())]
+
+        def scores(self, logits_bwv, step):
+            return (1 + self.alpha) * logits_bwv[:, 0] - self.alpha * logits_bwv[:, 1]
+
+Numbers are traced, so that other values compile nothing; switches are not.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+T = TypeVar("T", bound=type)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One further reading of a sample.
+
+    Attributes:
+        images: in place of the sample's own; None leaves them, () leaves them out.
+        prompt: in place of the sample's own; None leaves it.
+        pixels: changes the normalised pixels, if there is something to change. Takes float32
+            [patches, C, frames, pixels of a patch and channel] of all images, and a generator of
+            random numbers that depends on the question alone; returns as many.
+    """
+
+    images: Sequence[Any] | None = None
+    prompt: Any = None
+    pixels: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Where a row stands: `count` tokens of the answer are there."""
+
+    count: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """How the logits of several views of a sample become scores of its next token.
+
+    Attributes:
+        width: views of a sample W, its own among them, the first.
+        needs_image: whether samples without an image are refused.
+    """
+
+    width: ClassVar[int] = 2
+    needs_image: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if "check" in field.metadata:
+                checked = field.metadata["check"](field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, checked)
+
+    @property
+    def name(self) -> str:
+        """Its name in configs."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def views(self, images: Sequence[Any], prompt: Any) -> Sequence[View]:
+        """Returns the W - 1 further views of a sample.
+
+        Args:
+            images: of the sample.
+            prompt: of the sample, as the processor takes it.
+        """
+        raise NotImplementedError
+
+    def scores(self, logits_bwv: Float[Array, "B W V"], step: Step) -> Float[Array, "B V"]:
+        """Returns what the next token is chosen by, in place of the logits of the first view.
+
+        Args:
+            logits_bwv: float32 logits of all views.
+            step: where the rows stand.
+        """
+        raise NotImplementedError
+
+    def placed(self, put: Callable[[Any], Any]) -> "Strategy":
+        """Returns the strategy with its numbers as arrays on the devices."""
+        numbers = {
+            field.name: put(np.float32(getattr(self, field.name)))
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), float)
+        }
+        made = object.__new__(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(made, field.name, numbers.get(field.name, getattr(self, field.name)))
+        return made
+
+
+def strategy(cls: T) -> T:
+    """Makes a subclass of `Strategy` a frozen dataclass that is an argument of programs.
+
+    Fields annotated `float` are traced; others are part of the program, or of the host alone.
+    """
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    fields = dataclasses.fields(made)  # type: ignore[arg-type]
+    numbers = tuple(field.name for field in fields if field.type in (float, "float"))
+    rest = tuple(field.name for field in fields if field.name not in numbers)
+
+    def unflatten(static: tuple, values: tuple) -> Any:
+        one = object.__new__(made)
+        for name, value in [*zip(numbers, values), *zip(rest, static)]:
+            object.__setattr__(one, name, value)
+        return one
+
+    jax.tree_util.register_pytree_node(
+        made,
+        lambda one: (
+            tuple(getattr(one, name) for name in numbers),
+            tuple(getattr(one, name) for name in rest),
+        ),
+        unflatten,
+    )
+    return made
+
+
+def plausible(
+    scores_bv: Float[Array, "B V"], logits_bv: Float[Array, "B V"], beta: Array | float
+) -> Float[Array, "B V"]:
+    """Returns scores with those of implausible tokens at -inf (adaptive plausibility constraint).
+
+    A token is kept whose probability is at least beta times that of the likeliest one.
+
+    Args:
+        scores_bv: of the strategy.
+        logits_bv: of the sample as it is.
+        beta: 0 keeps all, 1 the likeliest alone.
+    """
+    least_b1 = jnp.log(beta) + jnp.max(logits_bv, axis=-1, keepdims=True)
+    return jnp.where(logits_bv >= least_b1, scores_bv, -jnp.inf)
