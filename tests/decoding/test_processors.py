@@ -58,7 +58,7 @@ def test_steps_are_those_of_transformers(name):
     prompt_bp = np.full((3, PLACES), -1, np.int32)
     for row, prompt in zip(prompt_bp, prompts):
         row[PLACES - len(prompt) :] = prompt
-    settings = DecodeSettings(**ASKED[name]).traced()
+    settings = jax.tree.map(jnp.asarray, DecodeSettings(**ASKED[name]).traced())
     history = History.start(settings, jnp.asarray(prompt_bp), SLOTS, VOCABULARY)
     stops, made = jnp.array([1, 2]), [[], [], []]
     step = jax.jit(lambda logits, history, n: process(logits, history, settings, stops, n, SLOTS))
