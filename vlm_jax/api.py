@@ -32,6 +32,7 @@ from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.listing import html_table
 from vlm_jax.methods import (
     Certificate,
+    Decoded,
     Edited,
     Steered,
     Treatment,
@@ -309,7 +310,7 @@ class VLM:
             ConfigError: the model is steered, which no weights can hold.
             CheckpointError: the target exists or cannot be written.
         """
-        steered = [str(one) for one in self.treatments if isinstance(one, Steered)]
+        steered = [str(one) for one in self.treatments if isinstance(one, Steered | Decoded)]
         if steered:
             raise ConfigError(
                 f"{', '.join(steered)} acts while the model answers: steering is not weights, so a "
@@ -451,7 +452,7 @@ class VLM:
             raise ValueError(f"on_error must be 'raise' or 'yield', not {on_error!r}.")
         settings = (settings or DecodeSettings()).replace(**changes)
         settings = settings.following(self.processor.generation)
-        merged = self._steered(steering)
+        merged, strategy = self._steered(steering), self._strategy(strategy)
         two = any(isinstance(one, Steered) and one.two_passes for one in self.treatments)
         if two and merged is not None:
             plain = copy.copy(self)
@@ -481,6 +482,16 @@ class VLM:
             return steering if self.steering is None else self.steering
         names = " and ".join(one.method for one in self.treatments if isinstance(one, Steered))
         return merge([(names, self.steering), ("steering", steering)])
+
+    def _strategy(self, strategy: Strategy | None) -> Strategy | None:
+        """Returns a call's strategy, or the model's own."""
+        own = [one for one in self.treatments if isinstance(one, Decoded)]
+        if own and strategy is not None:
+            raise ConfigError(
+                f"this model is treated by {own[0]} already; call one that is not with "
+                f"strategy={strategy.name!r}."
+            )
+        return own[0].strategy if own else strategy
 
     def _about(self) -> dict[str, str]:
         """What a model is, in words."""

@@ -1,4 +1,4 @@
-"""Everything that `VLM.apply` takes, by name: attention methods and edits of weights.
+"""Everything that `VLM.apply` takes, by name: attention methods, strategies, edits of weights.
 
 A method is found in the rooms of this package, or in another package by an entry point of the group
 `vlm_jax.methods`: a function of the model's config and of settings that returns a `Steering`. Its
@@ -22,6 +22,8 @@ import numpy as np
 
 from vlm_jax import checkpoint
 from vlm_jax.attention.steering import Steering
+from vlm_jax.decoding import strategies
+from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, html_table, make_callable
 from vlm_jax.progress import Progress
@@ -92,6 +94,26 @@ class Steered(Treatment):
 
     def apply(self, model: "VLM") -> "VLM":
         """See `Treatment.apply`."""
+        return model.treated(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded(Treatment):
+    """How a model chooses tokens, from several views of a sample.
+
+    Attributes:
+        strategy: see `vlm_jax.decoding.strategies`.
+    """
+
+    strategy: Strategy = dataclasses.field(default=Strategy(), compare=False, repr=False)
+
+    def apply(self, model: "VLM") -> "VLM":
+        """See `Treatment.apply`."""
+        for other in (one for one in model.treatments if isinstance(one, Decoded)):
+            raise ConfigError(
+                f"methods {other.method!r} and {self.method!r} both choose tokens, so they cannot "
+                "act together; use one of them."
+            )
         return model.treated(self)
 
 
@@ -175,7 +197,8 @@ class Method:
 
     Attributes:
         name: what `VLM.apply` calls it.
-        kind: "attention" acts while the model answers, "weights" changes its parameters.
+        kind: "attention" acts while the model answers, "decoding" on how it chooses tokens,
+            "weights" changes its parameters.
         summary: one line.
         settings: their defaults.
         treatment: of a model and settings, makes the `Treatment`.
@@ -196,6 +219,7 @@ def methods() -> Listing[Method]:
     """Returns all methods by name: a line, the settings and their defaults of each."""
     listed = {edit.name: edit for edit in (_qk_method(), _gains_method(), _energy_method())}
     listed |= {name: _attention_method(name, METHODS[name]) for name in METHODS}
+    listed |= {name: _decoding_method(name) for name in strategies.names()}
     for entry in importlib.metadata.entry_points(group=GROUP):
         listed.setdefault(entry.name, _foreign_method(entry))
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
@@ -252,6 +276,16 @@ def _attention_method(name: str, function: Callable[..., Steering]) -> Method:
         return Steered(name, dict(settings), steering)
 
     return Method(name, "attention", summary_of(function), settings_of(name), treatment)
+
+
+def _decoding_method(name: str) -> Method:
+    found = strategies.find(name)
+    settings = {field.name: field.default for field in dataclasses.fields(found)}
+
+    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Decoded:
+        return Decoded(name, dict(settings), strategies.read_strategy(name, settings))
+
+    return Method(name, "decoding", summary_of(found), settings, treatment)
 
 
 def _foreign_method(entry: importlib.metadata.EntryPoint) -> Method:

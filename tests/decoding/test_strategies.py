@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import vlm_jax
 from tests.reference import picture
 from vlm_jax.batch import Images
 from vlm_jax.decoding.strategies import find, names, read_strategy
@@ -176,3 +177,16 @@ def test_a_mask_of_another_shape_is_named(llava_vlm):
     wrong = read_strategy("agla", {"mask": lambda image, prompt: np.ones((3, 3))})
     with pytest.raises(PromptError, match=r"mask must return .*\(70, 56\)"):
         list(llava_vlm.answer(IMAGES[:1], PROMPTS[:1], strategy=wrong))
+
+
+def test_a_strategy_is_applied_by_name(llava_vlm):
+    treated = llava_vlm.apply("vcd", alpha=0.5)
+    expected = tokens(llava_vlm, read_strategy("vcd", {"alpha": 0.5}))
+    assert tokens(treated, None) == expected
+    with pytest.raises(ConfigError, match="'vcd' and 'icd' both choose tokens"):
+        treated.apply("icd")
+    with pytest.raises(ConfigError, match="already"):
+        tokens(treated, read_strategy("icd", {}))
+    with pytest.raises(ConfigError, match=r"vcd\(alpha=0.5\) acts while the model answers"):
+        treated.save("nowhere")
+    assert vlm_jax.methods()["vcd"].settings["noise_step"] == 500
