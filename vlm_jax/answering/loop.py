@@ -28,6 +28,7 @@ from vlm_jax.answering.store import DeviceStore
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Images
 from vlm_jax.decoding import DecodeSettings, Generated, Generator, StepCounts
+from vlm_jax.decoding.call import of_views
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix
@@ -424,8 +425,8 @@ class _Run:
         options = self._options(samples, self._prompts(drafts, places))
         generator, params = self.engine.generator, self.engine.params
         made = generator(params, batch, **before, **options)
-        first_b = made.tokens_bn[:, 0]
-        refuse_overflow(generator, params, batch, first_b, options["steering"], **before)
+        steering = of_views(options["steering"], self.asking.width)
+        refuse_overflow(generator, params, batch, made.tokens_bn[:, 0], steering, **before)
         return made
 
     def _prompts(self, drafts: Sequence[Draft], places: int) -> np.ndarray:

@@ -105,16 +105,15 @@ class GeneratorCall:
         return LoopInputs(
             *put.whole((limit, stops, pad, self.settings.traced())),
             *put.rows((seeds, bias, self._prompts())),
-            steering=put.steering(self._of_views(self.steering)),
+            steering=put.steering(of_views(self.steering, self.width)),
             strategy=None if self.strategy is None else self.strategy.placed(put.whole),
         )
 
-    def _of_views(self, steering: Steering | None) -> Steering | None:
-        """Returns the steering of all views, each as its sample's."""
-        many = lambda leaf: (
-            leaf if leaf.shape[0] == 1 else np.repeat(np.asarray(leaf), self.width, 0)
-        )
-        return steering if self.width == 1 else jax.tree.map(many, steering)
+
+def of_views(steering: Steering | None, width: int) -> Steering | None:
+    """Returns the steering of the rows of a batch that holds `width` views of each sample."""
+    many = lambda leaf: leaf if leaf.shape[0] == 1 else np.repeat(np.asarray(leaf), width, axis=0)
+    return steering if width == 1 else jax.tree.map(many, steering)
 
 
 def _like(tree: Any, sharding: NamedSharding) -> Any:
