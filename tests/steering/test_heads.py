@@ -67,9 +67,12 @@ def test_a_file_of_another_model_is_refused(tmp_path):
         resolve_heads(path, model_config(2, 4))
     (tmp_path / "other.json").write_text("[1, 2]")
     os.mkfifo(tmp_path / "pipe.json")
-    for name in ("other.json", "pipe.json"):
-        with pytest.raises(ConfigError, match="no file of head sets"):
-            resolve_heads(str(tmp_path / name), model_config(2, 3))
+    with pytest.raises(ConfigError, match="no file of head sets"):
+        resolve_heads(str(tmp_path / "other.json"), model_config(2, 3))
+    with pytest.raises(ConfigError, match=r"pipe\.json' is neither .* nor a file"):
+        resolve_heads(str(tmp_path / "pipe.json"), model_config(2, 3))
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        read_head_sets(tmp_path / "pipe.json")
 
 
 def test_published_sets_are_whole():
