@@ -1,6 +1,7 @@
 """The import rules of docs/architecture.md, read off every module's syntax tree."""
 
 import ast
+import functools
 import pathlib
 import re
 import subprocess
@@ -18,6 +19,7 @@ PRODUCT = [
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in PRODUCT}
 
 
+@functools.cache
 def imports(name: str) -> set[str]:
     """Every module that a module imports, anywhere in it, as absolute dotted names."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
@@ -83,14 +85,14 @@ def table() -> dict[str, set[str]]:
 TABLE = table()
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if any(inside(m, name) for m in MODULES)])
+@pytest.mark.parametrize("name", TABLE)
 def test_a_room_imports_what_its_row_names(name):
     assert not breaches(room(name), *OURS, but=(name, "vlm_jax.errors", *TABLE[name]))
 
 
 def test_every_room_has_a_row():
     rooms = {".".join(m.split(".")[: 1 + m.startswith("vlm_jax.")]) for m in MODULES}
-    assert rooms - {"vlm_jax.__init__"} - set(TABLE) == set(), "give it a row in the table"
+    assert rooms - {"vlm_jax.__init__"} == set(TABLE), "one row a room, one room a row"
     named = {name for names in TABLE.values() for name in names}
     assert [name for name in named - {"vlm_jax"} if not inside(name, *TABLE)] == []
 
