@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORK ?= out/demo
-TESTBED = vlm_jax/testbed/models/llava-0
+TESTBED = llava-0
 LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
 
@@ -33,6 +33,7 @@ demo: $(VENV)/.product
 	@echo "Edited model      $(WORK)/edited (what was done: qk_certificate.json)"
 	@echo "Edited, for HF    $(WORK)/edited-hf (transformers and vLLM load it as the original)"
 	@echo "Answers, results  $(WORK)/results"
+	@echo "Open the report   $(WORK)/results/report.html"
 
 # What guards a user: run before every commit.
 test: $(VENV)/.test

@@ -26,6 +26,7 @@ def test_launch_is_the_command():
     assert ran.returncode == 1
     assert not ran.stdout
     assert ran.stderr == (
+        "evaluate (settings: configs/testbed.py:huge) ...\n"
         "error: --config=configs/testbed.py:huge: configs/testbed.py takes no argument or "
         "'demo', not 'huge'.\n"
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm_jax import answering, checkpoint
+from vlm_jax import answering, checkpoint, hub
 from vlm_jax.answering import Answer, DeviceStore, Failure
 from vlm_jax.attention.steering import Reallocation, Steering
 from vlm_jax.batch import Batch
@@ -28,7 +28,7 @@ from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.decoding.strategies import Strategy
-from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.listing import html_table
 from vlm_jax.methods import (
     Certificate,
@@ -576,32 +576,6 @@ def read_dtype(dtype: Any) -> str:
     return DTYPES[name]
 
 
-def shipped() -> dict[str, pathlib.Path]:
-    """Returns the folders of the small models that come with the package, by name."""
-    folder = pathlib.Path(__file__).parent / "testbed" / "models"
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
-
-
-def find_folder(source: str | os.PathLike) -> pathlib.Path:
-    """Returns the folder that a source names: a folder, or a model that ships with the package.
-
-    A folder of the name goes before a shipped model.
-
-    Raises:
-        CheckpointError: it names neither.
-    """
-    path = pathlib.Path(source)
-    known = shipped()
-    if path.is_dir() or str(source) not in known:
-        if not path.exists() and path.name == str(source):
-            raise CheckpointError(
-                f"{str(source)!r} is neither a folder nor a model that ships with vlm_jax"
-                f"{nearest(source, known)}; these are {', '.join(known)}."
-            )
-        return path
-    return known[str(source)]
-
-
 def load(
     source: str | os.PathLike,
     *,
@@ -609,13 +583,14 @@ def load(
     mesh: Mesh | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> VLM:
-    """Loads a model: one that ships with the package, or a folder.
+    """Loads a model: one that ships with the package, a folder, or one of the hub.
 
         vlm_jax.load("llava-0")                        # shipped, trained on drawn scenes
         vlm_jax.load("models/Qwen2.5-VL-7B-Instruct")  # as published, or converted
+        vlm_jax.load("Qwen/Qwen2.5-VL-7B-Instruct")    # by its hub name; downloaded once
 
     Args:
-        source: a shipped model's name, or a folder.
+        source: see `vlm_jax.hub.resolve`.
         dtype: of the weights and activations ("float32", "bfloat16", "float16"); float32 on CPU
             and bfloat16 elsewhere by default. Softmax, norms and logits are float32 always.
         mesh: where to put it; all devices as data replicas by default.
@@ -625,7 +600,7 @@ def load(
         CheckpointError, ConfigError: naming what is wrong with the folder.
     """
     chosen = None if dtype is None else read_dtype(dtype)
-    path = find_folder(source)
+    path = hub.resolve(source)
     folder = checkpoint.open_folder(path)
     mesh = mesh or make_mesh()
     chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")

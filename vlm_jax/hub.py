@@ -38,6 +38,7 @@ def resolve(name: str | os.PathLike[str]) -> pathlib.Path:
     if text in shipped():
         return SHIPPED / text
     found = _NAME.fullmatch(text)
+    # Where the part before "/" is a folder here, a path is meant: nothing of it is sent out.
     if found is None or folder.parent.is_dir():
         hint = nearest(text, shipped())
         raise CheckpointError(
@@ -84,9 +85,13 @@ def _download(repo: str, revision: str | None) -> pathlib.Path:
             "with what is there."
         ) from error
     folder = pathlib.Path(path)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not _has_weights(folder):
         raise CheckpointError(
             f"{repo} has no config.json with *.safetensors on the hub; weights in other formats "
             "are not read. A copy in safetensors may be found under another name."
         )
     return folder
+
+
+def _has_weights(folder: pathlib.Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))

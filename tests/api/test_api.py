@@ -1,14 +1,12 @@
 """The Python front door: load, generate, logits, and what it refuses."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
 
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS, picture
-from vlm_jax.api import find_folder, read_dtype, shipped
+from vlm_jax.api import read_dtype
 from vlm_jax.calls import read_call
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
@@ -160,13 +158,6 @@ def test_other_dtypes_are_refused(given):
 def test_a_shipped_model_is_loaded_by_name(shipped_llava):
     assert shipped_llava.name == "llava-0"
     assert "llava-0: llava, 6 layers of 8 heads, float32" in repr(shipped_llava)
-
-
-def test_a_folder_goes_before_a_shipped_model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert find_folder("llava-0") == shipped()["llava-0"]
-    (tmp_path / "llava-0").mkdir()
-    assert find_folder("llava-0") == pathlib.Path("llava-0")
 
 
 def test_an_unknown_name_says_which_there_are():

@@ -12,8 +12,8 @@ from vlm_jax.cli import configs, listing
 _INTRODUCTION = """\
 Training-free mitigation of hallucination in vision-language models, in JAX.
 
-  vlm-jax --job=<job> --source=<model> [--target=<folder>] [--workdir=<folder>]
-          [--config=<config>] [--config.<setting>=<value> ...]
+  vlm-jax --job JOB --source MODEL [--target FOLDER] [--workdir FOLDER]
+          [--config CONFIG] [--config.SETTING VALUE ...]
 
   vlm-jax --job=edit --source=llava-0 --target=edited --config.edit.k=2
   vlm-jax --job=generate --source=edited --config.images=a.jpg,b.jpg
@@ -52,7 +52,7 @@ def show(flags: Mapping[str, str], config: ConfigDict | None = None) -> None:
         print(textwrap.fill(" ".join(paragraph.split()), _width()) + "\n", flush=True)
     # These take a moment: what lists them imports JAX.
     for title, lines in (
-        ("Methods (method of an arm in config.arms)", listing.methods),
+        ("Methods (vlm.apply; `method` of an arm in config.arms)", listing.methods),
         ("Families (read off a folder's config.json)", listing.families),
         ("Benchmarks (kind of one in config.benchmarks)", listing.benchmarks),
     ):

@@ -71,10 +71,10 @@ def config_lines() -> dict[str, str]:
 
 
 def methods() -> dict[str, str]:
-    """Every attention method."""
-    from vlm_jax.steering.registry import METHODS
+    """Everything that `VLM.apply` takes: attention methods and edits."""
+    from vlm_jax.methods import methods
 
-    return {name: _first(function.__doc__) for name, function in sorted(METHODS.items())}
+    return {name: _first(method.summary) for name, method in sorted(methods().items())}
 
 
 def families() -> dict[str, str]:
@@ -86,9 +86,9 @@ def families() -> dict[str, str]:
 
 def benchmarks() -> dict[str, str]:
     """Every benchmark that `evaluate` asks."""
-    from vlm_jax.evals import suites
+    from vlm_jax.evals.suites import benchmarks
 
-    return suites.benchmarks()
+    return {name: _first(line) for name, line in benchmarks().items()}
 
 
 def module_line(path: pathlib.Path) -> str:

@@ -73,12 +73,13 @@ def _run(words: list[str]) -> None:
     named, changes, rest = _split(words)
     given = _parse(rest)
     job = _job(given.job)
-    config = _read_config(named, changes, job)
     _check_folders(given)
+    # At once: configs and jobs import JAX, which takes a while.
+    print(_opening(job, named, given.source), file=sys.stderr, flush=True)
+    config = _read_config(named, changes, job)
     logging.use_absl_handler()
     # The checkpoint library reports every read.
     logging.set_verbosity(logging.WARNING if given.verbosity is None else given.verbosity)
-    print(_opening(job, named, given.source), file=sys.stderr, flush=True)
     work = lambda: _work(job, given, config)
     if job.name == "score":
         work()  # needs no JAX

@@ -1,0 +1,275 @@
+"""What documents show is what happens: every block of code is run, or known not to be runnable.
+
+Real checkpoints and data are replaced by shipped models and drawn pictures of the same names, so
+that a command is run as it is written, with fewer items where a job takes long.
+"""
+
+import contextlib
+import io
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.docs.commands import ROOT, blocks, commands, documented, pages
+from vlm_jax import hub
+from vlm_jax.cli import configs, listing, main
+from vlm_jax.cli.main import _flags, _split
+from vlm_jax.config import read_config
+from vlm_jax.families import Family
+from vlm_jax.testbed.scenes import draw_scenes
+
+# Programs of others, which set up machines; nothing of ours is in a line of theirs, or it is found.
+OTHERS = (
+    "pip", "python -m venv", "python3.11 -m venv", "source", "python -c", "make", "docker", "git",
+    "export", "gcloud", "on_all", "srun", "#", "/shared/venv/bin/python -c", "/shared/venv/bin/pip",
+    "/shared/venv/bin/python -m benchmarks", ".venv/bin/python docs/figures.py",
+)  # fmt: skip
+# Jobs that take long even on shipped models, and what makes them short.
+SHORT = {
+    "train": ["--config.measure=2"],
+    "evaluate": ["--config.control_draws=1", "--config.bootstrap_draws=20"],
+    "sweep": ["--config.control_draws=1", "--config.bootstrap_draws=20"],
+    "identify": ["--config.identify.chunk=4"],
+}
+LONG = ("train", "sweep", "identify")
+# A page that needs more of a model than every shipped one has: classes of heads are in this one's.
+SOURCES = {"configs/fold.py": "qwen2_5_vl-0"}
+FEW = 4  # items of a benchmark
+SANDBOX = ("photo.jpg", "val2014", "instances_val2014.json", "captions_val2014.json",
+           "coco_pope_adversarial.json", "captions.jsonl")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory) -> pathlib.Path:
+    """A folder where the files that pages speak of exist."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "docs").mkdir()
+    shutil.copyfile(ROOT / "docs" / "kitchen.png", folder / "docs" / "kitchen.png")
+    scenes = draw_scenes("broken", "test", 0, np.arange(FEW)).images
+    PIL.Image.fromarray(scenes[0]).save(folder / "photo.jpg")
+    (folder / "val2014").mkdir()
+    names = [f"COCO_val2014_{number:012}.jpg" for number in range(1, FEW + 1)]
+    for name, scene in zip(names, scenes):
+        PIL.Image.fromarray(scene).save(folder / "val2014" / name)
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names, 1)]
+    write = lambda name, value: (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    write(
+        "instances_val2014.json",
+        {
+            "images": images,
+            "categories": [{"id": 1, "name": "oven"}],
+            "annotations": [
+                {"id": i["id"], "image_id": i["id"], "category_id": 1, "bbox": [0, 0, 9, 9]}
+                for i in images
+            ],
+        },
+    )
+    write(
+        "captions_val2014.json",
+        {
+            "images": images,
+            "annotations": [
+                {"id": i["id"], "image_id": i["id"], "caption": "A chair and an oven."}
+                for i in images
+            ],
+        },
+    )
+    questions = [
+        {
+            "question_id": n,
+            "image": name,
+            "text": f"Is there a {what} in the image?",
+            "label": label,
+        }
+        for n, (name, what, label) in enumerate(
+            [(names[0], "oven", "yes"), (names[1], "cat", "no"), (names[2], "cup", "yes")], 1
+        )
+    ]
+    rows = lambda values: "".join(json.dumps(row) + "\n" for row in values)
+    (folder / "coco_pope_adversarial.json").write_text(rows(questions), encoding="utf-8")
+    captions = [{"image_id": i["id"], "caption": "An oven and a dog."} for i in images]
+    (folder / "captions.jsonl").write_text(rows(captions), encoding="utf-8")
+    return folder
+
+
+def stand_in(words: list[str], folder: pathlib.Path) -> list[str]:
+    """A command with what is not here replaced by what is.
+
+    ["--source=/shared/qwen", "--workdir=/shared/pope"] ->
+    ["--source=qwen2_5_vl-0", "--workdir=shared/pope"]
+    """
+    made = []
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag in ("--coordinator", "--num_processes", "--process_id", "--config.mesh.model"):
+            continue
+        if flag in ("--config.compile_cache",):
+            continue
+        parts = [part.strip() for part in value.split(",")]
+        if flag == "--source":
+            parts = [part if _is_here(part, folder) else _shipped(part) for part in parts]
+        elif flag in ("--target", "--workdir", "--baseline"):
+            parts = [part.lstrip("/") for part in parts]
+        elif any(pathlib.PurePath(part).name in SANDBOX for part in parts):
+            parts = [pathlib.PurePath(part).name for part in parts]
+        else:
+            made.append(word)
+            continue
+        made.append(f"{flag}={','.join(parts)}")
+    return [*made, "--num_processes=1"]
+
+
+def _is_here(name: str, folder: pathlib.Path) -> bool:
+    return (folder / name).is_dir() or name in hub.shipped()
+
+
+def _shipped(name: str) -> str:
+    """A shipped model of the family that a name speaks of."""
+    return "qwen2_5_vl-0" if "qwen" in name.lower() else "llava-0"
+
+
+def job_of(words: list[str]) -> str:
+    """The job that a command names."""
+    return next(word.split("=")[1] for word in words if word.startswith("--job="))
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command of a job that takes long, on few items."""
+    job = listing.jobs()[job_of(words)]
+    named, changes, _ = _split(words)
+    config = configs.read(named or job.config, changes)
+    short = [*words, *SHORT.get(job.name, [])]
+    for section in ("benchmarks", "test"):
+        for name, benchmark in config.get(section, {}).items():
+            if "n" in benchmark:
+                short.append(f"--config.{section}.{name}.n={FEW}")
+    if job.name in ("evaluate", "generate", "sweep"):
+        short.append("--config.max_new_tokens=8")
+    if job.name == "sweep":
+        short += [
+            f"--config.sweep.{key}={v[:1]!r}" for key, v in config.sweep.items() if len(v) > 1
+        ]
+    return short
+
+
+def run(words: list[str], folder: pathlib.Path) -> str:
+    """Runs a command in a folder; what it prints."""
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+        main(words)
+    return said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [pytest.param(*d, id=f"{d[0]}-{n}") for n, d in enumerate(documented())]
+)
+def test_a_documented_command_has_words_that_are_known(place, words):
+    if words in (["--help"], ["--version"], ["--helpfull"]):
+        return
+    named, changes, rest = _split(words)
+    rest = [word for word in rest if "$" not in word]
+    given = _flags()
+    assert given(["vlm-jax", *rest]) == ["vlm-jax"]
+    job = listing.jobs()[given.job]
+    configs.read(named or job.config, changes)
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_a_page_has_no_block_that_is_not_tried(page):
+    for block in blocks(page):
+        if block.language in ("python", "text", "yaml", "mermaid", "toml", ""):
+            continue
+        assert block.language == "sh", f"{page.name} has a block of {block.language}"
+        joined = block.text.replace("\\\n", " ")
+        for line in joined.splitlines():
+            ours = commands(line)
+            known = line.strip().startswith(OTHERS)
+            assert ours or known or not line.strip(), f"{page.name}: {line}"
+
+
+def places(*, long: bool) -> list[tuple[str, list[list[str]]]]:
+    """Every place that has commands of jobs, and these in their order."""
+    found: dict[str, list[list[str]]] = {}
+    for place, words in documented():
+        if place.startswith("vlm_jax") or not any(w.startswith("--job=") for w in words):
+            continue
+        takes_long = job_of(words) in LONG or "testbed" in " ".join(words)
+        # Training takes an hour; tests/testbed trains.
+        if takes_long == long and job_of(words) != "train":
+            found.setdefault(place, []).append(words)
+    return list(found.items())
+
+
+def run_all(
+    place: str, all_words: list[list[str]], sandbox: pathlib.Path, folder: pathlib.Path
+) -> None:
+    """Runs commands in a copy of the sandbox; each must have written what it names."""
+    shutil.copytree(sandbox, folder)
+    for number, words in enumerate(all_words):
+        source = f"--source={SOURCES.get(place, 'llava-0')}"
+        words = [word.replace("--source=<folder>", source) for word in words]
+        words = [word.replace("=<folder>", f"=folder-{number}") for word in words]
+        made = shortened(stand_in(words, folder))
+        run(made, folder)
+        for word in made:
+            if word.startswith(("--target=", "--workdir=")):
+                assert any((folder / word.split("=")[1]).iterdir()), words
+
+
+@pytest.mark.parametrize(("place", "all_words"), places(long=False), ids=lambda v: str(v)[:30])
+def test_the_commands_of_a_place_run_in_their_order(place, all_words, sandbox, tmp_path):
+    run_all(place, all_words, sandbox, tmp_path / "reader")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "all_words"), places(long=True), ids=lambda v: str(v)[:30])
+def test_the_long_commands_of_a_place_run(place, all_words, sandbox, tmp_path):
+    run_all(place, all_words, sandbox, tmp_path / "reader")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=str)
+def test_python_of_a_page_prints_what_the_page_says(page, sandbox, tmp_path):
+    folder = tmp_path / "reader"
+    shutil.copytree(sandbox, folder)
+    (folder / "out").mkdir()
+    said = io.StringIO()
+    python = [block for block in blocks(page) if block.language == "python"]
+    assert python
+    for block in python:
+        with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+            exec(compile(block.text, page.name, "exec"), {})
+        if block.output:
+            shown = [line.rstrip() for line in said.getvalue().splitlines()]
+            assert shown == block.output.splitlines()
+
+
+def test_the_listings_for_contributors_are_what_the_seams_take():
+    made: dict = {}
+    for block in blocks(ROOT / "CONTRIBUTING.md"):
+        if block.language == "python":
+            exec(compile(block.text, "CONTRIBUTING.md", "exec"), made)
+    config = read_config(hub.SHIPPED / "llava-0")
+    steering = made["quiet_layer"](config, layer=2)
+    gains = np.asarray(steering.head_gains.gain)[0]
+    assert (gains[2] == 0.5).all()
+    assert (np.delete(gains, 2, 0) == 1).all()
+    assert isinstance(made["FAMILY"], Family)
+    # Logits 3 with the image and 1 without it: 2 * 3 - 1.
+    assert made["Blind"]().scores(np.array([[[3.0], [1.0]]]), None) == 5
+
+
+def test_the_pictures_of_the_pages_are_there():
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_scene_of_the_readme_is_the_one_that_figures_draws():
+    drawn = draw_scenes("broken", "test", 0, np.array([11]))
+    assert (np.asarray(PIL.Image.open(ROOT / "docs" / "kitchen.png")) == drawn.images[0]).all()
