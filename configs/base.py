@@ -56,9 +56,10 @@ def get_config() -> ConfigDict:
     config.benchmarks = ConfigDict()
     # What it compares with the source as it is: name -> arm. An arm is one entry, or a list of
     # entries that act together. An entry whose `method` is an attention method
-    # (vlm_jax.steering.registry.METHODS) gives that method's settings; any other entry is
-    # config.edit with some keys changed, {} as it stands, at most one an arm. `control` makes an
-    # arm the control of the arm without it; a random one may say how many `draws` it has.
+    # (vlm_jax.steering.registry.METHODS) or a decoding strategy (a file of
+    # vlm_jax/decoding/strategies) gives that method's settings; any other entry is config.edit with
+    # some keys changed, {} as it stands, at most one an arm. `control` makes an arm the control
+    # of the arm without it; a random one may say how many `draws` it has.
     #   {"edited": {}, "mild": {"method": "air", "heads": "identified", "text_gain": 0.5},
     #    "both": [{"k": 2}, {"method": "air", "heads": "identified"}]}
     config.arms = ConfigDict()

@@ -14,6 +14,8 @@ from vlm_jax import checkpoint
 from vlm_jax.api import VLM
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
+from vlm_jax.decoding import strategies
+from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.jobs.edit import image_rope, read_edit, read_layer
 from vlm_jax.parallel import processes, put
@@ -41,14 +43,16 @@ class Setting:
     Attributes:
         seed: of what is random in it.
         edit: of the weights, or None.
-        methods: attention methods as the config writes them.
-        steering: what they do, leaves [1, L, N]; None without any.
+        methods: attention methods and a strategy as the config writes them.
+        steering: what the methods do, leaves [1, L, N]; None without any.
+        strategy: how tokens are chosen, if not from the model's own logits alone.
     """
 
     seed: int
     edit: QKEdit | None = None
     methods: tuple[Mapping[str, Any], ...] = ()
     steering: Steering | None = dataclasses.field(default=None, compare=False)
+    strategy: Strategy | None = dataclasses.field(default=None, compare=False)
 
     @property
     def two_passes(self) -> bool:
@@ -60,8 +64,10 @@ class Setting:
     def identity(self) -> dict[str, Any]:
         """JSON values that say which setting made an answer."""
         named: dict[str, Any] = {"edit": repr(self.edit)}
+        if self.methods:
+            named |= {"methods": self.methods}
         if self.steering is not None:
-            named |= {"methods": self.methods, "steering": steering_hash(self.steering)}
+            named |= {"steering": steering_hash(self.steering)}
         return named
 
 
@@ -154,16 +160,18 @@ class ArmReader:
     def arm(self, name: str, section: Section, where: str) -> Arm:
         """Makes an arm: of an entry, or of several that act together.
 
-        An entry whose `method` is an attention method says its settings; any other is `config.edit`
-        with some keys changed. A random control may say how many `draws` it has.
+        An entry whose `method` is an attention method or a strategy says its settings; any other is
+        `config.edit` with some keys changed. A random control may say how many `draws` it has.
 
         Raises:
             ConfigError: a key is unknown or a value out of range; the message begins with `where`.
         """
         try:
-            changes, methods = split_edit(section)
+            rest, chosen = _split_strategy(section)
+            changes, methods = split_edit(rest) if rest else (None, [])
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+        methods += chosen
         if changes is None and not methods:
             raise ConfigError(f"{where} says nothing to do; {{}} is config.edit as it is.")
         entries = [*([] if changes is None else [changes]), *methods]
@@ -214,11 +222,18 @@ class ArmReader:
         if not methods:
             return Setting(seed, drawn)
         section = with_seed(methods, first + n)
+        acting, chosen = _split_strategy(section)
+        steering = strategy = None
         try:
-            steering = read_method([self._with_heads(entry) for entry in section], self.model)
+            if acting:
+                steering = read_method([self._with_heads(entry) for entry in acting], self.model)
+            for entry in chosen:
+                settings = {key: value for key, value in entry.items() if key != "method"}
+                strategy = strategies.read_strategy(entry["method"], settings, where)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-        return Setting(seed, drawn, tuple(section), steering)
+            said = str(error)
+            raise ConfigError(said if said.startswith(where) else f"{where}: {said}") from None
+        return Setting(seed, drawn, tuple(section), steering, strategy)
 
     def _with_heads(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """The entry with the file that `heads='identified'` stands for."""
@@ -230,6 +245,29 @@ class ArmReader:
                 "or name another by config.heads."
             )
         return {**entry, "heads": self.heads}
+
+
+def _split_strategy(section: Section) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Separates the entry of a strategy, if there is one, from all others.
+
+    Raises:
+        ConfigError: there are two strategies.
+    """
+    single = isinstance(section, str) or hasattr(section, "items")
+    rest: list[Any] = []
+    chosen: list[dict[str, Any]] = []
+    for entry in [section] if single else section:
+        word = entry if isinstance(entry, str) else getattr(entry, "get", {}.get)("method")
+        if word in strategies.names():
+            chosen.append({"method": word} if isinstance(entry, str) else dict(entry.items()))
+        else:
+            rest.append(entry)
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"methods {chosen[0]['method']!r} and {chosen[1]['method']!r} both choose tokens, so "
+            "they cannot act together; use one of them."
+        )
+    return rest, chosen
 
 
 def _beside_controls(arms: Sequence[Arm]) -> list[Arm]:

@@ -126,7 +126,8 @@ class Session:
                 drawn = runs.draw(setting, folder, label)
                 for name, answered in drawn.items():
                     found.setdefault(arm.name, {}).setdefault(name, []).append(answered)
-                kind = "edited" if setting.steering is None else "steered"
+                plain = setting.steering is None and setting.strategy is None
+                kind = "edited" if plain else "steered"
                 compiled[kind] += self.model.generator.compilations - before
                 if setting.steering is not None:
                     rows = {name: answered.rows for name, answered in drawn.items()}
@@ -151,8 +152,9 @@ class Session:
         }
         if sweep:
             sweep[0.0] = {name: tables[UNEDITED][name][0] for name in captions}
-        steerings = [setting.steering for arm in arms for setting in arm.settings]
-        kinds = len({jax.tree.structure(one) for one in steerings if one is not None})
+        settings = [setting for arm in arms for setting in arm.settings]
+        acting = {jax.tree.structure((one.steering, one.strategy)) for one in settings}
+        kinds = len(acting - {jax.tree.structure((None, None))})
         sweep = dict(sorted(sweep.items()))
         programs = Compiled(**compiled, kinds=kinds)
         return Measured(tables, sweep, planned, done, programs, found, failures)
@@ -188,9 +190,11 @@ class _Runs:
             model = edit_model(model, self.session.source, self.planned[setting.edit])
         if setting.two_passes:
             model = TwoPasses(model)
-        steered = {}
+        steered: dict[str, Any] = {}
         if setting.steering is not None:
             steered = {"steering": setting.steering, "details": details}
+        if setting.strategy is not None:
+            steered["strategy"] = setting.strategy
         return {
             name: self.answer(name, model, folder, label, setting.identity, **steered)
             for name in self.benchmarks

@@ -1,0 +1,48 @@
+"""Decoding strategies as arms: read, paired with their controls, told apart, refused."""
+
+import pytest
+
+from vlm_jax import checkpoint
+from vlm_jax.errors import ConfigError
+from vlm_jax.jobs.arms import ArmReader, pair_controls
+
+AIR = {"method": "air", "heads": ((1, 0), (2, 3))}
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_llava):
+    config = checkpoint.open_folder(tiny_llava).config
+    return ArmReader({"method": "plain", "k": 4, "strength": 0.5}, config)
+
+
+def test_an_arm_is_a_strategy_alone_or_beside_others(reader):
+    (alone,) = reader.arm("vcd", {"method": "vcd", "alpha": 0.5}, "config.arms.vcd").settings
+    assert alone.strategy.alpha == 0.5
+    assert alone.steering is None
+    assert alone.edit is None
+    (named,) = reader.arm("vcd", "vcd", "config.arms.vcd").settings
+    assert named.strategy.alpha == 1.0
+    both = reader.arm("both", [{"strength": 1.0}, "icd"], "config.arms.both").settings[0]
+    assert both.edit.strength == 1.0
+    assert both.strategy.name == "icd"
+    assert len({repr(one.identity) for one in (alone, named, both)}) == 3
+
+
+def test_a_control_stands_beside_its_strategy(reader):
+    arms = reader.arms(
+        {"vcd": {"method": "vcd"}, "again": {"method": "vcd", "control": "clean"}, "icd": "icd"}
+    )
+    assert [arm.name for arm in arms] == ["unedited", "vcd", "again", "icd"]
+    assert pair_controls(arms) == [("vcd", "again", False)]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [(["vcd", "icd"], "both choose tokens"), ({"method": "vcd", "alpha": -1}, "alpha must be"),
+     ({"method": "vcd", "bta": 1}, "did you mean 'beta'"),
+     ({"method": "icd", "draws": 3}, "not random")],
+)  # fmt: skip
+def test_bad_arms_are_one_clear_error(reader, section, message):
+    with pytest.raises(ConfigError, match=f"config.arms.x.*{message}") as caught:
+        reader.arm("x", section, "config.arms.x")
+    assert "\n" not in str(caught.value)
