@@ -91,6 +91,8 @@ def test_a_baseline_gives_paired_differences(files, write):
     assert difference.low == -1.0
     assert difference.high == 0.0
     assert "vs baseline" in results.table()
+    assert results.tests == {"C_S": 1.0}  # one caption of two differs: it says nothing
+    assert "C_S: exact McNemar p 1" in results.table()
 
 
 def test_the_protocol_is_of_the_comparison_not_of_the_answers(files, write):

@@ -29,6 +29,7 @@ class Results:
         differences: metric -> paired difference from the baseline arm, where there is one.
         units: unit of the metrics that are not fractions.
         hidden: metrics that tables leave out.
+        tests: metric -> exact two-sided McNemar p against the baseline, where items have outcomes.
         config: the settings that made the result.
         versions: package -> version.
         seeds: purpose -> seed.
@@ -44,6 +45,7 @@ class Results:
     differences: Mapping[str, Interval] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
+    tests: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: package_versions())
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Results:
             "n": self.n,
             "units": dict(self.units),
             "hidden": list(self.hidden),
+            "tests": dict(self.tests),
             "config": dict(self.config),
             "versions": dict(self.versions),
             "seeds": dict(self.seeds),
@@ -79,6 +82,7 @@ class Results:
         """A readable table of the metrics, then the counts and the notes."""
         lines = [metric_table([(self.benchmark, self)])]
         lines.append("  ".join(f"{n} {count}" for n, count in self.counts.items() if "/" not in n))
+        lines.extend(f"{name}: exact McNemar p {p:.2g}" for name, p in self.tests.items())
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -99,6 +103,7 @@ def read_results(path: str | Path) -> Results:
             n=document["n"],
             units=document.get("units", {}),
             hidden=tuple(document.get("hidden", ())),
+            tests=document.get("tests", {}),
             config=document["config"],
             versions=document["versions"],
             seeds=document["seeds"],

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.answers import USUAL, Answers, Keys, read_answers
 from vlm_jax.evals.base import Judged, Suite
 from vlm_jax.evals.items import asked_of, tabulate_items, write_items
 from vlm_jax.evals.records import Record, decode, is_table, read_content, read_rows, some, text_rows
 from vlm_jax.evals.results import Results, protocol_hash
-from vlm_jax.evals.statistics import DRAWS, bootstrap_all, paired_bootstrap
+from vlm_jax.evals.statistics import DRAWS, bootstrap_all, mcnemar, paired_bootstrap
 from vlm_jax.evals.suites import benchmarks, find
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.settings import read
@@ -88,13 +90,18 @@ def score(
     totals = table.totals()
     metrics = bench.metrics(totals)
     statistics = {name: metric.of for name, metric in metrics.items()}
-    differences = {}
+    differences, tests = {}, {}
     if baseline is not None:
         other = judge.read(baseline)
         _same_items(answers, set(found.judged), baseline, set(other.judged))
         differences = paired_bootstrap(
             statistics, table, judge.table(other).take(table.ids), draws=draws, seed=seed
         )
+        tests = {
+            name: _mcnemar(found.judged, other.judged, metric.outcome)
+            for name, metric in metrics.items()
+            if metric.outcome
+        }
     protocol = {
         "benchmark": bench.name,
         "truth": sorted(_digest(path) for path in listed(truth)),
@@ -107,6 +114,7 @@ def score(
         counts=totals,
         n=len(found.judged),
         differences=differences,
+        tests=tests,
         units={name: metric.unit for name, metric in metrics.items() if metric.plain},
         hidden=tuple(name for name, metric in metrics.items() if not metric.shown),
         config={
@@ -122,6 +130,13 @@ def score(
         notes=found.notes,
     )
     return ScoredFile(bench, results, table, found.judged, found.texts)
+
+
+def _mcnemar(ours: Mapping[Any, Judged], theirs: Mapping[Any, Judged], outcome: str) -> float:
+    """The exact p-value of two arms' outcomes of the same answers."""
+    pairs = [(ours[key].counts[outcome], theirs[key].counts[outcome]) for key in ours]
+    first, second = np.array(pairs).T
+    return mcnemar(first, second)
 
 
 def make_suite(truth: Paths, suite: str = "", rules: Mapping[str, Any] | None = None) -> Suite:

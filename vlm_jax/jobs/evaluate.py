@@ -223,7 +223,8 @@ def _write_arms(
     for arm, row in zip(arms, comparison.arms):
         for name, benchmark in benchmarks.items():
             tables = measured.tables[arm.name][name]
-            describe = _Describe(request, benchmark, arm, len(measured.failures.get(name, {})))
+            failed = len(measured.failures.get(name, {}))
+            describe = _Describe(request, benchmark, arm, measured.generation, failed)
             entry = describe.results(row.levels[name], row.changes.get(name, {}), tables)
             results[name][arm.name] = entry
             if not processes.primary():
@@ -247,6 +248,7 @@ class _Describe:
     request: Request
     benchmark: Suite
     arm: Arm
+    generation: Mapping[str, Any]
     failed: int = 0
 
     def results(
@@ -281,7 +283,7 @@ class _Describe:
             versions=found["versions"],
             seeds={**found["seeds"], "bootstrap": self.request.config.seed},
             device=found["device"],
-            protocol=protocol_hash(self.benchmark.protocol()),
+            protocol=protocol_hash({**self.benchmark.protocol(), "generation": self.generation}),
             notes=tuple(notes),
         )
 

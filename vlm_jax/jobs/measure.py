@@ -60,6 +60,7 @@ class Measured:
         acted: arm -> what its steering did, one a draw; steered arms alone.
         compiled: programs.
         answered: arm -> benchmark -> what each draw's answers say.
+        generation: what besides weights and prompts makes answers what they are.
         failures: benchmark -> id of an item -> why it could not be read, in whichever arm; such
             items are left out of all arms, so that they stay paired.
     """
@@ -70,6 +71,7 @@ class Measured:
     acted: Mapping[str, Sequence[Mapping[str, Any]]]
     compiled: Compiled
     answered: Mapping[str, Mapping[str, Sequence[Answered]]]
+    generation: Mapping[str, Any]
     failures: Mapping[str, Mapping[str, str]]
 
 
@@ -157,7 +159,8 @@ class Session:
         kinds = len(acting - {jax.tree.structure((None, None))})
         sweep = dict(sorted(sweep.items()))
         programs = Compiled(**compiled, kinds=kinds)
-        return Measured(tables, sweep, planned, done, programs, found, failures)
+        generation = {key: value for key, value in self.identity.items() if key != "source"}
+        return Measured(tables, sweep, planned, done, programs, found, generation, failures)
 
 
 def _failures(

@@ -18,7 +18,7 @@ import numpy as np
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Judged, Metric, row_id
 from vlm_jax.evals.questions import QuestionSuite, need
-from vlm_jax.evals.records import Row, read_rows, read_text
+from vlm_jax.evals.records import Record, read_rows, read_text
 from vlm_jax.evals.tallies import Totals, ratio
 from vlm_jax.evals.words import singularize, tokenize
 from vlm_jax.evals.yes_no import verdict
@@ -39,7 +39,7 @@ class Amber(QuestionSuite):
     parsers = ("vlmevalkit", "exact", "reasoning")
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """An annotation of either kind."""
         kind = row.fields.get("type")
         return isinstance(kind, str) and kind.startswith(("generative", "discriminative"))
@@ -74,7 +74,7 @@ class Amber(QuestionSuite):
             return True
         return False
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A caption or a question."""
         key, kind, truth = row_id(row), str(need(row, "type")), need(row, "truth")
         image, query = self._asked.get(key, (f"AMBER_{key}.jpg", ""))

@@ -11,7 +11,7 @@ from typing import Any
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
-from vlm_jax.evals.records import Row, read_text
+from vlm_jax.evals.records import Record, read_text
 from vlm_jax.evals.tallies import Totals, ratio
 from vlm_jax.foreign import parse_json
 from vlm_jax.settings import setting, text
@@ -39,7 +39,7 @@ class MmVet(QuestionSuite):
     Settings = MmVetSettings
 
     @classmethod
-    def recognises(cls, row: Row) -> bool:
+    def recognises(cls, row: Record) -> bool:
         """A question with its capabilities."""
         return {"imagename", "question", "answer", "capability"} <= row.fields.keys()
 
@@ -47,7 +47,7 @@ class MmVet(QuestionSuite):
         """Reads the judge's grades."""
         self.grades = read_grades(self.chosen.grades) if self.chosen.grades else None
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Record) -> Example | None:
         """A question."""
         question = str(need(row, "question"))
         abilities = need(row, "capability")
@@ -60,7 +60,7 @@ class MmVet(QuestionSuite):
         }
         return Example(self.identify(row), (), question, {**meta, "abilities": abilities})
 
-    def identify(self, row: Row) -> Any:
+    def identify(self, row: Record) -> Any:
         """The question's name, such as "v1_0"."""
         return str(need(row, "question_id", "id", "index"))
 
