@@ -50,7 +50,7 @@ class Reference:
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
         model = tiny.reference(folder, dtype=dtype)
         config = model.config
-        is_llava = config.model_type == "llava"
+        is_llava = config.model_type in ("llava", "llava_next")
         token = config.image_token_index if is_llava else config.image_token_id
         return cls(model, processor, token)
 
@@ -58,7 +58,9 @@ class Reference:
         """Pixel tensors of one sample's images, in the model's dtype."""
         if not images:
             return {}
-        made = dict(self.image_processor(images=list(images), return_tensors="pt"))
+        options = {"crop_to_patches": True} if "internvl" in self.model.config.model_type else {}
+        made = dict(self.image_processor(images=list(images), return_tensors="pt", **options))
+        made.pop("num_patches", None)
         made["pixel_values"] = made["pixel_values"].to(self.model.dtype)
         return made
 

@@ -96,6 +96,52 @@ def _llava(**text: Any) -> dict[str, Any]:
     }
 
 
+def _llava_next(**text: Any) -> dict[str, Any]:
+    root = _llava(**text)
+    vocab = root["text_config"]["vocab_size"]
+    return root | {
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "model_type": "llava_next",
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        "image_token_index": vocab - 64,
+        "use_image_newline_parameter": True,
+        "vocab_size": vocab,
+    }
+
+
+def _internvl(**text: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "downsample_ratio": 0.5,
+        "image_seq_length": 256,
+        "image_token_id": 151671,
+        "model_type": "internvl",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+            "model_type": "qwen3",
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": False,
+            "vocab_size": 151936,
+            **text,
+        },
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "attention_bias": True,
+            "hidden_size": 1024,
+            "image_size": [448, 448],
+            "intermediate_size": 4096,
+            "model_type": "internvl_vision",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": [14, 14],
+        },
+        "vision_feature_layer": -1,
+    }
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B": _qwen(
         width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True,
@@ -154,6 +200,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
         hidden_size=5120, intermediate_size=13824, num_attention_heads=40, num_hidden_layers=40,
         num_key_value_heads=40,
     ),
+    "LLaVA-NeXT-7B-vicuna": _llava_next(),
+    "LLaVA-NeXT-7B-mistral": _llava_next(
+        model_type="mistral", intermediate_size=14336, num_key_value_heads=8, rope_theta=1e6,
+        max_position_embeddings=32768, sliding_window=None,
+    ),
+    "LLaVA-NeXT-13B": _llava_next(
+        hidden_size=5120, intermediate_size=13824, num_attention_heads=40, num_hidden_layers=40,
+        num_key_value_heads=40,
+    ),
+    "LLaVA-NeXT-34B": _llava_next(
+        hidden_size=7168, intermediate_size=20480, num_attention_heads=56, num_hidden_layers=60,
+        num_key_value_heads=8, rope_theta=5e6, vocab_size=64064,
+    ),
+    "InternVL3.5-1B": _internvl(
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16
+    ),
+    "InternVL3.5-4B": _internvl(
+        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32
+    ),
+    "InternVL3.5-8B": _internvl(
+        hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32
+    ),
 }  # fmt: skip
 
 PARAMETERS = {
@@ -163,4 +231,11 @@ PARAMETERS = {
     "Qwen2.5-VL-72B": 73_410_777_344,
     "LLaVA-1.5-7B": 7_063_427_072,
     "LLaVA-1.5-13B": 13_351_494_656,
+    "LLaVA-NeXT-7B-vicuna": 7_063_431_168,
+    "LLaVA-NeXT-7B-mistral": 7_566_747_648,
+    "LLaVA-NeXT-13B": 13_351_499_776,
+    "LLaVA-NeXT-34B": 34_752_083_968,
+    "InternVL3.5-1B": 1_060_897_792,
+    "InternVL3.5-4B": 4_732_489_216,
+    "InternVL3.5-8B": 8_528_318_464,
 }

@@ -71,7 +71,7 @@ def reference(root: dict, folder) -> dict:
         "mrope_section": tuple(rope["mrope_section"]) if "mrope_section" in rope else None,
         "tie_embeddings": config.tie_word_embeddings,
     }
-    if config.model_type == "llava":
+    if config.model_type in ("llava", "llava_next"):
         fields = {
             "hidden_size": vision.hidden_size,
             "intermediate_size": vision.intermediate_size,
@@ -86,6 +86,19 @@ def reference(root: dict, folder) -> dict:
         }
         image = config.image_token_index
         act, bias = config.projector_hidden_act, config.multimodal_projector_bias
+    elif config.model_type == "internvl":
+        fields = {
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_layers": vision.num_hidden_layers,
+            "num_heads": vision.num_attention_heads,
+            "image_size": vision.image_size[0],
+            "patch_size": vision.patch_size[0],
+            "hidden_act": vision.hidden_act,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "qkv_bias": vision.attention_bias,
+        }
+        image, act, bias = config.image_token_id, config.projector_hidden_act, True
     else:
         fields = {
             "hidden_size": vision.hidden_size,
@@ -157,7 +170,7 @@ def test_a_layout_means_what_it_means_to_the_reference(name, tmp_path):
     assert ours(LAYOUTS[name], expected) == expected
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_every_text_default_is_the_references(kind):
     theirs = transformers.CONFIG_MAPPING[kind]()
     text = {"model_type": kind} | ({"sliding_window": None} if kind == "mistral" else {})
@@ -224,6 +237,34 @@ for _ in range(50):
     DEEP = [DEEP]
 
 BAD = {
+    "InternViT-6B": (
+        changed(CONFIGS["InternVL3.5-8B"], vision_config__norm_type="rms_norm"),
+        "norm_type must be 'layer_norm', not 'rms_norm'",
+    ),
+    "normed queries in the tower": (
+        changed(CONFIGS["InternVL3.5-8B"], vision_config__use_qk_norm=True),
+        "use_qk_norm must be False",
+    ),
+    "an original layout that says little": (
+        {"model_type": "internvl_chat", "llm_config": {}, "vision_config": {}},
+        "required field `downsample_ratio`",
+    ),
+    "experts": (
+        changed(CONFIGS["InternVL3.5-8B"], text_config__model_type="qwen3_moe"),
+        "'qwen3_moe' text model is not supported",
+    ),
+    "tiles that do not fit": (
+        changed(CONFIGS["LLaVA-NeXT-7B-vicuna"], image_grid_pinpoints=[[336, 700]]),
+        "image_grid_pinpoints .336, 700. must be multiples of image_size 336",
+    ),
+    "tiles without pairs": (
+        changed(CONFIGS["LLaVA-NeXT-7B-vicuna"], image_grid_pinpoints=[336]),
+        "image_grid_pinpoints",
+    ),
+    "tiles with the class token": (
+        changed(CONFIGS["LLaVA-NeXT-7B-vicuna"], vision_feature_select_strategy="full"),
+        "must be 'default' for tiles",
+    ),
     "unknown architecture": ({"model_type": "blip"}, "model_type 'blip' is not supported"),
     "no model type": ({}, "model_type None"),
     "unknown text model": (changed(LLAVA, text_config__model_type="gpt2"), "'gpt2' text model"),

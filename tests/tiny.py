@@ -11,9 +11,11 @@ import re
 from typing import Any
 
 from tests.tiny_tokenizers import (
+    INTERNVL_SPECIALS,
     LLAVA_TEMPLATE,
     QWEN_SPECIALS,
     QWEN_TEMPLATE,
+    internvl_tokenizer,
     llava_tokenizer,
     qwen_tokenizer,
 )
@@ -21,8 +23,15 @@ from tests.tiny_tokenizers import (
 NAMINGS = ("hub", "saved", "memory")
 DTYPES = ("float32", "bfloat16", "float16")
 
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+
 _QWEN_VOCAB = 288  # the tokenizer knows 275: released heads are wider than their tokenizers too
 _LLAVA_VOCAB = 384
+
+_LLAVAS = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+}
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -70,7 +79,14 @@ def llava(
         "generation_config.json",
         {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id},
     )
-    _write(folder, "preprocessor_config.json", _clip_preprocessor(size))
+    kind = _LLAVAS[config["model_type"]]
+    preprocessor = _clip_preprocessor(size)
+    if "image_grid_pinpoints" in config:
+        preprocessor["image_processor_type"] = "LlavaNextImageProcessor"
+        preprocessor["image_grid_pinpoints"] = config["image_grid_pinpoints"]
+        config["image_seq_length"] = (size // config["vision_config"]["patch_size"]) ** 2
+        _write(folder, "config.json", config)
+    _write(folder, "preprocessor_config.json", preprocessor)
     _write(
         folder,
         "processor_config.json",
@@ -78,13 +94,11 @@ def llava(
             "image_token": "<image>",
             "num_additional_image_tokens": 1,
             "patch_size": config["vision_config"]["patch_size"],
-            "processor_class": "LlavaProcessor",
+            "processor_class": kind.replace("ForConditionalGeneration", "Processor"),
             "vision_feature_select_strategy": config["vision_feature_select_strategy"],
         },
     )
-    _weights(
-        transformers.LlavaForConditionalGeneration, folder, naming, dtype, shards, nested, seed
-    )
+    _weights(getattr(transformers, kind), folder, naming, dtype, shards, nested, seed)
     return folder
 
 
@@ -148,6 +162,136 @@ def qwen2_5_vl(
     return folder
 
 
+def llava_next(folder: str | pathlib.Path, **options: Any) -> pathlib.Path:
+    """Writes a LLaVA-NeXT folder: `llava` with tiles of 56 pixels and a newline; args as there."""
+    return llava(folder, model_type="llava_next", image_grid_pinpoints=PINPOINTS, **options)
+
+
+def internvl(
+    folder: str | pathlib.Path,
+    *,
+    naming: str = "hub",
+    dtype: str = "float32",
+    shards: int = 1,
+    nested: bool = False,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **root: Any,
+) -> pathlib.Path:
+    """Writes an InternVL-3.5 folder in transformers' layout: tiles of 56 pixels, Qwen3 with 4:2
+    heads of 24.
+
+    Args: as `llava`.
+    """
+    import transformers
+
+    folder = pathlib.Path(folder)
+    tokenizer = internvl_tokenizer()
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in INTERNVL_SPECIALS}
+    config = _internvl_config(ids, dtype, text or {}, vision or {}) | root
+    tokenizer.save_pretrained(folder)
+    _write(folder, "config.json", config)
+    stops = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    _write(folder, "generation_config.json", stops)
+    preprocessor = {
+        "crop_to_patches": False,  # as released: the processor switches it on at each call
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_processor_type": "GotOcr2ImageProcessorFast",
+        "image_std": [0.229, 0.224, 0.225],
+        "max_patches": 12,
+        "min_patches": 1,
+        "processor_class": "InternVLProcessor",
+        "size": {"height": 56, "width": 56},
+    }
+    _write(folder, "preprocessor_config.json", preprocessor)
+    _weights(
+        transformers.InternVLForConditionalGeneration, folder, naming, dtype, shards, nested, seed
+    )
+    return folder
+
+
+def internvl_chat(source: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
+    """Writes the model of an `internvl` folder of hub names in its authors' layout."""
+    import torch
+    from safetensors.torch import load_file
+
+    source, folder = pathlib.Path(source), pathlib.Path(folder)
+    internvl_tokenizer().save_pretrained(folder)
+    theirs = json.loads((source / "config.json").read_text())
+    text, vision = theirs["text_config"], theirs["vision_config"]
+    llm = {name: value for name, value in text.items() if name != "model_type"}
+    config = {
+        "architectures": ["InternVLChatModel"],
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": 56,
+        "llm_config": llm | {"architectures": ["Qwen3ForCausalLM"]},
+        "max_dynamic_patch": 12,
+        "min_dynamic_patch": 1,
+        "model_type": "internvl_chat",
+        "pad2square": False,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "internvl2_5",
+        "use_thumbnail": True,
+        "vision_config": {
+            "hidden_size": vision["hidden_size"],
+            "image_size": 56,
+            "intermediate_size": vision["intermediate_size"],
+            "layer_norm_eps": 1e-6,
+            "model_type": "intern_vit_6b",
+            "norm_type": "layer_norm",
+            "num_attention_heads": vision["num_attention_heads"],
+            "num_hidden_layers": vision["num_hidden_layers"],
+            "patch_size": 14,
+            "qk_normalization": False,
+            "qkv_bias": True,
+        },
+    }
+    _write(folder, "config.json", config)
+    image = {
+        "crop_size": 56,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": 56,
+    }
+    _write(folder, "preprocessor_config.json", image)
+    rules = (
+        (r"vision_tower\.embeddings\.cls_token", "vision_model.embeddings.class_embedding"),
+        (r"patch_embeddings\.projection", "patch_embedding"),
+        (r"position_embeddings", "position_embedding"),
+        (r"vision_tower\.encoder\.layer\.", "vision_model.encoder.layers."),
+        (r"vision_tower\.", "vision_model."),
+        (r"attention\.projection_layer", "attn.proj"),
+        (r"lambda_(\d)", r"ls\1"),
+        (r"layernorm_before", "norm1"),
+        (r"layernorm_after", "norm2"),
+        (r"multi_modal_projector\.layer_norm", "mlp1.0"),
+        (r"multi_modal_projector\.linear_1", "mlp1.1"),
+        (r"multi_modal_projector\.linear_2", "mlp1.3"),
+    )
+    tensors = {}
+    for name, value in load_file(source / "model.safetensors").items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = value
+    for name in [n for n in tensors if ".attention.q_proj." in n]:
+        parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        tensors[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
+    _save_shards(folder, tensors, 1)
+    return folder
+
+
 def reference(folder: str | pathlib.Path, attention: str = "sdpa", dtype: str = "float32"):
     """Loads a folder with torch, on the CPU, in eval mode; `attention` is "sdpa" or "eager"."""
     import torch
@@ -166,8 +310,10 @@ def rename(name: str, family: str, naming: str) -> str:
     if family == "qwen2_5_vl":
         rules = [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")]
     else:
-        tower = "vision_tower.vision_model." if naming == "hub" else "vision_tower."
+        clip = naming == "hub" and family != "internvl"
+        tower = "vision_tower.vision_model." if clip else "vision_tower."
         rules = [
+            (r"^model\.image_newline", "image_newline"),
             (r"^model\.vision_tower\.", tower),
             (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
             (r"^model\.language_model\.", "language_model.model."),
@@ -290,6 +436,46 @@ def _qwen_config(ids: dict[str, int], dtype: str, tied: bool, vision: dict) -> d
     }
 
 
+def _internvl_config(ids: dict[str, int], dtype: str, text: dict, vision: dict) -> dict[str, Any]:
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "downsample_ratio": 0.5,
+        "image_seq_length": 4,
+        "image_token_id": ids["<IMG_CONTEXT>"],
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "text_config": {
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "eos_token_id": ids["<|im_end|>"],
+            "head_dim": 24,
+            "hidden_size": 64,
+            "intermediate_size": 112,
+            "max_position_embeddings": 4096,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": False,
+            "vocab_size": _QWEN_VOCAB,
+            **text,
+        },
+        "vision_config": {
+            "model_type": "internvl_vision",
+            "attention_bias": True,
+            "hidden_size": 48,
+            "image_size": [56, 56],
+            "intermediate_size": 80,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "patch_size": [14, 14],
+            **vision,
+        },
+    }
+
+
 def _write(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
     (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -309,7 +495,7 @@ def _weights(model_class, folder, naming, dtype, shards, nested, seed) -> None:
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             value = 0.2 * noise
-        elif parameter.ndim == 1 and "class_embedding" not in name:
+        elif parameter.ndim == 1 and "class_embedding" not in name and "newline" not in name:
             value = 1 + 0.2 * noise
         else:
             # Unit-variance outputs, but louder queries and keys, so that attention has preferences.

@@ -9,6 +9,10 @@ QWEN_SPECIALS = [
     )
 ]  # fmt: skip
 
+INTERNVL_SPECIALS = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>",
+]  # fmt: skip
+
 TEXT_ONLY_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -76,4 +80,29 @@ def llava_tokenizer(template: str | None):
     )
     if template is not None:
         tokenizer.chat_template = template
+    return tokenizer
+
+
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ item['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def internvl_tokenizer():
+    from transformers import Qwen2Tokenizer
+
+    symbols = _byte_symbols()
+    tokenizer = Qwen2Tokenizer(
+        vocab={symbol: index for index, symbol in enumerate(symbols)},
+        merges=[],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=INTERNVL_SPECIALS,
+    )
+    tokenizer.chat_template = INTERNVL_TEMPLATE
     return tokenizer

@@ -65,7 +65,8 @@ class Batch:
         positions_bt3: int32 [B, T, 3] rotary positions (time, height, width); the three are equal
             for families without m-rope.
         slots_bt: int32 [B, T] for image tokens the index of their merged feature among the sample's
-            features [M, D] in group order (groups x merged patches, flattened); 0 elsewhere.
+            features [M, D] in group order (groups x merged patches, flattened), or -1 for the
+            connector's learned newline; 0 elsewhere.
         lengths_b: int32 [B] number of real tokens.
         next_position_b: int32 [B] rotary position of the first generated token.
         images: the samples' images, or their features, or None when no sample has one.

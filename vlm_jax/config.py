@@ -27,6 +27,8 @@ class DecoderConfig:
         mrope_section: how many of the H/2 frequencies follow time, height and width; None without
             m-rope.
         qkv_bias, o_bias: whether the attention projections have biases.
+        qk_norm: whether each head's queries and keys are RMS-normed before they are rotated, with
+            gains that the heads of a layer share.
         tie_embeddings: whether the head is the transposed embedding table.
     """
 
@@ -43,6 +45,7 @@ class DecoderConfig:
     mrope_section: tuple[int, int, int] | None = None
     qkv_bias: bool = False
     o_bias: bool = False
+    qk_norm: bool = False
     tie_embeddings: bool = False
     max_positions: int = 2048
 
@@ -81,6 +84,35 @@ class ClipVisionConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class InternVisionConfig(TowerConfig):
+    """An InternViT: a class token, learned positions, learned scales of each block's outputs.
+
+    Attributes:
+        image_size: side of a tile.
+        qkv_bias: whether queries, keys and values have biases.
+        fused_qkv: whether a checkpoint holds them as one matrix.
+        merge_size: side in patches of the block that becomes one image token.
+    """
+
+    image_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    qkv_bias: bool
+    fused_qkv: bool
+    merge_size: int
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one tile, without the class token."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Image tokens that the decoder sees for one tile."""
+        return self.num_patches // self.merge_size**2
+
+
+@dataclasses.dataclass(frozen=True)
 class QwenVisionConfig(TowerConfig):
     """A vision tower of windowed attention with a few full-attention layers."""
 
@@ -99,6 +131,31 @@ class QwenVisionConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class AnyResConfig:
+    """Images read whole and in tiles at a resolution that fits them.
+
+    Attributes:
+        pinpoints: heights and widths to choose from, in this order.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicTilesConfig:
+    """Images cut into a grid of square tiles of about their shape.
+
+    Attributes:
+        fewest, most: tiles of a grid.
+        thumbnail: whether the whole image follows as one more tile where there are several.
+    """
+
+    fewest: int = 1
+    most: int = 12
+    thumbnail: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class VLMConfig:
     """A whole vision-language model.
 
@@ -107,20 +164,23 @@ class VLMConfig:
         decoder, vision: the decoder and the vision tower.
         projector_act: activation between the two linear maps of the connector.
         projector_bias: whether they have biases.
-        image_token_id: the placeholder that image features replace.
+        image_token_id: the placeholder that image features replace; None where the tokenizer says
+            which id it is.
         vision_start_id, vision_end_id: tokens around an image; None where a family has none.
         eos_ids: ids that end generation by config (generation_config.json may add to them).
+        tiles: how images are cut into tiles; None where they are not.
     """
 
     family: str
     decoder: DecoderConfig
     vision: TowerConfig
-    image_token_id: int
+    image_token_id: int | None
     projector_act: str = "gelu"
     projector_bias: bool = True
     vision_start_id: int | None = None
     vision_end_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    tiles: AnyResConfig | DynamicTilesConfig | None = None
 
 
 def parse_config(root: Mapping[str, Any], where: str = "config.json") -> VLMConfig:

@@ -16,7 +16,12 @@ from tests import tiny
 from vlm_jax import checkpoint
 from vlm_jax.errors import CheckpointError
 
-MAKERS = {"llava": tiny.llava, "qwen2_5_vl": tiny.qwen2_5_vl}
+MAKERS = {
+    "internvl": tiny.internvl,
+    "llava": tiny.llava,
+    "llava_next": tiny.llava_next,
+    "qwen2_5_vl": tiny.qwen2_5_vl,
+}
 STYLES = [
     ("hub", "float32", 1),
     ("hub", "bfloat16", 3),

@@ -52,6 +52,7 @@ class Family:
         spellings: (regex, replacement) rules, of which the first that matches turns a name of any
             checkpoint generation into the hub's.
         buffers: regexes of names that are no parameters; carried along, never read.
+        image_token: text of the placeholder, where config.json does not say its id.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Family:
     rows: tuple[Row, ...]
     spellings: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
+    image_token: str = ""
 
     def read(self, root: Mapping[str, Any], where: str) -> VLMConfig:
         """Returns the architecture that a `config.json` describes.
@@ -88,6 +90,19 @@ class Family:
             CheckpointError: the folder's image processor is of another tower.
         """
         raise NotImplementedError
+
+    def template(self, found: str | None) -> str | None:
+        """Returns the chat template to use, of a folder that has `found` (None: no template)."""
+        return found
+
+    def written(self, text: str, image: str) -> str:
+        """Returns a templated text as the model reads it.
+
+        Args:
+            text: holds a placeholder for each image.
+            image: text of the placeholder.
+        """
+        return text
 
     def layout(self, config: VLMConfig, rows: int, cols: int) -> "Layout":
         """Returns the places of the patches of one image of `rows` x `cols` patches."""

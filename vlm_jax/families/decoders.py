@@ -24,6 +24,7 @@ class Text(msgspec.Struct, kw_only=True):
     """Fields of a decoder, with the defaults of Llama."""
 
     biased_output: ClassVar[bool] = False  # whether attention_bias is of the output map too
+    qk_norm: ClassVar[bool] = False
     vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] = 32000
     hidden_size: Count = 4096
     intermediate_size: Count = 11008
@@ -73,7 +74,25 @@ class Qwen2(Text, kw_only=True):
     eos_token_id: Ids = None
 
 
-TEXTS: dict[str, type[Text]] = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2}
+class Qwen3(Text, kw_only=True):
+    """A Qwen3 decoder: queries and keys are normed, and heads have a width of their own."""
+
+    biased_output: ClassVar[bool] = True
+    qk_norm: ClassVar[bool] = True
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] = 151936
+    intermediate_size: Count = 22016
+    num_key_value_heads: Count | None = 32
+    head_dim: Count | None = 128
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 32768
+    eos_token_id: Ids = None
+
+
+TEXTS: dict[str, type[Text]] = {
+    "llama": Llama,
+    "mistral": Mistral,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+}
 """Decoders by `model_type`."""
 
 
@@ -155,6 +174,7 @@ def decoder(text: Text, where: str, tied: bool) -> DecoderConfig:
         mrope_section=section,
         qkv_bias=text.attention_bias,
         o_bias=text.attention_bias and text.biased_output,
+        qk_norm=text.qk_norm,
         tie_embeddings=tied,
         max_positions=text.max_position_embeddings,
     )
@@ -190,6 +210,10 @@ def _o_bias(config: VLMConfig, layer: int) -> bool:
     return config.decoder.o_bias
 
 
+def _qk_norm(config: VLMConfig, layer: int) -> bool:
+    return config.decoder.qk_norm
+
+
 def decoder_rows(model: str, head: str) -> tuple[Row, ...]:
     """Returns the rows of a Llama-like decoder.
 
@@ -209,6 +233,8 @@ def decoder_rows(model: str, head: str) -> tuple[Row, ...]:
         Row(disk + "self_attn.k_proj.bias", ours + "bk_kh", "(k h) -> k h", when=_qkv_bias),
         Row(disk + "self_attn.v_proj.bias", ours + "bv_kh", "(k h) -> k h", when=_qkv_bias),
         Row(disk + "self_attn.o_proj.bias", ours + "bo_d", "d -> d", when=_o_bias),
+        Row(disk + "self_attn.q_norm.weight", ours + "q_norm_h", "h -> h", when=_qk_norm),
+        Row(disk + "self_attn.k_norm.weight", ours + "k_norm_h", "h -> h", when=_qk_norm),
         Row(disk + "post_attention_layernorm.weight", ours + "mlp_norm_d", "d -> d"),
         Row(disk + "mlp.gate_proj.weight", ours + "w_gate_fd", "f d -> f d"),
         Row(disk + "mlp.up_proj.weight", ours + "w_up_fd", "f d -> f d"),

@@ -213,22 +213,32 @@ class Llava(Family):
         """Returns a CLIP tower."""
         from vlm_jax.models.clip import ClipVision
 
-        return ClipVision(_vision(config), rngs)
+        return ClipVision(vision_of(config), rngs)
 
     def connector(self, config, rngs):
         """Returns two linear maps with an activation between."""
+        return self._projector(config, rngs)
+
+    def _projector(self, config: VLMConfig, rngs: Any, newline: bool = False):
         from vlm_jax.models.projector import Projector
 
-        vision = _vision(config)
+        vision, width = vision_of(config), config.decoder.hidden_size
         inputs = vision.hidden_size * len(vision.feature_layers)
-        width = config.decoder.hidden_size
-        return Projector(rngs, inputs, width, width, config.projector_act, config.projector_bias)
+        return Projector(
+            rngs,
+            inputs,
+            width,
+            width,
+            config.projector_act,
+            config.projector_bias,
+            newline=newline,
+        )
 
     def cutter(self, config, image_processor):
         """Returns a cutter of square images."""
         from vlm_jax.processing.cutters import Square
 
-        return Square(_vision(config), image_processor)
+        return Square(vision_of(config), image_processor)
 
     def layout(self, config, rows, cols):
         """Returns one group, row by row."""
@@ -242,7 +252,7 @@ class Llava(Family):
 
     def letters(self, config):
         """Returns letter lengths; see `Family.letters`."""
-        vision, width = _vision(config), config.decoder.hidden_size
+        vision, width = vision_of(config), config.decoder.hidden_size
         return {
             "decoder": decoder_letters(config),
             "vision": clip_letters(vision),
@@ -250,7 +260,8 @@ class Llava(Family):
         }
 
 
-def _vision(config: VLMConfig) -> ClipVisionConfig:
+def vision_of(config: VLMConfig) -> ClipVisionConfig:
+    """Returns the CLIP tower of a LLaVA."""
     return cast(ClipVisionConfig, config.vision)
 
 

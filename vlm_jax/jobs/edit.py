@@ -27,7 +27,7 @@ from vlm_jax.progress import Progress
 from vlm_jax.steering.qk import EditedLayer, QKEdit, Rope, Sidecar, edit_layers
 from vlm_jax.steering.qk.certificate import summary
 
-_ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d")
+_ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d", "q_norm_h", "k_norm_h")
 _DIGITS = 8  # of a head's numbers in the certificate
 
 

@@ -82,6 +82,8 @@ class DecoderLayer(nnx.Module):
         self.bk_kh = zeros(k, h) if config.qkv_bias else None
         self.bv_kh = zeros(k, h) if config.qkv_bias else None
         self.bo_d = zeros(d) if config.o_bias else None
+        self.q_norm_h = ones(h) if config.qk_norm else None
+        self.k_norm_h = ones(h) if config.qk_norm else None
         self.mlp_norm_d = ones(d)
         self.w_gate_fd = matrix(rngs, f, d)
         self.w_up_fd = matrix(rngs, f, d)
@@ -101,6 +103,9 @@ class DecoderLayer(nnx.Module):
         q_btnh = _plus(jnp.einsum("btd,dnh->btnh", normed, self.wq_dnh[...]), self.bq_nh)
         k_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wk_dkh[...]), self.bk_kh)
         v_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wv_dkh[...]), self.bv_kh)
+        if self.q_norm_h is not None and self.k_norm_h is not None:
+            q_btnh = rms_norm(q_btnh, self.q_norm_h[...], self.eps)
+            k_btkh = rms_norm(k_btkh, self.k_norm_h[...], self.eps)
         q_btnh, k_btkh = rotate(q_btnh, angles), rotate(k_btkh, angles)
         segments = extend_cache(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
         if steer is None:

@@ -44,7 +44,12 @@ class Network(nnx.Module):
             return x_btd
         read = isinstance(images, Features)
         features_bmd = images.features_bmd if read else self.image_features(images)
-        picked_btd = jnp.take_along_axis(features_bmd, batch.slots_bt[..., None], axis=1)
+        slots_bt1 = jnp.asarray(batch.slots_bt)[..., None]
+        picked_btd = jnp.take_along_axis(features_bmd, jnp.maximum(slots_bt1, 0), axis=1)
+        newline_d = getattr(self.projector, "newline_d", None)
+        if newline_d is not None:
+            # Not among the features: it is a parameter, and no padding of groups moves it.
+            picked_btd = jnp.where(slots_bt1 < 0, newline_d[...], picked_btd)
         is_image = (batch.kinds_bt == Kind.IMAGE)[..., None]
         return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
 

@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vlm_jax.models.layers import ACTIVATIONS, linear, matrix, ones, rms_norm, zeros
+from vlm_jax.models.layers import ACTIVATIONS, linear, matrix, ones, rms_norm, weight, zeros
 
 
 class Projector(nnx.Module):
@@ -16,6 +16,7 @@ class Projector(nnx.Module):
         bias: whether they have biases.
         merge: how many consecutive features make one token.
         norm_eps: epsilon of an RMS norm over each feature before that; None for no norm.
+        newline: whether it holds a learned image token for the ends of rows, which slot -1 takes.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Projector(nnx.Module):
         *,
         merge: int = 1,
         norm_eps: float | None = None,
+        newline: bool = False,
     ):
         self.act, self.merge, self.eps = act, merge, norm_eps
         self.norm_e = None if norm_eps is None else ones(inputs // merge)
@@ -36,6 +38,8 @@ class Projector(nnx.Module):
         self.w2_df = matrix(rngs, outputs, hidden)
         self.b1_f = zeros(hidden) if bias else None
         self.b2_d = zeros(outputs) if bias else None
+        if newline:
+            self.newline_d = weight(rngs, outputs, fan_in=outputs)
 
     def __call__(self, features_bgue: Float[Array, "B G U E"]) -> Float[Array, "B M D"]:
         """Returns the image tokens of each sample, groups flattened."""

@@ -1,5 +1,6 @@
 """Images and prompts to a `Batch`, tokens back to text. No torch anywhere."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -57,7 +58,11 @@ class Processor:
         generation: Mapping[str, Any] | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
-        self.config, self.tokenizer = config, tokenizer
+        family = find(config.family)
+        if config.image_token_id is None:
+            known = tokenizer.convert_tokens_to_ids(family.image_token)
+            config = dataclasses.replace(config, image_token_id=known)
+        self.config, self.tokenizer, self._family = config, tokenizer, family
         self.stop_ids, self.generation = tuple(stop_ids), dict(generation or {})
         self.image_token = _token(tokenizer, config.image_token_id, "image_token_id")
         if tokenizer.encode(self.image_token, add_special_tokens=False) != [config.image_token_id]:
@@ -68,7 +73,6 @@ class Processor:
             )
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (tokenizer.eos_token_id or 0)
-        family = find(config.family)
         self._cut = family.cutter(config, image_processor)
         image_text = family.image_text(
             config, self.image_token, lambda token, field: _token(tokenizer, token, field)
@@ -98,7 +102,7 @@ class Processor:
             config,
             tokenizer,
             folders.read_image_processor(path),
-            template=read_template(path, tokenizer),
+            template=find(config.family).template(read_template(path, tokenizer)),
             stop_ids=folders.read_stop_ids(path, config, tokenizer),
             generation=folders.read_generation(path),
             **options,
@@ -114,6 +118,7 @@ class Processor:
         The beginning of sequence is added unless the text begins with it.
         """
         check_text(text, "The templated text")
+        text = self._family.written(text, self.image_token)
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)
         return self.tokenizer.encode(text, add_special_tokens=special)

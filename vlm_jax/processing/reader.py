@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
+
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.processing.cutters import Cutter, Extent, Patches
@@ -35,6 +37,8 @@ class SampleReader:
     def __init__(self, config: VLMConfig, cut: Cutter, image_token: str, max_image_pixels: int):
         self._config, self._cut, self._image_token = config, cut, image_token
         self._max_pixels = max_image_pixels
+        assert config.image_token_id is not None  # `Processor` has looked it up
+        self._image_id = config.image_token_id
 
     def draft(
         self,
@@ -54,7 +58,7 @@ class SampleReader:
         Raises:
             PromptError: placeholders and images are not as many, or an image cannot be read.
         """
-        token = self._config.image_token_id
+        token = self._image_id
         places = [place for place, id in enumerate(ids) if id == token]
         if len(places) != len(images):
             raise PromptError(
@@ -117,11 +121,12 @@ class SampleReader:
         """
         slots, used = [], 0
         for extent in draft.extents:
-            slots.append(extent.slots_m + used)
+            # Below 0 are learned tokens, which belong to no group.
+            slots.append(np.where(extent.slots_m < 0, extent.slots_m, extent.slots_m + used))
             used += extent.groups * self._cut.slots_per_group
         sequence = expand(
             draft.ids,
-            self._config.image_token_id,
+            self._image_id,
             slots,
             [extent.grid for extent in draft.extents],
             self._config.decoder.mrope_section is not None,

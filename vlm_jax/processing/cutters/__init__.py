@@ -2,10 +2,13 @@
 
 from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches, row_major
 from vlm_jax.processing.cutters.square import Square
+from vlm_jax.processing.cutters.tiles import AnyRes, DynamicTiles
 from vlm_jax.processing.cutters.windows import Windows, window_layout
 
 __all__ = [
+    "AnyRes",
     "Cutter",
+    "DynamicTiles",
     "Extent",
     "Layout",
     "Patches",

@@ -32,7 +32,8 @@ class Extent:
     Attributes:
         grid: rows and columns of image tokens.
         groups: groups of patches that it fills.
-        slots_m: int32 [image tokens] feature of each image token among this image's features.
+        slots_m: int32 [image tokens] feature of each image token among this image's features; -1
+            for a learned newline.
     """
 
     grid: tuple[int, int]
