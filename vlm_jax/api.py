@@ -1,9 +1,12 @@
 """The front door for Python: load a model, treat it, ask it.
 
-vlm = vlm_jax.load("llava-0")
-vlm.generate("photo.jpg", "Describe the image.")
-vlm.apply("air", heads="identified", text_gain=0.5).generate("photo.jpg", "Describe the image.")
-vlm.apply("qk", k=4, strength=0.5).save("edited")
+Models are loaded by name, treated copies are made by a method's name, and all of them are asked
+alike:
+
+    vlm = vlm_jax.load("llava-0")
+    vlm.generate("photo.jpg", "Describe the image.")
+    vlm.apply("air", heads="identified", text_gain=0.5).generate("photo.jpg", "Describe the image.")
+    vlm.apply("qk", k=4, strength=0.5).save("edited")
 """
 
 import copy

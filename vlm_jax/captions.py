@@ -1,7 +1,9 @@
 """CHAIR from Python: captions against the objects in their images, with the words that are wrong.
 
-truth = {7: ["cup", "person"]}
-vlm_jax.chair({7: "A man with a cup and a fork."}, truth).per_caption[0].hallucinated   # fork
+A caption is judged by the words in it that name objects:
+
+    truth = {7: ["cup", "person"]}
+    vlm_jax.chair({7: "A man with a cup and a fork."}, truth).per_caption[0].hallucinated   # fork
 """
 
 import dataclasses

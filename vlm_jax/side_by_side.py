@@ -1,8 +1,10 @@
 """Answers of several models, or of several settings of a method, to the same questions.
 
-both = vlm_jax.compare({"plain": vlm, "air": steered}, ["a.jpg", "b.jpg"], "Describe.")
-both.answers["air"][0]      # what the second model says of the first image
-both                        # a table; in a notebook with the images, and changed words marked
+Columns are models or settings, rows are questions:
+
+    both = vlm_jax.compare({"plain": vlm, "air": steered}, ["a.jpg", "b.jpg"], "Describe.")
+    both.answers["air"][0]      # what the second model says of the first image
+    both                        # a table; in a notebook with the images, and changed words marked
 """
 
 import base64

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def grid(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns all combinations of the settings that list several values, by what differs.
 
-    grid({"heads": "all", "text_gain": [0.1, 0.5]})
-    # {"text_gain=0.1": {"heads": "all", "text_gain": 0.1}, "text_gain=0.5": {...}}
+        grid({"heads": "all", "text_gain": [0.1, 0.5]})
+        # {"text_gain=0.1": {"heads": "all", "text_gain": 0.1}, "text_gain=0.5": {...}}
 
     Raises:
         ConfigError: none lists several values, or a value comes twice.
