@@ -1,4 +1,4 @@
-"""The testbed: attention methods beside layer-matched random heads, against saying less.
+"""The testbed: attention methods and decoding strategies beside their controls, and saying less.
 
 Head sets come from `heads.json` in the model folder, which shipped models have; of another model
 make it by `--job=identify`, or name it by `--config.heads`. Several models, such as all training
@@ -39,6 +39,9 @@ def get_config(size: str = "") -> ConfigDict:
         arms["air_mild_other"] = {**testbed.METHODS["air_mild"], "control": "other"}
         arms["air_mild_all"] = {**testbed.METHODS["air_mild"], "control": "all"}
         arms["qk_and_air_mild"] = [{}, testbed.METHODS["air_mild"]]
+        # Strategies, each beside itself with its information removed.
+        arms |= {"vcd": {"method": "vcd"}, "vcd_clean": {"method": "vcd", "control": "clean"}}
+        arms |= {"icd": {"method": "icd"}, "icd_same": {"method": "icd", "control": "same"}}
     config.arms = ConfigDict(arms)
     if demo:
         config.frontier.biases = (*testbed.DEMO_FRONTIER, 6.0, 8.0)  # AIR loses much recall
