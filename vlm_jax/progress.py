@@ -2,7 +2,8 @@
 
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
 _TERMINAL_SECONDS = 1.0
 _LOG_SECONDS = 10.0  # a file should not fill with progress
@@ -13,7 +14,8 @@ class Progress:
     """Counts work and reports it on stderr; a context manager.
 
     On a terminal one line is rewritten every second; elsewhere a line is added every ten. The last
-    line says how long the whole took. Work shorter than a second prints only that.
+    line says how long the whole took. Work shorter than a second prints only that. What is printed
+    meanwhile to the same terminal takes a line of its own.
 
     Args:
         total: how much there is to do; None if unknown.
@@ -39,12 +41,18 @@ class Progress:
         self._interval = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
         self._begun = self._shown = time.monotonic()
         self._width = 0
+        self._stdout: TextIO | None = None
 
     def __enter__(self) -> "Progress":
         self._begun = self._shown = time.monotonic()
+        if self._terminal and self.enabled and sys.stdout.isatty():
+            self._stdout = sys.stdout
+            sys.stdout = _Printed(sys.stdout, self._clear)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if self._stdout is not None:
+            sys.stdout, self._stdout = self._stdout, None
         self.close(failed=kind is not None)
 
     def advance(self, count: int = 1, *, failed: int = 0) -> None:
@@ -97,10 +105,31 @@ class Progress:
         else:
             self._write(line + "\n")
 
+    def _clear(self) -> None:
+        """Takes the line away, until it is time to show it again."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+
     def _write(self, text: str) -> None:
         if self.enabled:
             self._stream.write(text)
             self._stream.flush()
+
+
+class _Printed:
+    """A stream whose texts begin where the progress line was, not behind it."""
+
+    def __init__(self, stream: TextIO, clear: Callable[[], None]):
+        self._stream, self._clear = stream, clear
+
+    def write(self, text: str) -> int:
+        """Writes a text."""
+        self._clear()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _bytes(count: float) -> str:

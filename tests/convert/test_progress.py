@@ -1,6 +1,7 @@
 """The progress line: amounts, rate and time left, on terminals and in files."""
 
 import io
+import sys
 import time
 
 import pytest
@@ -31,6 +32,20 @@ def test_terminal_rewrites_one_line_a_second(clock):
     assert len(shown) == 4  # at one second, at two, and at the end
     assert shown[-1].rstrip(" ").startswith("importing: 1 GB in 2.5 s (400 MB/s)")
     assert shown[-1].endswith("\n")
+
+
+def test_what_is_printed_takes_a_line_of_its_own(clock, monkeypatch):
+    both = Terminal()
+    monkeypatch.setattr("sys.stdout", both)
+    with Progress(4, "answers", stream=both) as meter:
+        clock[0] += 2
+        meter.advance(2)
+        print("[a] a cup")
+        print("[b] a fork")
+    line = "2 answers of 4 answers, 50%, 1 answers/s, 2.0 s left"
+    blank = " " * len(line)
+    assert both.getvalue().startswith(f"\r{line}\r{blank}\r[a] a cup\n[b] a fork\n\r2 answers in")
+    assert sys.stdout is both
 
 
 def test_files_get_plain_lines_every_ten_seconds(clock):
