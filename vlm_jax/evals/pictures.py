@@ -17,8 +17,8 @@ EMBEDDED = "embedded"
 """The `images` of a benchmark whose truth file holds its pictures."""
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
-_MAX_PIXELS = 1 << 28
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 1 << 28
 
 
 def find_images(source: ImageSource, by_path: bool = False) -> dict[ImageId, Any]:
@@ -84,9 +84,9 @@ def embedded(row: Record, key: str = "image") -> Any:
     import PIL.Image
 
     try:
-        picture = PIL.Image.open(io.BytesIO(cell), formats=_FORMATS)
+        picture = PIL.Image.open(io.BytesIO(cell), formats=FORMATS)
     except Exception as error:  # PIL's readers raise whatever they meet
         raise row.error(f"{key} is no picture: {error}") from None
-    if picture.width * picture.height > _MAX_PIXELS:
+    if picture.width * picture.height > MAX_PIXELS:
         raise row.error(f"{key} has {picture.width} x {picture.height} pixels, more than are read")
     return picture

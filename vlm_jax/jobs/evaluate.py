@@ -22,8 +22,9 @@ from vlm_jax.jobs.say_less import SayLess, read_say_less
 from vlm_jax.parallel import processes
 from vlm_jax.report.across import across_tables
 from vlm_jax.report.comparison import comparison_tables
+from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
-from vlm_jax.report.tables import Table
+from vlm_jax.report.tables import Section, Table
 
 
 def run(request: Request) -> None:
@@ -167,7 +168,7 @@ def evaluate(
     tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
     tables += failure_tables(found.measured.failures)
     if processes.primary():
-        _publish(request, workdir, found, tables, title)
+        _publish(request, workdir, found, tables, title, _examples(workdir, benchmarks, arms))
     show(tables, found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
     return found
@@ -294,6 +295,7 @@ def _publish(
     found: Evaluation,
     tables: Sequence[Table],
     title: str,
+    examples: Sequence[Section],
 ) -> None:
     """Writes the top `results.json` and `answers.jsonl`, `report.md` and `report.html`."""
     first = next(iter(found.results))
@@ -308,7 +310,21 @@ def _publish(
     answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
     replace_file(workdir / "answers.jsonl", answers)
     title = f"{request.need('source').name}: {title}"
-    write_reports(workdir, title, tables, comparison_page(title, found.comparison, tables, entry))
+    text = comparison_page(title, found.comparison, tables, entry, examples)
+    write_reports(workdir, title, tables, text)
+
+
+def _examples(
+    workdir: pathlib.Path, benchmarks: Mapping[str, Suite], arms: Sequence[Arm]
+) -> list[Section]:
+    """The examples of every benchmark with all arms' answers, of random ones the first draw."""
+    sections = []
+    for name, suite in benchmarks.items():
+        places = {arm.name: workdir / slug(name) / arm.folders()[0] for arm in arms}
+        rows = {arm: read_items(place / "items.jsonl") for arm, place in places.items()}
+        section = examples_section(name, suite, rows)
+        sections += [] if section is None else [section]
+    return sections
 
 
 def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:

@@ -177,14 +177,17 @@ class Chair(Suite):
         return example.id
 
     def judge(self, example: Example, answer: str) -> Judged:
-        """The integers of a caption (see `chair.COUNTS`) and its objects, each with its place."""
+        """The integers of a caption (`chair.COUNTS`), the objects it names, where, and misses."""
         found = self.scorer.score(example.id, answer)
         words = lambda wrong: [
             {"word": m.surface, "object": m.node, "start": m.start, "end": m.end}
             for m in found.mentions
             if m.hallucinated is wrong
         ]
-        return Judged(example, found.tally, {"hallucinated": words(True), "grounded": words(False)})
+        named = {m.node for m in found.mentions}
+        missed = sorted(self.truth_objects.objects[example.id] - named)
+        details = {"hallucinated": words(True), "grounded": words(False), "missed": missed}
+        return Judged(example, found.tally, details)
 
     def metrics(self, totals: Totals) -> Mapping[str, Metric]:
         """C_S, C_I, recall, both F1s and length, and the split by label where there are groups."""

@@ -85,8 +85,9 @@ function offerDownload(table) {
   table.closest(".scroll").after(element("p", { class: "tools" }, link));
 }
 
-// Examples. `data.items` are {id, picture, wide, truth, question, answers: {arm: {text, wrong, right, ok}}};
-// wrong and right are lists of [start, end, object] in characters of the text.
+// Examples. `data.pictures` are data URLs; `data.items` are {id, picture (its number), truth, question,
+// answers: {arm: {text, wrong, right, missed, ok}}}; wrong and right are lists of [start, end, object] in
+// characters of the text.
 function marked(answer) {
   const found = [...(answer.wrong || []).map((w) => [...w, "wrong"]),
                  ...(answer.right || []).map((w) => [...w, "right"])].sort((a, b) => a[0] - b[0]);
@@ -146,8 +147,9 @@ function browse(root) {
     const about = [item.question ? element("p", {}, item.question) : "",
                    item.truth ? element("p", {}, item.truth) : "",
                    element("p", {}, "id " + item.id)];
-    const picture = item.picture
-      ? [element("img", { src: item.picture, alt: item.truth || "", loading: "lazy", class: item.small ? "small" : null })] : [];
+    const source = data.pictures[item.picture];
+    const picture = source ? [element("img", { src: source, alt: "picture " + item.id, loading: "lazy" })] : [];
+    for (const one of picture) one.addEventListener("load", () => { if (one.naturalWidth <= 96) one.className = "small"; });
     return element("article", { tabindex: "0" },
       element("div", { class: "picture" }, ...picture, ...about), element("dl", {}, ...rows));
   };
