@@ -9,6 +9,7 @@ Reads a line of JSON {"template", "values", "limit"} and writes one {"text"} or 
 input ends. Run with the paths of jinja2 and markupsafe; imports nothing of the package.
 """
 
+import contextlib
 import datetime
 import json
 import resource
@@ -86,7 +87,8 @@ def main() -> None:
     """Answers requests until the input ends."""
     sys.path += sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with contextlib.suppress(ValueError, OSError):  # a system that has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     made, templates = environment(), {}
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     for line in sys.stdin:
