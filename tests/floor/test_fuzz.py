@@ -97,7 +97,7 @@ def processed(folder: pathlib.Path) -> None:
         one_error(ours.batch, [[picture(30, 40)]], ["hi"])
 
 
-@examples(60)
+@examples(150)
 @given(data=st.data())
 def test_config(family, data):
     source = json.loads((family / "hf" / "config.json").read_text())

@@ -187,7 +187,7 @@ def read_text(fields: Mapping[str, Any], where: str, default: str = "llama") -> 
         ConfigError: the decoder is of no known kind, or a field is out of range.
     """
     kind = fields.get("model_type", default)
-    if kind not in TEXTS:
+    if not isinstance(kind, str) or kind not in TEXTS:
         raise ConfigError(
             f"{where}: a {kind!r} text model is not supported ({', '.join(TEXTS)} are)."
         )
