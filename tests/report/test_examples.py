@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import PIL.Image
+import pytest
 
 from tests.report.browser import visit
 from vlm_jax.evals.base import Example, Judged, Suite
