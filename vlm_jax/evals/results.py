@@ -178,16 +178,40 @@ def metric_table(arms: Sequence[tuple[str, Results]], metrics: Sequence[str] | N
     return format_table(headers, rows)
 
 
-def format_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligns a table of texts: first column left, others right, a rule under the headers."""
+def format_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None
+) -> str:
+    """Aligns a table of texts: first column left, others right, a rule under the headers.
+
+    Args:
+        headers: of the columns.
+        rows: cells by row.
+        width: of the terminal; columns that it has no room for are a further table below, with
+            the first column again.
+    """
     cells = [list(headers), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    lines = [
-        "  ".join(_align(text, width, i) for i, (text, width) in enumerate(zip(row, widths)))
-        for row in cells
-    ]
-    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join(line.rstrip() for line in lines)
+    tables = []
+    for columns in _side_by_side(widths, width):
+        lines = ["  ".join(_align(row[i], widths[i], i) for i in columns).rstrip() for row in cells]
+        lines.insert(1, "-" * (sum(widths[i] for i in columns) + 2 * (len(columns) - 1)))
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _side_by_side(widths: Sequence[int], width: int | None) -> list[list[int]]:
+    """Columns that fit beside one another, the first column in each group.
+
+    ([5, 10, 10, 10], 30) -> [[0, 1, 2], [0, 3]]
+    """
+    groups, used = [[0]], widths[0]
+    for column in range(1, len(widths)):
+        if width is not None and len(groups[-1]) > 1 and used + 2 + widths[column] > width:
+            groups.append([0])
+            used = widths[0]
+        groups[-1].append(column)
+        used += 2 + widths[column]
+    return groups
 
 
 def _align(text: str, width: int, column: int) -> str:

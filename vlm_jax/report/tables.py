@@ -2,6 +2,8 @@
 
 import html
 import math
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,8 +45,9 @@ class Table:
     notes: Sequence[str] = ()
 
     def text(self) -> str:
-        """Aligned columns under a rule."""
-        lines = [self.title, format_table(self.headers, self.rows)]
+        """Aligned columns under a rule; on a terminal no wider than it."""
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        lines = [self.title, format_table(self.headers, self.rows, width)]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def markdown(self) -> str:
