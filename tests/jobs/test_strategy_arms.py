@@ -1,12 +1,19 @@
 """Decoding strategies as arms: read, paired with their controls, told apart, refused."""
 
+import json
+
 import pytest
 
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
+from vlm_jax.jobs import evaluate
 from vlm_jax.jobs.arms import ArmReader, pair_controls
 
-AIR = {"method": "air", "heads": ((1, 0), (2, 3))}
+
+@pytest.fixture
+def config(config):
+    config.arms = {"vcd": {"method": "vcd"}, "vcd_clean": {"method": "vcd", "control": "clean"}}
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +53,13 @@ def test_bad_arms_are_one_clear_error(reader, section, message):
     with pytest.raises(ConfigError, match=f"config.arms.x.*{message}") as caught:
         reader.arm("x", section, "config.arms.x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_strategy_is_measured_beside_its_control(job):
+    top = json.loads((job(evaluate.run) / "results.json").read_text())
+    arms = top["comparison"]["arms"]
+    assert list(arms) == ["unedited", "vcd", "vcd_clean"]
+    assert arms["vcd"]["methods"] == [{"method": "vcd"}]
+    assert arms["vcd"]["acted"] == []
+    (contrast,) = top["comparison"]["controls"]
+    assert (contrast["edit"], contrast["control"]) == ("vcd", "vcd_clean")

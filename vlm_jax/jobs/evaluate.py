@@ -142,7 +142,7 @@ class Evaluation:
                 entry["matched_quantities"] = [dict(sizes) for sizes in self.sizes[arm.name]]
             if arm.methods:
                 entry["methods"] = [dict(method) for method in arm.methods]
-                entry["acted"] = list(self.measured.acted[arm.name])
+                entry["acted"] = list(self.measured.acted.get(arm.name, ()))
         document["failures"] = {
             name: dict(found) for name, found in self.measured.failures.items() if found
         }
