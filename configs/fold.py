@@ -3,8 +3,8 @@
 "gains": functional heads, of the classes that `--job=identify` found. "energy": query-key products
 rescaled by their spectral energy (`vlm_jax.steering.energy`), the first step of AIR.
 
---job=edit --config=configs/fold.py --source=<folder> --target=<folder>
---job=edit --config=configs/fold.py:energy --source=<folder> --target=<folder>
+--job=fold --config=configs/fold.py --source=<folder> --target=<folder>
+--job=fold --config=configs/fold.py:energy --source=<folder> --target=<folder>
 """
 
 from ml_collections import ConfigDict

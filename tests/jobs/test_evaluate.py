@@ -141,7 +141,11 @@ def test_no_arms_is_a_plain_evaluation(job, config):
 @pytest.mark.parametrize(
     ("section", "value", "message"),
     [
-        ("arms", {"x": {"strenght": 1}}, r"config.arms.x has no key 'strenght'; it knows .*draws"),
+        (
+            "arms",
+            {"x": {"strenght": 1}},
+            r"config.arms.x has no setting 'strenght' .*; it knows .*draws",
+        ),
         ("arms", {"x": {"strength": 2.0}}, r"config.arms.x: strength=2.0 must be finite"),
         ("arms", {"x": {"control": "C2", "draws": 3}}, r"x.draws: control 'C2' is not random"),
         ("arms", {"x": {"draws": 3}}, r"x.draws: control '' is not random"),
@@ -164,11 +168,11 @@ def test_no_arms_is_a_plain_evaluation(job, config):
             r"Set config.benchmarks.x.split",
         ),
         ("frontier", {"biases": (0.0,)}, r"needs a bias other than 0"),
-        ("frontier", {"biases": (float("nan"),)}, r"biases must be finite"),
+        ("frontier", {"biases": (float("nan"),)}, r"biases must be a finite"),
         ("frontier", {"biases": (1.0,), "tokens": ()}, r"tokens must list at least one word"),
         ("frontier", {"biases": (1.0,), "tokens": ("two",)}, r"'two' is 2 tokens of this model"),
         ("frontier", {"biases": (1.0,), "tokens": ("zz",)}, r"tokenizer does not know 'zz'"),
-        ("frontier", {"bias": (1.0,)}, r"config.frontier has no key 'bias'"),
+        ("frontier", {"bias": (1.0,)}, r"config.frontier has no setting 'bias'"),
     ],
 )
 def test_a_wrong_config_is_one_clear_error_before_any_answer(

@@ -8,7 +8,7 @@ import pytest
 from configs import fold as config_file
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError, EditError
-from vlm_jax.jobs import edit
+from vlm_jax.jobs import edit, fold
 from vlm_jax.jobs.request import Request
 from vlm_jax.steering.heads import HeadSets
 from vlm_jax.steering.qk import QKEdit
@@ -24,7 +24,7 @@ def config(tmp_path):
 
 
 def folded(config, source, target):
-    edit.run(Request(config=config, source=source, target=target))
+    fold.run(Request(config=config, source=source, target=target))
     return target
 
 

@@ -136,7 +136,7 @@ def test_results_of_other_settings_are_refused(workdir, small_config):
 @pytest.mark.parametrize(
     ("section", "match"),
     [
-        ({"scope": "row"}, "no key 'scope'"),
+        ({"scope": "row"}, "no setting 'scope'"),
         ({"scopes": ("rows",)}, "did you mean 'row'"),
         ({"scopes": ()}, "names none of"),
         ({"count": 25}, "from 1 to 24"),

@@ -15,7 +15,9 @@ from vlm_jax.jobs.grids import read_grid
 
 
 def read(path):
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    found.pop("made", None)  # when, and by which command
+    return found
 
 
 @pytest.fixture
@@ -176,19 +178,19 @@ def test_the_shipped_sweeps_of_methods_can_be(name):
         ("sweep", {}, "config.sweep lists no value"),
         ("sweep", {"strength": ()}, "config.sweep lists no value"),
         ("sweep", {"strength": 0.5}, "config.sweep.strength must list values, not 0.5"),
-        ("sweep", {"strenght": (0.5,)}, "config.sweep has no field 'strenght'"),
+        ("sweep", {"strenght": (0.5,)}, "config.sweep has no setting 'strenght'"),
         ("sweep", {"band": (0.3, 0.6)}, r"config.sweep.band must list \(first, last\) pairs"),
         ("sweep", {"strength": (2.0,)}, "holds no possible setting: .*strength=2.0 must be finite"),
         ("sweep", {"control": ("R1",)}, "holds controls alone; its control must list ''"),
         ("sweep", {"method": ("plain", "air")}, "lists 'air' and 'plain': one sweep is of edits"),
-        ("sweep", {"method": ("air",), "k": (1,)}, "config.sweep has no field 'k'.*text_gain"),
+        ("sweep", {"method": ("air",), "k": (1,)}, "config.sweep has no setting 'k'.*text_gain"),
         ("sweep", {"method": ("air",), "heads": ("all",)}, "controls holds 'R1'.*methods are rand"),
         ("sweep", {"soft": (0.1,)}, "controls, R1 of edit: control=R1 replaces the modes"),
         ("test", {"nosuch": {}}, "config.test.nosuch is none of the benchmarks, broken"),
         ("test", {"broken": {}}, "config.test.broken is the development split itself"),
         ("test", {"broken": {"offset": 9}}, "config.test lacks 'normal'"),
         ("frontier", {"biases": ()}, "config.choose.metric='gap' needs config.frontier.biases"),
-        ("choose", {"metric": "gap", "rule": 1}, "config.choose has no key 'rule'"),
+        ("choose", {"metric": "gap", "rule": 1}, "config.choose has no setting 'rule'"),
     ],
 )
 def test_a_wrong_config_is_one_clear_error_before_any_answer(

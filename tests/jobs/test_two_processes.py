@@ -118,6 +118,7 @@ def test_answers_and_results_are_those_of_one_process(made, name):
     tables = [json.loads((f / "results.json").read_text()) for f in (work, expected)]
     assert tables[0]["device"] == "2 x CPU"
     for table in tables:
+        assert set(table.pop("made")) == {"date", "command", "commit"}
         for arm in (table, *table["all"]["chair"].values()):
             arm.pop("device")
             arm["config"].pop("mesh")

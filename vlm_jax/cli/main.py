@@ -80,7 +80,8 @@ def _run(words: list[str]) -> None:
     logging.use_absl_handler()
     # The checkpoint library reports every read.
     logging.set_verbosity(logging.WARNING if given.verbosity is None else given.verbosity)
-    work = lambda: _work(job, given, config)
+    names = [name for name, _ in changes]
+    work = lambda: _work(job, given, config, names)
     if job.name == "score":
         work()  # needs no JAX
     else:
@@ -235,14 +236,14 @@ def _work_together(job: Job, given: flags.FlagValues, work: Callable[[], None]) 
     share(work)
 
 
-def _work(job: Job, given: flags.FlagValues, config: ConfigDict) -> None:
+def _work(job: Job, given: flags.FlagValues, config: ConfigDict, changed: Sequence[str]) -> None:
     """Runs the job."""
-    request, run = _request(given, config), job.load()
+    request, run = _request(given, config, changed), job.load()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job puts its files in order
     run(request)
 
 
-def _request(given: flags.FlagValues, config: ConfigDict) -> "Request":
+def _request(given: flags.FlagValues, config: ConfigDict, changed: Sequence[str]) -> "Request":
     """What the job is asked."""
     from vlm_jax import hub
     from vlm_jax.jobs.request import Request
@@ -258,4 +259,5 @@ def _request(given: flags.FlagValues, config: ConfigDict) -> "Request":
         answers=path(given.answers),
         truth=tuple(map(pathlib.Path, given.truth)),
         baseline=path(given.baseline),
+        changed=tuple(changed),
     )

@@ -20,6 +20,7 @@ from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.jobs.edit import image_rope, read_edit, read_layer
 from vlm_jax.parallel import processes, put
 from vlm_jax.progress import Progress
+from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering.config import is_random, read_method, split_edit, with_seed, without_control
 from vlm_jax.steering.qk import METHODS as EDIT_METHODS
 from vlm_jax.steering.qk import QKEdit, Sidecar, edit_many
@@ -183,10 +184,7 @@ class ArmReader:
 
     def _edit(self, changes: Mapping[str, Any], where: str) -> QKEdit:
         values = {**dict(self.edit), **changes}
-        for key in values:
-            if key not in _FIELDS:
-                known = ", ".join(sorted((*_FIELDS, "draws")))
-                raise ConfigError(f"{where} has no key {key!r}; it knows {known}.")
+        refuse_unknown(values, (*_FIELDS, "draws"), where)
         if values["method"] not in EDIT_METHODS:
             raise ConfigError(
                 f"{where}.method must be an edit of weights ({', '.join(EDIT_METHODS)}) or an "

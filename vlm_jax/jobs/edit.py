@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from vlm_jax.jobs import sidecars
 from vlm_jax.jobs.original import OriginalFolder
 from vlm_jax.jobs.request import Request
 from vlm_jax.progress import Progress
+from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering.qk import EditedLayer, QKEdit, Rope, Sidecar, edit_layers
 from vlm_jax.steering.qk.certificate import summary
 
@@ -34,9 +36,8 @@ _DIGITS = 8  # of a head's numbers in the certificate
 def run(request: Request) -> None:
     """Edits `--source` into `--target` as `config.edit` says.
 
-    Of a source that is edited already, `config.revert=True` writes the original weights, and
-    `config.restrength=a` the same edit at strength `a`; any other edit of it is refused. With
-    `config.fold`, an attention method's fixed gains are written instead (`fold`).
+    Of a source that is edited already, `config.revert=True` does what the job `revert` does, and
+    `config.restrength=a` what the job `restrength` does; any other edit of it is refused.
     """
     source = checkpoint.open_folder(request.need("source"))
     target = request.need("target")
@@ -51,11 +52,7 @@ def run(request: Request) -> None:
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them.")
     if given["fold"]:
-        from vlm_jax.jobs.fold import fold_method  # it reads arms, which read this module
-
-        gain_ln = fold_method(source, target, request.config)
-        print(f"Folded gains of {int((gain_ln != 1).sum())} heads into {target}")
-        return
+        raise ConfigError("config.fold is a job of its own: say --job=fold in place of --job=edit.")
     if revert:
         revert_folder(source, target)
         print(f"Original model: {target}")
@@ -65,6 +62,11 @@ def run(request: Request) -> None:
     else:
         spec = read_edit(request.config.edit, seed=request.config.seed)
         certificate = edit_folder(source, target, spec)
+    describe(certificate, target)
+
+
+def describe(certificate: Mapping[str, Any], target: pathlib.Path) -> None:
+    """Prints what an edit did."""
     totals = certificate["summary"]
     print(
         f"Edited {totals['heads']} heads of layers {', '.join(map(str, certificate['layers']))}: "
@@ -81,14 +83,9 @@ def read_edit(config: Mapping[str, Any], seed: int = 0) -> QKEdit:
         ConfigError: a key is unknown.
         EditError: a value is out of range.
     """
-    values = dict(config)
-    known = set(QKEdit.__dataclass_fields__)
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"config.edit has no key {key!r}; it knows {', '.join(sorted(known))}."
-            )
-    return QKEdit(**{"seed": seed, **values})
+    values = {"seed": seed, **config}
+    refuse_unknown(values, QKEdit.__dataclass_fields__, "config.edit")
+    return QKEdit(**values)
 
 
 def edit_folder(
@@ -272,8 +269,8 @@ def edited_layers(source: checkpoint.ModelFolder, spec: QKEdit) -> tuple[int, ..
         raise EditError(
             f"{source.path} is edited already ({CERTIFICATE} is in it), and edits do not add up: "
             "weights would be rounded twice and strengths lose their meaning. Edit the original "
-            "folder, or take this edit along: config.restrength=<a> makes it at another strength, "
-            "config.revert=True takes it back."
+            "folder, or take this edit along: --job=restrength --config.restrength=<a> makes it at "
+            "another strength, --job=revert takes it back."
         )
     decoder = source.config.decoder
     layers = spec.layers(decoder.num_layers)

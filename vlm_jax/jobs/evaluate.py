@@ -9,7 +9,7 @@ from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison, compare, statistics_of
-from vlm_jax.evals.results import Results, protocol_hash, write_json
+from vlm_jax.evals.results import Results, interval_fields, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.tallies import TallyTable
@@ -17,11 +17,11 @@ from vlm_jax.files import replace_file
 from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
 from vlm_jax.jobs.measure import Measured, Session
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import provenance
+from vlm_jax.jobs.runtime import made, provenance
 from vlm_jax.jobs.say_less import SayLess, read_say_less
 from vlm_jax.parallel import processes
 from vlm_jax.report.across import across_tables
-from vlm_jax.report.comparison import comparison_tables
+from vlm_jax.report.comparison import benchmark_table, comparison_tables
 from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
 from vlm_jax.report.tables import Section, Table
@@ -40,20 +40,36 @@ def run(request: Request) -> None:
     if not request.sources:
         evaluate_model(request)
         return
-    folders = _folders(request.sources)
     workdir = request.need("workdir")
+    # All of them are opened and their settings read before the first of them runs.
+    asked = {
+        name: _Asked.of(
+            dataclasses.replace(request, source=source, sources=(), workdir=workdir / name)
+        )
+        for name, source in _folders(request.sources).items()
+    }
     found = {}
-    for name, source in folders.items():
+    for name, one in asked.items():
         print(f"\n{name}")
-        one = dataclasses.replace(request, source=source, sources=(), workdir=workdir / name)
-        found[name] = evaluate_model(one)
-    tables = across_tables({name: one.comparison for name, one in found.items()})
-    document = {"models": {name: one.document() for name, one in found.items()}}
-    write_json(workdir / "results.json", {**document, **provenance(request.config)})
-    title = f"{len(found)} models: arms beside their controls"
+        found[name] = one.evaluate()
+    compared = compare_models(found, request.config)
+    if compared is None:
+        print("\nThe models were asked different questions, so they are not compared by item.")
+    tables = [] if compared is None else models_tables(compared)
+    if any(len(one.arms) > 1 for one in found.values()):
+        tables += across_tables({name: one.comparison for name, one in found.items()})
+    document = {
+        "models": {name: one.document() for name, one in found.items()},
+        "compared": None if compared is None else models_document(compared),
+    }
+    facts = {**provenance(request.config), "made": made()}
+    if processes.primary():
+        write_json(workdir / "results.json", {**document, **facts})
+    title = f"{len(found)} models"
     about = next(iter(next(iter(next(iter(found.values())).results.values())).values()))
     page_text = page(title, [table.section() for table in tables], about)
-    write_reports(workdir, title, tables, page_text)
+    if processes.primary():
+        write_reports(workdir, title, tables, page_text)
     print(f"\n{len(found)} models: {', '.join(found)}")
     for table in tables[:2]:
         print(f"\n{table.text()}")
@@ -62,13 +78,116 @@ def run(request: Request) -> None:
 
 def evaluate_model(request: Request) -> "Evaluation":
     """Evaluates one source; see `run`."""
-    config, workdir = request.config, request.need("workdir")
-    source = checkpoint.open_folder(request.need("source"))
-    benchmarks = read_benchmarks(config.benchmarks, source.config.family)
-    say_less = read_say_less(config.frontier, benchmarks)
-    arms = ArmReader.of(config, source).arms(config.arms)
-    session = Session(request)
-    return evaluate(request, session, benchmarks, arms, say_less, workdir)
+    return _Asked.of(request).evaluate()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """An evaluation of one source, every setting read and nothing run."""
+
+    request: Request
+    benchmarks: Mapping[str, Suite]
+    arms: Sequence[Arm]
+    say_less: SayLess | None
+
+    @classmethod
+    def of(cls, request: Request) -> "_Asked":
+        """Opens the source and reads what the config asks of it.
+
+        Raises:
+            UserError: the source cannot be opened, or a setting cannot be.
+        """
+        config = request.config
+        request.need("workdir")
+        source = checkpoint.open_folder(request.need("source"))
+        benchmarks = read_benchmarks(config.benchmarks, source.config.family)
+        say_less = read_say_less(config.frontier, benchmarks)
+        arms = ArmReader.of(config, source).arms(config.arms)
+        if not any(arm.edits for arm in arms):
+            refuse_edit(request, "no arm edits weights; add one by --config.arms.edited={}")
+        if source.certificate is None:
+            for edit in (edit for arm in arms for edit in arm.edits):
+                edit.layers(source.config.decoder.num_layers)
+        return cls(request, benchmarks, arms, say_less)
+
+    def evaluate(self) -> "Evaluation":
+        """Runs it."""
+        return evaluate(
+            self.request,
+            Session(self.request),
+            self.benchmarks,
+            self.arms,
+            self.say_less,
+            self.request.need("workdir"),
+        )
+
+
+def refuse_edit(request: Request, why: str, used: Sequence[str] = ()) -> None:
+    """Refuses a setting of `config.edit` on the command line that nothing would read.
+
+    Args:
+        request: of the job.
+        why: nothing reads it.
+        used: settings of `config.edit` that are read nevertheless.
+
+    Raises:
+        ConfigError: naming the first such setting.
+    """
+    for name in request.changed:
+        section, _, setting = name.partition(".")
+        if section == "edit" and setting not in used:
+            raise ConfigError(f"config.{name} changes nothing: {why}.")
+
+
+def compare_models(found: Mapping[str, "Evaluation"], config: Any) -> Comparison | None:
+    """Compares models as they are on the same items, the first of them being the baseline.
+
+    Items that failed with any of them are left out. None where their benchmarks differ, as the
+    testbed's do for families that take images of different sizes.
+    """
+    results = [one.results for one in found.values()]
+    protocols = [{name: own[UNEDITED].protocol for name, own in one.items()} for one in results]
+    if any(protocol != protocols[0] for protocol in protocols):
+        return None
+    own = {name: one.measured.tables[UNEDITED] for name, one in found.items()}
+    first = next(iter(found.values())).comparison
+    shared = {}
+    for benchmark, drawn in next(iter(own.values())).items():
+        common = set.intersection(*(set(tables[benchmark][0].ids) for tables in own.values()))
+        shared[benchmark] = [item for item in drawn[0].ids if item in common]
+    tables = {
+        name: {b: [t.take(shared[b]) for t in drawn] for b, drawn in by_benchmark.items()}
+        for name, by_benchmark in own.items()
+    }
+    return compare(tables, first.metrics, draws=config.bootstrap_draws, seed=config.seed)
+
+
+def models_document(compared: Comparison) -> dict[str, Any]:
+    """Benchmark -> model -> metrics and paired differences from the first model, as JSON."""
+    values = lambda found: {name: interval_fields(one) for name, one in found.items()}
+    return {
+        benchmark: {
+            model.name: {
+                "metrics": values(model.levels[benchmark]),
+                "differences": values(model.changes.get(benchmark, {})),
+            }
+            for model in compared.arms
+        }
+        for benchmark in compared.items
+    }
+
+
+def models_tables(compared: Comparison) -> list[Table]:
+    """Levels of every model, and their paired differences from the first one."""
+    first = compared.arms[0].name
+    return [
+        dataclasses.replace(
+            table,
+            title=f"{table.title}: models, and changes from {first}",
+            headers=("model", *table.headers[1:]),
+        )
+        for table in (benchmark_table(compared, name) for name in compared.items)
+    ]
 
 
 def _folders(sources: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
@@ -306,6 +425,7 @@ def _publish(
     }
     comparison = found.document()
     top = {**entry.document(), "arm": UNEDITED, "all": everything, "comparison": comparison}
+    top["made"] = made()
     write_json(workdir / "results.json", top)
     answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
     replace_file(workdir / "answers.jsonl", answers)

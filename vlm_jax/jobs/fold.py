@@ -8,7 +8,8 @@ import numpy as np
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs.arms import ArmReader
-from vlm_jax.settings import nearest, number, one_of
+from vlm_jax.jobs.request import Request
+from vlm_jax.settings import number, one_of, refuse_unknown
 from vlm_jax.steering.air import layer_range
 from vlm_jax.steering.combine import PARTS
 from vlm_jax.steering.energy import ENERGIES, fold_energy
@@ -16,6 +17,16 @@ from vlm_jax.steering.fold import fold_gains
 
 ENERGY = "energy_rescale"
 _ENERGY_SETTINGS = {"layers": None, "energy": "frobenius", "xi": 0.01}
+
+
+def run(request: Request) -> None:
+    """Folds `config.fold`, a method whose gains are fixed, into the weights of `--target`."""
+    if not request.config.get("fold"):
+        raise ConfigError("config.fold names no method; use --config=fold or --config=fold:energy.")
+    source = checkpoint.open_folder(request.need("source"))
+    target = request.need("target")
+    gain_ln = fold_method(source, target, request.config)
+    print(f"Folded gains of {int((gain_ln != 1).sum())} heads into {target}")
 
 
 def fold_method(
@@ -54,12 +65,7 @@ def _fold_energy(
     source: checkpoint.ModelFolder, target: str | os.PathLike[str], section: dict[str, Any]
 ) -> np.ndarray:
     given = {key: value for key, value in section.items() if key != "method"}
-    for key in given:
-        if key not in _ENERGY_SETTINGS:
-            raise ConfigError(
-                f"config.fold: method {ENERGY!r} has no setting {key!r}; it knows "
-                f"{', '.join(_ENERGY_SETTINGS)}{nearest(key, _ENERGY_SETTINGS)}."
-            )
+    refuse_unknown(given, _ENERGY_SETTINGS, f"config.fold, method {ENERGY!r},")
     values = {**_ENERGY_SETTINGS, **given}
     depth = source.config.decoder.num_layers
     layers = values["layers"]

@@ -8,6 +8,7 @@ from typing import Any
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs.arms import Arm, ArmReader, check_folders
 from vlm_jax.report.sweep import setting_name
+from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering.qk import METHODS as EDIT_METHODS
 from vlm_jax.steering.qk import QKEdit
 from vlm_jax.steering.registry import METHODS, settings_of
@@ -70,10 +71,7 @@ def read_grid(sweep: Mapping[str, Any], reader: ArmReader) -> Grid:
     fields = _fields(sweep)
     lists: dict[str, list[Any]] = {}
     for name, values in sweep.items():
-        if name not in fields:
-            raise ConfigError(
-                f"config.sweep has no field {name!r}; it knows {', '.join(sorted(fields))}."
-            )
+        refuse_unknown([name], sorted(fields), "config.sweep")
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise ConfigError(f"config.sweep.{name} must list values, not {values!r}.")
         if name in _RANGES and not all(isinstance(value, Sequence) for value in values):

@@ -28,19 +28,31 @@ from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.suites.chair import Chair
-from vlm_jax.jobs import contributions
 from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.fingerprint import HEADS, fingerprint
 from vlm_jax.jobs.request import Request
 from vlm_jax.jobs.runtime import generation_settings, load_model, provenance
 from vlm_jax.progress import Progress
-from vlm_jax.settings import number, one_of, switch, whole
+from vlm_jax.settings import number, one_of, read, setting, switch, whole
 from vlm_jax.steering.functional import classifier, read_classes
 from vlm_jax.steering.heads import shape_of
 
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
 _LABELS = ("offsets", "string_match")
+
+
+def _scopes(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not len(value):
+        raise ConfigError(f"{name} names none of {', '.join(SCOPES)}.")
+    return tuple(one_of(name, scope, SCOPES) for scope in value)
+
+
+def _thresholds(name: str, value: Any) -> dict[str, Any]:
+    found = dict(value or {})
+    for key, one in found.items():
+        number(f"{name}.{key}", one)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +73,25 @@ class IdentifySettings:
         classes: settings of functional heads by which readings are classified.
     """
 
-    scopes: tuple[str, ...] = SCOPES
-    count: int = 20
-    captions: str = "hallucinated"
-    subtokens: str = "first"
-    labels: str = "offsets"
-    chunk: int = 32
-    rows: int = 64
-    mean_ablation: bool = False
-    classes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scopes: tuple[str, ...] = setting(SCOPES, _scopes)
+    count: int = setting(20, whole, low=1)
+    captions: str = setting("hallucinated", one_of, known=_CAPTIONS)
+    subtokens: str = setting("first", one_of, known=_SUBTOKENS)
+    labels: str = setting("offsets", one_of, known=_LABELS)
+    chunk: int = setting(32, whole, low=1, high=1 << 20)
+    rows: int = setting(64, whole, low=1, high=1 << 20)
+    mean_ablation: bool = setting(False, switch)
+    classes: Mapping[str, Any] = setting({}, _thresholds)
 
 
 def run(request: Request) -> None:
     """Writes `heads.json` to `--workdir`; chunks of a killed run are kept and not made again.
 
-    With `config.contributions`, says where answers come from instead (`contributions`).
+    Raises:
+        ConfigError: `config.contributions` is set, which the job explain reads.
     """
     if request.config.get("contributions"):
-        contributions.run(request)
-        return
+        raise ConfigError("config.contributions is of another job: say --job=explain.")
     config, workdir = request.config, request.need("workdir")
     source = checkpoint.open_folder(request.need("source"))
     settings = read_settings(config.get("identify", {}), shape_of(source.config))
@@ -139,33 +151,13 @@ def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> Identif
     Raises:
         ConfigError: a key is unknown or a value cannot be.
     """
-    values = dict(section)
-    known = [field.name for field in dataclasses.fields(IdentifySettings)]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"config.identify has no key {key!r}; it knows {', '.join(known)}.")
-    classes = dict(values.get("classes") or {})
-    values |= {"classes": classes, "scopes": tuple(values.get("scopes", SCOPES))}
-    settings = IdentifySettings(**values)
-    if not settings.scopes:
-        raise ConfigError(f"config.identify.scopes names none of {', '.join(SCOPES)}.")
-    for scope in settings.scopes:
-        one_of("config.identify.scopes", scope, SCOPES)
-    one_of("config.identify.captions", settings.captions, _CAPTIONS)
-    one_of("config.identify.subtokens", settings.subtokens, _SUBTOKENS)
-    one_of("config.identify.labels", settings.labels, _LABELS)
-    if switch("config.identify.mean_ablation", settings.mean_ablation) and (
-        "row" not in settings.scopes
-    ):
+    settings = read(IdentifySettings, section, "config.identify")
+    if settings.mean_ablation and "row" not in settings.scopes:
         raise ConfigError(
             "config.identify.mean_ablation is compared with zero ablation in scope 'row', which "
             "config.identify.scopes does not name; add it."
         )
     whole("config.identify.count", settings.count, 1, shape[0] * shape[1] // 2)
-    whole("config.identify.chunk", settings.chunk, 1, 1 << 20)
-    whole("config.identify.rows", settings.rows, 1, 1 << 20)
-    for key, value in classes.items():
-        number(f"config.identify.classes.{key}", value)
     return settings
 
 

@@ -84,10 +84,10 @@ class Session:
 
     def __init__(self, request: Request):
         self.source = checkpoint.open_folder(request.need("source"))
+        self.settings = generation_settings(request.config)
         self.model = load_model(request)
         # Arms that leave an image's rows alone read it once for all.
         self.model.keep_prefixes(int(request.config.prefix_cache_mb * 2**20))
-        self.settings = generation_settings(request.config)
         self.max_failures, self.share = request.config.max_failures, share(request.config)
         self.identity = {
             "source": fingerprint(self.source),
@@ -109,10 +109,11 @@ class Session:
         draws = sum(max(len(arm.settings), 1) for arm in arms)
         biases = [] if say_less is None else [bias for bias in say_less.biases if bias]
         captions = () if say_less is None else say_less.benchmarks
+        # Before the edits are worked out: a word that the tokenizer lacks is found in no time.
+        vectors = {bias: say_less.logit_bias(self.model, bias) for bias in biases if say_less}
         planned = plan_edits(self.source, (edit for arm in arms for edit in arm.edits))
         clock = _Clock(draws * len(benchmarks) + len(biases) * len(captions))
         runs = _Runs(self, benchmarks, workdir, clock, planned)
-        vectors = {bias: say_less.logit_bias(self.model, bias) for bias in biases if say_less}
         before = self.model.generator.compilations
         found: dict[str, dict[str, list[Answered]]] = {UNEDITED: {}}
         for name, answered in runs.draw(Setting(0), slug(UNEDITED), UNEDITED).items():

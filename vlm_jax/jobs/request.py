@@ -5,6 +5,21 @@ import pathlib
 from typing import Any
 
 from vlm_jax.errors import UserError
+from vlm_jax.settings import number, one_of, read, setting, whole
+
+DTYPES = ("", "float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every job reads alike off the top of a config; `configs/base.py` says what it means."""
+
+    seed: int = setting(0, whole, low=0, high=2**32 - 1)
+    dtype: str = setting("", one_of, known=DTYPES)
+    prefix_cache_mb: float = setting(1024, number, low=0)
+    max_failures: float = setting(0.01, number, low=0)
+    control_draws: int = setting(19, whole, low=1, high=100_000)
+    bootstrap_draws: int = setting(2000, whole, low=1, high=100_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +35,10 @@ class Request:
         truth: files of ground truth, possibly none.
         baseline: file of answers to compare with, or None.
         sources: the model folders read where there are several.
+        changed: dotted names of the settings that were given on the command line.
+
+    Raises:
+        ConfigError: a setting of `RunSettings` cannot be; said before any work.
     """
 
     config: Any
@@ -30,6 +49,12 @@ class Request:
     truth: tuple[pathlib.Path, ...] = ()
     baseline: pathlib.Path | None = None
     sources: tuple[pathlib.Path, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        named = [field.name for field in dataclasses.fields(RunSettings)]
+        given = {name: self.config[name] for name in named if name in (self.config or ())}
+        read(RunSettings, given, "config")
 
     def need(self, name: str) -> Any:
         """Returns a path that the job cannot do without.

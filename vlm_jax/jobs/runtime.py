@@ -1,14 +1,18 @@
 """What every job that runs a model needs: the model, the compile cache, settings, provenance."""
 
+import datetime
 import os
 import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import jax
 
 from vlm_jax.api import VLM, load
 from vlm_jax.decoding import DecodeSettings
-from vlm_jax.errors import ConfigError
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
 from vlm_jax.jobs.request import Request
@@ -22,10 +26,6 @@ def load_model(request: Request) -> VLM:
     """Loads the source on the config's mesh, with compiled programs kept between runs."""
     config = request.config
     enable_compile_cache(config.compile_cache)
-    if config.dtype not in ("", "float32", "bfloat16", "float16"):
-        raise ConfigError(
-            f"dtype must be 'float32', 'bfloat16', 'float16' or '', not {config.dtype!r}."
-        )
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     return load(
         request.need("source"),
@@ -67,6 +67,27 @@ def generation_identity(config: Any, model: VLM) -> dict[str, Any]:
     dtype = str(next(iter(model.params.values())).dtype)
     settings = DecodeSettings.of_config(config).following(model.processor.generation)
     return {**settings.identity, "dtype": dtype}
+
+
+def made() -> dict[str, Any]:
+    """When and by which command something was made, and of which commit of this program.
+
+    The commit is None where the program does not run from a checkout.
+    """
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=30)
+    return found.stdout.strip() or None
 
 
 def provenance(config: Any) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The say-less sweep of a config: which token ids are biased, and by how much."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from vlm_jax.api import VLM
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.suites.chair import Chair
+from vlm_jax.settings import number, read, setting
 
 STOP = "<stop>"
 
@@ -61,6 +61,27 @@ def _encode(model: VLM, token: str) -> list[int]:
     return model.processor.tokenizer.encode(token, add_special_tokens=False)
 
 
+def _biases(name: str, value: Any) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} must be finite numbers, not {value!r}.")
+    return tuple(number(name, bias) for bias in value)
+
+
+def _tokens(name: str, value: Any) -> tuple[str, ...]:
+    words = not isinstance(value, str) and isinstance(value, Sequence) and len(value)
+    if not words or not all(isinstance(word, str) and word for word in value):
+        raise ConfigError(f"{name} must list at least one word or {STOP!r}, not {value!r}.")
+    return tuple(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Section:
+    """What `config.frontier` says."""
+
+    biases: tuple[float, ...] = setting((), _biases)
+    tokens: tuple[str, ...] = setting((STOP,), _tokens)
+
+
 def read_say_less(section: Mapping[str, Any], benchmarks: Mapping[str, Suite]) -> SayLess | None:
     """Reads `config.frontier`; no biases is no frontier.
 
@@ -68,23 +89,12 @@ def read_say_less(section: Mapping[str, Any], benchmarks: Mapping[str, Suite]) -
         ConfigError: an unknown key, a bias that is no number, no biased token, or no caption
             benchmark to measure.
     """
-    values = dict(section)
-    biases, tokens = values.pop("biases", ()), values.pop("tokens", (STOP,))
-    if values:
-        raise ConfigError(
-            f"config.frontier has no key {next(iter(values))!r}; it knows biases and tokens."
-        )
-    if not biases:
+    asked = read(_Section, section, "config.frontier")
+    if not asked.biases:
         return None
-    if not all(_is_number(bias) for bias in biases):
-        raise ConfigError(f"config.frontier.biases must be finite numbers, not {tuple(biases)}.")
-    rising = tuple(sorted({0.0, *map(float, biases)}))
+    rising = tuple(sorted({0.0, *asked.biases}))
     if len(rising) < 2:
         raise ConfigError("config.frontier.biases needs a bias other than 0, the unedited model.")
-    if isinstance(tokens, str) or not tokens:
-        raise ConfigError(
-            f"config.frontier.tokens must list at least one word or {STOP!r}, not {tokens!r}."
-        )
     captions = tuple(name for name, benchmark in benchmarks.items() if isinstance(benchmark, Chair))
     if not captions:
         raise ConfigError(
@@ -92,8 +102,4 @@ def read_say_less(section: Mapping[str, Any], benchmarks: Mapping[str, Suite]) -
             f"config.benchmarks, which holds {', '.join(benchmarks)}; set config.frontier.biases=()"
             " to do without."
         )
-    return SayLess(rising, tuple(tokens), captions)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return SayLess(rising, asked.tokens, captions)

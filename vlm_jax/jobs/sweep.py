@@ -25,21 +25,24 @@ from vlm_jax.jobs.evaluate import (
     compare_arms,
     evaluate,
     read_benchmarks,
+    refuse_edit,
     show,
     write_reports,
 )
 from vlm_jax.jobs.grids import Grid, read_grid
 from vlm_jax.jobs.measure import Session
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import provenance
+from vlm_jax.jobs.runtime import made, provenance
 from vlm_jax.jobs.say_less import read_say_less
 from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page, section
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table
+from vlm_jax.settings import number, read, setting, text
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
 from vlm_jax.steering.qk import CONTROLS as EDIT_CONTROLS
+from vlm_jax.steering.qk import QKEdit
 
 GAP = "gap"
 CHOSEN = "chosen"
@@ -59,6 +62,10 @@ def run(request: Request) -> None:
     say_less = read_say_less(config.frontier, benchmarks)
     reader = ArmReader.of(config, source)
     grid = read_grid(config.sweep, reader)
+    why = "config.sweep varies attention methods" if grid.steers else "config.sweep varies it"
+    fields = {field for entry in grid.entries.values() for field in entry}
+    own = {field.name for field in dataclasses.fields(QKEdit)}
+    refuse_edit(request, why, () if grid.steers else sorted(own - fields))
     rule = Rule.read(config.choose, has_frontier=say_less is not None, steers=grid.steers)
     for arm in grid.tested:
         grid.controls(arm.name, rule.controls, reader)  # refused now, not after the sweep
@@ -96,6 +103,12 @@ def run(request: Request) -> None:
     print(f"\n{both.both_splits().text()}")
 
 
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} must list words, not {value!r}.")
+    return tuple(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """How a setting is chosen.
@@ -106,9 +119,9 @@ class Rule:
         controls: measured beside the chosen setting on the test split.
     """
 
-    metric: str
-    max_recall_drop: float
-    controls: tuple[str, ...]
+    metric: str = setting("C_S", text)
+    max_recall_drop: float = setting(0.01, number, low=-1, high=1)
+    controls: tuple[str, ...] = setting((), _words)
 
     @classmethod
     def read(cls, section: Mapping[str, Any], *, has_frontier: bool, steers: bool) -> "Rule":
@@ -122,13 +135,7 @@ class Rule:
         Raises:
             ConfigError: a key or a value is wrong.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [key for key in section if key not in known]
-        if unknown:
-            raise ConfigError(
-                f"config.choose has no key {unknown[0]!r}; it knows {', '.join(known)}."
-            )
-        rule = cls(**{**dict(section), "controls": tuple(section["controls"])})
+        rule = read(cls, section, "config.choose")
         if rule.metric == GAP and not has_frontier:
             raise ConfigError("config.choose.metric='gap' needs config.frontier.biases; set some.")
         known = [word for word in (HEAD_CONTROLS if steers else EDIT_CONTROLS) if word]
@@ -278,6 +285,7 @@ class _Report:
             "test": test,
             "comparison": self.found.document(),
             **provenance(self.request.config),
+            "made": made(),
         }
 
 

@@ -249,7 +249,7 @@ def _energy_rescale(
         return None
     if qk_rescale == "weight":
         raise ConfigError(
-            "qk_rescale='weight' is an edit of weights: make the folder by --job=edit "
+            "qk_rescale='weight' is an edit of weights: make the folder by --job=fold "
             "--config=configs/fold.py:energy, and steer that with qk_rescale='off'."
         )
     return EnergyRescale(_leaf(on_ln), _leaf(np.ones(on_ln.shape)), prefill=prefill)

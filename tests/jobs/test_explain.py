@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from configs import contributions as config_file
+from configs import explain as config_file
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.errors import AnswersError, ConfigError, PromptError
 from vlm_jax.evals.base import Example
-from vlm_jax.jobs import contributions, identify
-from vlm_jax.jobs.contributions import read_settings
+from vlm_jax.jobs import explain
+from vlm_jax.jobs.explain import read_settings
 from vlm_jax.jobs.request import Request
 
 
@@ -28,7 +28,7 @@ def job(tiny_llava, tmp_path_factory):
     config.requests = str(folder / "requests.jsonl")
     config.max_new_tokens = 4
     config.compile_cache = "off"
-    identify.run(Request(config=config, source=tiny_llava, workdir=folder / "out"))
+    explain.run(Request(config=config, source=tiny_llava, workdir=folder / "out"))
     return config, folder / "out"
 
 
@@ -60,29 +60,27 @@ def test_a_killed_run_goes_on(job, tiny_llava, monkeypatch):
     config, workdir = job
     whole = (workdir / "contributions.json").read_text()
     (workdir / "answers" / "000001.npz").unlink()
-    real, asked = contributions.measure, []
-    monkeypatch.setattr(
-        contributions, "measure", lambda *args: asked.append(args[2].id) or real(*args)
-    )
-    contributions.run(Request(config=config, source=tiny_llava, workdir=workdir))
+    real, asked = explain.measure, []
+    monkeypatch.setattr(explain, "measure", lambda *args: asked.append(args[2].id) or real(*args))
+    explain.run(Request(config=config, source=tiny_llava, workdir=workdir))
     assert asked == ["blind <b>"]
     assert (workdir / "contributions.json").read_text() == whole
     changed = config.copy_and_resolve_references()
     changed.contributions.scope = "all"
     with pytest.raises(AnswersError, match="another run: "):
-        contributions.run(Request(config=changed, source=tiny_llava, workdir=workdir))
+        explain.run(Request(config=changed, source=tiny_llava, workdir=workdir))
 
 
 def test_pictures_in_memory_are_known_by_their_benchmark():
     """Their addresses change from run to run."""
     one, other = (Example(0, (image,), "what?") for image in (IMAGES[0][0], IMAGES[0][0].copy()))
-    assert contributions._asked(one) == contributions._asked(other)
+    assert explain._asked(one) == explain._asked(other)
 
 
 @pytest.mark.parametrize(
     ("section", "match"),
     [
-        ({"scopes": "row"}, "config.contributions has no key 'scopes'; it knows scope"),
+        ({"scopes": "row"}, "config.contributions has no setting 'scopes' .*; it knows scope"),
         ({"scope": "rows"}, "did you mean 'row'"),
         ({"rows": 0}, "config.contributions.rows must be a whole number"),
         ({"answers": 0.5}, "config.contributions.answers must be a whole number"),
@@ -99,7 +97,7 @@ def test_what_cannot_be_answered_is_named(job, tiny_llava, tmp_path):
     (tmp_path / "requests.jsonl").write_text("{}")
     request = Request(config=config, source=tiny_llava, workdir=tmp_path / "out")
     with pytest.raises(PromptError, match="line 1 needs a text 'prompt'"):
-        contributions.run(request)
+        explain.run(request)
     config.benchmarks.a = config.benchmarks.b = {"kind": "testbed_chair"}
     with pytest.raises(ConfigError, match=r"one benchmark, but config\.benchmarks has 2"):
-        contributions.run(request)
+        explain.run(request)

@@ -1,7 +1,7 @@
 """Where answers come from: every token's support by heads that read the system prompt, the image,
 the question and the answer so far.
 
---job=identify --config=configs/contributions.py --source=<folder> --workdir=<folder> \\
+--job=explain --source=<folder> --workdir=<folder> \\
     --config.images="('photo.jpg',)" --config.prompt="Please describe this image in detail."
 
 or `config.requests`, or one benchmark in `config.benchmarks`.

@@ -24,7 +24,7 @@ from vlm_jax.jobs.runtime import generation_identity, generation_settings, load_
 from vlm_jax.progress import Progress
 from vlm_jax.report.contributions import Support, sections, table
 from vlm_jax.report.page import page
-from vlm_jax.settings import one_of, whole
+from vlm_jax.settings import one_of, read, setting, whole
 
 PAGE, NUMBERS = "contributions.html", "contributions.json"
 
@@ -39,9 +39,9 @@ class ContributionSettings:
         answers: at most so many of the requests.
     """
 
-    scope: str = "row"
-    rows: int = 8
-    answers: int = 16
+    scope: str = setting("row", one_of, known=SCOPES)
+    rows: int = setting(8, whole, low=1, high=1 << 20)
+    answers: int = setting(16, whole, low=1, high=1 << 20)
 
 
 def run(request: Request) -> None:
@@ -81,17 +81,7 @@ def read_settings(section: Mapping[str, Any]) -> ContributionSettings:
     Raises:
         ConfigError: a key is unknown or a value cannot be.
     """
-    known = [field.name for field in dataclasses.fields(ContributionSettings)]
-    for key in section:
-        if key not in known:
-            raise ConfigError(
-                f"config.contributions has no key {key!r}; it knows {', '.join(known)}."
-            )
-    settings = ContributionSettings(**dict(section))
-    one_of("config.contributions.scope", settings.scope, SCOPES)
-    whole("config.contributions.rows", settings.rows, 1, 1 << 20)
-    whole("config.contributions.answers", settings.answers, 1, 1 << 20)
-    return settings
+    return read(ContributionSettings, section, "config.contributions")
 
 
 def measure(

@@ -1,0 +1,120 @@
+"""What is refused before any work, several sources, and jobs of their own for edited folders."""
+
+import json
+import shutil
+
+import pytest
+
+from vlm_jax import checkpoint
+from vlm_jax.cli import configs, listing
+from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.jobs import edit, evaluate, restrength, revert, sweep
+from vlm_jax.jobs.edit import edit_folder
+from vlm_jax.jobs.request import Request
+from vlm_jax.steering.qk import QKEdit
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bootstrap_draws", "0"),
+        ("bootstrap_draws", "-1"),
+        ("bootstrap_draws", "1000000000"),
+        ("seed", "-1"),
+        ("max_failures", "inf"),
+        ("max_failures", "nan"),
+        ("control_draws", "0"),
+        ("prefix_cache_mb", "-1"),
+        ("dtype", "fp16"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_any_job(name, value):
+    with pytest.raises(ConfigError, match=rf"^config\.{name} must be .*not "):
+        Request(config=configs.read("base", [(name, value)]))
+
+
+@pytest.mark.parametrize("name", ["chair", "pope", "chair_methods", "pope_methods"])
+def test_configs_of_real_benchmarks_have_arms_and_their_controls(name):
+    config = configs.read(name, [("arms.mild", "{}"), ("arms.mild.k", "2")])
+    arms = config.arms.to_dict()
+    assert arms.pop("mild") == {"k": 2}
+    controlled = [arm for arm in arms.values() if arm.get("control")]
+    assert controlled
+    assert len(controlled) < len(arms)
+    assert bool(config.frontier.biases) == name.startswith("chair")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("frontier", {"bias": (1.0,)}, "config.frontier has no setting 'bias' .did you mean 'bias"),
+        ("frontier", {"biases": (float("nan"),)}, "config.frontier.biases must be a finite number"),
+        ("frontier", {"tokens": "and"}, "config.frontier.tokens must list at least one word"),
+        ("arms", {"edited": {"kk": 2}}, "config.arms.edited has no setting 'kk'"),
+    ],
+)
+def test_a_wrong_section_is_refused_by_name(job, config, fake, section, changes, message):
+    config[section] = changes
+    with pytest.raises(ConfigError, match=message):
+        job(evaluate.run)
+
+
+def test_a_changed_edit_that_no_arm_makes_is_refused(job, config, fake):
+    config.arms = {}
+    with pytest.raises(ConfigError, match=r"config.edit.k changes nothing: no arm edits weights"):
+        job(evaluate.run, changed=("seed", "edit.k"))
+
+
+def test_a_changed_edit_that_a_sweep_varies_is_refused(job, config, fake):
+    config.sweep = {"k": (1, 2)}
+    config.frontier.biases = ()
+    with pytest.raises(ConfigError, match=r"config.edit.k changes nothing: config.sweep varies it"):
+        job(sweep.run, changed=("edit.k",))
+
+
+def test_all_sources_are_opened_before_the_first_runs(config, fake, tiny_llava, tmp_path):
+    sources = (tiny_llava, tmp_path / "typo")
+    with pytest.raises(UserError, match="typo"):
+        evaluate.run(Request(config=config, sources=sources, workdir=tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_models_are_compared_on_the_same_items(config, fake, tiny_llava, tmp_path, capsys):
+    sources = [tmp_path / name for name in ("first", "second")]
+    for source in sources:
+        shutil.copytree(tiny_llava, source)
+    config.arms, config.frontier.biases = {}, ()
+    evaluate.run(Request(config=config, sources=tuple(sources), workdir=tmp_path / "work"))
+    found = json.loads((tmp_path / "work" / "results.json").read_text())
+    rows = found["compared"]["broken"]
+    assert list(rows) == ["first", "second"]
+    assert rows["second"]["differences"]["C_S"]["value"] == 0  # the same model twice
+    assert "60.0 (+0.0)" in capsys.readouterr().out
+    assert set(found["made"]) == {"date", "command", "commit"}
+
+
+def test_edited_folders_are_reverted_and_restrengthened_by_jobs(tiny_llava, tmp_path, capsys):
+    source, config = checkpoint.open_folder(tiny_llava), configs.read("restrength")
+    edited = tmp_path / "edited"
+    edit_folder(source, edited, QKEdit(band=(1, 1), k=2, strength=0.5))
+    asked = lambda name: Request(config=config, source=edited, target=tmp_path / name)
+    revert.run(asked("original"))
+    original = checkpoint.open_folder(tmp_path / "original")
+    for path, array in original.stream(list(original.tensors)):
+        assert array.tobytes() == source.read(path).tobytes()
+    with pytest.raises(ConfigError, match=r"Set config.restrength"):
+        restrength.run(asked("mild"))
+    config.restrength = 0.25
+    restrength.run(asked("mild"))
+    mild = checkpoint.open_folder(tmp_path / "mild").certificate
+    assert mild is not None
+    assert mild.fields["edit"]["strength"] == 0.25
+    assert "Edited model" in capsys.readouterr().out
+    assert {"revert", "restrength", "fold"} <= set(listing.jobs())
+
+
+def test_editing_by_a_method_names_the_job_that_folds(tiny_llava, tmp_path):
+    config = configs.read("fold")
+    request = Request(config=config, source=tiny_llava, target=tmp_path / "folded")
+    with pytest.raises(ConfigError, match="say --job=fold"):
+        edit.run(request)

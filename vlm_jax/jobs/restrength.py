@@ -1,0 +1,17 @@
+"""Makes the edit of an edited folder at another strength, as if from the original weights."""
+
+from vlm_jax import checkpoint
+from vlm_jax.errors import ConfigError
+from vlm_jax.jobs.edit import describe, restrength_folder
+from vlm_jax.jobs.request import Request
+from vlm_jax.settings import number
+
+
+def run(request: Request) -> None:
+    """Writes `--source`, edited already, to `--target` at the strength `config.restrength`."""
+    given = request.config.get("restrength", None)
+    if given is None:
+        raise ConfigError("Set config.restrength, the strength that the edit gets.")
+    strength = number("config.restrength", given)
+    source, target = checkpoint.open_folder(request.need("source")), request.need("target")
+    describe(restrength_folder(source, target, strength), target)
