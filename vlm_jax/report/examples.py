@@ -126,7 +126,7 @@ def _picture(source: Any, edge: int) -> str:
         image = source if isinstance(source, Image.Image) else _open(Path(source))
         image = image.convert("RGB")
         image.thumbnail((edge, edge))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
     held = io.BytesIO()
     image.save(held, "WEBP", quality=85 if max(image.size) <= _SMALL else 60)
