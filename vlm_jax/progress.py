@@ -15,7 +15,7 @@ class Progress:
 
     On a terminal one line is rewritten every second; elsewhere a line is added every ten. The last
     line says how long the whole took. Work shorter than a second prints only that. What is printed
-    meanwhile to the same terminal takes a line of its own.
+    meanwhile to the same terminal takes a line of its own. A notebook shows a bar.
 
     Args:
         total: how much there is to do; None if unknown.
@@ -42,6 +42,12 @@ class Progress:
         self._begun = self._shown = time.monotonic()
         self._width = 0
         self._stdout: TextIO | None = None
+        self._bar: Any = None
+        if enabled and stream is None and _in_notebook():
+            import tqdm.auto
+
+            sized = {"unit": "B", "unit_scale": True, "unit_divisor": 1000} if unit == "B" else {}
+            self._bar = tqdm.auto.tqdm(total=total, desc=label, **{"unit": f" {unit}", **sized})
 
     def __enter__(self) -> "Progress":
         self._begun = self._shown = time.monotonic()
@@ -59,6 +65,9 @@ class Progress:
         """Adds finished work, and how much of it failed; reports if it is time to."""
         self.done += count
         self.failed += failed
+        if self._bar is not None:
+            self._bar.update(count)
+            return
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now
@@ -66,6 +75,9 @@ class Progress:
 
     def close(self, failed: bool = False) -> None:
         """Prints the last line; a failure leaves what was shown."""
+        if self._bar is not None:
+            self._bar.close()
+            return
         if not failed:
             seconds = time.monotonic() - self._begun
             line = f"{self._prefix()}{self._amount(self.done)} in {duration(seconds)}"
@@ -130,6 +142,13 @@ class _Printed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a Jupyter notebook."""
+    shell = sys.modules.get("IPython")
+    found = None if shell is None else shell.get_ipython()
+    return type(found).__name__ == "ZMQInteractiveShell"
 
 
 def _bytes(count: float) -> str:

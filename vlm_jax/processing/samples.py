@@ -48,7 +48,7 @@ class Draft:
         """Tokens of the prompt, image tokens counted."""
         return len(self.ids) + sum(extent.tokens - 1 for extent in self.extents)
 
-    def tokens(self, image_token_id: int) -> list[int]:
+    def tokens(self, image_token_id: int | None) -> list[int]:
         """Returns the ids of the whole prompt, an image's placeholder once for each of its tokens.
 
         With placeholder 9 and an image of three tokens, ids 5 9 6 are 5 9 9 9 6.
