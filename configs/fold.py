@@ -1,10 +1,11 @@
 """Factors in the weights that cost nothing when the model runs.
 
-"gains": functional heads, of the classes that `--job=identify` found. "energy": query-key products
-rescaled by their spectral energy (`vlm_jax.steering.energy`), the first step of AIR.
+"energy", the default: query-key products rescaled by their spectral energy
+(`vlm_jax.steering.energy`), the first step of AIR; of any model. "gains": functional heads, of the
+classes that `--job=identify` found, which must be in the model's heads.json.
 
 --job=fold --config=configs/fold.py --source=<folder> --target=<folder>
---job=fold --config=configs/fold.py:energy --source=<folder> --target=<folder>
+--job=fold --config=configs/fold.py:gains --source=<folder> --target=<folder>
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ FOLDS = {
 }
 
 
-def get_config(name: str = "gains") -> ConfigDict:
+def get_config(name: str = "energy") -> ConfigDict:
     if name not in FOLDS:
         raise ConfigError(f"configs/fold.py knows {', '.join(FOLDS)}, not {name!r}.")
     config = edit.get_config()

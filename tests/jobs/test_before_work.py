@@ -8,7 +8,7 @@ import pytest
 from vlm_jax import checkpoint
 from vlm_jax.cli import configs, listing
 from vlm_jax.errors import ConfigError, UserError
-from vlm_jax.jobs import edit, evaluate, restrength, revert, sweep
+from vlm_jax.jobs import edit, evaluate, fold, restrength, revert, sweep
 from vlm_jax.jobs.edit import edit_folder
 from vlm_jax.jobs.request import Request
 from vlm_jax.steering.qk import QKEdit
@@ -118,3 +118,36 @@ def test_editing_by_a_method_names_the_job_that_folds(tiny_llava, tmp_path):
     request = Request(config=config, source=tiny_llava, target=tmp_path / "folded")
     with pytest.raises(ConfigError, match="say --job=fold"):
         edit.run(request)
+
+
+def test_an_edited_folder_takes_part_as_it_is(config, fake, tiny_llava, tmp_path, capsys):
+    plain, changed = tmp_path / "plain", tmp_path / "changed"
+    shutil.copytree(tiny_llava, plain)
+    edit_folder(checkpoint.open_folder(tiny_llava), changed, QKEdit(band=(1, 1), k=2))
+    work = tmp_path / "work"
+    evaluate.run(Request(config=config, sources=(plain, changed), workdir=work))
+    said = capsys.readouterr().out
+    assert "changed is edited already, so arms that edit weights are left out of it" in said
+    found = json.loads((work / "results.json").read_text())
+    assert list(found["compared"]["broken"]) == ["plain", "changed"]
+    assert list(found["models"]["changed"]["arms"]) == ["unedited"]
+    assert len(found["models"]["plain"]["arms"]) == 4
+
+
+def test_results_of_further_arms_are_not_written_over(job, config):
+    workdir = job(evaluate.run)
+    before = (workdir / "results.json").read_bytes()
+    del config.arms["C5"]
+    with pytest.raises(ConfigError, match=r"has arms that this run lacks: C5\. Choose another"):
+        job(evaluate.run)
+    assert (workdir / "results.json").read_bytes() == before
+    (workdir / "results.json").unlink()
+    job(evaluate.run)
+
+
+def test_folding_works_on_every_model_by_default(tiny_llava, tmp_path):
+    request = Request(config=configs.read("fold"), source=tiny_llava, target=tmp_path / "folded")
+    fold.run(request)
+    before, after = (checkpoint.open_folder(p) for p in (tiny_llava, tmp_path / "folded"))
+    path = "decoder/layers/1/wq_dnh"
+    assert before.read(path).tobytes() != after.read(path).tobytes()

@@ -36,6 +36,7 @@ class Results:
         device: what the model ran on.
         protocol: hash of everything that must be equal for two results to be comparable.
         notes: anything a reader must know, one sentence each.
+        made: when, by which command and of which commit; of a job's top result alone.
     """
 
     benchmark: str
@@ -52,6 +53,7 @@ class Results:
     device: str = "none (scored without a model)"
     protocol: str = ""
     notes: tuple[str, ...] = ()
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The JSON document; NaN becomes null."""
@@ -72,6 +74,7 @@ class Results:
             "device": self.device,
             "protocol": self.protocol,
             "notes": list(self.notes),
+            **({"made": dict(self.made)} if self.made else {}),
         }
 
     def write(self, path: str | Path) -> Path:

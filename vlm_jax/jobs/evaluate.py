@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_jax import checkpoint
-from vlm_jax.errors import ConfigError
+from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison, compare, statistics_of
 from vlm_jax.evals.results import Results, interval_fields, protocol_hash, write_json
@@ -14,11 +14,13 @@ from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.files import replace_file
+from vlm_jax.foreign import read_json
 from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
 from vlm_jax.jobs.measure import Measured, Session
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import made, provenance
+from vlm_jax.jobs.runtime import provenance
 from vlm_jax.jobs.say_less import SayLess, read_say_less
+from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.across import across_tables
 from vlm_jax.report.comparison import benchmark_table, comparison_tables
@@ -56,8 +58,10 @@ def run(request: Request) -> None:
     if compared is None:
         print("\nThe models were asked different questions, so they are not compared by item.")
     tables = [] if compared is None else models_tables(compared)
-    if any(len(one.arms) > 1 for one in found.values()):
-        tables += across_tables({name: one.comparison for name, one in found.items()})
+    # An edited folder has no arms that edit weights: only models of the same arms make one table.
+    full = {name: one.comparison for name, one in found.items() if len(one.arms) > 1}
+    if len(full) > 1 and len({tuple(a.name for a in one.arms) for one in full.values()}) == 1:
+        tables += across_tables(full)
     document = {
         "models": {name: one.document() for name, one in found.items()},
         "compared": None if compared is None else models_document(compared),
@@ -105,9 +109,18 @@ class _Asked:
         arms = ArmReader.of(config, source).arms(config.arms)
         if not any(arm.edits for arm in arms):
             refuse_edit(request, "no arm edits weights; add one by --config.arms.edited={}")
-        if source.certificate is None:
-            for edit in (edit for arm in arms for edit in arm.edits):
-                edit.layers(source.config.decoder.num_layers)
+        if source.certificate is not None:
+            kept = [arm for arm in arms if not arm.edits]
+            if len(kept) < len(arms):
+                print(
+                    f"{source.path.name} is edited already, so arms that edit weights are left out "
+                    f"of it: {', '.join(arm.name for arm in arms if arm.edits)}. {UNEDITED!r} is "
+                    "the folder as it is."
+                )
+            arms = kept
+        for edit in (edit for arm in arms for edit in arm.edits):
+            edit.layers(source.config.decoder.num_layers)
+        _refuse_fewer(request.need("workdir") / "results.json", [arm.name for arm in arms])
         return cls(request, benchmarks, arms, say_less)
 
     def evaluate(self) -> "Evaluation":
@@ -119,6 +132,25 @@ class _Asked:
             self.arms,
             self.say_less,
             self.request.need("workdir"),
+        )
+
+
+def _refuse_fewer(results: pathlib.Path, arms: Sequence[str]) -> None:
+    """Refuses to write over the results of a run that had further arms.
+
+    Raises:
+        ConfigError: naming these arms.
+    """
+    if not results.is_file():
+        return
+    document = read_json(results, dict[str, Any], error=AnswersError)
+    comparison = document.get("comparison")
+    before = comparison.get("arms") if isinstance(comparison, dict) else None
+    lost = [name for name in before if name not in arms] if isinstance(before, dict) else []
+    if lost:
+        raise ConfigError(
+            f"{results} has arms that this run lacks: {', '.join(lost)}. Choose another --workdir, "
+            "or delete the file to do without them."
         )
 
 

@@ -22,7 +22,7 @@ _ENERGY_SETTINGS = {"layers": None, "energy": "frobenius", "xi": 0.01}
 def run(request: Request) -> None:
     """Folds `config.fold`, a method whose gains are fixed, into the weights of `--target`."""
     if not request.config.get("fold"):
-        raise ConfigError("config.fold names no method; use --config=fold or --config=fold:energy.")
+        raise ConfigError("config.fold names no method; use --config=fold or --config=fold:gains.")
     source = checkpoint.open_folder(request.need("source"))
     target = request.need("target")
     gain_ln = fold_method(source, target, request.config)

@@ -8,6 +8,7 @@ from typing import Any
 from vlm_jax.evals.answers import Keys
 from vlm_jax.evals.score import MAX_UNPARSABLE, score
 from vlm_jax.jobs.request import Request
+from vlm_jax.made import made
 from vlm_jax.settings import number, plain, read, setting, switch, text
 
 
@@ -52,6 +53,7 @@ def run(request: Request) -> None:
         draws=request.config.bootstrap_draws,
         seed=request.config.seed,
     )
+    scored = dataclasses.replace(scored, results=dataclasses.replace(scored.results, made=made()))
     print(scored.results.table())
     if request.workdir is not None:
         path = scored.results.write(request.workdir / "results.json")

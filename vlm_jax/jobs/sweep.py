@@ -32,8 +32,9 @@ from vlm_jax.jobs.evaluate import (
 from vlm_jax.jobs.grids import Grid, read_grid
 from vlm_jax.jobs.measure import Session
 from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import made, provenance
+from vlm_jax.jobs.runtime import provenance
 from vlm_jax.jobs.say_less import read_say_less
+from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page, section

@@ -91,8 +91,7 @@ def about_lines(about: Results) -> list[str]:
     """The device, seeds and versions of a result, a line each."""
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in about.seeds.items())
-    date = getattr(about, "date", "")
-    return [f"{f'{date}. ' if date else ''}{about.device}. Seeds: {seeds}.", f"{versions}."]
+    return [f"{about.device}. Seeds: {seeds}.", f"{versions}."]
 
 
 def section(heading: str, body: str, note: str = "") -> Section:
@@ -139,8 +138,6 @@ def _web(name: str) -> str:
 def _repeat(about: Results) -> Mapping[str, str]:
     """What a reader needs to make the page again."""
     listed: dict[str, Any] = {
-        "Command": getattr(about, "command", ""),
-        "Commit": getattr(about, "commit", ""),
         "Protocol hash": about.protocol,
         "Seeds": json.dumps(dict(about.seeds)) if about.seeds else "",
         "Versions": "\n".join(f"{name} {version}" for name, version in about.versions.items()),

@@ -250,7 +250,7 @@ def _energy_rescale(
     if qk_rescale == "weight":
         raise ConfigError(
             "qk_rescale='weight' is an edit of weights: make the folder by --job=fold "
-            "--config=configs/fold.py:energy, and steer that with qk_rescale='off'."
+            "--config=configs/fold.py, and steer that with qk_rescale='off'."
         )
     return EnergyRescale(_leaf(on_ln), _leaf(np.ones(on_ln.shape)), prefill=prefill)
 
