@@ -18,7 +18,7 @@ from vlm_jax.steering.qk import QKEdit
 def config(tmp_path):
     sets = HeadSets("", (3, 4), perception=((0, 1), (1, 2)), reasoning=((2, 3),))
     (tmp_path / "heads.json").write_text(json.dumps({"sets": sets.document()}))
-    config = config_file.get_config()
+    config = config_file.get_config("gains")
     config.heads = str(tmp_path / "heads.json")
     return config
 

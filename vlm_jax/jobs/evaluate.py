@@ -58,6 +58,7 @@ def run(request: Request) -> None:
     if compared is None:
         print("\nThe models were asked different questions, so they are not compared by item.")
     tables = [] if compared is None else models_tables(compared)
+    shown = len(tables)
     # An edited folder has no arms that edit weights: only models of the same arms make one table.
     full = {name: one.comparison for name, one in found.items() if len(one.arms) > 1}
     if len(full) > 1 and len({tuple(a.name for a in one.arms) for one in full.values()}) == 1:
@@ -75,7 +76,7 @@ def run(request: Request) -> None:
     if processes.primary():
         write_reports(workdir, title, tables, page_text)
     print(f"\n{len(found)} models: {', '.join(found)}")
-    for table in tables[:2]:
+    for table in tables[: shown + 2]:
         print(f"\n{table.text()}")
     print(f"\nResults: {workdir / 'results.json'}, {workdir / 'report.html'}")
 
