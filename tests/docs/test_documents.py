@@ -38,7 +38,7 @@ SHORT = {
 }
 LONG = ("train", "sweep", "identify")
 # A page that needs more of a model than every shipped one has: classes of heads are in this one's.
-SOURCES = {"configs/fold.py:gains": "qwen2_5_vl-0"}
+SOURCES = {"configs/fold.py": "qwen2_5_vl-0"}
 FEW = 4  # items of a benchmark
 SANDBOX = ("photo.jpg", "val2014", "instances_val2014.json", "captions_val2014.json",
            "coco_pope_adversarial.json", "captions.jsonl")  # fmt: skip

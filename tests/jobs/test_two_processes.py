@@ -136,6 +136,7 @@ def test_both_processes_answer_and_the_first_speaks(made):
 
 def test_what_fails_in_one_process_is_said_once_by_each(tmp_path):
     missing = tmp_path / "missing"
+    missing.mkdir()  # a folder, and no model
     first, second = both("--job=convert", f"--source={missing}", f"--target={tmp_path / 'new'}")
     assert (first.returncode, second.returncode) == (1, 1)
     assert first.stderr.splitlines()[-1].startswith(f"error: {missing} is no Hugging Face folder")
