@@ -159,7 +159,7 @@ def test_one_clear_error_for_each_bad_head(method, fields, match):
         ({"prefill": "acausal"}, "prefill must be one of"),
         ({"renormalise": 1}, "renormalise must be True or False"),
         ({"qk_rescale": "weights"}, "did you mean 'weight'"),
-        ({"qk_rescale": "weight"}, "is an edit of weights: make the folder by --job=edit"),
+        ({"qk_rescale": "weight"}, "is an edit of weights: make the folder by --job=fold"),
         ({"modules": "reallocation", "zero_trace": "running"}, "zero_trace is of a module that"),
         ({"modules": "reallocation", "prefill": "causal"}, "prefill is of a module that"),
         ({"modules": "projection", "renormalise": True}, "renormalise is of a module that"),
