@@ -268,7 +268,7 @@ def test_padding_changes_nothing(choice):
         rows=Rows(
             zero(problem.rows.after_image_bt), zero(problem.rows.real_bt), problem.rows.last_b
         ),
-        keys=Visibility(jnp.broadcast_to(jnp.arange(11, dtype=jnp.int32), (2, 11))),
+        queries=Visibility(jnp.broadcast_to(jnp.arange(11, dtype=jnp.int32), (2, 11))),
     )
     a, b = read(problem, steering), read(wider, steering)
     close(np.asarray(a[0])[problem.valid], np.asarray(b[0])[:, :8][problem.valid])
