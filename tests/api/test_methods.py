@@ -14,6 +14,7 @@ from configs import edit as edit_config
 from vlm_jax.attention.steering import HeadGains, Steering
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
 from vlm_jax.errors import CheckpointError, ConfigError, EditError
+from vlm_jax.jobs import edit as edit_job
 from vlm_jax.jobs import fold as fold_job
 from vlm_jax.jobs.request import Request
 from vlm_jax.methods import with_heads
@@ -122,7 +123,7 @@ def test_identified_heads_are_the_folders(vlm, shipped_llava):
 def test_an_edit_is_saved_as_the_job_writes_it(shipped_llava, scenes, tmp_path):
     config = edit_config.get_config()
     config.edit = ml_collections.ConfigDict({"k": 3, "strength": 0.7})
-    fold_job.run(Request(config, source=shipped_llava.folder.path, target=tmp_path / "job"))
+    edit_job.run(Request(config, source=shipped_llava.folder.path, target=tmp_path / "job"))
     edited = shipped_llava.apply("qk", k=3, strength=0.7)
     edited.save(tmp_path / "api")
     files = lambda name: {p.name: p.read_bytes() for p in sorted((tmp_path / name).iterdir())}
