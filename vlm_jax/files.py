@@ -22,6 +22,12 @@ _count = itertools.count()
 _being_written: set[pathlib.Path] = set()
 
 
+def cache_folder() -> pathlib.Path:
+    """Returns the user's folder for what can be made again, which may not exist yet."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return cache / "vlm_jax"
+
+
 def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") -> None:
     """Writes a file under a temporary sibling name, puts it on disk, and renames it.
 

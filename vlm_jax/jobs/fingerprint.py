@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlm_jax import checkpoint
 from vlm_jax.evals.results import protocol_hash
-from vlm_jax.files import replace_file
+from vlm_jax.files import cache_folder, replace_file
 
 HEADS = "heads.json"
 """Head sets found for a model, which may lie beside its weights and are no part of it."""
@@ -62,8 +62,7 @@ class _Known:
     """Hashes of large files that were read before, by what changes when a file does."""
 
     def __init__(self) -> None:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        self.path = cache / "vlm_jax" / "content.json"
+        self.path = cache_folder() / "content.json"
         self.entries: dict[str, str] = {}
         self._changed = False
         try:

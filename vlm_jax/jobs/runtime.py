@@ -1,7 +1,5 @@
 """What every job that runs a model needs: the model, the compile cache, settings, provenance."""
 
-import os
-import pathlib
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ from vlm_jax.api import VLM, load
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
+from vlm_jax.files import cache_folder
 from vlm_jax.jobs.request import Request
 from vlm_jax.parallel import make_mesh, processes
 from vlm_jax.processing.images import pixel_limit
@@ -34,8 +33,7 @@ def enable_compile_cache(folder: str) -> None:
     """Keeps compiled programs in a folder: "" is the user's cache folder, "off" is none."""
     if folder == "off":
         return
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", folder or str(cache / "vlm_jax" / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder or str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

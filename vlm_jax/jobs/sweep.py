@@ -37,7 +37,7 @@ from vlm_jax.jobs.say_less import read_say_less
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
-from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page, section
+from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table
 from vlm_jax.settings import number, read, setting, text
@@ -264,7 +264,7 @@ class _Report:
         if comparison.points:
             named = [UNEDITED, self.chosen] if self.chosen else []
             plot = frontier_plot(comparison, named if len(comparison.arms) > 8 else ())
-            plots.append(section("The say-less frontier", plot, FRONTIER_NOTE))
+            plots.append(Section("The say-less frontier", plot, FRONTIER_NOTE))
         about = next(iter(self.found.results[self.pooled[0]].values()))
         sections = [*(t.section() for t in front), *plots, *(t.section() for t in tables)]
         write_reports(workdir, title, [*front, *tables], page(title, sections, about))
@@ -335,7 +335,7 @@ def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[
         if len(values) > 1 and numeric and axis != "seed":
             for fixed, plot in dose_plots(doses, grid.settings, axis, metric, plain).items():
                 at = f", {fixed}" if fixed else ""
-                plots.append(section(f"Change of {metric} against {axis}{at}", plot))
+                plots.append(Section(f"Change of {metric} against {axis}{at}", plot))
     return plots
 
 

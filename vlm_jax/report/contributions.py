@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm_jax.report.charts import bars, maps
-from vlm_jax.report.page import section
 from vlm_jax.report.tables import Section, Table, number
 
 _TOKENS = 32  # bars of one plot
@@ -64,11 +63,11 @@ def sections(one: Support) -> list[Section]:
         values = dict(zip(one.sources, one.by_token[part].T.tolist()))
         heading = f"{one.name}: {one.prompt}" if not start else f"{one.name}, from token {start}"
         plot = bars(one.tokens[part], values, "support, nats", title=heading)
-        found.append(section(heading, plot, "" if start else BARS_NOTE))
+        found.append(Section(heading, plot, "" if start else BARS_NOTE))
     mean_lns = one.support_mlns.mean(0, dtype=np.float64)
     panels = {name: mean_lns[..., n].tolist() for n, name in enumerate(one.sources)}
     heading = f"{one.name}, by head"
-    return [*found, section(heading, maps(panels, "head", "layer", title=heading), MAPS_NOTE)]
+    return [*found, Section(heading, maps(panels, "head", "layer", title=heading), MAPS_NOTE)]
 
 
 def table(all_of: Sequence[Support], scope: str) -> Table:

@@ -94,11 +94,6 @@ def about_lines(about: Results) -> list[str]:
     return [f"{about.device}. Seeds: {seeds}.", f"{versions}."]
 
 
-def section(heading: str, body: str, note: str = "") -> Section:
-    """A chart under a heading."""
-    return Section(heading, body, note)
-
-
 @functools.cache
 def vega_lite() -> str:
     """Vega-Lite, Vega and vega-embed as one script, made for a page without a network."""
