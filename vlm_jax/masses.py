@@ -131,9 +131,9 @@ def _replay(
     _, cache, first = model.prefill(batch, tokens_bt.shape[1], steering)
 
     def step(cache: Any, token_b: Array) -> tuple[Any, Readings | None]:
-        _, cache, readings = model.step(token_b, cache, steering)
-        return cache, readings
+        _, cache, watched = model.step(token_b, cache, steering)
+        return cache, watched.readings
 
     _, rest = jax.lax.scan(step, cache, tokens_bt.T[:-1])
     join = lambda one, many: jax.numpy.concatenate([one[None], many])
-    return jax.tree.map(join, first, rest)
+    return jax.tree.map(join, first.readings, rest)

@@ -186,12 +186,12 @@ def test_each_step_counts_the_heads_of_its_row(llava_vlm):
     made = ask()
     placed = vlm.generator._put.steering(steering)
     rows = vlm.generator._put.rows(batch)
-    _, cache, readings = vlm.generator._prefill(vlm.params, rows, placed, slots=SLOTS)
+    _, cache, watched = vlm.generator._prefill(vlm.params, rows, placed, slots=SLOTS)
     found = []
     for index in range(SLOTS):
-        found.append(readings)
+        found.append(watched.readings)
         token = made.tokens_bn[:, index]
-        _, cache, readings = stepper(vlm)(vlm.params, token, cache, placed)
+        _, cache, watched = stepper(vlm)(vlm.params, token, cache, placed)
     for name in ("fired", "perception", "reasoning"):
         expected = np.stack([getattr(step, f"{name}_bn") for step in found], axis=1).sum(-1)
         counts = getattr(made.counts, name)
@@ -210,9 +210,11 @@ def test_only_parts_that_choose_heads_are_counted(llava_vlm):
     assert count(None) is None
     assert count(Steering(lens=every.lens, head_gains=every.head_gains)) is None
     fired = count(Steering(reallocation=every.reallocation))
+    assert fired is not None
     assert fired.fired.shape == (1, SLOTS, 3)
     assert fired.perception is None
     classes = count(Steering(visual_gains=every.visual_gains))
+    assert classes is not None
     assert classes.fired is None
     assert classes.perception.shape == classes.reasoning.shape == (1, SLOTS, 3)
 

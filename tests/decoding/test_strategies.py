@@ -1,20 +1,28 @@
 """Strategies against a plain loop of whole forward passes; identities, controls and bad input."""
 
 import dataclasses
+import json
+import pathlib
+import types
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 import vlm_jax
 from tests.reference import picture
+from vlm_jax import models
 from vlm_jax.batch import Images
 from vlm_jax.decoding.strategies import find, names, read_strategy
+from vlm_jax.decoding.strategies.base import Step
+from vlm_jax.decoding.strategies.dola import divergences
 from vlm_jax.decoding.strategies.icd import DISTURBANCE
 from vlm_jax.decoding.strategies.vcd import schedule
 from vlm_jax.errors import ConfigError, PromptError
+from vlm_jax.models import Watched
 
 STEPS = 6
 IMAGES = [[picture(56, 70, 1)], [picture(84, 56, 2)], [picture(60, 60, 3)]]
@@ -28,7 +36,9 @@ def left_half(image, prompt):
     return mask
 
 
-SETTINGS = {"vcd": {}, "icd": {}, "agla": {"mask": left_half}}
+SETTINGS = {"vcd": {}, "icd": {}, "agla": {"mask": left_half}, "dola": {}}
+GOLDEN = json.loads(pathlib.Path(__file__).with_name("golden_numeric.json").read_text())
+"""Made by the released functions where they can be run, and by their formulas elsewhere."""
 
 
 def noisy(vlm, batch):
@@ -56,13 +66,21 @@ def oracle(vlm, name: str, bug: bool = False) -> list[list[int]]:
     """Greedy answers by a whole forward pass for each token and view, each view on its own."""
     answers: list[list[int]] = [[] for _ in PROMPTS]
 
+    def batch_of(images, prompts):
+        return vlm.processor.batch_answers(images, prompts, answers, length=128)[0]
+
     def last(images, prompts, change=lambda batch: batch):
-        batch, _ = vlm.processor.batch_answers(images, prompts, answers, length=128)
+        batch = batch_of(images, prompts)
         logits = jax.device_get(vlm.generator.logits(vlm.params, change(batch)))
         return np.stack([row[end - 1] for row, end in zip(logits, batch.lengths_b)])
 
     for count in range(STEPS):
         own, alpha, beta = last(IMAGES, PROMPTS), 1.0, 0.1
+        if name == "dola":
+            early = early_logits(vlm, batch_of(IMAGES, PROMPTS))
+            for answer, candidates, row in zip(answers, early, own):
+                answer.append(int(contrast_layers(candidates, row)[1].argmax()))
+            continue
         if name == "vcd":
             other = last(IMAGES, PROMPTS, lambda batch: noisy(vlm, batch))
         elif name == "icd":
@@ -75,6 +93,33 @@ def oracle(vlm, name: str, bug: bool = False) -> list[list[int]]:
         for answer, row in zip(answers, scores):
             answer.append(int(row.argmax()))
     return answers
+
+
+def early_logits(vlm, batch) -> np.ndarray:
+    """Logits [B, J, V] of what layers 0, 2, ... read in the last rows, without the final norm."""
+    levels, watched = tuple(range(0, vlm.config.decoder.num_layers, 2)), {}
+    read = jax.jit(
+        lambda params, batch: models.merge(models.abstract(vlm.config)[0], params).prefill(
+            batch, 1, watch=models.Watch(hidden=levels)
+        )[2]
+    )
+    watched = read(vlm.params, batch)
+    head = vlm.params.get("decoder/head_vd", vlm.params["decoder/embed_vd"])
+    return np.einsum("bjd,vd->bjv", np.asarray(watched.hidden_bjd), np.asarray(head))
+
+
+def contrast_layers(candidates, final) -> tuple[np.ndarray, np.ndarray]:
+    """DoLa of one row, spelled out in float64: distances [J], and scores [V]."""
+    soft = lambda x: np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+    final_p, distances = soft(np.float64(final)), []
+    for early in np.asarray(candidates, np.float64):
+        early_p = soft(early)
+        mean = (early_p + final_p) / 2
+        of = lambda p, mean=mean: np.mean(mean * np.log(mean / p))
+        distances.append((of(final_p) + of(early_p)) / 2)
+    chosen = soft(np.float64(candidates[int(np.argmax(distances))]))
+    kept = final_p >= 0.1 * final_p.max()
+    return np.array(distances), np.where(kept, np.log(final_p / chosen), -np.inf)
 
 
 def tokens(vlm, strategy, images=IMAGES, prompts=PROMPTS, **options) -> list[list[int]]:
@@ -125,6 +170,7 @@ def test_a_random_mask_keeps_the_area():
     control = read_strategy("agla", {"mask": left_half, "control": "random"})
     image = PIL.Image.new("RGB", (20, 10), "white")
     (view,) = control.views([image], "")
+    assert view.images is not None
     pixels = np.asarray(view.images[0])
     assert (pixels == 255).sum() == 3 * 100
     assert (pixels[:, :10] == 0).any()
@@ -144,8 +190,61 @@ def test_noise_is_that_of_the_released_schedule():
         np.testing.assert_allclose(schedule(step), factors, atol=5e-6)
 
 
+def test_numbers_are_those_of_the_released_code():
+    """Of VCD, AGLA and DoLa, whose distances and whose choice of a layer are given too."""
+    step = Step(np.int32(0), Watched(), None)
+    for name in ("vcd", "agla"):
+        golden = GOLDEN[f"{name}_combine"]
+        other = golden["noised" if name == "vcd" else "augmented"]
+        settings = {key: golden[key] for key in ("alpha", "beta")}
+        one = read_strategy(name, SETTINGS[name] | settings)
+        scores = one.scores(jnp.asarray([[golden["orig"], other]]), step)[0]
+        np.testing.assert_allclose(scores, as_scores(golden["result"]), rtol=1e-5)
+    golden = GOLDEN["dola"]
+    early, final = (jnp.asarray(golden[f"{name}_logits"]) for name in ("premature", "mature"))
+    found = divergences(early[None], final[None])[0]
+    np.testing.assert_allclose(found, golden["js"], rtol=1e-4)
+    decoder = types.SimpleNamespace(logits=lambda hidden: hidden)
+    step = Step(np.int32(0), Watched(hidden_bjd=early[None, None]), decoder)
+    scores = read_strategy("dola", {}).scores(final[None, None], step)[0]
+    np.testing.assert_allclose(scores, as_scores(golden["contrast"]), rtol=1e-4)
+    assert int(np.argmax(scores)) == golden["argmax"]
+    np.testing.assert_allclose(contrast_layers(early, final)[0], golden["js"], rtol=1e-6)
+
+
+def as_scores(values) -> np.ndarray:
+    """Scores, where null stands for -inf."""
+    return np.array([-np.inf if value is None else value for value in values])
+
+
+def watched_levels(strategy, depth: int) -> tuple[int, ...]:
+    watch = strategy.watch(depth)
+    assert watch is not None
+    return watch.hidden
+
+
+def test_layers_are_those_that_words_mean():
+    levels = lambda layers, depth: watched_levels(read_strategy("dola", {"layers": layers}), depth)
+    assert levels("even", 32) == tuple(range(0, 32, 2))
+    assert levels("low", 32) == tuple(range(0, 16, 2))
+    assert levels("high", 32) == tuple(range(16, 32, 2))
+    assert levels("high", 6) == (4,)
+    assert levels([5, 0], 6) == (5, 0)
+    with pytest.raises(ConfigError, match=r"names 6.*the model's 6 layers: 0 to 5"):
+        levels([0, 6], 6)
+
+
+def test_a_random_layer_and_a_norm_are_other_answers(llava_vlm):
+    """With one candidate there is nothing to choose, at random neither."""
+    ask = lambda **settings: tokens(llava_vlm, read_strategy("dola", settings))
+    assert ask(layers=[1]) == ask(layers=[1], control="random")
+    assert ask(layers=[0, 1, 2], control="random") != ask(layers=[0, 1, 2])
+    assert ask(layers=[1], norm=True) != ask(layers=[1])
+
+
 def test_frames_of_a_still_image_share_their_noise():
     (view,) = read_strategy("vcd", {}).views([], "")
+    assert view.pixels is not None
     changed = view.pixels(np.zeros((2, 3, 2, 16), np.float32), np.random.default_rng(0))
     np.testing.assert_array_equal(changed[:, :, 0], changed[:, :, 1])
     assert len(np.unique(changed)) == 2 * 3 * 16
@@ -155,7 +254,9 @@ def test_frames_of_a_still_image_share_their_noise():
     ("name", "settings", "message"),
     [("vdc", {}, "did you mean 'vcd'"), ("vcd", {"alhpa": 1}, "did you mean 'alpha'"),
      ("vcd", {"beta": 2}, "beta must be"), ("vcd", {"noise_step": 1000}, "noise_step"),
-     ("icd", {"control": "clean"}, "'same'"), ("agla", {}, "mask must be a function")],
+     ("icd", {"control": "clean"}, "'same'"), ("agla", {}, "mask must be a function"),
+     ("dola", {"layers": "odd"}, "layers must be one of"), ("dola", {"layers": [0, 0]}, "twice"),
+     ("dola", {"layers": []}, "or a list"), ("dola", {"layers": [-1]}, "whole number")],
 )  # fmt: skip
 def test_bad_settings_are_one_clear_error(name, settings, message):
     with pytest.raises(ConfigError, match=message) as caught:

@@ -26,7 +26,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.config import VLMConfig
 from vlm_jax.models import Cache, Network, Params, abstract, merge
 from vlm_jax.models.cache import new_slots, prompt_order, prompt_rows
-from vlm_jax.models.decoder import Steer
+from vlm_jax.models.hooks import Hooks, Steer
 
 SCOPES = ("row", "all")
 NO_HEAD = -1
@@ -298,7 +298,7 @@ def _all_probability(
         Visibility(order=order),
         lambda layer, k, v: [Segment(k, v, keys, picked.kinds_bt)],
         causal=True,
-        steer=Steer(Steering(head_gains=HeadGains(gain_rln)), prompt_rows(picked)),
+        hooks=Hooks(Steer(Steering(head_gains=HeadGains(gain_rln)), prompt_rows(picked)).attend),
     )
     hidden_rqd = jnp.take_along_axis(hidden_rtd, runs.query_rq[..., None], axis=1)
     return _probability(model.decoder.logits(hidden_rqd), runs.target_rq)

@@ -8,17 +8,16 @@ layers, and no copy of the cache.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention import NEVER, Segment, Visibility, attend
-from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch
 from vlm_jax.models import Network, Params, merge
-from vlm_jax.models.decoder import DecoderLayer, Steer
+from vlm_jax.models.decoder import DecoderLayer
+from vlm_jax.models.hooks import Attend
 from vlm_jax.models.layers import rms_norm, text_angles
 
 
@@ -73,15 +72,15 @@ def head_outputs(
     """
     model: Network = merge(graphdef, params)
     x_1rd, angles = _row(model, batch, sample, query)
-    kept = _Keep(Steering())
+    kept = _Keep()
     for layer, segment in zip(model.decoder.layers, prompt):
         before = _before(segment, sample, query)
-        x_1rd = _together(layer, x_1rd, before, angles, query, kept)
+        x_1rd = _together(layer, x_1rd, before, angles, query, kept.attend)
     return jnp.concatenate(kept.outputs, axis=1)[0]
 
 
 @dataclasses.dataclass
-class _Keep(Steer):
+class _Keep:
     """Unsteered attention that keeps what the heads of each layer gave."""
 
     outputs: list[Array] = dataclasses.field(default_factory=list)
@@ -95,10 +94,10 @@ class _Keep(Steer):
 
 
 @dataclasses.dataclass
-class _Put(Steer):
+class _Put:
     """Unsteered attention whose nth run has `put_nh` in place of what its nth head gave."""
 
-    put_nh: Any = 0.0
+    put_nh: Array
 
     def attend(
         self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
@@ -138,14 +137,14 @@ def _together(
     before: Segment,
     angles: Array,
     query: Array,
-    steer: Steer | None = None,
+    attend: Attend = attend,
 ) -> Float[Array, "1 R D"]:
     """Runs a layer on all runs as rows of one sequence, each seeing its own key beside the rest."""
     runs = x_1rd.shape[1]
     each = Visibility(_full((1, runs), query), jnp.arange(runs, dtype=jnp.int32)[None])
     wide = jnp.broadcast_to(angles, (1, runs, angles.shape[-1]))
     extend_cache = lambda k, v: [before, Segment(k, v, each)]
-    return layer(x_1rd, wide, each, extend_cache, causal=False, steer=steer)
+    return layer(x_1rd, wide, each, extend_cache, causal=False, attend=attend)
 
 
 def _without_each(
@@ -157,8 +156,8 @@ def _without_each(
     here = Visibility(order=_full((heads, 1), query))
     keys = jax.tree.map(spread, before)
     extend_cache = lambda k, v: [keys, Segment(k, v, here)]
-    steer = _Put(Steering(), put_nh=put_nh)
-    out_n1d = layer(spread(x_11d), spread(angles), here, extend_cache, causal=False, steer=steer)
+    put = _Put(put_nh).attend
+    out_n1d = layer(spread(x_11d), spread(angles), here, extend_cache, causal=False, attend=put)
     return out_n1d.transpose(1, 0, 2)
 
 

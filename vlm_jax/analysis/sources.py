@@ -18,12 +18,11 @@ from jaxtyping import Array, Float
 
 from vlm_jax.analysis.ablation import SCOPES, Places, in_batches
 from vlm_jax.attention import Segment, Visibility, attend
-from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch, Kind
 from vlm_jax.config import VLMConfig
 from vlm_jax.models import Network, Params, abstract, merge
 from vlm_jax.models.cache import prompt_order
-from vlm_jax.models.decoder import Steer
+from vlm_jax.models.hooks import Hooks
 
 SOURCES = ("system", "image", "question", "answer")
 """What keys belong to. System is all that is before the first image; an answer begins behind its
@@ -117,7 +116,7 @@ def _slopes(
             Visibility(order=places),
             lambda layer, k, v: [Segment(k, v, keys)],
             causal=True,
-            steer=_Gates(Steering(), gates=(gate_rlnc, of_key_bs[sample_r], acts_rt)),
+            hooks=Hooks(_Gates((gate_rlnc, of_key_bs[sample_r], acts_rt)).attend),
         )
         hidden_rd = jnp.take_along_axis(hidden_rtd, query_r[:, None, None], axis=1)[:, 0]
         logits_rv = jax.nn.log_softmax(model.decoder.logits(hidden_rd), axis=-1)
@@ -127,7 +126,7 @@ def _slopes(
 
 
 @dataclasses.dataclass
-class _Gates(Steer):
+class _Gates:
     """Unsteered attention whose reading of each source has a gate in each layer and head.
 
     Attributes:
@@ -136,7 +135,7 @@ class _Gates(Steer):
         layer: the next one.
     """
 
-    gates: tuple[Array, Array, Array] = ()  # type: ignore[assignment]
+    gates: tuple[Array, Array, Array]
     layer: int = 0
 
     def attend(

@@ -230,6 +230,8 @@ class _Run:
                 "has none; give it one, or answer it without the method."
             )
         views = strategy.views(draft.images, prompt)
+        if not views:
+            return []
         made = self.engine.processor.drafts(
             [list(draft.images if view.images is None else view.images) for view in views],
             [prompt if view.prompt is None else view.prompt for view in views],

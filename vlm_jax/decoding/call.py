@@ -12,6 +12,7 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding.processors import LOOKS_BACK
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
+from vlm_jax.models import Watch
 from vlm_jax.parallel import batch_sharding, put, replicated
 
 
@@ -74,6 +75,10 @@ class GeneratorCall:
     def width(self) -> int:
         """Rows of a sample."""
         return 1 if self.strategy is None else self.strategy.width
+
+    def watch(self, depth: int) -> Watch | None:
+        """Returns what is kept of each call of a model of so many layers."""
+        return None if self.strategy is None else self.strategy.watch(depth)
 
     @property
     def room(self) -> int:

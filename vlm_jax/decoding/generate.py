@@ -53,7 +53,7 @@ class Generator:
     """
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
-        self.mesh = mesh
+        self.mesh, self.depth = mesh, config.decoder.num_layers
         graphdef = abstract(config)[0]
 
         def read_images(params: Params, images: Images):
@@ -62,9 +62,11 @@ class Generator:
         def read_prefix(params: Params, batch: Batch, steering: Steering | None):
             return merge(graphdef, params).read_prefix(batch, steering)
 
-        def prefill(params: Params, batch: Batch, steering, prefix=None, owner_b=None, *, slots):
-            prefix = _everywhere(prefix, mesh)
-            return merge(graphdef, params).prefill(batch, slots, steering, prefix, owner_b)
+        def prefill(
+            params: Params, batch: Batch, steering, prefix=None, owner_b=None, *, slots, watch=None
+        ):
+            model, prefix = merge(graphdef, params), _everywhere(prefix, mesh)
+            return model.prefill(batch, slots, steering, prefix, owner_b, watch)
 
         def forward(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
             prefix = _everywhere(prefix, mesh)
@@ -75,7 +77,7 @@ class Generator:
 
         self._read_images = jax.jit(read_images)
         self._read_prefix = jax.jit(read_prefix)
-        self._prefill = jax.jit(prefill, static_argnames="slots")
+        self._prefill = jax.jit(prefill, static_argnames=("slots", "watch"))
         self._forward = jax.jit(forward)
         # Answers lie whole with every device of a replica, of which the host may not have all.
         answers = (batch_sharding(mesh),) * 5
@@ -200,10 +202,11 @@ class Generator:
         )
         before = self._before(batch, prefix, owner_b)
         inputs = call.inputs(self._put, batch.size // call.width)
-        logits_bv, cache, readings = self._prefill(
-            params, self._put.rows(batch), inputs.steering, *before, slots=call.room
+        watch = call.watch(self.depth)
+        logits_bv, cache, watched = self._prefill(
+            params, self._put.rows(batch), inputs.steering, *before, slots=call.room, watch=watch
         )
-        *found, _ = self._decode(params, (logits_bv, readings), cache, inputs, slots=call.room)
+        *found, _ = self._decode(params, (logits_bv, watched), cache, inputs, slots=call.room)
         return Generated(*jax.device_get(found))
 
     def warm(
@@ -241,18 +244,19 @@ class Generator:
                 placed = dataclasses.replace(placed, images=read)
             read = _compile(self._read_prefix, params, placed, steering)
             before = read, self._like.rows(jax.ShapeDtypeStruct((batch.size,), np.int32))
-        logits_bv, cache, readings = _compile(
+        logits_bv, cache, watched = _compile(
             self._prefill,
             params,
             self._like.rows(batch),
             inputs.steering,
             *before,
             slots=call.room,
+            watch=call.watch(self.depth),
         )
         _compile(
             self._decode,
             params,
-            (logits_bv, readings),
+            (logits_bv, watched),
             cache,
             inputs,
             slots=call.room,

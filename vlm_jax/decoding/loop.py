@@ -12,7 +12,7 @@ from vlm_jax.decoding.call import LoopInputs
 from vlm_jax.decoding.processors import History, process
 from vlm_jax.decoding.sampling import row_keys, sample
 from vlm_jax.decoding.strategies.base import Step
-from vlm_jax.models import Cache, Network
+from vlm_jax.models import Cache, Network, Watched
 
 
 @jax.tree_util.register_dataclass
@@ -70,20 +70,24 @@ class _State:
     tokens_bn: Array
     ended_b: Array
     logits_bv: Array
+    watched: Watched  # of the rows that gave these logits; readings are in `readings`
     cache: Cache
     history: History
     readings: Readings | None  # sums over the decode rows of rows that had not ended
     counts: StepCounts | None
 
 
-def _first_views(readings: Readings | None, width: int) -> Readings | None:
-    """Returns the readings of each sample's own view, the first of `width` rows."""
-    return readings if width == 1 else jax.tree.map(lambda leaf: leaf[::width], readings)
+def _apart(watched: Watched, width: int) -> tuple[Watched, Readings | None]:
+    """Returns what was watched, without readings, and the readings of each sample's first view."""
+    readings = watched.readings
+    if width > 1:
+        readings = jax.tree.map(lambda leaf: leaf[::width], readings)
+    return dataclasses.replace(watched, readings=None), readings
 
 
 def decode(
     model: Network,
-    read: tuple[Float[Array, "rows V"], Readings | None],
+    read: tuple[Float[Array, "rows V"], Watched],
     cache: Cache,
     inputs: LoopInputs,
     slots: int,
@@ -92,7 +96,7 @@ def decode(
 
     Args:
         model: the model.
-        read: logits and readings of the prompts' last rows.
+        read: logits of the prompts' last rows, and what was watched of them.
         cache: what was read.
         inputs: traced settings.
         slots: room for tokens.
@@ -100,10 +104,12 @@ def decode(
     Returns:
         Tokens, lengths, whether rows ended, mean readings, counts, and the cache.
     """
-    logits_bv, readings = read
+    logits_bv, watched = read
+    depth = model.decoder.config.num_layers
     width = 1 if inputs.strategy is None else inputs.strategy.width
-    rows, readings = logits_bv.shape[0] // width, _first_views(readings, width)
-    shape = rows, slots, model.decoder.config.num_layers
+    watch = None if inputs.strategy is None else inputs.strategy.watch(depth)
+    rows, (watched, readings) = logits_bv.shape[0] // width, _apart(watched, width)
+    shape = rows, slots, depth
     counts = StepCounts.empty(shape, inputs.steering)
     if counts is not None and readings is not None:
         counts = counts.put(jnp.int32(0), readings, jnp.ones(rows, bool))
@@ -112,6 +118,7 @@ def decode(
         tokens_bn=jnp.full((rows, slots), inputs.pad_id, jnp.int32),
         ended_b=jnp.zeros(rows, bool),
         logits_bv=logits_bv,
+        watched=watched,
         cache=cache,
         history=History.start(inputs.settings, inputs.prompt_bp, slots, logits_bv.shape[1]),
         readings=readings,
@@ -124,7 +131,8 @@ def decode(
         biased_bv = state.logits_bv
         if inputs.strategy is not None:
             logits_bwv = biased_bv.reshape(rows, width, -1)
-            biased_bv = inputs.strategy.scores(logits_bwv, Step(state.count))
+            step = Step(state.count, state.watched.views(width), model.decoder)
+            biased_bv = inputs.strategy.scores(logits_bwv, step)
         if inputs.bias_bv is not None:
             biased_bv = biased_bv + inputs.bias_bv
         biased_bv = process(
@@ -150,8 +158,8 @@ def decode(
             state.tokens_bn, state.count - 1, axis=1, keepdims=False
         )
         every_b = token_b if width == 1 else jnp.repeat(token_b, width)
-        logits_bv, cache, new = model.step(every_b, state.cache, inputs.steering)
-        new = _first_views(new, width)
+        logits_bv, cache, watched = model.step(every_b, state.cache, inputs.steering, watch)
+        watched, new = _apart(watched, width)
         going = (~state.ended_b)[:, None, None].astype(jnp.float32)
         readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
         counts = state.counts
@@ -159,7 +167,12 @@ def decode(
             counts = counts.put(state.count, new, ~state.ended_b)
         return choose(
             dataclasses.replace(
-                state, logits_bv=logits_bv, cache=cache, readings=readings, counts=counts
+                state,
+                logits_bv=logits_bv,
+                watched=watched,
+                cache=cache,
+                readings=readings,
+                counts=counts,
             )
         )
 

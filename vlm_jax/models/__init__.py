@@ -5,6 +5,19 @@ the dict. ONE decoder serves all families.
 """
 
 from vlm_jax.models.cache import Cache, Prefix
+from vlm_jax.models.hooks import Hooks, Watch, Watched
 from vlm_jax.models.network import Network, Params, abstract, init, merge, split
 
-__all__ = ["Cache", "Network", "Params", "Prefix", "abstract", "init", "merge", "split"]
+__all__ = [
+    "Cache",
+    "Hooks",
+    "Network",
+    "Params",
+    "Prefix",
+    "Watch",
+    "Watched",
+    "abstract",
+    "init",
+    "merge",
+    "split",
+]

@@ -1,6 +1,5 @@
 """The causal decoder of every family: grouped-query attention, rotary, SwiGLU, RMS norms."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -8,8 +7,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention import Segment, Visibility, attend
-from vlm_jax.attention.steering import Readings, Rows, State, Steering
 from vlm_jax.config import DecoderConfig
+from vlm_jax.models.hooks import Attend, Hooks
 from vlm_jax.models.layers import (
     ACTIVATIONS,
     linear,
@@ -27,43 +26,6 @@ ExtendCache = Callable[[int, Array, Array], Sequence[Segment]]
 
 Appends the new keys and values of a layer to the cache.
 """
-
-
-@dataclasses.dataclass
-class Steer:
-    """Steering on its way through the layers of one call.
-
-    Attributes:
-        steering: of all layers.
-        rows: what the rows of a prompt are; None for decode rows.
-        before: what each layer remembers from the calls before; None where there are none.
-        states: filled with what each layer remembers after this call.
-        readings: filled with what happened in each layer's decode row.
-    """
-
-    steering: Steering
-    rows: Rows | None = None
-    before: Sequence[State] | None = None
-    states: list[State] = dataclasses.field(default_factory=list)
-    readings: list[Readings] = dataclasses.field(default_factory=list)
-
-    def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
-    ) -> Array:
-        """Attends in the next layer."""
-        index = len(self.states)
-        out_btnh, state, readings = attend(
-            q_btnh,
-            segments,
-            queries,
-            causal=causal,
-            steering=self.steering.layer(index),
-            rows=self.rows,
-            state=None if self.before is None else self.before[index],
-        )
-        self.states.append(state)
-        self.readings.append(readings)
-        return out_btnh
 
 
 class DecoderLayer(nnx.Module):
@@ -96,9 +58,9 @@ class DecoderLayer(nnx.Module):
         queries: Visibility,
         extend_cache: Callable[[Array, Array], Sequence[Segment]],
         causal: bool,
-        steer: "Steer | None" = None,
+        attend: Attend = attend,
     ) -> Float[Array, "B T D"]:
-        """Maps hidden states; see `Decoder.__call__` for the arguments."""
+        """Maps hidden states; see `Decoder.__call__` for the arguments, `Hooks` for `attend`."""
         normed = rms_norm(x_btd, self.attn_norm_d[...], self.eps)
         q_btnh = _plus(jnp.einsum("btd,dnh->btnh", normed, self.wq_dnh[...]), self.bq_nh)
         k_btkh = _plus(jnp.einsum("btd,dkh->btkh", normed, self.wk_dkh[...]), self.bk_kh)
@@ -108,10 +70,7 @@ class DecoderLayer(nnx.Module):
             k_btkh = rms_norm(k_btkh, self.k_norm_h[...], self.eps)
         q_btnh, k_btkh = rotate(q_btnh, angles), rotate(k_btkh, angles)
         segments = extend_cache(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
-        if steer is None:
-            out_btnh = attend(q_btnh, segments, queries, causal=causal)
-        else:
-            out_btnh = steer.attend(q_btnh, segments, queries, causal)
+        out_btnh = attend(q_btnh, segments, queries, causal=causal)
         x_btd = x_btd + _plus(_join_heads(out_btnh, self.wo_nhd[...]), self.bo_d)
         normed = rms_norm(x_btd, self.mlp_norm_d[...], self.eps)
         gate_btf = linear(normed, self.w_gate_fd[...])
@@ -155,7 +114,7 @@ class Decoder(nnx.Module):
         queries: Visibility,
         extend_cache: ExtendCache,
         causal: bool = False,
-        steer: Steer | None = None,
+        hooks: Hooks | None = None,
     ) -> Float[Array, "B T D"]:
         """Runs all layers.
 
@@ -166,7 +125,7 @@ class Decoder(nnx.Module):
             extend_cache: appends a layer's new keys and values to the cache; returns the segments
                 to attend to.
             causal: see `vlm_jax.attention.attend`.
-            steer: what to do to the attention of each layer.
+            hooks: what to do to the layers, and what to keep of them.
 
         Returns:
             Hidden states after the final norm.
@@ -175,9 +134,13 @@ class Decoder(nnx.Module):
         angles = text_angles(
             positions_bt3, c.head_dim, c.rope_theta, c.rope_factor, c.mrope_section
         )
+        hooks = hooks or Hooks()
+        x_btd = hooks.left(0, x_btd)
         for index, layer in enumerate(self.layers):
             bound = lambda k, v, index=index: extend_cache(index, k, v)
-            x_btd = layer(x_btd, angles, queries, bound, causal, steer)
+            attend_here = hooks.attention(index) or attend
+            x_btd = layer(x_btd, angles, queries, bound, causal, attend_here)
+            x_btd = hooks.left(index + 1, x_btd)
         return rms_norm(x_btd, self.final_norm_d[...], c.rms_norm_eps)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:

@@ -11,12 +11,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.attention import Segment, Visibility
-from vlm_jax.attention.steering import Readings, Steering
+from vlm_jax.attention.steering import State, Steering
 from vlm_jax.batch import Batch, Features, Images, Kind
 from vlm_jax.config import VLMConfig
 from vlm_jax.families import find
 from vlm_jax.models.cache import Cache, Prefix, new_slots, prompt_order, prompt_rows
-from vlm_jax.models.decoder import Decoder, Steer
+from vlm_jax.models.decoder import Decoder
+from vlm_jax.models.hooks import Hooks, Watch, Watched
 
 Params = dict[str, jax.Array]
 """Parameters by path, as in `decoder/layers/0/wq_dnh`; see docs/architecture.md."""
@@ -60,7 +61,8 @@ class Network(nnx.Module):
         prefix: Prefix | None = None,
         *,
         ends: bool = True,
-    ) -> tuple[Float[Array, "B T D"], tuple[Segment, ...], Steer | None]:
+        watch: Watch | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Segment, ...], Hooks | None]:
         """Runs the decoder over prompts, or over what follows their prefixes.
 
         Args:
@@ -69,10 +71,11 @@ class Network(nnx.Module):
             steering: what to do to attention.
             prefix: the prefix of each row.
             ends: whether the last row of each sample is a prompt's last; False for prefixes.
+            watch: what is kept of the last rows.
 
         Returns:
-            Hidden states, each layer's keys and values (of the whole prompts), and what steering
-            remembers and has read.
+            Hidden states, each layer's keys and values (of the whole prompts), and the hooks, which
+            know what steering remembers and what was kept.
 
         Raises:
             ValueError: the prefixes were not read as this steering needs them.
@@ -84,12 +87,12 @@ class Network(nnx.Module):
         kept: list[Segment] = []
         if prefix is not None:
             prefix.check(steering)
-        steer = None
-        if steering is not None:
+        hooks = None
+        if steering is not None or watch is not None:
             rows = prompt_rows(batch, prefix)
             rows = rows if ends else dataclasses.replace(rows, last_b=None)
-            states = None if prefix is None else prefix.states or None
-            steer = Steer(steering, rows, states)
+            before = None if prefix is None else prefix.states or None
+            hooks = Hooks.of(steering, watch, rows, before)
 
         def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
             own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
@@ -102,9 +105,9 @@ class Network(nnx.Module):
             Visibility(order=jnp.broadcast_to(places, batch.tokens_bt.shape)),
             extend_cache,
             causal=prefix is None,
-            steer=steer,
+            hooks=hooks,
         )
-        return hidden_btd, tuple(kept), steer
+        return hidden_btd, tuple(kept), hooks
 
     def forward(
         self,
@@ -130,9 +133,8 @@ class Network(nnx.Module):
         if steering is not None:
             steering.check_shares_prefix()
             steering = steering.on_prefix
-        _, segments, steer = self.read(batch, steering, ends=False)
-        states = () if steer is None else tuple(steer.states)
-        return Prefix(segments, states, jax.tree.structure(steering))
+        _, segments, hooks = self.read(batch, steering, ends=False)
+        return Prefix(segments, _states(hooks), jax.tree.structure(steering))
 
     def prefill(
         self,
@@ -141,7 +143,8 @@ class Network(nnx.Module):
         steering: Steering | None = None,
         prefix: Prefix | None = None,
         owner_b: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "B V"], Cache, Readings | None]:
+        watch: Watch | None = None,
+    ) -> tuple[Float[Array, "B V"], Cache, Watched]:
         """Reads prompts, or what follows their prefixes.
 
         Args:
@@ -152,25 +155,29 @@ class Network(nnx.Module):
             prefix: what `read_prefix` read of I prompts, with the parts of this steering that act
                 there.
             owner_b: which of the I prefixes each row goes on from; None: row for row.
+            watch: what is kept of the last rows besides the readings of a steering.
 
         Returns:
-            Float32 logits of the first generated token, the cache, and with steering the readings
-            of the last rows, leaves [B, L, N].
+            Float32 logits of the first generated token, the cache, and what was kept.
 
         Raises:
             ValueError: the prefixes were not read as this steering needs them.
         """
-        hidden_btd, prompt, steer = self.read(batch, steering, _take(prefix, owner_b))
+        hidden_btd, prompt, hooks = self.read(batch, steering, _take(prefix, owner_b), watch=watch)
         last = (batch.lengths_b - 1)[:, None, None]
         hidden_bd = jnp.take_along_axis(hidden_btd, last, axis=1)[:, 0]
         new = tuple(new_slots(segment, slots) for segment in prompt)
-        states = () if steer is None else tuple(steer.states)
-        cache = Cache(prompt, new, jnp.asarray(batch.next_position_b), jnp.int32(0), states)
-        return self.decoder.logits(hidden_bd), cache, _stack(steer)
+        next_position_b = jnp.asarray(batch.next_position_b)
+        cache = Cache(prompt, new, next_position_b, jnp.int32(0), _states(hooks))
+        return self.decoder.logits(hidden_bd), cache, _watched(hooks)
 
     def step(
-        self, tokens_b: Int[Array, " B"], cache: Cache, steering: Steering | None = None
-    ) -> tuple[Float[Array, "B V"], Cache, Readings | None]:
+        self,
+        tokens_b: Int[Array, " B"],
+        cache: Cache,
+        steering: Steering | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[Float[Array, "B V"], Cache, Watched]:
         """Reads one more token of every row; returns as `prefill` does."""
         rows = tokens_b.shape[0]
         order = cache.prompt[0].length + cache.used
@@ -180,34 +187,35 @@ class Network(nnx.Module):
             new.append(cache.new[layer].write(k_bksh, v_bksh, cache.used))
             return [cache.prompt[layer], new[-1]]
 
-        steer = None if steering is None else Steer(steering, before=cache.states)
+        hooks = Hooks.of(steering, watch, before=cache.states or None)
         positions_bt3 = jnp.broadcast_to(cache.next_position_b[:, None, None], (rows, 1, 3))
         hidden_btd = self.decoder(
             self.decoder.embed(tokens_b[:, None]),
             positions_bt3,
             Visibility(order=jnp.broadcast_to(order, (rows, 1))),
             extend_cache,
-            steer=steer,
+            hooks=hooks,
         )
         cache = dataclasses.replace(
             cache,
             new=tuple(new),
             next_position_b=cache.next_position_b + 1,
             used=cache.used + 1,
-            states=() if steer is None else tuple(steer.states),
+            states=_states(hooks),
         )
-        return self.decoder.logits(hidden_btd[:, 0]), cache, _stack(steer)
+        return self.decoder.logits(hidden_btd[:, 0]), cache, _watched(hooks)
 
 
 def _take(prefix: Prefix | None, owner_b: Array | None) -> Prefix | None:
     return prefix if prefix is None or owner_b is None else prefix.take(owner_b)
 
 
-def _stack(steer: Steer | None) -> Readings | None:
-    """Stacks the readings of all layers: leaves [B, L, N]."""
-    if steer is None:
-        return None
-    return jax.tree.map(lambda *layers: jnp.stack(layers, axis=1), *steer.readings)
+def _states(hooks: Hooks | None) -> tuple[State, ...]:
+    return () if hooks is None else hooks.states
+
+
+def _watched(hooks: Hooks | None) -> Watched:
+    return Watched() if hooks is None else hooks.watched()
 
 
 def split(model: Network) -> tuple[nnx.GraphDef, dict[str, Any]]:

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vlm_jax.models import Watch, Watched
+
 T = TypeVar("T", bound=type)
 
 
@@ -44,12 +46,19 @@ class View:
     pixels: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Where a row stands: `count` tokens of the answer are there."""
+    """Where the rows of a batch stand.
+
+    Attributes:
+        count: int32 scalar, tokens of the answers that are there.
+        watched: what the strategy watches of the rows whose logits these are, leaves [B, W, ...].
+        decoder: the model's, for its head and its final norm.
+    """
 
     count: Any
+    watched: Watched
+    decoder: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,13 +85,17 @@ class Strategy:
         return type(self).__module__.rsplit(".", 1)[-1]
 
     def views(self, images: Sequence[Any], prompt: Any) -> Sequence[View]:
-        """Returns the W - 1 further views of a sample.
+        """Returns the W - 1 further views of a sample, none by default.
 
         Args:
             images: of the sample.
             prompt: of the sample, as the processor takes it.
         """
-        raise NotImplementedError
+        return ()
+
+    def watch(self, depth: int) -> Watch | None:
+        """Returns what is kept of each call of a model of so many layers; None: nothing is."""
+        return None
 
     def scores(self, logits_bwv: Float[Array, "B W V"], step: Step) -> Float[Array, "B V"]:
         """Returns what the next token is chosen by, in place of the logits of the first view.

@@ -1,0 +1,202 @@
+"""What one call does to the layers of a decoder on its way, and what it keeps of them.
+
+    hooks = Hooks(residual=lambda layer, x_btd: 1.1 * x_btd, watch=Watch(hidden=(0, 2)))
+    model.decoder(x_btd, positions_bt3, queries, extend_cache, hooks=hooks)
+    hooks.watched().hidden_bjd    # what layers 0 and 1 left, [B, 2, D]
+
+Whatever is None, the hooks themselves included, compiles to nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vlm_jax.attention import Segment, Visibility, attend
+from vlm_jax.attention.row import row_logits
+from vlm_jax.attention.steering import Readings, Rows, State, Steering
+
+Residual = Callable[[int, Array], Array]
+"""(layer, hidden states [B, T, D] that it left) -> hidden states that the next layer reads."""
+
+
+Attend = Callable[..., Array]
+"""Attends in the next layer, with the arguments of `vlm_jax.attention.attend`: queries, segments,
+order and group of the queries, and the keyword `causal`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What is kept of a call, at the last row of each sample; part of the program.
+
+    Attributes:
+        hidden: levels of the residual stream: 0 is the embeddings, j what layer j - 1 left; the
+            highest is what the final norm reads.
+        weights: layers whose attention weights are kept, the largest over heads.
+        masses: whether masses of attention are read where nothing is steered too.
+    """
+
+    hidden: tuple[int, ...] = ()
+    weights: tuple[int, ...] = ()
+    masses: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What was kept of the last rows of a call; None where nobody asked.
+
+    Attributes:
+        readings: masses and what steering did, leaves [B, L, N].
+        hidden_bjd: [B, J, D] the residual stream at the levels of `Watch.hidden`.
+        weights_bjs: float32 [B, J, S] for the layers of `Watch.weights`, over the keys of all
+            segments: the prompt's, then the slots of new tokens.
+    """
+
+    readings: Readings | None = None
+    hidden_bjd: Any = None
+    weights_bjs: Any = None
+
+    def views(self, width: int) -> "Watched":
+        """Returns it with the views of a sample, neighbouring rows, apart: leaves [B, W, ...]."""
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), self)
+
+
+@dataclasses.dataclass
+class Steer:
+    """Steering on its way through the layers of one call.
+
+    Attributes:
+        steering: of all layers.
+        rows: what the rows of a prompt are; None for decode rows.
+        before: what each layer remembers from the calls before; None where there are none.
+        states: filled with what each layer remembers after this call.
+        readings: filled with what happened in each layer's decode row.
+    """
+
+    steering: Steering
+    rows: Rows | None = None
+    before: Sequence[State] | None = None
+    states: list[State] = dataclasses.field(default_factory=list)
+    readings: list[Readings] = dataclasses.field(default_factory=list)
+
+    def attend(
+        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
+    ) -> Array:
+        """Attends in the next layer."""
+        index = len(self.states)
+        out_btnh, state, readings = attend(
+            q_btnh,
+            segments,
+            queries,
+            causal=causal,
+            steering=self.steering.layer(index),
+            rows=self.rows,
+            state=None if self.before is None else self.before[index],
+        )
+        self.states.append(state)
+        self.readings.append(readings)
+        return out_btnh
+
+
+@dataclasses.dataclass
+class Hooks:
+    """Hooks of one call; made anew for each.
+
+    Attributes:
+        attend: in place of plain attention, called once a layer in their order.
+        residual: changes what a layer left.
+        watch: what is kept.
+        last_b: int32 [B] index of each sample's last row; None where there is one row.
+        steer: whose readings and states are kept, where it attends.
+    """
+
+    attend: Attend | None = None
+    residual: Residual | None = None
+    watch: Watch = Watch()
+    last_b: Int[Array, " B"] | None = None
+    steer: Steer | None = None
+    _hidden: dict[int, Array] = dataclasses.field(default_factory=dict)
+    _weights: dict[int, Array] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        steering: Steering | None,
+        watch: Watch | None,
+        rows: Rows | None = None,
+        before: Sequence[State] | None = None,
+    ) -> "Hooks | None":
+        """Returns the hooks of a steering and of what is watched; None: there is neither.
+
+        Args:
+            steering: of all layers.
+            watch: what is kept.
+            rows: what the rows of a prompt are; None for decode rows.
+            before: what each layer remembers from the calls before; None where there are none.
+        """
+        watch = watch or Watch()
+        if watch.masses and steering is None:
+            steering = Steering()
+        last_b = None if rows is None else rows.last_b
+        if steering is None:
+            return None if watch == Watch() else cls(watch=watch, last_b=last_b)
+        steer = Steer(steering, rows, before)
+        return cls(steer.attend, watch=watch, last_b=last_b, steer=steer)
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What each layer remembers of steering; empty where nothing is steered."""
+        return () if self.steer is None else tuple(self.steer.states)
+
+    def attention(self, layer: int) -> Attend | None:
+        """Returns how a layer attends; None: plainly."""
+        if layer not in self.watch.weights:
+            return self.attend
+        return functools.partial(self._attend_watched, layer)
+
+    def left(self, level: int, x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Returns the residual stream as the next layer reads it.
+
+        Args:
+            level: how many layers are done.
+            x_btd: what they left.
+        """
+        if self.residual is not None and level > 0:
+            x_btd = self.residual(level - 1, x_btd)
+        if level in self.watch.hidden:
+            self._hidden[level] = self._last(x_btd)[:, 0]
+        return x_btd
+
+    def watched(self) -> Watched:
+        """Returns what was kept of the call."""
+        stack = lambda found, order: jnp.stack([found[i] for i in order], axis=1) if order else None
+        readings = None
+        if self.steer is not None:
+            join = lambda *layers: jnp.stack(layers, axis=1)
+            readings = jax.tree.map(join, *self.steer.readings)
+        hidden, weights = self.watch.hidden, self.watch.weights
+        return Watched(readings, stack(self._hidden, hidden), stack(self._weights, weights))
+
+    def _attend_watched(
+        self,
+        layer: int,
+        q_btnh: Array,
+        segments: Sequence[Segment],
+        queries: Visibility,
+        *,
+        causal: bool,
+    ) -> Array:
+        last = row_logits(self._last(q_btnh), segments, jax.tree.map(self._last, queries))
+        self._weights[layer] = jnp.max(jax.nn.softmax(last, axis=-1), axis=1)
+        return (self.attend or attend)(q_btnh, segments, queries, causal=causal)
+
+    def _last(self, a: Array) -> Array:
+        """Returns the last row of each sample, [B, 1, ...]."""
+        if self.last_b is None:
+            return a[:, -1:]
+        return jnp.take_along_axis(a, self.last_b.reshape(-1, *[1] * (a.ndim - 1)), axis=1)
