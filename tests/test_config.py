@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from tests.released import CONFIGS
-from vlm_jax.config import ACTIVATIONS, ClipVisionConfig, parse_config, read_config
+from vlm_jax.config import ACTIVATIONS, VitConfig, parse_config, read_config
 from vlm_jax.errors import ConfigError
 
 LLAVA = CONFIGS["LLaVA-1.5-7B"]
@@ -96,7 +96,7 @@ def reference(root: dict, folder) -> dict:
             "patch_size": vision.patch_size[0],
             "hidden_act": vision.hidden_act,
             "layer_norm_eps": vision.layer_norm_eps,
-            "qkv_bias": vision.attention_bias,
+            "biased": "qkv" if vision.attention_bias else "",
         }
         image, act, bias = config.image_token_id, config.projector_hidden_act, True
     else:
@@ -195,7 +195,7 @@ def test_an_epsilon_that_is_not_written_depends_on_the_family():
 )
 def test_feature_layers(layer, expected):
     vision = parse_config(changed(LLAVA, vision_feature_layer=layer)).vision
-    assert isinstance(vision, ClipVisionConfig)
+    assert isinstance(vision, VitConfig)
     assert vision.feature_layers == expected
     assert vision.tokens_per_image == 576
 
@@ -237,6 +237,14 @@ for _ in range(50):
     DEEP = [DEEP]
 
 BAD = {
+    "SigLIP without its first patch": (
+        changed(LLAVA, vision_config__model_type="siglip_vision_model"),
+        "vision_feature_select_strategy must be 'full'",
+    ),
+    "tiles of SigLIP": (
+        changed(CONFIGS["LLaVA-NeXT-7B-vicuna"], vision_config__model_type="siglip_vision_model"),
+        "tiles of a SigLIP tower",
+    ),
     "InternViT-6B": (
         changed(CONFIGS["InternVL3.5-8B"], vision_config__norm_type="rms_norm"),
         "norm_type must be 'layer_norm', not 'rms_norm'",
@@ -269,8 +277,8 @@ BAD = {
     "no model type": ({}, "model_type None"),
     "unknown text model": (changed(LLAVA, text_config__model_type="gpt2"), "'gpt2' text model"),
     "unknown tower": (
-        changed(LLAVA, vision_config__model_type="siglip_vision_model"),
-        "vision tower 'siglip_vision_model'",
+        changed(LLAVA, vision_config__model_type="dinov2"),
+        "vision tower 'dinov2'",
     ),
     "unknown strategy": (
         changed(LLAVA, vision_feature_select_strategy="best"),

@@ -63,14 +63,42 @@ class TowerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipVisionConfig(TowerConfig):
-    """A CLIP vision transformer with a class token and learned positions (square images)."""
+class VitConfig(TowerConfig):
+    """Pre-norm blocks over a square grid of patches with learned positions.
+
+    CLIP, SigLIP, EVA and InternViT are this with other values.
+
+    Attributes:
+        image_size: side of an image, or of a tile.
+        hidden_act, layer_norm_eps: of the blocks.
+        class_token: whether a learned token comes before the patches.
+        keep_class_token: whether it is among the features.
+        patch_bias: whether the map of patches has a bias.
+        pre_norm: whether the embeddings are normed before the first block.
+        post_norm: whether a norm follows the last block in checkpoints.
+        post_norm_eps: its epsilon, if features go through it; None if not.
+        fused_qkv: whether checkpoints hold queries, keys and values as one matrix.
+        biased: which of "q", "k" and "v" have biases.
+        layer_scale: whether what a block adds is scaled channel by channel.
+        feature_layers: indices into [embeddings, layer 1, ..., layer L]; features of several layers
+            are joined.
+        merge_size: side in patches of the block that becomes one image token.
+    """
 
     image_size: int
     hidden_act: str
     layer_norm_eps: float
-    feature_layers: tuple[int, ...] = (-2,)  # indices into [embeddings, layer 1, ..., layer L]
-    keep_class_token: bool = False  # `vision_feature_select_strategy` "full"
+    class_token: bool = True
+    keep_class_token: bool = False
+    patch_bias: bool = False
+    pre_norm: bool = False
+    post_norm: bool = False
+    post_norm_eps: float | None = None
+    fused_qkv: bool = False
+    biased: str = "qkv"
+    layer_scale: bool = False
+    feature_layers: tuple[int, ...] = (-1,)
+    merge_size: int = 1
 
     @property
     def num_patches(self) -> int:
@@ -79,37 +107,8 @@ class ClipVisionConfig(TowerConfig):
 
     @property
     def tokens_per_image(self) -> int:
-        """Image tokens that the decoder sees for one image."""
-        return self.num_patches + self.keep_class_token
-
-
-@dataclasses.dataclass(frozen=True)
-class InternVisionConfig(TowerConfig):
-    """An InternViT: a class token, learned positions, learned scales of each block's outputs.
-
-    Attributes:
-        image_size: side of a tile.
-        qkv_bias: whether queries, keys and values have biases.
-        fused_qkv: whether a checkpoint holds them as one matrix.
-        merge_size: side in patches of the block that becomes one image token.
-    """
-
-    image_size: int
-    hidden_act: str
-    layer_norm_eps: float
-    qkv_bias: bool
-    fused_qkv: bool
-    merge_size: int
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of one tile, without the class token."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Image tokens that the decoder sees for one tile."""
-        return self.num_patches // self.merge_size**2
+        """Image tokens that the decoder sees for one image, or one tile."""
+        return self.num_patches // self.merge_size**2 + self.keep_class_token
 
 
 @dataclasses.dataclass(frozen=True)

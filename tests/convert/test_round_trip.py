@@ -65,6 +65,12 @@ def test_byte_equal(family, naming, dtype, shards, tmp_path):
         ("llava", dict(text=dict(model_type="qwen2", rope_theta=1e6))),
         ("llava", dict(multimodal_projector_bias=False)),
         ("llava", dict(vision_feature_layer=[-2, -1])),
+        (
+            "llava",
+            dict(
+                vision=dict(model_type="siglip_vision_model"), vision_feature_select_strategy="full"
+            ),
+        ),
         ("llava", dict(tie_word_embeddings=True)),
         ("qwen2_5_vl", dict(tied=True)),
         ("qwen2_5_vl", dict(tied=True, nested=True, naming="memory")),

@@ -28,6 +28,14 @@ VARIANTS = {
         dict(text=dict(attention_bias=True, head_dim=24), multimodal_projector_bias=False),
     ),
     "qwen2 text": (tiny.llava, dict(text=dict(model_type="qwen2"), projector_hidden_act="relu")),
+    "a SigLIP tower, its pooling head on disk": (
+        tiny.llava,
+        dict(
+            vision=dict(model_type="siglip_vision_model"),
+            vision_feature_select_strategy="full",
+            multimodal_projector_bias=False,
+        ),
+    ),
     "tied head": (tiny.qwen2_5_vl, dict(tied=True)),
     "small windows, one full layer": (
         tiny.qwen2_5_vl,

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
-from vlm_jax.config import DynamicTilesConfig, InternVisionConfig, VLMConfig
+from vlm_jax.config import DynamicTilesConfig, VitConfig, VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.families.base import Family, Row
 from vlm_jax.families.decoders import decoder, decoder_letters, decoder_rows, read_text
@@ -25,6 +25,7 @@ from vlm_jax.families.fields import (
     read,
     square,
 )
+from vlm_jax.families.vit import vit_letters, vit_of
 
 
 class Vision(msgspec.Struct, kw_only=True):
@@ -61,7 +62,7 @@ class _Root(msgspec.Struct, kw_only=True):
 MERGE = 2
 
 
-def intern_vit(vision: Vision, where: str, *, fused_qkv: bool) -> InternVisionConfig:
+def intern_vit(vision: Vision, where: str, *, fused_qkv: bool) -> VitConfig:
     """Returns an InternViT.
 
     Raises:
@@ -84,7 +85,7 @@ def intern_vit(vision: Vision, where: str, *, fused_qkv: bool) -> InternVisionCo
             f"{where}: image_size {size} must be a multiple of {MERGE} x patch_size = "
             f"{patch * MERGE}."
         )
-    return InternVisionConfig(
+    return VitConfig(
         hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size,
         num_layers=vision.num_hidden_layers,
@@ -94,19 +95,16 @@ def intern_vit(vision: Vision, where: str, *, fused_qkv: bool) -> InternVisionCo
         image_size=size,
         hidden_act=activation(vision.hidden_act, "hidden_act", where),
         layer_norm_eps=vision.layer_norm_eps,
-        qkv_bias=vision.attention_bias,
+        patch_bias=True,
         fused_qkv=fused_qkv,
+        biased="qkv" if vision.attention_bias else "",
+        layer_scale=True,
         merge_size=MERGE,
     )
 
 
-def vision_of(config: VLMConfig) -> InternVisionConfig:
-    """Returns the InternViT of a model."""
-    return cast(InternVisionConfig, config.vision)
-
-
 def _qkv_bias(config: VLMConfig, layer: int) -> bool:
-    return vision_of(config).qkv_bias
+    return bool(vit_of(config).biased)
 
 
 _OURS = "vision/layers/{i}/"
@@ -232,15 +230,15 @@ class InternVL(Family):
 
     def tower(self, config, rngs):
         """Returns an InternViT."""
-        from vlm_jax.models.intern_vit import InternVision
+        from vlm_jax.models.vit import Vit
 
-        return InternVision(vision_of(config), rngs)
+        return Vit(vit_of(config), rngs)
 
     def connector(self, config, rngs):
         """Returns a pixel shuffle with a norm and two linear maps."""
         from vlm_jax.models.pixel_shuffle import PixelShuffle
 
-        vision, width = vision_of(config), config.decoder.hidden_size
+        vision, width = vit_of(config), config.decoder.hidden_size
         return PixelShuffle(
             rngs, vision.hidden_size, vision.merge_size, width, config.projector_act
         )
@@ -250,7 +248,7 @@ class InternVL(Family):
         from vlm_jax.processing.cutters import DynamicTiles
 
         tiles = cast(DynamicTilesConfig, config.tiles)
-        return DynamicTiles(vision_of(config), tiles, image_processor)
+        return DynamicTiles(vit_of(config), tiles, image_processor)
 
     def image_text(self, config, image, token):
         """Returns the placeholder and a new line; `written` puts the marks around it."""
@@ -264,22 +262,10 @@ class InternVL(Family):
 
     def letters(self, config):
         """Returns letter lengths; see `Family.letters`."""
-        vision, width = vision_of(config), config.decoder.hidden_size
+        vision, width = vit_of(config), config.decoder.hidden_size
         return {
             "decoder": decoder_letters(config),
-            "vision": dict(
-                a=1,
-                b=1,
-                c=vision.num_channels,
-                y=vision.patch_size,
-                x=vision.patch_size,
-                d=vision.hidden_size,
-                s=3,  # query, key and value
-                n=vision.num_heads,
-                h=vision.hidden_size // vision.num_heads,
-                f=vision.intermediate_size,
-                p=vision.num_patches + 1,
-            ),
+            "vision": vit_letters(vision),
             "projector": dict(e=vision.hidden_size * vision.merge_size**2, f=width, d=width),
         }
 

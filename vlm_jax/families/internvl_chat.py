@@ -16,8 +16,8 @@ from vlm_jax.families.internvl import (
     intern_vit,
     projector_rows,
     tower_rows,
-    vision_of,
 )
+from vlm_jax.families.vit import vit_of
 
 Tiles = Annotated[int, msgspec.Meta(ge=1, le=40)]
 
@@ -79,7 +79,7 @@ TEMPLATE = (
 
 
 def _qkv_bias(config: VLMConfig, layer: int) -> bool:
-    return vision_of(config).qkv_bias
+    return bool(vit_of(config).biased)
 
 
 class InternVLChat(InternVL):

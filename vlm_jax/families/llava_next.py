@@ -10,7 +10,8 @@ from vlm_jax.config import AnyResConfig, VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.families.base import Row
 from vlm_jax.families.fields import Count, read
-from vlm_jax.families.llava import Llava, vision_of
+from vlm_jax.families.llava import Llava
+from vlm_jax.families.vit import vit_of
 
 Pinpoint = tuple[Count, Count]
 
@@ -47,8 +48,15 @@ class LlavaNext(Llava):
                 f"{where}: vision_feature_select_strategy must be 'default' for tiles, not "
                 f"{fields.vision_feature_select_strategy!r}."
             )
+        tower = root.get("vision_config")
+        if isinstance(tower, Mapping) and tower.get("model_type") == "siglip_vision_model":
+            raise ConfigError(f"{where}: tiles of a SigLIP tower are not supported (CLIP's are).")
         config = super().read(root, where)
-        size = vision_of(config).image_size
+        if not vit_of(config).class_token:
+            raise ConfigError(
+                f"{where}: tiles need a tower with a class token, which SigLIP has not."
+            )
+        size = vit_of(config).image_size
         for high, wide in fields.image_grid_pinpoints:
             if high % size or wide % size or max(high, wide) > 64 * size:
                 raise ConfigError(
@@ -66,7 +74,7 @@ class LlavaNext(Llava):
         """Returns a cutter into tiles of any resolution."""
         from vlm_jax.processing.cutters import AnyRes
 
-        return AnyRes(vision_of(config), cast(AnyResConfig, config.tiles), image_processor)
+        return AnyRes(vit_of(config), cast(AnyResConfig, config.tiles), image_processor)
 
 
 FAMILY = LlavaNext()

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 from transformers import BaseImageProcessor
 
-from vlm_jax.config import ClipVisionConfig
+from vlm_jax.config import VitConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.cutters.base import Extent, Patches, row_major
 
@@ -21,7 +21,7 @@ class Square:
 
     group_multiple = 1
 
-    def __init__(self, config: ClipVisionConfig, image_processor: BaseImageProcessor):
+    def __init__(self, config: VitConfig, image_processor: BaseImageProcessor):
         self.config, self.image_processor = config, image_processor
         self.patches_per_group = config.num_patches
         self.slots_per_group = config.tokens_per_image

@@ -10,7 +10,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.image_transforms import convert_to_rgb
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from vlm_jax.config import AnyResConfig, ClipVisionConfig, DynamicTilesConfig, InternVisionConfig
+from vlm_jax.config import AnyResConfig, DynamicTilesConfig, VitConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.cutters.base import Extent, Patches, row_major
 
@@ -52,9 +52,7 @@ class AnyRes:
 
     group_multiple = 1
 
-    def __init__(
-        self, config: ClipVisionConfig, tiles: AnyResConfig, image_processor: BaseImageProcessor
-    ):
+    def __init__(self, config: VitConfig, tiles: AnyResConfig, image_processor: BaseImageProcessor):
         self.config, self.image_processor = config, image_processor
         self._pinpoints = tiles.pinpoints
         self.patches_per_group = self.slots_per_group = config.num_patches
@@ -140,13 +138,13 @@ class DynamicTiles:
 
     def __init__(
         self,
-        config: InternVisionConfig,
+        config: VitConfig,
         tiles: DynamicTilesConfig,
         image_processor: BaseImageProcessor,
     ):
         self.config, self.image_processor, self._tiles = config, image_processor, tiles
         self.patches_per_group = config.num_patches
-        self.slots_per_group = config.tokens_per_tile
+        self.slots_per_group = config.tokens_per_image
         self.patch_features = config.num_channels * config.patch_size**2
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:
