@@ -70,7 +70,7 @@ class Reference:
 
         tokens = torch.tensor(np.asarray(ids)[None]).long()
         made = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if self.model.config.model_type == "qwen2_5_vl":
+        if self.model.config.model_type in ("qwen2_5_vl", "qwen3_vl"):
             # Without these the reference silently falls back to one-dimensional positions.
             made["mm_token_type_ids"] = (tokens == self.image_token_id).int()
         return made | self.pixels(images)

@@ -142,6 +142,50 @@ def _internvl(**text: Any) -> dict[str, Any]:
     }
 
 
+def _qwen3_vl(deep: list[int], depth: int, width: int, **text: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": 151655,
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "attention_bias": False,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_vl_text",
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"
+            },
+            "rope_theta": 5000000,
+            "vocab_size": 151936,
+            **text,
+        },
+        "tie_word_embeddings": text.get("tie_word_embeddings", False),
+        "video_token_id": 151656,
+        "vision_config": {
+            "deepstack_visual_indexes": deep,
+            "depth": depth,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": width,
+            "in_channels": 3,
+            "intermediate_size": 4096 if width == 1024 else 4304,
+            "model_type": "qwen3_vl",
+            "num_heads": 16,
+            "num_position_embeddings": 2304,
+            "out_hidden_size": text["hidden_size"],
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        "vision_end_token_id": 151653,
+        "vision_start_token_id": 151652,
+    }  # fmt: skip
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B": _qwen(
         width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True,
@@ -222,6 +266,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "InternVL3.5-8B": _internvl(
         hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32
     ),
+    "Qwen3-VL-2B": _qwen3_vl(
+        [5, 11, 17], 24, 1024, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28,
+        num_attention_heads=16, tie_word_embeddings=True,
+    ),
+    "Qwen3-VL-4B": _qwen3_vl(
+        [5, 11, 17], 24, 1024, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
+        num_attention_heads=32, tie_word_embeddings=True,
+    ),
+    "Qwen3-VL-8B": _qwen3_vl(
+        [8, 16, 24], 27, 1152, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
+        num_attention_heads=32,
+    ),
+    "Qwen3-VL-32B": _qwen3_vl(
+        [8, 16, 24], 27, 1152, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64,
+        num_attention_heads=64,
+    ),
 }  # fmt: skip
 
 PARAMETERS = {
@@ -238,4 +298,8 @@ PARAMETERS = {
     "InternVL3.5-1B": 1_060_897_792,
     "InternVL3.5-4B": 4_732_489_216,
     "InternVL3.5-8B": 8_528_318_464,
+    "Qwen3-VL-2B": 2_127_532_032,
+    "Qwen3-VL-4B": 4_437_815_808,
+    "Qwen3-VL-8B": 8_767_123_696,
+    "Qwen3-VL-32B": 33_357_390_064,
 }

@@ -100,6 +100,22 @@ def reference(root: dict, folder) -> dict:
             "biased": "qkv" if vision.attention_bias else "",
         }
         image, act, bias = config.image_token_id, config.projector_hidden_act, True
+    elif config.model_type == "qwen3_vl":
+        fields = {
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_layers": vision.depth,
+            "num_heads": vision.num_heads,
+            "num_channels": vision.in_channels,
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "position_side": vision.num_position_embeddings**0.5,
+            "deep_layers": tuple(vision.deepstack_visual_indexes),
+            "out_hidden_size": vision.out_hidden_size,
+            "hidden_act": vision.hidden_act,
+        }
+        image, act, bias = config.image_token_id, "gelu", True
     else:
         fields = {
             "hidden_size": vision.hidden_size,

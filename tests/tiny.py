@@ -13,6 +13,7 @@ from typing import Any
 from tests.tiny_tokenizers import (
     INTERNVL_SPECIALS,
     LLAVA_TEMPLATE,
+    QWEN3_VL_TEMPLATE,
     QWEN_SPECIALS,
     QWEN_TEMPLATE,
     internvl_tokenizer,
@@ -162,6 +163,50 @@ def qwen2_5_vl(
     return folder
 
 
+def qwen3_vl(
+    folder: str | pathlib.Path,
+    *,
+    naming: str = "hub",
+    dtype: str = "float32",
+    shards: int = 1,
+    nested: bool = False,
+    seed: int = 0,
+    tied: bool = False,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **root: Any,
+) -> pathlib.Path:
+    """Writes a Qwen3-VL folder: 4:2 heads of 16, m-rope [2, 3, 3], two deep layers.
+
+    Args: as `llava`; `tied` shares the head with the embedding table.
+    """
+    import transformers
+
+    folder = pathlib.Path(folder)
+    tokenizer = qwen_tokenizer(QWEN3_VL_TEMPLATE)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIALS}
+    config = _qwen3_config(ids, dtype, tied, text or {}, vision or {}) | root
+    tokenizer.save_pretrained(folder)
+    _write(folder, "config.json", config)
+    stops = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    _write(folder, "generation_config.json", {"eos_token_id": stops, "pad_token_id": stops[1]})
+    preprocessor = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "image_std": [0.5, 0.5, 0.5],
+        "merge_size": 2,
+        "patch_size": 16,
+        "processor_class": "Qwen3VLProcessor",
+        "size": {"longest_edge": 32 * 32 * 64, "shortest_edge": 32 * 32 * 4},
+        "temporal_patch_size": 2,
+    }
+    _write(folder, "preprocessor_config.json", preprocessor)
+    _weights(
+        transformers.Qwen3VLForConditionalGeneration, folder, naming, dtype, shards, nested, seed
+    )
+    return folder
+
+
 def llava_next(folder: str | pathlib.Path, **options: Any) -> pathlib.Path:
     """Writes a LLaVA-NeXT folder: `llava` with tiles of 56 pixels and a newline; args as there."""
     return llava(folder, model_type="llava_next", image_grid_pinpoints=PINPOINTS, **options)
@@ -305,7 +350,7 @@ def reference(folder: str | pathlib.Path, attention: str = "sdpa", dtype: str = 
 
 def rename(name: str, family: str, naming: str) -> str:
     """The name on disk, in a naming style, of a parameter of the torch model in memory."""
-    if naming == "memory":
+    if naming == "memory" or family == "qwen3_vl":
         return name
     if family == "qwen2_5_vl":
         rules = [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")]
@@ -385,7 +430,7 @@ def _clip_preprocessor(size: int) -> dict[str, Any]:
     }
 
 
-def _qwen_config(ids: dict[str, int], dtype: str, tied: bool, vision: dict) -> dict[str, Any]:
+def _qwen_config(ids: dict[str, Any], dtype: str, tied: bool, vision: dict) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -436,7 +481,61 @@ def _qwen_config(ids: dict[str, int], dtype: str, tied: bool, vision: dict) -> d
     }
 
 
-def _internvl_config(ids: dict[str, int], dtype: str, text: dict, vision: dict) -> dict[str, Any]:
+def _qwen3_config(
+    ids: dict[str, Any], dtype: str, tied: bool, text: dict, vision: dict
+) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "image_token_id": ids["<|image_pad|>"],
+        "text_config": {
+            "attention_bias": False,
+            "bos_token_id": ids["<|endoftext|>"],
+            "dtype": dtype,
+            "eos_token_id": ids["<|im_end|>"],
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "max_position_embeddings": 4096,
+            "model_type": "qwen3_vl_text",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [2, 3, 3],
+                "rope_type": "default",
+            },
+            "rope_theta": 5000000,
+            "vocab_size": _QWEN_VOCAB,
+            **text,
+        },
+        "tie_word_embeddings": tied,
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "deepstack_visual_indexes": [0, 2],
+            "depth": 4,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "in_channels": 3,
+            "intermediate_size": 52,
+            "model_type": "qwen3_vl",
+            "num_heads": 2,
+            "num_position_embeddings": 36,
+            "out_hidden_size": 48,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            **vision,
+        },
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+    }
+
+
+def _internvl_config(ids: dict[str, Any], dtype: str, text: dict, vision: dict) -> dict[str, Any]:
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",

@@ -1,5 +1,7 @@
 """Tokenizers of tiny checkpoints, of the released kinds, and chat templates."""
 
+from typing import Any
+
 QWEN_SPECIALS = [
     f"<|{name}|>"
     for name in (
@@ -41,6 +43,13 @@ QWEN_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# No system turn unless there is a system message.
+QWEN3_VL_TEMPLATE = QWEN_TEMPLATE.replace(
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}",
+    "",
+)
+
 
 def _byte_symbols() -> list[str]:
     """The printable stand-ins of the 256 bytes in byte-level BPE."""
@@ -52,7 +61,7 @@ def _byte_symbols() -> list[str]:
 def qwen_tokenizer(template: str | None):
     from transformers import Qwen2Tokenizer
 
-    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
+    merges: Any = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
     symbols = [*_byte_symbols(), *("".join(pair) for pair in merges)]
     tokenizer = Qwen2Tokenizer(
         vocab={symbol: index for index, symbol in enumerate(symbols)},
@@ -68,7 +77,7 @@ def qwen_tokenizer(template: str | None):
 def llava_tokenizer(template: str | None):
     from transformers import LlamaTokenizer
 
-    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
+    merges: Any = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
     symbols = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581"]
     symbols += [chr(c) for c in range(33, 127)] + ["".join(pair) for pair in merges]
     tokenizer = LlamaTokenizer(

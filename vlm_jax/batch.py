@@ -48,7 +48,8 @@ class Features:
     """What the tower and the projector made of the images of each sample.
 
     Attributes:
-        features_bmd: float [B, M, D] one row for each merged patch, in group order.
+        features_bmd: float [B, M, D] one row for each merged patch, in group order; wider where
+            the tower also feeds later layers of the decoder.
     """
 
     features_bmd: Array

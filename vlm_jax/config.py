@@ -26,6 +26,7 @@ class DecoderConfig:
         rope_factor: positions are divided by it (`linear` rope scaling; 1 for none).
         mrope_section: how many of the H/2 frequencies follow time, height and width; None without
             m-rope.
+        mrope_interleaved: whether those of the three take turns, or are three runs.
         qkv_bias, o_bias: whether the attention projections have biases.
         qk_norm: whether each head's queries and keys are RMS-normed before they are rotated, with
             gains that the heads of a layer share.
@@ -43,11 +44,29 @@ class DecoderConfig:
     rope_theta: float
     rope_factor: float = 1.0
     mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = False
     max_positions: int = 2048
+
+    @property
+    def rope_axes(self) -> tuple[int, ...] | None:
+        """The position that each frequency follows: 0 time, 1 height, 2 width; None without m-rope.
+
+        Sections (2, 1, 1) are 0 0 1 2 (Qwen2-VL, arXiv 2409.12191, section 2.1), and 0 1 2 0
+        interleaved (Qwen3-VL): height and width take every third frequency until each has as many
+        as its section says, time takes the rest.
+        """
+        if self.mrope_section is None:
+            return None
+        if not self.mrope_interleaved:
+            return tuple(
+                axis for axis, count in enumerate(self.mrope_section) for _ in range(count)
+            )
+        turns = ((i % 3, i // 3) for i in range(sum(self.mrope_section)))
+        return tuple(axis if turn < self.mrope_section[axis] else 0 for axis, turn in turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +146,25 @@ class QwenVisionConfig(TowerConfig):
     def window_units(self) -> int:
         """Merge units along a side of a window (a unit is merge_size x merge_size patches)."""
         return self.window_size // self.patch_size // self.merge_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3VisionConfig(TowerConfig):
+    """A vision tower of full attention, whose learned positions are resampled for each image.
+
+    Attributes:
+        position_side: rows and columns of the table of positions.
+        deep_layers: layers whose outputs also reach the decoder (DeepStack).
+    """
+
+    temporal_patch_size: int
+    merge_size: int
+    position_side: int
+    deep_layers: tuple[int, ...]
+    out_hidden_size: int
+    hidden_act: str
+    rope_theta: float = 1e4
+    layer_norm_eps: float = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)

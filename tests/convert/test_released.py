@@ -19,6 +19,7 @@ CLASSES = {
     "llava": transformers.LlavaForConditionalGeneration,
     "llava_next": transformers.LlavaNextForConditionalGeneration,
     "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
 }
 
 

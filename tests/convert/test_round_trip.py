@@ -22,6 +22,7 @@ MAKERS = {
     "llava": tiny.llava,
     "llava_next": tiny.llava_next,
     "qwen2_5_vl": tiny.qwen2_5_vl,
+    "qwen3_vl": tiny.qwen3_vl,
 }
 STYLES = [
     ("hub", "float32", 1),

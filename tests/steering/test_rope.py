@@ -27,7 +27,7 @@ def test_rotation_is_that_of_rotated_queries_and_keys():
 
 
 def test_sections_give_every_frequency_its_axis():
-    axis = Rope.axes_of_sections([2, 3, 3])
+    axis = np.repeat(np.arange(3), [2, 3, 3])
     assert axis.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
     rope = Rope(FREQ, np.array([[5, -3, 2]]), axis)
     rotation = rope.rotations(16)[0]

@@ -117,7 +117,7 @@ def _row(model: Network, batch: Batch, sample: Array, query: Array) -> tuple[Arr
         config.head_dim,
         config.rope_theta,
         config.rope_factor,
-        config.mrope_section,
+        config.rope_axes,
     )
     token = jnp.asarray(batch.tokens_bt)[sample, query]
     return model.decoder.embed(token[None, None]), angles

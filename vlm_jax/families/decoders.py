@@ -101,10 +101,11 @@ class _Rope(msgspec.Struct, kw_only=True):
     rope_theta: Theta
     factor: Factor | None = None
     mrope_section: Section | None = None
+    mrope_interleaved: bool = False
 
 
-def _rope(text: Text, where: str) -> tuple[float, float, tuple[int, int, int] | None]:
-    """Returns (theta, linear factor, m-rope section) from either generation of rope fields."""
+def _rope(text: Text, where: str) -> _Rope:
+    """Returns the rope fields, of either generation of configs."""
     stated = {**(text.rope_scaling or {}), **(text.rope_parameters or {})}
     stated["rope_type"] = stated.get("rope_type", stated.get("type", "default"))
     if stated.get("rope_theta") is None:
@@ -116,15 +117,9 @@ def _rope(text: Text, where: str) -> tuple[float, float, tuple[int, int, int] | 
             f"{where}: rope type {rope.rope_type!r} is not supported (default, mrope and linear "
             "are)."
         )
-    factor = rope.factor if rope.rope_type == "linear" else 1.0
-    if factor is None:
+    if rope.rope_type == "linear" and rope.factor is None:
         raise ConfigError(f"{where}: rope type 'linear' needs a factor.")
-    section = rope.mrope_section
-    return (
-        rope.rope_theta,
-        factor,
-        None if section is None else (section[0], section[1], section[2]),
-    )
+    return rope
 
 
 def decoder(text: Text, where: str, tied: bool) -> DecoderConfig:
@@ -148,7 +143,8 @@ def decoder(text: Text, where: str, tied: bool) -> DecoderConfig:
             f"{where}: sliding-window attention ({window}) is not supported; set "
             "use_sliding_window to false or sliding_window to null if the model is to run without."
         )
-    theta, factor, section = _rope(text, where)
+    rope = _rope(text, where)
+    section = rope.mrope_section
     heads = text.num_attention_heads
     kv_heads = text.num_key_value_heads or heads
     head_dim = text.head_dim or divide(text.hidden_size, heads, where)
@@ -169,9 +165,10 @@ def decoder(text: Text, where: str, tied: bool) -> DecoderConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=text.rms_norm_eps,
-        rope_theta=theta,
-        rope_factor=factor,
+        rope_theta=rope.rope_theta,
+        rope_factor=(rope.factor or 1.0) if rope.rope_type == "linear" else 1.0,
         mrope_section=section,
+        mrope_interleaved=rope.mrope_interleaved,
         qkv_bias=text.attention_bias,
         o_bias=text.attention_bias and text.biased_output,
         qk_norm=text.qk_norm,

@@ -151,7 +151,7 @@ def restrength_folder(
 def image_rope(decoder: DecoderConfig) -> Rope:
     """The decoder's rotation at the offsets text sees an image of 24 x 24 tokens at."""
     pairs = np.arange(0, decoder.head_dim, 2) / decoder.head_dim
-    return Rope.of_image(decoder.rope_theta**-pairs / decoder.rope_factor, decoder.mrope_section)
+    return Rope.of_image(decoder.rope_theta**-pairs / decoder.rope_factor, decoder.rope_axes)
 
 
 def read_layer(source: checkpoint.ModelFolder, layer: int) -> dict[str, np.ndarray]:

@@ -109,7 +109,7 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        x_btd: Float[Array, "B T D"],
+        x_btd: Float[Array, "B T W"],
         positions_bt3: Int[Array, "B T 3"],
         queries: Visibility,
         extend_cache: ExtendCache,
@@ -119,7 +119,8 @@ class Decoder(nnx.Module):
         """Runs all layers.
 
         Args:
-            x_btd: embeddings.
+            x_btd: embeddings, W = D; or W = (1 + S) D, where the s-th piece behind the first is
+                added to what the s-th layer returns (DeepStack, arXiv 2406.04334).
             positions_bt3: rotary positions (time, height, width).
             queries: order and group of each query.
             extend_cache: appends a layer's new keys and values to the cache; returns the segments
@@ -131,15 +132,16 @@ class Decoder(nnx.Module):
             Hidden states after the final norm.
         """
         c = self.config
-        angles = text_angles(
-            positions_bt3, c.head_dim, c.rope_theta, c.rope_factor, c.mrope_section
-        )
+        angles = text_angles(positions_bt3, c.head_dim, c.rope_theta, c.rope_factor, c.rope_axes)
         hooks = hooks or Hooks()
+        x_btd, *deeper = jnp.split(x_btd, x_btd.shape[-1] // c.hidden_size, axis=-1)
         x_btd = hooks.left(0, x_btd)
         for index, layer in enumerate(self.layers):
             bound = lambda k, v, index=index: extend_cache(index, k, v)
             attend_here = hooks.attention(index) or attend
             x_btd = layer(x_btd, angles, queries, bound, causal, attend_here)
+            if index < len(deeper):
+                x_btd = x_btd + deeper[index]
             x_btd = hooks.left(index + 1, x_btd)
         return rms_norm(x_btd, self.final_norm_d[...], c.rms_norm_eps)
 

@@ -101,18 +101,22 @@ def text_angles(
     head_dim: int,
     theta: float,
     factor: float,
-    sections: tuple[int, int, int] | None,
+    axes: tuple[int, ...] | None,
 ) -> Float[Array, "B T {head_dim//2}"]:
     """Returns rotary angles of a decoder.
 
-    With m-rope the frequencies are dealt out in three runs, of the lengths in `sections`, to the
-    time, height and width positions (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    Args:
+        positions_bt3: time, height and width of each token.
+        head_dim: twice the number of frequencies.
+        theta: base of the frequencies.
+        factor: what they are divided by.
+        axes: which position each frequency follows (`DecoderConfig.rope_axes`); None: all the
+            first.
     """
     frequencies = inverse_frequencies(head_dim, theta) / np.float32(factor)
-    if sections is None:
+    if axes is None:
         return positions_bt3[..., :1].astype(jnp.float32) * frequencies
-    axis = np.repeat(np.arange(3), sections)
-    return positions_bt3[..., axis].astype(jnp.float32) * frequencies
+    return positions_bt3[..., np.asarray(axes)].astype(jnp.float32) * frequencies
 
 
 def patch_angles(

@@ -33,12 +33,15 @@ class Network(nnx.Module):
         self.projector = family.connector(config, rngs)
         self.decoder = Decoder(config.decoder, rngs)
 
-    def image_features(self, images: Images) -> Float[Array, "B M D"]:
-        """Returns the image tokens of each sample, in group order."""
+    def image_features(self, images: Images) -> Float[Array, "B M W"]:
+        """Returns the image tokens of each sample, in group order; W as of `Decoder.__call__`."""
         return self.projector(self.vision(images))
 
-    def embed(self, batch: Batch) -> Float[Array, "B T D"]:
-        """Embeds a prompt: tokens from the table, image tokens from the image features."""
+    def embed(self, batch: Batch) -> Float[Array, "B T W"]:
+        """Embeds a prompt: tokens from the table, image tokens from the image features.
+
+        What features hold for later layers (W > D, see `Decoder.__call__`) is 0 for other tokens.
+        """
         x_btd = self.decoder.embed(batch.tokens_bt)
         images = batch.images
         if images is None:
@@ -52,6 +55,8 @@ class Network(nnx.Module):
             # Not among the features: it is a parameter, and no padding of groups moves it.
             picked_btd = jnp.where(slots_bt1 < 0, newline_d[...], picked_btd)
         is_image = (batch.kinds_bt == Kind.IMAGE)[..., None]
+        deeper = picked_btd.shape[-1] - x_btd.shape[-1]
+        x_btd = jnp.pad(x_btd, ((0, 0), (0, 0), (0, deeper))) if deeper else x_btd
         return jnp.where(is_image, picked_btd.astype(x_btd.dtype), x_btd)
 
     def read(

@@ -3,7 +3,7 @@
 from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches, row_major
 from vlm_jax.processing.cutters.square import Square
 from vlm_jax.processing.cutters.tiles import AnyRes, DynamicTiles
-from vlm_jax.processing.cutters.windows import Windows, window_layout
+from vlm_jax.processing.cutters.windows import Runs, Windows, run_layout, window_layout
 
 __all__ = [
     "AnyRes",
@@ -12,8 +12,10 @@ __all__ = [
     "Extent",
     "Layout",
     "Patches",
+    "Runs",
     "Square",
     "Windows",
     "row_major",
+    "run_layout",
     "window_layout",
 ]

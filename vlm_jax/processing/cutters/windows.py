@@ -5,13 +5,14 @@ group, and image tokens point into the groups, so nothing is ever permuted back.
 """
 
 import functools
+from typing import cast
 
 import numpy as np
 import PIL.Image
 from transformers import BaseImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from vlm_jax.config import QwenVisionConfig
+from vlm_jax.config import Qwen3VisionConfig, QwenVisionConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.cutters.base import Extent, Layout, Patches
 
@@ -69,9 +70,11 @@ class Windows:
     # Images give window counts of any size; a small image has one to four.
     group_multiple = 4
 
-    def __init__(self, config: QwenVisionConfig, image_processor: BaseImageProcessor):
+    def __init__(
+        self, config: QwenVisionConfig | Qwen3VisionConfig, image_processor: BaseImageProcessor
+    ):
         self.config, self.image_processor = config, image_processor
-        self.slots_per_group = config.window_units**2
+        self.slots_per_group = self._units()
         self.patches_per_group = self.slots_per_group * config.merge_size**2
         self.patch_features = (
             config.num_channels * config.temporal_patch_size * config.patch_size**2
@@ -87,6 +90,15 @@ class Windows:
         size = getattr(image_processor, "size", {})
         resizes = getattr(image_processor, "do_resize", True)
         self._limits = (size["shortest_edge"], size["longest_edge"]) if resizes else None
+
+    def _units(self) -> int:
+        """Returns the merge units of a group."""
+        return cast(QwenVisionConfig, self.config).window_units ** 2
+
+    def _layout(self, rows: int, cols: int) -> Layout:
+        """Returns the groups of an image of `rows` x `cols` patches."""
+        config = cast(QwenVisionConfig, self.config)
+        return window_layout(rows, cols, config.merge_size, config.window_units)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns the width and height that an image is cut at.
@@ -110,16 +122,64 @@ class Windows:
         unit = config.patch_size * config.merge_size
         width, height = self.resized(width, height)
         rows, cols = height // config.patch_size, width // config.patch_size
-        layout = window_layout(rows, cols, config.merge_size, config.window_units)
+        layout = self._layout(rows, cols)
         return Extent((height // unit, width // unit), len(layout.index_gu), layout.slots_m)
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
         made = self.image_processor(images=[image], return_tensors="np")
         flat, (_, rows, cols) = made["pixel_values"], made["image_grid_thw"][0].tolist()
-        layout = window_layout(rows, cols, self.config.merge_size, self.config.window_units)
+        layout = self._layout(rows, cols)
         return Patches(
             patches_pe=flat.astype(np.float32, copy=False),
             index_gu=layout.index_gu,
             positions_gu2=layout.positions_gu2,
         )
+
+
+RUN = 16
+"""Merge units of a run: 64 patches of the usual merge size."""
+
+
+@functools.lru_cache(maxsize=1024)
+def run_layout(rows: int, cols: int, merge: int) -> Layout:
+    """Returns the merge units of a grid of patches, row by row, in runs of `RUN`.
+
+    The last run is padded at its end. Units of runs 16 of a grid of 3 x 7 units: 0 to 15, then 16
+    to 20 and eleven padded ones.
+
+    Args:
+        rows, cols: patches along each side, multiples of `merge`.
+        merge: patches along a side of a merge unit.
+    """
+    wide = cols // merge
+    units = rows // merge * wide
+    runs = -(-units // RUN)
+    units_gs = np.arange(runs * RUN, dtype=np.int32).reshape(runs, RUN)
+    real = np.repeat(units_gs < units, merge * merge, axis=1)
+    index = np.arange(runs * RUN * merge * merge, dtype=np.int32).reshape(runs, -1)
+    inside = np.indices((merge, merge), np.int32).reshape(2, -1).T
+    corner = np.stack(np.divmod(units_gs, wide), -1) * merge
+    positions = (corner[:, :, None] + inside).reshape(runs, -1, 2)
+    layout = Layout(
+        np.where(real, index, -1).astype(np.int32),
+        np.where(real[..., None], positions, 0).astype(np.int32),
+        np.arange(units, dtype=np.int32),
+    )
+    for array in (layout.index_gu, layout.positions_gu2, layout.slots_m):
+        array.flags.writeable = False  # shared by every image of this size
+    return layout
+
+
+class Runs(Windows):
+    """Images of any size in runs of merge units, for towers without windows.
+
+    A group has nothing to do with attention here, which is over a whole image: groups of one size
+    waste least where images of many sizes are padded to one.
+    """
+
+    def _units(self) -> int:
+        return RUN
+
+    def _layout(self, rows: int, cols: int) -> Layout:
+        return run_layout(rows, cols, self.config.merge_size)

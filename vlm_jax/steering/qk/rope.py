@@ -77,16 +77,11 @@ class Rope:
         ):
             object.__setattr__(self, name, value)
 
-    @staticmethod
-    def axes_of_sections(sections: Sequence[int]) -> np.ndarray:
-        """[F] the axis of each frequency: sections [16, 24, 24] -> 16 zeros, 24 ones, 24 twos."""
-        return np.repeat(np.arange(len(sections)), sections)
-
     @classmethod
     def of_image(
         cls,
         inv_freq_f: np.ndarray,
-        sections: Sequence[int] | None = None,
+        axes: Sequence[int] | None = None,
         grid: tuple[int, int] = IMAGE_GRID,
         tokens: Sequence[int] = TEXT_TOKENS,
     ) -> Rope:
@@ -94,9 +89,9 @@ class Rope:
 
         Args:
             inv_freq_f: radians a position of each frequency.
-            sections: frequencies that follow time, row and column with m-rope (arXiv 2409.12191,
-                section 2.1), where text goes on behind the image's longer side; None where image
-                tokens count up row by row like words.
+            axes: for each frequency whether it follows time (0), row (1) or column (2) with m-rope
+                (arXiv 2409.12191, section 2.1), where text goes on behind the image's longer side;
+                None where image tokens count up row by row like words.
             grid: rows and columns of the image's tokens.
             tokens: which of the text's tokens look, counted from the image's end: by default the
                 first, and the 64th after it, about where a caption ends.
@@ -105,12 +100,12 @@ class Rope:
         corners = [(r, c) for r in (0, rows - 1) for c in (0, cols - 1)]
         seen = np.array([*corners, (rows // 2, cols // 2)])
         after = np.asarray(tokens)[:, None]
-        if sections is None:
+        if axes is None:
             offsets = after + rows * cols - (seen @ [cols, 1])
             return cls(inv_freq_f, offsets.reshape(-1, 1))
         behind = after[..., None] + max(rows, cols)
         triples = behind - np.concatenate([np.zeros((len(seen), 1), int), seen], axis=1)
-        return cls(inv_freq_f, triples.reshape(-1, 3), cls.axes_of_sections(sections))
+        return cls(inv_freq_f, triples.reshape(-1, 3), np.asarray(axes))
 
     def rotations(self, head_dim: int) -> np.ndarray:
         """[O, H, H] float64: R(key - query) of every offset.
