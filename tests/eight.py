@@ -17,7 +17,8 @@ from unittest import mock
 
 DEVICES = 8
 ENVIRONMENT = {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={DEVICES}",
     "JAX_PLATFORMS": "cpu",
     # XLA's pool needs room for all devices to wait for one another.
     "NPROC": str(2 * DEVICES),
