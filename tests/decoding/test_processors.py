@@ -61,7 +61,7 @@ def test_steps_are_those_of_transformers(name):
     settings = jax.tree.map(jnp.asarray, DecodeSettings(**ASKED[name]).traced())
     history = History.start(settings, jnp.asarray(prompt_bp), SLOTS, VOCABULARY)
     stops, made = jnp.array([1, 2]), [[], [], []]
-    step = jax.jit(lambda logits, history, n: process(logits, history, settings, stops, n, SLOTS))
+    step = jax.jit(lambda logits, history, n: process(logits, history, settings, stops, n))
     for count in range(SLOTS):
         logits = random.normal(size=(3, VOCABULARY)).astype(np.float32)
         found = np.asarray(step(logits, history, jnp.int32(count)))
@@ -70,7 +70,7 @@ def test_steps_are_those_of_transformers(name):
             np.testing.assert_allclose(found[row], expected, rtol=1e-6)
             made[row].append(int(random.integers(0, VOCABULARY)))
         tokens = jnp.array([row[-1] for row in made], jnp.int32)
-        history = history.add(tokens, jnp.int32(count), SLOTS)
+        history = history.add(tokens)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "behind a prefix"])

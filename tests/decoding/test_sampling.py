@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from vlm_jax.decoding import DecodeSettings
-from vlm_jax.decoding.sampling import row_keys, sample
+from vlm_jax.decoding.search.sampling import row_keys, sample
 from vlm_jax.errors import ConfigError
 
 DRAWS = 4096

@@ -29,6 +29,7 @@ from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Images
 from vlm_jax.decoding import DecodeSettings, Generated, Generator, StepCounts
 from vlm_jax.decoding.call import of_views
+from vlm_jax.decoding.search import search_of
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix
@@ -53,6 +54,8 @@ class Answer:
         readings: with steering, each reading's mean over the decode rows, leaves [L, N].
         counts: where steering reallocates or classifies heads, how many at each step, leaves
             [steps, L].
+        score: of beam search: the sum of log-probabilities over the length to the power of the
+            length penalty; None elsewhere.
     """
 
     index: int
@@ -61,6 +64,7 @@ class Answer:
     ended: bool
     readings: Readings | None = None
     counts: StepCounts | None = None
+    score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +262,7 @@ class _Run:
         kind = (
             bucket(asking.settings.max_new_tokens),
             tuple(asking.settings.traced()),
+            jax.tree.structure(search_of(asking.settings)),
             asking.logit_bias is None,
             jax.tree.structure(asking.steering),
             asking.one_steering,
@@ -394,6 +399,7 @@ class _Run:
                     ended,
                     jax.tree.map(operator.itemgetter(row), generated.readings),
                     jax.tree.map(operator.itemgetter((row, steps)), generated.counts),
+                    None if generated.scores_b is None else float(generated.scores_b[row]),
                 )
 
     def _until_stop(self, tokens: list[int], text: str) -> tuple[list[int], str]:

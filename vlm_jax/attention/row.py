@@ -38,12 +38,32 @@ def row_logits(
     factor = dim**-0.5 if scale is None else scale
     pieces = []
     for segment in segments:
-        logits = factor * _scores(q_bkgh, segment.k_bksh, kind)
+        sharing = segment.sharing(batch)
+        logits = factor * _scores(_fold(q_bkgh, sharing), segment.k_bksh, kind)
+        logits = _unfold(logits, sharing).reshape(batch, heads, -1)
         visible = queries.sees(segment.keys)
         if visible is not None:
-            logits = jnp.where(visible[:, None], logits, MASKED)
-        pieces.append(logits.reshape(batch, heads, -1))
+            logits = jnp.where(visible, logits, MASKED)
+        pieces.append(logits)
     return jnp.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0]
+
+
+def _fold(rows_bkgx: Array, sharing: int) -> Array:
+    """Returns rows that share keys as further query heads of one row: [B / W, K, W G, ...]."""
+    if sharing == 1:
+        return rows_bkgx
+    rows, kv_heads, group, *rest = rows_bkgx.shape
+    apart = rows_bkgx.reshape(-1, sharing, kv_heads, group, *rest)
+    return jnp.moveaxis(apart, 1, 2).reshape(rows // sharing, kv_heads, sharing * group, *rest)
+
+
+def _unfold(rows_bkgx: Array, sharing: int) -> Array:
+    """Returns the rows of `_fold` as rows again: [B, K, G, ...]."""
+    if sharing == 1:
+        return rows_bkgx
+    rows, kv_heads, group, *rest = rows_bkgx.shape
+    apart = rows_bkgx.reshape(rows, kv_heads, sharing, group // sharing, *rest)
+    return jnp.moveaxis(apart, 2, 1).reshape(rows * sharing, kv_heads, group // sharing, *rest)
 
 
 @functools.partial(jax.jit, static_argnames="kind", inline=True)
@@ -75,12 +95,15 @@ def row_values(
     for segment in segments:
         kv_heads, length, dim = segment.v_bksh.shape[1:]
         piece = weights_bns[..., start : start + length]
+        piece = piece.reshape(batch, kv_heads, heads // kv_heads, length)
+        sharing = segment.sharing(batch)
         read = jnp.einsum(
             "bkgs,bksh->bkgh",
-            piece.reshape(batch, kv_heads, heads // kv_heads, length).astype(segment.v_bksh.dtype),
+            _fold(piece.astype(segment.v_bksh.dtype), sharing),
             segment.v_bksh,
             preferred_element_type=weights_bns.dtype,
-        ).reshape(batch, 1, heads, dim)
+        )
+        read = _unfold(read, sharing).reshape(batch, 1, heads, dim)
         out = read if out is None else out + read
         start += length
     assert out is not None

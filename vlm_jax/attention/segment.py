@@ -50,8 +50,12 @@ class Visibility:
 class Segment:
     """Keys and values that queries attend to together.
 
+    Neighbouring decode rows may share keys, as the beams of a sample do its prompt: keys and values
+    then have a row for W rows of queries, while `keys` and `kinds_bs` have one for each of these.
+
     Attributes:
-        k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order.
+        k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order;
+            [B / W, K, S, H] where rows share them.
         keys: order and group of each key.
         kinds_bs: int8 [B, S] `Kind` of each key, for steering; None where no one asks.
     """
@@ -65,6 +69,10 @@ class Segment:
     def length(self) -> int:
         """Number of key slots S."""
         return self.k_bksh.shape[2]
+
+    def sharing(self, rows: int) -> int:
+        """Returns how many of so many neighbouring decode rows share each row of keys."""
+        return rows // self.k_bksh.shape[0]
 
     def slice(self, start: int | Array, length: int) -> "Segment":
         """Returns `length` keys from `start` (static or traced)."""

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding.processors import LOOKS_BACK
+from vlm_jax.decoding.search import Search, search_of
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Watch
@@ -30,6 +31,7 @@ class LoopInputs:
     prompt_bp: Any  # int32 [B, P] prompts right-aligned, -1 before; None if nothing looks back
     steering: Steering | None
     strategy: Strategy | None
+    search: Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +80,23 @@ class GeneratorCall:
 
     def watch(self, depth: int) -> Watch | None:
         """Returns what is kept of each call of a model of so many layers."""
-        return None if self.strategy is None else self.strategy.watch(depth)
+        return (self.search if self.strategy is None else self.strategy).watch(depth)
 
     @property
     def room(self) -> int:
         """Slots for generated tokens."""
         return self.slots or self.settings.max_new_tokens
+
+    @property
+    def search(self) -> Search:
+        """How tokens are chosen."""
+        return search_of(self.settings)
+
+    @property
+    def shared(self) -> tuple[int, int] | None:
+        """Rows that share each prompt, and how many of them are kept; None: a row has its own."""
+        rows = self.search.rows
+        return None if rows == 1 else (rows, self.search.beams)
 
     def _prompts(self) -> np.ndarray | None:
         """Returns the prompts' tokens if a setting looks back at them.
@@ -112,6 +125,7 @@ class GeneratorCall:
             *put.rows((seeds, bias, self._prompts())),
             steering=put.steering(of_views(self.steering, self.width)),
             strategy=None if self.strategy is None else self.strategy.placed(put.whole),
+            search=self.search.placed(put.whole),
         )
 
 

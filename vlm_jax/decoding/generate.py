@@ -34,6 +34,8 @@ class Generated:
         ended_b: bool [B] whether a stop id was reached within the limit.
         readings: with steering, each reading's mean over a row's decode rows, leaves [B, L, N].
         counts: where steering reallocates or classifies heads, how many at each step.
+        scores_b: float32 [B] of beam search: each answer's sum of log-probabilities over its length
+            to the power of the length penalty.
     """
 
     tokens_bn: np.ndarray
@@ -41,6 +43,7 @@ class Generated:
     ended_b: np.ndarray
     readings: Readings | None = None
     counts: StepCounts | None = None
+    scores_b: np.ndarray | None = None
 
 
 class Generator:
@@ -63,10 +66,21 @@ class Generator:
             return merge(graphdef, params).read_prefix(batch, steering)
 
         def prefill(
-            params: Params, batch: Batch, steering, prefix=None, owner_b=None, *, slots, watch=None
+            params: Params,
+            batch: Batch,
+            steering,
+            prefix=None,
+            owner_b=None,
+            *,
+            slots,
+            watch=None,
+            shared=None,
         ):
             model, prefix = merge(graphdef, params), _everywhere(prefix, mesh)
-            return model.prefill(batch, slots, steering, prefix, owner_b, watch)
+            logits_bv, cache, watched = model.prefill(
+                batch, slots, steering, prefix, owner_b, watch
+            )
+            return logits_bv, cache.spread(*shared) if shared else cache, watched
 
         def forward(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
             prefix = _everywhere(prefix, mesh)
@@ -77,10 +91,10 @@ class Generator:
 
         self._read_images = jax.jit(read_images)
         self._read_prefix = jax.jit(read_prefix)
-        self._prefill = jax.jit(prefill, static_argnames=("slots", "watch"))
+        self._prefill = jax.jit(prefill, static_argnames=("slots", "watch", "shared"))
         self._forward = jax.jit(forward)
         # Answers lie whole with every device of a replica, of which the host may not have all.
-        answers = (batch_sharding(mesh),) * 5
+        answers = (batch_sharding(mesh),) * 6
         self._decode = jax.jit(
             decode_all,
             static_argnames="slots",
@@ -202,9 +216,14 @@ class Generator:
         )
         before = self._before(batch, prefix, owner_b)
         inputs = call.inputs(self._put, batch.size // call.width)
-        watch = call.watch(self.depth)
         logits_bv, cache, watched = self._prefill(
-            params, self._put.rows(batch), inputs.steering, *before, slots=call.room, watch=watch
+            params,
+            self._put.rows(batch),
+            inputs.steering,
+            *before,
+            slots=call.room,
+            watch=call.watch(self.depth),
+            shared=call.shared,
         )
         *found, _ = self._decode(params, (logits_bv, watched), cache, inputs, slots=call.room)
         return Generated(*jax.device_get(found))
@@ -252,6 +271,7 @@ class Generator:
             *before,
             slots=call.room,
             watch=call.watch(self.depth),
+            shared=call.shared,
         )
         _compile(
             self._decode,

@@ -9,8 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
-from vlm_jax.decoding.processors import History, process
-from vlm_jax.decoding.sampling import row_keys, sample
+from vlm_jax.decoding.search import Answers, Choice, Now
 from vlm_jax.decoding.strategies.base import Step
 from vlm_jax.models import Cache, Network, Watched
 
@@ -63,26 +62,65 @@ class StepCounts:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _State:
-    """What the loop carries."""
+class _Carried:
+    """What is counted of the rows of a search, leaves [B C, ...]."""
 
-    count: Array
-    tokens_bn: Array
-    ended_b: Array
-    logits_bv: Array
-    watched: Watched  # of the rows that gave these logits; readings are in `readings`
-    cache: Cache
-    history: History
     readings: Readings | None  # sums over the decode rows of rows that had not ended
     counts: StepCounts | None
 
 
-def _apart(watched: Watched, width: int) -> tuple[Watched, Readings | None]:
-    """Returns what was watched, without readings, and the readings of each sample's first view."""
-    readings = watched.readings
-    if width > 1:
-        readings = jax.tree.map(lambda leaf: leaf[::width], readings)
-    return dataclasses.replace(watched, readings=None), readings
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What the loop carries."""
+
+    count: Array
+    tokens_r: Array
+    logits_rv: Array
+    watched: Watched  # of the rows that gave these logits; readings are in `carried`
+    cache: Cache
+    search: Any
+    carried: _Carried
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """How the rows of a batch lie: C rows of a search for each of W views of B samples.
+
+    Attributes:
+        samples: B.
+        views: W.
+        rows: C.
+    """
+
+    samples: int
+    views: int
+    rows: int
+
+    def of_search(self, tree: Any) -> Any:
+        """Returns what the first views say: leaves [B C, ...]."""
+        if self.views == 1:
+            return tree
+        apart = lambda leaf: leaf.reshape(self.samples, self.views, self.rows, *leaf.shape[1:])
+        flat = lambda leaf: apart(leaf)[:, 0].reshape(-1, *leaf.shape[1:])
+        return jax.tree.map(flat, tree)
+
+    def of_strategy(self, leaf_r: Float[Array, "rows ..."]) -> Float[Array, "BC W ..."]:
+        """Returns the views of each row of the search beside one another."""
+        rest = leaf_r.shape[1:]
+        if self.rows > 1:
+            leaf_r = leaf_r.reshape(self.samples, self.views, self.rows, *rest)
+            leaf_r = jnp.moveaxis(leaf_r, 2, 1)
+        return leaf_r.reshape(self.samples * self.rows, self.views, *rest)
+
+    def every(self, leaf: Array) -> Array:
+        """Returns what each view has of what a sample has: [B, ...] to [B W, ...]."""
+        return leaf if self.views == 1 else jnp.repeat(leaf, self.views, axis=0)
+
+    def spread(self, tree: Any) -> Any:
+        """Returns each prompt's leaves for each of its rows."""
+        many = lambda leaf: jnp.repeat(leaf, self.rows, axis=0)
+        return tree if self.rows == 1 else jax.tree.map(many, tree)
 
 
 def decode(
@@ -91,98 +129,114 @@ def decode(
     cache: Cache,
     inputs: LoopInputs,
     slots: int,
-) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Cache]:
+) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any, Cache]:
     """Runs the loop.
 
     Args:
         model: the model.
         read: logits of the prompts' last rows, and what was watched of them.
-        cache: what was read.
+        cache: what was read, with as many rows as the search reads.
         inputs: traced settings.
         slots: room for tokens.
 
     Returns:
-        Tokens, lengths, whether rows ended, mean readings, counts, and the cache.
+        Tokens, lengths, whether rows ended, mean readings, counts, scores, and the cache.
     """
-    logits_bv, watched = read
-    depth = model.decoder.config.num_layers
-    width = 1 if inputs.strategy is None else inputs.strategy.width
-    watch = None if inputs.strategy is None else inputs.strategy.watch(depth)
-    rows, (watched, readings) = logits_bv.shape[0] // width, _apart(watched, width)
-    shape = rows, slots, depth
-    counts = StepCounts.empty(shape, inputs.steering)
+    search, strategy = inputs.search, inputs.strategy
+    views = 1 if strategy is None else strategy.width
+    rows = _Rows(read[0].shape[0] // views, views, search.rows)
+    inputs = dataclasses.replace(inputs, limit=jnp.minimum(inputs.limit, slots))
+    logits_rv, watched = rows.spread(read)
+    steering = _of_rows(inputs.steering, rows)
+    readings = rows.of_search(watched.readings)
+    of_search, depth = rows.samples * rows.rows, model.decoder.config.num_layers
+    watch = (search if strategy is None else strategy).watch(depth)
+    counts = StepCounts.empty((of_search, slots, depth), steering)
     if counts is not None and readings is not None:
-        counts = counts.put(jnp.int32(0), readings, jnp.ones(rows, bool))
+        counts = counts.put(jnp.int32(0), readings, jnp.ones(of_search, bool))
+    carried = _Carried(readings, counts)
+    shape = rows.samples, slots, logits_rv.shape[1]
     state = _State(
         count=jnp.int32(0),
-        tokens_bn=jnp.full((rows, slots), inputs.pad_id, jnp.int32),
-        ended_b=jnp.zeros(rows, bool),
-        logits_bv=logits_bv,
-        watched=watched,
+        tokens_r=jnp.zeros(logits_rv.shape[0], jnp.int32),
+        logits_rv=logits_rv,
+        watched=dataclasses.replace(watched, readings=None),
         cache=cache,
-        history=History.start(inputs.settings, inputs.prompt_bp, slots, logits_bv.shape[1]),
-        readings=readings,
-        counts=counts,
+        search=search.start(inputs, shape, carried),
+        carried=carried,
     )
-    limit = jnp.minimum(inputs.limit, slots)
 
     def choose(state: _State) -> _State:
         """Takes one token a row from the logits at hand."""
-        biased_bv = state.logits_bv
-        if inputs.strategy is not None:
-            logits_bwv = biased_bv.reshape(rows, width, -1)
-            step = Step(state.count, state.watched.views(width), model.decoder)
-            biased_bv = inputs.strategy.scores(logits_bwv, step)
+        scores_rv = state.logits_rv
+        if strategy is not None:
+            watched = jax.tree.map(rows.of_strategy, state.watched)
+            step = Step(state.count, watched, model.decoder)
+            scores_rv = strategy.scores(rows.of_strategy(scores_rv), step)
+        scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
         if inputs.bias_bv is not None:
-            biased_bv = biased_bv + inputs.bias_bv
-        biased_bv = process(
-            biased_bv, state.history, inputs.settings, inputs.stop_ids, state.count, slots
-        )
-        if "temperature" in inputs.settings:
-            token_b = sample(biased_bv, row_keys(inputs.seeds_b, state.count), inputs.settings)
-        else:
-            token_b = jnp.argmax(biased_bv, axis=-1).astype(jnp.int32)
-        token_b = jnp.where(state.ended_b, inputs.pad_id, token_b)
-        tokens_bn = jax.lax.dynamic_update_slice_in_dim(
-            state.tokens_bn, token_b[:, None], state.count, axis=1
-        )
-        ended_b = state.ended_b | jnp.isin(token_b, inputs.stop_ids)
-        history = state.history.add(token_b, state.count, slots)
-        return dataclasses.replace(
-            state, count=state.count + 1, tokens_bn=tokens_bn, ended_b=ended_b, history=history
+            scores_bcv = scores_bcv + inputs.bias_bv[:, None]
+        now = Now(state.count, state.carried, state.watched)
+        choice, chosen = search.choose(scores_bcv, state.search, inputs, now)
+        cache, carried = state.cache, state.carried
+        if choice.parents_bc is not None:
+            cache, carried = _move(cache, carried, choice, rows)
+        return _State(
+            count=state.count + 1,
+            tokens_r=rows.every(choice.tokens_bc).reshape(-1),
+            logits_rv=state.logits_rv,
+            watched=state.watched,
+            cache=cache,
+            search=chosen,
+            carried=carried,
         )
 
     def advance(state: _State) -> _State:
         """Reads the last token and chooses the next."""
-        token_b = jax.lax.dynamic_index_in_dim(
-            state.tokens_bn, state.count - 1, axis=1, keepdims=False
-        )
-        every_b = token_b if width == 1 else jnp.repeat(token_b, width)
-        logits_bv, cache, watched = model.step(every_b, state.cache, inputs.steering, watch)
-        watched, new = _apart(watched, width)
-        going = (~state.ended_b)[:, None, None].astype(jnp.float32)
-        readings = jax.tree.map(lambda total, now: total + going * now, state.readings, new)
-        counts = state.counts
+        logits_rv, cache, watched = model.step(state.tokens_r, state.cache, steering, watch)
+        new, going_r = rows.of_search(watched.readings), search.going(state.search)
+        going = going_r[:, None, None].astype(jnp.float32)
+        add = lambda total, now: total + going * now
+        readings = jax.tree.map(add, state.carried.readings, new)
+        counts = state.carried.counts
         if counts is not None and new is not None:
-            counts = counts.put(state.count, new, ~state.ended_b)
+            counts = counts.put(state.count, new, going_r)
+        carried = _Carried(readings, counts)
         return choose(
             dataclasses.replace(
                 state,
-                logits_bv=logits_bv,
-                watched=watched,
+                logits_rv=logits_rv,
+                watched=dataclasses.replace(watched, readings=None),
                 cache=cache,
-                readings=readings,
-                counts=counts,
+                carried=carried,
             )
         )
 
     state = jax.lax.while_loop(
-        lambda state: (state.count < limit) & ~jnp.all(state.ended_b), advance, choose(state)
+        lambda state: search.unfinished(state.search, inputs, state.count), advance, choose(state)
     )
-    is_stop_bn = jnp.isin(state.tokens_bn, inputs.stop_ids)
-    first_b = jnp.where(jnp.any(is_stop_bn, axis=1), jnp.argmax(is_stop_bn, axis=1), state.count)
+    found: Answers = search.answers(state.search, inputs, state.carried, state.count)
     # The first token is predicted by the prompt's last row, each later one by the token before it.
-    steps_b = jnp.clip(first_b + state.ended_b, 1, state.count)[:, None, None]
-    readings = jax.tree.map(lambda total: total / steps_b, state.readings)
-    lengths_b = first_b.astype(jnp.int32)
-    return state.tokens_bn, lengths_b, state.ended_b, readings, state.counts, state.cache
+    steps_b = jnp.clip(found.lengths_b + found.ended_b, 1, state.count)[:, None, None]
+    readings = jax.tree.map(lambda total: total / steps_b, found.carried.readings)
+    answers = found.tokens_bn, found.lengths_b, found.ended_b, readings, found.carried.counts
+    return *answers, found.scores_b, state.cache
+
+
+def _move(cache: Cache, carried: _Carried, choice: Choice, rows: _Rows) -> tuple[Cache, _Carried]:
+    """Returns what the next rows go on from."""
+    parents_bc, kept_bw = choice.parents_bc, choice.kept_bw
+    assert parents_bc is not None
+    from_bc = parents_bc
+    if kept_bw is not None:
+        from_bc = jnp.take_along_axis(kept_bw, parents_bc, axis=1)
+    from_r = (from_bc + rows.rows * jnp.arange(rows.samples)[:, None]).reshape(-1)
+    carried = jax.tree.map(lambda leaf: jnp.take(leaf, from_r, axis=0), carried)
+    every = lambda tree: jax.tree.map(rows.every, tree)
+    return cache.gather(every(parents_bc), every(kept_bw), every(choice.withdrawn)), carried
+
+
+def _of_rows(steering: Steering | None, rows: _Rows) -> Steering | None:
+    """Returns the steering of the rows of a search, given that of prompts."""
+    many = lambda leaf: leaf if leaf.shape[0] == 1 else jnp.repeat(leaf, rows.rows, axis=0)
+    return steering if rows.rows == 1 else jax.tree.map(many, steering)

@@ -25,10 +25,12 @@ class History:
         used_bv: bool [B, V] tokens that a row holds.
         tokens_bs: int32 [B, P + slots] prompts, right-aligned in P places, then generated tokens;
             -1 where there is none.
+        end: int32 scalar, the place of the next token.
     """
 
     used_bv: Any = None
     tokens_bs: Any = None
+    end: Any = None
 
     @classmethod
     def start(
@@ -46,24 +48,59 @@ class History:
             slots: room for generated tokens.
             vocabulary: V.
         """
-        used_bv = tokens_bs = None
+        used_bv = tokens_bs = end = None
         if prompt_bp is not None and "repetition_penalty" in settings:
             used_bv = _mark(jnp.zeros((prompt_bp.shape[0], vocabulary), bool), prompt_bp)
         if prompt_bp is not None and "no_repeat_ngram_size" in settings:
             tokens_bs = jnp.pad(prompt_bp, ((0, 0), (0, slots)), constant_values=-1)
-        return cls(used_bv, tokens_bs)
+            end = jnp.int32(prompt_bp.shape[1])
+        return cls(used_bv, tokens_bs, end)
 
-    def add(self, token_b: Int[Array, " B"], step: Int[Array, ""], slots: int) -> "History":
+    @classmethod
+    def of(
+        cls,
+        settings: Mapping[str, Any],
+        prompt_bp: Int[Array, "B P"] | None,
+        tokens_bwn: Int[Array, "B W slots"],
+        lengths_b: Int[Array, " B"],
+        vocabulary: int,
+    ) -> "History":
+        """Returns the history of W answers to each prompt, for [B W] rows.
+
+        Args:
+            settings, prompt_bp, vocabulary: see `start`.
+            tokens_bwn: generated tokens.
+            lengths_b: how many each sample's answers hold.
+        """
+        if prompt_bp is None:
+            return cls()
+        batch, width, slots = tokens_bwn.shape
+        made_bwn = jnp.where(jnp.arange(slots) < lengths_b[:, None, None], tokens_bwn, -1)
+        prompt_bwp = jnp.broadcast_to(prompt_bp[:, None], (batch, width, prompt_bp.shape[1]))
+        tokens_bws = jnp.concatenate([prompt_bwp, made_bwn], axis=-1)
+        tokens_rs = tokens_bws.reshape(batch * width, -1)
+        # Answers of unequal lengths end at one place, the last.
+        shift_r1 = jnp.repeat(slots - lengths_b, width)[:, None]
+        places_rs = jnp.arange(tokens_rs.shape[1]) - shift_r1
+        tokens_rs = jnp.take_along_axis(tokens_rs, places_rs, axis=1, mode="fill", fill_value=-1)
+        tokens_rs = jnp.where(places_rs >= 0, tokens_rs, -1)
+        used_rv = None
+        if "repetition_penalty" in settings:
+            used_rv = _mark(jnp.zeros((len(tokens_rs), vocabulary), bool), tokens_rs)
+        looks = "no_repeat_ngram_size" in settings
+        return cls(used_rv, *((tokens_rs, jnp.int32(tokens_rs.shape[1])) if looks else ()))
+
+    def add(self, token_b: Int[Array, " B"]) -> "History":
         """Returns the history with the token of a step."""
-        used_bv, tokens_bs = self.used_bv, self.tokens_bs
+        used_bv, tokens_bs, end = self.used_bv, self.tokens_bs, self.end
         if used_bv is not None:
             used_bv = _mark(used_bv, token_b[:, None])
         if tokens_bs is not None:
-            place = tokens_bs.shape[1] - slots + step
             tokens_bs = jax.lax.dynamic_update_slice_in_dim(
-                tokens_bs, token_b[:, None], place, axis=1
+                tokens_bs, token_b[:, None], end, axis=1
             )
-        return History(used_bv, tokens_bs)
+            end = end + 1
+        return History(used_bv, tokens_bs, end)
 
 
 def process(
@@ -71,8 +108,7 @@ def process(
     history: History,
     settings: Mapping[str, Any],
     stop_ids: Int[Array, " stops"],
-    step: Int[Array, ""],
-    slots: int,
+    step: Int[Array, "*b"],
 ) -> Float[Array, "B V"]:
     """Returns the logits of a step as the settings change them.
 
@@ -81,20 +117,19 @@ def process(
         history: tokens before this step.
         settings: of `DecodeSettings.traced`.
         stop_ids: ids that end a row.
-        step: number of generated tokens so far.
-        slots: room for generated tokens.
+        step: number of generated tokens so far, a scalar or [B].
     """
     if history.used_bv is not None:
         penalty = settings["repetition_penalty"]
         lower_bv = jnp.where(logits_bv < 0, logits_bv * penalty, logits_bv / penalty)
         logits_bv = jnp.where(history.used_bv, lower_bv, logits_bv)
     if history.tokens_bs is not None:
-        end = history.tokens_bs.shape[1] - slots + step
-        seen_bv = repeats(history.tokens_bs, end, settings["no_repeat_ngram_size"], logits_bv)
+        size = settings["no_repeat_ngram_size"]
+        seen_bv = repeats(history.tokens_bs, history.end, size, logits_bv)
         logits_bv = jnp.where(seen_bv, -jnp.inf, logits_bv)
     if "min_new_tokens" in settings:
         stops_v = jnp.isin(jnp.arange(logits_bv.shape[1]), stop_ids)
-        early = step < settings["min_new_tokens"]
+        early = step[..., None] < settings["min_new_tokens"]
         logits_bv = jnp.where(early & stops_v, -jnp.inf, logits_bv)
     return logits_bv
 

@@ -44,6 +44,13 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _stopping(name: str, value: Any) -> bool | str:
+    """Returns True, False or "never"."""
+    if value is not True and value is not False and value != "never":
+        raise ConfigError(f"{name} must be True, False or 'never', not {value!r}.")
+    return value
+
+
 FOLLOWED = "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"
 """Fields of a folder's generation_config.json that settings of None take their values from."""
 
@@ -52,6 +59,7 @@ _ELSEWHERE = (
     "use_cache", "cache_implementation", "output_attentions", "output_hidden_states",
     "output_scores", "output_logits", "return_dict_in_generate", "max_length", "max_new_tokens",
 )  # fmt: skip
+_UNUSED = {"num_beams": 1, "length_penalty": 1.0}  # values that ask for nothing
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
 
 
@@ -72,6 +80,11 @@ class DecodeSettings:
         no_repeat_ngram_size: no sequence of so many tokens comes twice in prompt and answer; 0 lets
             all. None: as the folder says.
         min_new_tokens: no answer ends before so many tokens. None: as the folder says.
+        num_beams: more than 1 is beam search, as transformers does it; not with sampling.
+        length_penalty: beams are compared by the sum of their log-probabilities over their length
+            to this power.
+        early_stopping: when beam search ends: True, with as many answers as beams; False, when the
+            best beam as it is would not come among them; "never", when it could not at its best.
         stop: an answer ends before the first of these strings.
         system: a system message before the first turn; the template's own by default.
         seed: of the run. Each sample draws from its own stream, so that its answer does not depend
@@ -90,6 +103,9 @@ class DecodeSettings:
     repetition_penalty: float | None = setting(None, _or_folder(_positive))
     no_repeat_ngram_size: int | None = setting(None, _or_folder(whole), low=0)
     min_new_tokens: int | None = setting(None, _or_folder(whole), low=0)
+    num_beams: int = setting(1, whole, low=1)
+    length_penalty: float = setting(1.0, number)
+    early_stopping: bool | str = setting(False, _stopping)
     stop: tuple[str, ...] = setting((), _strings)
     system: str = setting("", text)
     seed: int = setting(0, whole, low=0)
@@ -99,6 +115,11 @@ class DecodeSettings:
         for field in dataclasses.fields(self):
             checked = field.metadata["check"](field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, checked)
+        if self.num_beams > 1 and not self.greedy:
+            raise ConfigError(
+                f"num_beams={self.num_beams} with temperature={self.temperature:g}: beam search "
+                "draws nothing; set num_beams to 1, or temperature to 0."
+            )
 
     @classmethod
     def of_config(cls, config: Any) -> "DecodeSettings":
@@ -176,7 +197,9 @@ def unfollowed(generation: Mapping[str, Any]) -> str | None:
     known = {*FOLLOWED, *_ELSEWHERE, *_SAMPLING}
     named = [name for name in sampling if name in generation]
     named += [
-        name for name in generation if name not in known and not _does_nothing(generation[name])
+        name
+        for name, value in generation.items()
+        if name not in known and not _does_nothing(value) and value != _UNUSED.get(name)
     ]
     if not named:
         return None

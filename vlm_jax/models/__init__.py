@@ -4,7 +4,7 @@
 the dict. ONE decoder serves all families.
 """
 
-from vlm_jax.models.cache import Cache, Prefix
+from vlm_jax.models.cache import Cache, Prefix, Withdrawn
 from vlm_jax.models.hooks import Hooks, Watch, Watched
 from vlm_jax.models.network import Network, Params, abstract, init, merge, split
 
@@ -16,6 +16,7 @@ __all__ = [
     "Prefix",
     "Watch",
     "Watched",
+    "Withdrawn",
     "abstract",
     "init",
     "merge",

@@ -22,12 +22,19 @@ class Cache:
     for every row, so that a step is one slice update and never a scatter. The two merge by
     log-sum-exp.
 
+    Neighbouring rows that go on from one prompt, such as the beams of a sample, share its keys and
+    the slots: a slot has a place for each of them, and the order of the places says which of them a
+    row sees. No key moves when a row takes over the tokens of another, and none is lost when tokens
+    are withdrawn. Two rows share slots of places 0 1 | 2 3 | 4 5; when row 0 goes on from what row
+    1 wrote in the first slot, it sees places 1 and 2, and writes to 4.
+
     Attributes:
         prompt: per layer, the prompt's keys and values.
         new: per layer, slots of generated tokens.
         next_position_b: rotary position of the next token.
         used: int32 scalar, how many slots hold a token.
         states: per layer, what steering remembers; empty when nothing is steered.
+        beams: places of a slot.
     """
 
     prompt: tuple[Segment, ...]
@@ -35,11 +42,123 @@ class Cache:
     next_position_b: Int[Array, " B"]
     used: Int[Array, ""]
     states: tuple[State, ...] = ()
+    beams: int = dataclasses.field(default=1, metadata={"static": True})
 
     @property
     def slots(self) -> int:
         """How many tokens can be generated."""
-        return self.new[0].length
+        return self.new[0].length // self.beams
+
+    @property
+    def rows(self) -> int:
+        """Neighbouring rows that share a prompt."""
+        return self.prompt[0].sharing(len(self.next_position_b))
+
+    def write(self, layer: int, k_bk1h: Array, v_bk1h: Array) -> Segment:
+        """Returns a layer's slots with a token's keys and values of every row in the next one."""
+        if self.rows > 1:
+            _, kv_heads, _, dim = k_bk1h.shape
+            places = lambda a: jnp.moveaxis(a.reshape(-1, self.rows, kv_heads, dim), 1, 2)
+            k_bk1h, v_bk1h = places(k_bk1h), places(v_bk1h)
+        return self.new[layer].write(k_bk1h, v_bk1h, self.used * self.beams)
+
+    def spread(self, rows: int, beams: int) -> "Cache":
+        """Returns an unused cache for neighbouring rows that go on from each prompt.
+
+        Args:
+            rows: that are read at once.
+            beams: those of them whose tokens are kept, all or those that `gather` is told.
+        """
+        many = lambda tree: jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), tree)
+        shared = lambda segment: dataclasses.replace(
+            segment, keys=many(segment.keys), kinds_bs=many(segment.kinds_bs)
+        )
+        places = self.slots * beams + rows - beams
+        new = tuple(shared(new_slots(segment, places)) for segment in self.prompt)
+        cache = dataclasses.replace(
+            self,
+            prompt=tuple(map(shared, self.prompt)),
+            new=new,
+            next_position_b=many(self.next_position_b),
+            states=many(self.states),
+            beams=beams,
+        )
+        return cache._see(jnp.zeros((len(cache.next_position_b), places), bool))
+
+    def gather(
+        self,
+        parents_gc: Int[Array, "G C"],
+        kept_gw: Int[Array, "G W"] | None = None,
+        withdrawn: "Withdrawn | None" = None,
+    ) -> "Cache":
+        """Returns the cache of rows that go on from others, for their next token.
+
+        Args:
+            parents_gc: which row of a prompt each of its next rows goes on from, or which of those
+                kept.
+            kept_gw: which of the rows that wrote the last slot stay there; None: all.
+            withdrawn: tokens that the rows do not go on from.
+        """
+        groups, rows = parents_gc.shape
+        sees_gwp = self._sees_rp.reshape(groups, rows, -1)
+        start, places_p = (self.used - 1) * self.beams, jnp.arange(sees_gwp.shape[-1])
+        cache, from_gc = self, parents_gc
+        if kept_gw is not None:
+            from_gc = jnp.take_along_axis(kept_gw, parents_gc, axis=1)
+            own_wp = places_p == start + jnp.arange(self.beams)[:, None]
+            sees_gwp = jnp.take_along_axis(sees_gwp, kept_gw[..., None], axis=1)
+            sees_gwp = (sees_gwp & (places_p < start)) | own_wp
+
+            def move(segment: Segment) -> Segment:
+                wrote = segment.slice(start, rows)
+                take = lambda a: jnp.take_along_axis(a, kept_gw[:, None, :, None], axis=2)
+                return segment.write(take(wrote.k_bksh), take(wrote.v_bksh), start)
+
+            cache = dataclasses.replace(self, new=tuple(map(move, self.new)))
+        fewer_g1 = 0
+        if withdrawn is not None:
+            sees_gwp, fewer_g1 = withdrawn.sees_gwp, withdrawn.tokens_g[:, None]
+        from_r = (from_gc + rows * jnp.arange(groups)[:, None]).reshape(-1)
+        take = lambda leaf: jnp.take(leaf, from_r, axis=0)
+        position_gc = take(self.next_position_b).reshape(groups, rows) - fewer_g1
+        cache = dataclasses.replace(
+            cache,
+            next_position_b=position_gc.reshape(-1),
+            states=jax.tree.map(take, self.states),
+        )
+        sees_gcp = jnp.take_along_axis(sees_gwp, parents_gc[..., None], axis=1)
+        return cache._see(sees_gcp.reshape(-1, len(places_p)))
+
+    @property
+    def _sees_rp(self) -> Bool[Array, "B P"]:
+        """Which places of used slots each row sees."""
+        order_rp = self.new[0].keys.order
+        assert order_rp is not None
+        return (order_rp != NEVER) & (jnp.arange(order_rp.shape[1]) < self.used * self.beams)
+
+    def _see(self, sees_rp: Bool[Array, "B P"]) -> "Cache":
+        """Returns the cache whose rows see some places of used slots, and their own of the next."""
+        rows, places = sees_rp.shape
+        places_p, start = jnp.arange(places, dtype=jnp.int32), self.prompt[0].length
+        order_rp = jnp.where(sees_rp, start + places_p // self.beams, NEVER)
+        own_r = self.used * self.beams + jnp.arange(rows) % self.rows
+        order_rp = jnp.where(places_p == own_r[:, None], start + self.used, order_rp)
+        see = lambda segment: dataclasses.replace(segment, keys=Visibility(order=order_rp))
+        return dataclasses.replace(self, new=tuple(map(see, self.new)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Withdrawn:
+    """Tokens that the beams of G prompts no longer go on from.
+
+    Attributes:
+        sees_gwp: bool [G, W, places], which places of used slots each beam goes on from.
+        tokens_g: int32 [G], how many fewer tokens these are.
+    """
+
+    sees_gwp: Bool[Array, "G W P"]
+    tokens_g: Int[Array, " G"]
 
 
 @jax.tree_util.register_dataclass

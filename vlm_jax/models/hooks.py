@@ -61,10 +61,6 @@ class Watched:
     hidden_bjd: Any = None
     weights_bjs: Any = None
 
-    def views(self, width: int) -> "Watched":
-        """Returns it with the views of a sample, neighbouring rows, apart: leaves [B, W, ...]."""
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), self)
-
 
 @dataclasses.dataclass
 class Steer:

@@ -189,7 +189,7 @@ class Network(nnx.Module):
         new: list[Segment] = []
 
         def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
-            new.append(cache.new[layer].write(k_bksh, v_bksh, cache.used))
+            new.append(cache.write(layer, k_bksh, v_bksh))
             return [cache.prompt[layer], new[-1]]
 
         hooks = Hooks.of(steering, watch, before=cache.states or None)

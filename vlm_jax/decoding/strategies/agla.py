@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible, strategy
+from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
+from vlm_jax.decoding.traced import traced
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.settings import number, one_of, setting, switch
 
@@ -26,7 +27,7 @@ def _callable(name: str, value: Any) -> Callable[..., Any]:
     return value
 
 
-@strategy
+@traced
 class AGLA(Strategy):
     """Adds what the model says of the image's relevant part: l + alpha l', l' of a masked image.
 

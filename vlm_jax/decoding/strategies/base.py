@@ -1,6 +1,6 @@
 """What a strategy is: views on the host, and the scores of a step on the devices.
 
-    @strategy
+    @traced
     class Contrast(Strategy):
         '''Takes away what the model says of an empty prompt.'''
 
@@ -17,16 +17,14 @@ Numbers are traced, so that other values compile nothing; switches are not.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vlm_jax.decoding.traced import Traced
 from vlm_jax.models import Watch, Watched
-
-T = TypeVar("T", bound=type)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Strategy:
+class Strategy(Traced):
     """How the logits of several views of a sample become scores of its next token.
 
     Attributes:
@@ -72,17 +70,6 @@ class Strategy:
 
     width: ClassVar[int] = 2
     needs_image: ClassVar[bool] = True
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if "check" in field.metadata:
-                checked = field.metadata["check"](field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, checked)
-
-    @property
-    def name(self) -> str:
-        """Its name in configs."""
-        return type(self).__module__.rsplit(".", 1)[-1]
 
     def views(self, images: Sequence[Any], prompt: Any) -> Sequence[View]:
         """Returns the W - 1 further views of a sample, none by default.
@@ -105,45 +92,6 @@ class Strategy:
             step: where the rows stand.
         """
         raise NotImplementedError
-
-    def placed(self, put: Callable[[Any], Any]) -> "Strategy":
-        """Returns the strategy with its numbers as arrays on the devices."""
-        numbers = {
-            field.name: put(np.float32(getattr(self, field.name)))
-            for field in dataclasses.fields(self)
-            if isinstance(getattr(self, field.name), float)
-        }
-        made = object.__new__(type(self))
-        for field in dataclasses.fields(self):
-            object.__setattr__(made, field.name, numbers.get(field.name, getattr(self, field.name)))
-        return made
-
-
-def strategy(cls: T) -> T:
-    """Makes a subclass of `Strategy` a frozen dataclass that is an argument of programs.
-
-    Fields annotated `float` are traced; others are part of the program, or of the host alone.
-    """
-    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    fields = dataclasses.fields(made)  # type: ignore[arg-type]
-    numbers = tuple(field.name for field in fields if field.type in (float, "float"))
-    rest = tuple(field.name for field in fields if field.name not in numbers)
-
-    def unflatten(static: tuple, values: tuple) -> Any:
-        one = object.__new__(made)
-        for name, value in [*zip(numbers, values), *zip(rest, static)]:
-            object.__setattr__(one, name, value)
-        return one
-
-    jax.tree_util.register_pytree_node(
-        made,
-        lambda one: (
-            tuple(getattr(one, name) for name in numbers),
-            tuple(getattr(one, name) for name in rest),
-        ),
-        unflatten,
-    )
-    return made
 
 
 def plausible(

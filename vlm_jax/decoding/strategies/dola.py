@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlm_jax.decoding.strategies.base import Step, Strategy, plausible, strategy
+from vlm_jax.decoding.strategies.base import Step, Strategy, plausible
+from vlm_jax.decoding.traced import traced
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import Watch
 from vlm_jax.models.layers import rms_norm
@@ -51,7 +52,7 @@ def divergences(
     return (from_mean(final) + from_mean(early)) / 2
 
 
-@strategy
+@traced
 class DoLa(Strategy):
     """Takes away what an early layer says already: log p - log p', p' of the farthest layer.
 

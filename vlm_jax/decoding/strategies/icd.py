@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible, strategy
+from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
+from vlm_jax.decoding.traced import traced
 from vlm_jax.settings import number, one_of, setting, text
 
 DISTURBANCE = "You are a confused object detector."
 
 
-@strategy
+@traced
 class ICD(Strategy):
     """Takes away what a disturbing instruction makes the model say: (1 + alpha) l - alpha l'.
 

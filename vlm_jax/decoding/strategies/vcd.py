@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible, strategy
+from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
+from vlm_jax.decoding.traced import traced
 from vlm_jax.settings import number, one_of, setting, switch, whole
 
 STEPS = 1000
@@ -22,7 +23,7 @@ def schedule(step: int) -> tuple[float, float]:
     return float(np.sqrt(kept)), float(np.sqrt(1 - kept))
 
 
-@strategy
+@traced
 class VCD(Strategy):
     """Takes away what the model says of a noisy image: (1 + alpha) l - alpha l'.
 

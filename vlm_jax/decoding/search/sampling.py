@@ -1,10 +1,22 @@
-"""How the next token is drawn from logits: temperature, top-k, top-p, per row."""
+"""Sampling: a token is drawn from the distribution that temperature, top-k and top-p leave."""
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
+
+from vlm_jax.decoding.search.greedy import Greedy
+from vlm_jax.decoding.traced import traced
+
+
+@traced
+class Sampling(Greedy):
+    """Draws a token, each row from its own stream."""
+
+    def pick(self, scores_bv, inputs, count):
+        """See `Greedy.pick`."""
+        return sample(scores_bv, row_keys(inputs.seeds_b, count), inputs.settings)
 
 
 def sample(
