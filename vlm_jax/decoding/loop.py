@@ -1,4 +1,4 @@
-"""The decode loop: one `lax.while_loop` that ends when every row has, and what it counts."""
+"""The decode loop: one `lax.while_loop` that ends when every sample has, and what it counts."""
 
 import dataclasses
 from typing import Any
