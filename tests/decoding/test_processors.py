@@ -105,7 +105,7 @@ def test_a_released_penalty_gives_the_answers_of_transformers(tmp_path):
     assert len(examples) == 30
     equal = differs = 0
     plain = vlm.generate(images, prompts, max_new_tokens=32, repetition_penalty=1.0)
-    for made in vlm.answer(images, prompts, max_new_tokens=32):
+    for made in vlm.ask(images, prompts, {"max_new_tokens": 32}):
         (draft,) = vlm.processor.drafts([images[made.index]], [prompts[made.index]])
         ids, stops = draft.tokens(vlm.config.image_token_id), vlm.processor.stop_ids
         expected = reference.greedy(ids, images[made.index], 32, stops)

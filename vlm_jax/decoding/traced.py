@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
+
+from vlm_jax.settings import setting
 
 T = TypeVar("T", bound=type)
 
@@ -35,6 +37,7 @@ class Traced:
         return made
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def traced(cls: T) -> T:
     """Makes a subclass of `Traced` a frozen dataclass that is an argument of programs.
 
