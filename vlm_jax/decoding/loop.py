@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
-from vlm_jax.decoding.search import Answers, Choice, Now
+from vlm_jax.decoding.search import Choice, Found, Now
 from vlm_jax.decoding.strategies.base import Step
 from vlm_jax.models import Cache, Network, Watched
 
@@ -215,7 +215,7 @@ def decode(
     state = jax.lax.while_loop(
         lambda state: search.unfinished(state.search, inputs, state.count), advance, choose(state)
     )
-    found: Answers = search.answers(state.search, inputs, state.carried, state.count)
+    found: Found = search.answers(state.search, inputs, state.carried, state.count)
     # The first token is predicted by the prompt's last row, each later one by the token before it.
     steps_b = jnp.clip(found.lengths_b + found.ended_b, 1, state.count)[:, None, None]
     readings = jax.tree.map(lambda total: total / steps_b, found.carried.readings)

@@ -3,13 +3,13 @@
 Settings of decoding choose among greedy decoding, sampling and beam search.
 """
 
-from vlm_jax.decoding.search.base import Answers, Choice, Now, Search
+from vlm_jax.decoding.search.base import Choice, Found, Now, Search
 from vlm_jax.decoding.search.beam import Beam
 from vlm_jax.decoding.search.greedy import Greedy
 from vlm_jax.decoding.search.sampling import Sampling
 from vlm_jax.decoding.settings import DecodeSettings
 
-__all__ = ["Answers", "Beam", "Choice", "Now", "Search", "search_of"]
+__all__ = ["Beam", "Choice", "Found", "Now", "Search", "search_of"]
 
 
 def search_of(settings: DecodeSettings) -> Search:

@@ -42,7 +42,7 @@ class Now:
 
     Attributes:
         count: int32 scalar, steps that are done.
-        carried: what is counted of each row, leaves [B C, ...]; see `Answers`.
+        carried: what is counted of each row, leaves [B C, ...]; see `Found`.
         watched: what the search watches of the rows, leaves [B C, ...].
     """
 
@@ -53,7 +53,7 @@ class Now:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Found:
     """The best answers that a search found.
 
     Attributes:
@@ -113,6 +113,6 @@ class Search(Traced):
         """Returns whether any sample goes on after so many steps."""
         raise NotImplementedError
 
-    def answers(self, state: Any, inputs: "LoopInputs", carried: Any, count: Array) -> Answers:
+    def answers(self, state: Any, inputs: "LoopInputs", carried: Any, count: Array) -> Found:
         """Returns what was found."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.decoding.processors import History, process
-from vlm_jax.decoding.search.base import Answers, Choice, Now, Search
+from vlm_jax.decoding.search.base import Choice, Found, Now, Search
 from vlm_jax.decoding.traced import traced
 from vlm_jax.settings import number, setting, whole
 
@@ -94,7 +94,7 @@ class Beam(Search):
         state = BeamState(tokens_bwn, scores_bw, finished, improving_b, jnp.all(ends_bk, axis=1))
         return pick(token_bk), pick(beam_bk), state
 
-    def _finish(self, state, score_bk, ends_bk, tokens_bkn, count_b, carried) -> "Finished":
+    def _finish(self, state, score_bk, ends_bk, tokens_bkn, count_b, carried) -> "Hypotheses":
         """Returns the best W of the answers that had ended and of those that end now."""
         width, before = state.scores_bw.shape[1], state.finished
         ends_bk = ends_bk & (jnp.arange(ends_bk.shape[1]) < width)
@@ -106,7 +106,7 @@ class Beam(Search):
         score_bk = score_bk + jnp.where(closed_b[:, None], DEAD, 0.0)
         score_bk = score_bk + jnp.where(ends_bk, 0.0, DEAD)
         length_bk = jnp.broadcast_to(count_b[:, None] + 1, ends_bk.shape)
-        now = Finished(tokens_bkn, score_bk, length_bk, ends_bk, carried)
+        now = Hypotheses(tokens_bkn, score_bk, length_bk, ends_bk, carried)
         every = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), before, now)
         _, best_bw = jax.lax.top_k(every.scores_bw, width)
         take = lambda leaf: jnp.take_along_axis(
@@ -114,7 +114,7 @@ class Beam(Search):
         )
         return jax.tree.map(take, every)
 
-    def _improves(self, scores_bw, finished: "Finished", count_b, inputs) -> Bool[Array, " B"]:
+    def _improves(self, scores_bw, finished: "Hypotheses", count_b, inputs) -> Bool[Array, " B"]:
         """Returns whether the best beam of a sample may come among its finished answers."""
         length_b = count_b + 1
         if self.early_stopping == "never":
@@ -142,14 +142,14 @@ class Beam(Search):
         is_stop_bn &= jnp.arange(is_stop_bn.shape[1]) < best.lengths_bw[:, None]
         ended_b = jnp.any(is_stop_bn, axis=1)
         length_b = jnp.where(ended_b, jnp.argmax(is_stop_bn, axis=1), best.lengths_bw)
-        return Answers(
+        return Found(
             best.tokens_bwn, length_b.astype(jnp.int32), ended_b, best.carried, best.scores_bw
         )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class Hypotheses:
     """The best answers of each sample that have ended, the best first.
 
     Attributes:
@@ -182,7 +182,7 @@ class BeamState:
 
     tokens_bwn: Any
     scores_bw: Any
-    finished: Finished
+    finished: Hypotheses
     improving_b: Any
     ended_b: Any
 
@@ -202,7 +202,7 @@ class BeamState:
         dead_bw = jnp.full((batch, width), DEAD, jnp.float32)
         none_bw = jnp.zeros((batch, width), bool)
         apart = lambda leaf: jnp.zeros((batch, width, *leaf.shape[1:]), leaf.dtype)
-        finished = Finished(
+        finished = Hypotheses(
             tokens_bwn,
             dead_bw,
             jnp.zeros((batch, width), jnp.int32),

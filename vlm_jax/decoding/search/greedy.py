@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.decoding.processors import History, process
-from vlm_jax.decoding.search.base import Answers, Choice, Now, Search
+from vlm_jax.decoding.search.base import Choice, Found, Now, Search
 from vlm_jax.decoding.traced import traced
 
 
@@ -54,7 +54,7 @@ class Greedy(Search):
         """See `Search.answers`."""
         is_stop_bn = jnp.isin(state.tokens_bn, inputs.stop_ids)
         first_b = jnp.where(jnp.any(is_stop_bn, axis=1), jnp.argmax(is_stop_bn, axis=1), count)
-        return Answers(state.tokens_bn, first_b.astype(jnp.int32), state.ended_b, carried)
+        return Found(state.tokens_bn, first_b.astype(jnp.int32), state.ended_b, carried)
 
 
 @jax.tree_util.register_dataclass
