@@ -169,7 +169,7 @@ def compare_scores(
         benchmark: what is asked, or name -> benchmark of several.
         draws: each arm also stands beside its random control, drawn so many times: other heads of
             the same layers for attention methods, other modes for the edit; 19 allow a p of .05. 0
-            leaves controls out.
+            leaves controls out. A note says which arms have none, and why.
         workdir: keeps the answers, so that a call that was stopped goes on; by default nothing is
             kept.
         bootstrap_draws: resamples behind the intervals.
@@ -177,14 +177,15 @@ def compare_scores(
         settings: of the answers, as for `VLM.generate`.
 
     Raises:
-        ConfigError: a name is taken, a control cannot be made, or `draws` is no number of them.
+        ConfigError: a name is taken, or `draws` is no number of controls.
         UserError: an item cannot be read.
     """
     _check_models(arms)
     if not isinstance(draws, int) or isinstance(draws, bool) or draws < 0:
         raise ConfigError(f"draws must be a whole number, at least 0, not {draws!r}.")
     benchmarks = dict(benchmark) if isinstance(benchmark, Mapping) else {benchmark.name: benchmark}
-    rows = [_Row(PLAIN, (model,)), *_rows(arms, draws, seed)]
+    treated, without = _rows(arms, draws, seed)
+    rows = [_Row(PLAIN, (model,)), *treated]
     _check_names([row.name for row in rows])
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(workdir or scratch)
@@ -209,8 +210,10 @@ def compare_scores(
         draws=bootstrap_draws,
         seed=seed,
     )
-    shown = comparison_tables(compared, _sizes(rows), _acted(rows, answers))
-    return Scored(compared, shown, answers, failures)
+    first, *others = comparison_tables(compared, _sizes(rows), _acted(rows, answers))
+    notes = [f"{name} has no random control: {why}" for name, why in without.items()]
+    first = dataclasses.replace(first, notes=[*first.notes, *notes])
+    return Scored(compared, [first, *others], answers, failures)
 
 
 def _compare(
@@ -225,32 +228,37 @@ def _compare(
     return comparisons.compare(tables, metrics, **options)
 
 
-def _rows(arms: Mapping[str, VLM], draws: int, seed: int) -> Iterator[_Row]:
-    """Every arm, followed by its control."""
+def _rows(arms: Mapping[str, VLM], draws: int, seed: int) -> tuple[list[_Row], dict[str, str]]:
+    """Every arm followed by its control, and the arms that have none, with the reason."""
+    rows: list[_Row] = []
+    without: dict[str, str] = {}
     for name, model in arms.items():
-        yield _Row(name, (model,))
+        rows.append(_Row(name, (model,)))
         if draws and model.treatments:
-            control = tuple(_redrawn(name, model, seed + n) for n in range(draws))
-            yield _Row(f"{name}, random", control, of=name)
+            try:
+                control = tuple(_redrawn(model, seed + n) for n in range(draws))
+            except UserError as error:
+                without[name] = str(error)
+            else:
+                rows.append(_Row(f"{name}, random", control, of=name))
+    return rows, without
 
 
-def _redrawn(name: str, model: VLM, seed: int) -> VLM:
-    """Returns the model with its treatments elsewhere, drawn at random."""
+def _redrawn(model: VLM, seed: int) -> VLM:
+    """Returns the model with its treatments elsewhere, drawn at random.
+
+    Raises:
+        UserError: one of them cannot be.
+    """
     known, drawn = methods(), model.untreated()
     for treatment in model.treatments:
         method = known[treatment.method]
-        if "control" not in method.settings or treatment.settings.get("control"):
-            raise ConfigError(
-                f"arm {name!r}: {treatment} has no random control; give draws=0 to leave controls "
-                "out."
-            )
-        control = {"control": _RANDOM[method.kind], "seed": seed}
-        try:
-            drawn = drawn.apply(treatment.method, **{**treatment.settings, **control})
-        except UserError as error:
-            raise ConfigError(
-                f"arm {name!r}: its random control cannot be made: {error} Or give draws=0."
-            ) from None
+        own, random = treatment.settings.get("control"), _RANDOM.get(method.kind)
+        if own or random is None or "control" not in method.settings:
+            why = f"is a control itself ({own})" if own else "draws nothing at random"
+            raise ConfigError(f"{treatment.method} {why}.")
+        control = {"control": random, "seed": seed}
+        drawn = drawn.apply(treatment.method, **{**treatment.settings, **control})
     return drawn
 
 

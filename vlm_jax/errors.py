@@ -13,6 +13,10 @@ class CheckpointError(UserError):
     """A model folder is missing files, truncated, misnamed, misshapen or not finite."""
 
 
+class IdentityError(ConfigError):
+    """A method's settings leave every head as it is."""
+
+
 class PromptError(UserError):
     """A prompt or its images cannot become a batch."""
 

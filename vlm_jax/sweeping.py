@@ -6,6 +6,7 @@ settings, heads=((3, 1), (3, 2)) is one. Several lists are all of their combinat
     vlm.sweep("air", heads="identified", text_gain=[0.1, 0.5], shrinkage=[0.0, 0.3], ...)   # four
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ import jax
 import numpy as np
 
 from vlm_jax.calls import Call
-from vlm_jax.errors import ConfigError
-from vlm_jax.methods import Steered, steering_of, treat
+from vlm_jax.errors import ConfigError, IdentityError
+from vlm_jax.methods import Steered, Treatment, steering_of, treat
 from vlm_jax.side_by_side import SideBySide
 from vlm_jax.steering.combine import stack
 
@@ -55,15 +56,22 @@ def sweep(
 ) -> SideBySide:
     """Returns the answers of a method at many settings; see `VLM.sweep`."""
     chosen = grid(settings)
-    treatments = {name: treat(method, model, one) for name, one in chosen.items()}
+    treatments: dict[str, Treatment] = {}
+    for name, one in chosen.items():
+        # A setting that changes no head is a level of the sweep too: the model as it is.
+        with contextlib.suppress(IdentityError):
+            treatments[name] = treat(method, model, one)
     steered = {name: one for name, one in treatments.items() if isinstance(one, Steered)}
     if len(steered) < len(treatments) or any(one.two_passes for one in steered.values()):
-        answers = {
+        answers: dict[str, list[str]] = {
             name: one.apply(model).generate(call.images, call.prompts, **options)
             for name, one in treatments.items()
         }
     else:
         answers = _in_one_batch(model, steered, call, options)
+    if len(treatments) < len(chosen):
+        plain: list[str] = model.generate(call.images, call.prompts, **options)
+        answers = {name: answers.get(name, plain) for name in chosen}
     return SideBySide(answers, call.prompts, call.images, chosen)
 
 

@@ -104,6 +104,20 @@ def test_controls_are_drawn_and_shown(scored):
     assert [row[0] for row in matched.rows] == ["qk", "qk, random"]
 
 
+def test_arms_without_a_random_control_are_compared_and_named(shipped_llava):
+    arms = {
+        "random": shipped_llava.apply("air", **AIR, control="random"),
+        "all": shipped_llava.apply("adhh", heads="all"),
+    }
+    found = vlm_jax.compare(
+        shipped_llava, arms, TestbedChair(count=1), draws=2, bootstrap_draws=20, max_new_tokens=4
+    )
+    assert [arm.name for arm in found.comparison.arms] == ["plain", *arms]
+    first, second = found.tables[0].notes[-2:]
+    assert first == "random has no random control: air is a control itself (random)."
+    assert second.startswith("all has no random control: method 'adhh': control='random'")
+
+
 def test_answers_that_are_kept_are_not_made_again(shipped_llava, arms, tmp_path, monkeypatch):
     ask = lambda: vlm_jax.compare(
         shipped_llava, {"air": arms["air"]}, TestbedChair(count=2), workdir=tmp_path,
@@ -114,19 +128,9 @@ def test_answers_that_are_kept_are_not_made_again(shipped_llava, arms, tmp_path,
     assert ask().table() == first.table()
 
 
-@pytest.mark.parametrize(
-    ("treatment", "options", "message"),
-    [
-        (("air", AIR), {"draws": -1}, "draws must be"),
-        (("air", {**AIR, "control": "random"}), {"draws": 2}, "has no random control"),
-        (("adhh", {"heads": "all"}), {"draws": 2}, "its random control cannot be made"),
-    ],
-)
-def test_a_wrong_comparison_is_one_line(shipped_llava, treatment, options, message):
-    method, settings = treatment
-    arm = {"arm": shipped_llava.apply(method, **settings)}
-    with pytest.raises(ConfigError, match=message) as caught:
-        vlm_jax.compare(shipped_llava, arm, TestbedChair(count=1), **options)
+def test_a_wrong_number_of_draws_is_one_line(shipped_llava, arms):
+    with pytest.raises(ConfigError, match="draws must be") as caught:
+        vlm_jax.compare(shipped_llava, arms, TestbedChair(count=1), draws=-1)
     assert "\n" not in str(caught.value)
 
 
@@ -153,6 +157,17 @@ def test_a_sweep_is_one_batch_and_answers_as_one_by_one(shipped_llava, scenes):
         "air", heads="identified", text_gain=others, images=scenes[:2], prompts=PROMPT, **SHORT
     )
     assert shipped_llava.generator.compilations == before
+
+
+def test_a_sweep_has_the_model_as_it_is_where_a_setting_changes_nothing(shipped_llava, scenes):
+    heads = {"heads": "identified", "visual_gain": 1.0, "shrinkage": 0.0}
+    found = shipped_llava.sweep(
+        "air", **heads, text_gain=[1.0, 0.5], images=scenes[:1], prompts=PROMPT, **SHORT
+    )
+    assert list(found.answers) == ["text_gain=1.0", "text_gain=0.5"]
+    assert found["text_gain=1.0"] == shipped_llava.generate(scenes[:1], PROMPT, **SHORT)
+    steered = shipped_llava.apply("air", **heads, text_gain=0.5)
+    assert found["text_gain=0.5"] == steered.generate(scenes[:1], PROMPT, **SHORT)
 
 
 def test_a_sweep_over_switches_and_edits(shipped_llava, scenes):

@@ -45,6 +45,21 @@ def test_a_job_has_a_config_of_its_own(job, config):
     assert listing.jobs()[job].config == config
 
 
+@pytest.mark.parametrize("job", ["evaluate", "sweep", "identify"])
+def test_the_testbeds_questions_are_asked_of_other_models_only_if_named(asked, job, tmp_path):
+    words = [f"--job={job}", f"--source={tmp_path}", f"--workdir={tmp_path / 'w'}"]
+    alone = "--num_processes=1"
+    with pytest.raises(SystemExit, match="was not trained on the testbed") as caught:
+        main([*words, alone])
+    assert "\n" not in str(caught.value)
+    for config in listing.jobs()[job].others:
+        assert f"--config={config}" in str(caught.value)
+        main([*words, alone, f"--config={config}"])
+    main([*words, alone, f"--config={listing.jobs()[job].config}"])
+    main([f"--job={job}", "--source=llava-0", alone])
+    assert len(asked) == len(listing.jobs()[job].others) + 2
+
+
 def test_several_sources_are_all_found_first(asked):
     main(["--job=evaluate", "--source=llava-0,llava-1", "--num_processes=1"])
     assert asked[0][1].sources == (hub.SHIPPED / "llava-0", hub.SHIPPED / "llava-1")

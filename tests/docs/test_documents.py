@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -41,7 +42,7 @@ LONG = ("train", "sweep", "identify")
 SOURCES = {"configs/fold.py": "qwen2_5_vl-0"}
 FEW = 4  # items of a benchmark
 SANDBOX = ("photo.jpg", "val2014", "instances_val2014.json", "captions_val2014.json",
-           "coco_pope_adversarial.json", "captions.jsonl")  # fmt: skip
+           "coco_pope_adversarial.json", "captions.jsonl", "dev.jsonl", "test.jsonl")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,8 @@ def sandbox(tmp_path_factory) -> pathlib.Path:
     ]
     rows = lambda values: "".join(json.dumps(row) + "\n" for row in values)
     (folder / "coco_pope_adversarial.json").write_text(rows(questions), encoding="utf-8")
+    for split, chosen in (("dev", names[: FEW // 2]), ("test", names[FEW // 2 :])):
+        (folder / f"{split}.jsonl").write_text(rows([{"image": name} for name in chosen]))
     captions = [{"image_id": i["id"], "caption": "An oven and a dog."} for i in images]
     (folder / "captions.jsonl").write_text(rows(captions), encoding="utf-8")
     return folder
@@ -142,7 +145,7 @@ def shortened(words: list[str]) -> list[str]:
     """A command of a job that takes long, on few items."""
     job = listing.jobs()[job_of(words)]
     named, changes, _ = _split(words)
-    config = configs.read(named or job.config, changes)
+    config: Any = configs.read(named or job.config, changes)
     short = [*words, *SHORT.get(job.name, [])]
     for section in ("benchmarks", "test"):
         for name, benchmark in config.get(section, {}).items():

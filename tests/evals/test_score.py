@@ -68,6 +68,14 @@ def test_chair_document(files, tmp_path):
     assert read_results(tmp_path / "out" / "results.json") == results
 
 
+def test_truth_without_instances_says_what_it_cannot_measure(files, write):
+    captions = [{"image_id": n, "captions": ["A dog with a mug."]} for n in (1, 2)]
+    [note] = score(files["captions"], write("truth.jsonl", captions)).results.notes
+    assert "no instances" in note
+    whole = [{**row, "instances": [{"category": "dog"}]} for row in captions]
+    assert not score(files["captions"], write("whole.jsonl", whole)).results.notes
+
+
 def test_pope_document(files):
     results = score(files["answers"], files["questions"]).results
     assert results.benchmark == "pope"

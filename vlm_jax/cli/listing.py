@@ -13,6 +13,12 @@ from vlm_jax.cli import configs
 
 # Settings of a job that no config of its own name has.
 _CONFIGS = {"evaluate": "testbed", "train": "train_llava"}
+# What else they take: for models that were not trained on the testbed.
+_OTHERS = {
+    "evaluate": ("chair", "pope", "chair_methods", "pope_methods"),
+    "sweep": ("chair_sweep",),
+    "identify": ("chair_identify",),
+}
 # Jobs whose work all processes share; in the others process 0 works alone.
 _SHARED = ("evaluate", "generate", "sweep")
 _CONVERTERS = ("convert", "export")
@@ -39,6 +45,11 @@ class Job:
         """The config that it takes where none is named."""
         named = _CONFIGS.get(self.name, self.name)
         return named if named in configs.names() else "base"
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The configs for models that its own is not for."""
+        return _OTHERS.get(self.name, ())
 
     @property
     def shared(self) -> bool:

@@ -81,7 +81,7 @@ def _run(words: list[str]) -> None:
     # The checkpoint library reports every read.
     logging.set_verbosity(logging.WARNING if given.verbosity is None else given.verbosity)
     names = [name for name, _ in changes]
-    work = lambda: _work(job, given, config, names)
+    work = lambda: _work(job, given, config, names, named)
     if job.name == "score":
         work()  # needs no JAX
     else:
@@ -236,11 +236,41 @@ def _work_together(job: Job, given: flags.FlagValues, work: Callable[[], None]) 
     share(work)
 
 
-def _work(job: Job, given: flags.FlagValues, config: ConfigDict, changed: Sequence[str]) -> None:
+def _work(
+    job: Job,
+    given: flags.FlagValues,
+    config: ConfigDict,
+    changed: Sequence[str],
+    named: str | None,
+) -> None:
     """Runs the job."""
-    request, run = _request(given, config, changed), job.load()
+    request = _request(given, config, changed)
+    if named is None:
+        _check_default(job, request)
+    run = job.load()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job puts its files in order
     run(request)
+
+
+def _check_default(job: Job, request: "Request") -> None:
+    """Refuses a job's default settings where they ask the testbed's questions of another model.
+
+    Its scenes and words are for models that were trained on them.
+
+    Raises:
+        UserError: naming the configs for other models.
+    """
+    asked = [section.get("kind", "") for section in request.config.benchmarks.values()]
+    if not any(kind.startswith("testbed_") for kind in asked):
+        return
+    for source in request.sources or filter(None, [request.source]):
+        if not (source / "recipe.json").is_file():
+            raise UserError(
+                f"{source} was not trained on the testbed, whose scenes and words the default "
+                f"settings of --job={job.name} ask about; name a config for other models: "
+                f"{', '.join(f'--config={name}' for name in job.others)} (or --config={job.config} "
+                "if the testbed is meant)."
+            )
 
 
 def _request(given: flags.FlagValues, config: ConfigDict, changed: Sequence[str]) -> "Request":

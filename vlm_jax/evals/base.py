@@ -187,6 +187,10 @@ class Suite:
         """What is noted where `count` examples have no answer; None where that is an error."""
         return None
 
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the metrics must know about the truth."""
+        return ()
+
     def examples(self) -> Iterator[Example]:
         """The examples, in the same order every time."""
         return iter(self._examples)

@@ -127,7 +127,7 @@ def score(
         },
         seeds={"bootstrap": seed},
         protocol=protocol_hash(protocol),
-        notes=found.notes,
+        notes=(*found.notes, *bench.notes()),
     )
     return ScoredFile(bench, results, table, found.judged, found.texts)
 

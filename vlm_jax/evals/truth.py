@@ -40,10 +40,12 @@ class ObjectTruth:
     Attributes:
         objects: image id -> node words; an image without objects has an empty set.
         categories: the node words there are, in the order of the source.
+        sources: what named the objects: "captions", "instances" (also an object table), or both.
     """
 
     objects: Mapping[ImageId, frozenset[str]]
     categories: tuple[str, ...]
+    sources: frozenset[str] = frozenset({"instances"})
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,11 @@ class _ObjectBuilder:
         self.vocabulary = vocabulary
         self.objects: dict[ImageId, set[str]] = {}
         self.categories: dict[str, None] = {}
+        self.sources: set[str] = set()
 
-    def add(self, image: ImageId, nodes: Iterable[str]) -> None:
+    def add(self, image: ImageId, nodes: Iterable[str], source: str) -> None:
+        """Adds objects of an image that `source` ("captions", "instances"; "" for none) names."""
+        self.sources |= {source} - {""}
         self.objects.setdefault(image, set()).update(nodes)
 
     def node(self, category: str) -> str:
@@ -151,7 +156,9 @@ class _ObjectBuilder:
     def build(self) -> ObjectTruth:
         categories = tuple(self.categories) or self.vocabulary.categories
         return ObjectTruth(
-            {key: frozenset(nodes) for key, nodes in self.objects.items()}, categories
+            {key: frozenset(nodes) for key, nodes in self.objects.items()},
+            categories,
+            frozenset(self.sources),
         )
 
 
@@ -229,7 +236,7 @@ def _read_table(path: Path, text: str, builder: _ObjectBuilder) -> None:
                 f"{seen[key]})"
             )
         seen[key] = number
-        builder.add(key, found)
+        builder.add(key, found, "instances")
     if not seen:
         raise AnswersError(f"{path} names categories but no image")
 
@@ -256,7 +263,7 @@ def _read_coco(path: Path, document: dict[str, Any], builder: _ObjectBuilder) ->
     for place, image in enumerate(document.get("images") or ()):
         if not isinstance(image, dict) or "id" not in image:
             raise AnswersError(f"{path}: images[{place}] needs 'id'")
-        builder.add(_coco_image(path, f"images[{place}]", image["id"]), ())
+        builder.add(_coco_image(path, f"images[{place}]", image["id"]), (), "")
     for place, annotation in enumerate(document["annotations"]):
         where = f"annotations[{place}]"
         if not isinstance(annotation, dict) or "image_id" not in annotation:
@@ -264,9 +271,9 @@ def _read_coco(path: Path, document: dict[str, Any], builder: _ObjectBuilder) ->
         image = _coco_image(path, where, annotation["image_id"])
         category = annotation.get("category_id")
         if isinstance(annotation.get("caption"), str):
-            builder.add(image, builder.vocabulary.objects([annotation["caption"]]))
+            builder.add(image, builder.vocabulary.objects([annotation["caption"]]), "captions")
         elif isinstance(category, int | str) and category in names:
-            builder.add(image, [names[category]])
+            builder.add(image, [names[category]], "instances")
         else:
             raise AnswersError(
                 f"{path}: {where} needs a 'caption' or a 'category_id' that 'categories' defines, "
@@ -292,8 +299,10 @@ def _add_described_image(row: Record, builder: _ObjectBuilder) -> None:
         isinstance(entry, dict) and isinstance(entry.get("category"), str) for entry in instances
     ):
         raise row.error("instances must be a list of objects with a 'category'")
-    builder.add(image, builder.vocabulary.objects(captions))
-    builder.add(image, (builder.node(entry["category"]) for entry in instances))
+    builder.add(image, builder.vocabulary.objects(captions), "captions" if captions else "")
+    named = (builder.node(entry["category"]) for entry in instances)
+    # An empty list says that none of the categories is there; no list says nothing.
+    builder.add(image, named, "instances" if "instances" in row.fields else "")
 
 
 def _is_question(row: Record) -> bool:

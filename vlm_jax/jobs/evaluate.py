@@ -419,6 +419,7 @@ class _Describe:
         notes = [f"Metrics are means over {len(tables)} draws."] if len(tables) > 1 else []
         if self.failed:
             notes.append(f"{self.failed} items could not be read and are left out of all arms.")
+        notes += self.benchmark.notes()
         known = self.benchmark.metrics(counts)
         edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
         arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}

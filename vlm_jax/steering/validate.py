@@ -7,7 +7,7 @@ import numpy as np
 
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import DecoderConfig
-from vlm_jax.errors import ConfigError
+from vlm_jax.errors import ConfigError, IdentityError
 
 _THRESHOLDS = {
     "visual_gains.perception_from": "inf for a head that is never one of perception",
@@ -35,7 +35,8 @@ def validate(steering: Steering, config: DecoderConfig, batch: int | None = None
     Raises:
         ConfigError: a leaf's shape is not the model's; a value is not finite (thresholds may be
             inf); a head could be of perception and of reasoning at once; a switch is unknown; the
-            steering has no part, or none of its parts changes a head of any example.
+            steering has no part.
+        IdentityError: none of its parts changes a head of any example.
     """
     leaves = dict(_leaves(steering))
     if not leaves:
@@ -49,7 +50,7 @@ def validate(steering: Steering, config: DecoderConfig, batch: int | None = None
             raise ConfigError(f"steering.{name} must be one of {known}, not {value!r}.")
     _check_order(leaves)
     if not np.any(_acts(steering, leaves)):
-        raise ConfigError(
+        raise IdentityError(
             "No example uses the steering: every head of every layer is left as it is (gains 1, "
             "strengths 0, no head listed). List heads or change a strength, or pass None for no "
             "steering."
