@@ -27,7 +27,7 @@ from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import folder_model, text_of
 from benchmarks.torch_decoding import Torch
 from vlm_jax.batch import Batch
-from vlm_jax.steering.air import air
+from vlm_jax.steering.methods.air import air
 
 QUANTITY = "transformers on torch, its best setting / ours, time of a decode step"
 GOALS = {"vanilla": 1.5, "AIR": 2.0}

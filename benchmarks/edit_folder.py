@@ -26,8 +26,8 @@ from convert import safetensors_io
 from convert.table import bind
 from vlm_jax import checkpoint
 from vlm_jax.config import read_config
-from vlm_jax.jobs.edit import edit_folder
-from vlm_jax.steering.qk import QKEdit
+from vlm_jax.edits.qk import QKEdit
+from vlm_jax.edits.qk.folder import edit_folder
 
 QUANTITY = "edit / copy, time of a folder"
 GOAL = 2.0

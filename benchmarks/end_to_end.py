@@ -21,7 +21,7 @@ from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import TOWER, folder_model, functional, text_of
 from vlm_jax.answering import Answer
 from vlm_jax.attention.steering import Steering
-from vlm_jax.steering.air import air
+from vlm_jax.steering.methods.air import air
 
 QUANTITY = "steered / vanilla, time of a batch of answers"
 GOAL = 1.08

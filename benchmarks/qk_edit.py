@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.protocol import Route, in_turns, ratio_of
 from benchmarks.record import figure, milliseconds, record
-from vlm_jax.steering.qk import QKEdit, edit_layers
+from vlm_jax.edits.qk import QKEdit, edit_layers
 
 QUANTITY = "naive / ours, time of an edit"
 HEAD_DIM = 128

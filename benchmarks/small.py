@@ -17,8 +17,10 @@ from vlm_jax.config import VLMConfig, parse_config
 from vlm_jax.decoding import Generator
 from vlm_jax.models import Params, init
 from vlm_jax.parallel import make_mesh, replicated
-from vlm_jax.steering.air import adhh, air, air_star
-from vlm_jax.steering.functional import functional_heads
+from vlm_jax.steering.methods.adhh import adhh
+from vlm_jax.steering.methods.air import air
+from vlm_jax.steering.methods.air_star import air_star
+from vlm_jax.steering.methods.functional_heads import functional_heads
 
 TEXT: dict[str, int] = dict(
     hidden_size=512,

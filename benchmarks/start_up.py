@@ -91,7 +91,7 @@ def answer_twice(folder: str, cache: str, letters: list[int]) -> dict[str, Any]:
     """Answers questions of all lengths, the same again, and others of the same lengths."""
     import vlm_jax
     from benchmarks.end_to_end import picture
-    from vlm_jax.jobs.runtime import enable_compile_cache
+    from vlm_jax.study.runtime import enable_compile_cache
 
     enable_compile_cache(cache)
     vlm = vlm_jax.load(folder)

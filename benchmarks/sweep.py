@@ -20,7 +20,7 @@ from benchmarks.small import Bare, bare, prompts, text_of
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch, Kind
 from vlm_jax.decoding import DecodeSettings
-from vlm_jax.steering.air import air
+from vlm_jax.steering.methods.air import air
 
 QUANTITY = "8 settings in one batch / 8 runs, time"
 GOAL = 0.5

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.update(DecodeSettings.defaults())
     config.max_new_tokens = 64
 
-    # The QK product edit (vlm_jax.steering.qk.QKEdit says what each field means).
+    # The QK product edit (vlm_jax.edits.qk.QKEdit says what each field means).
     config.edit = ConfigDict(
         {
             "method": "plain",
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.benchmarks = ConfigDict()
     # What it compares with the source as it is: name -> arm. An arm is one entry, or a list of
     # entries that act together. An entry whose `method` is an attention method
-    # (vlm_jax.steering.registry.METHODS) or a decoding strategy (a file of
+    # (a file of vlm_jax/steering/methods) or a decoding strategy (a file of
     # vlm_jax/decoding/strategies) gives that method's settings; any other entry is config.edit with
     # some keys changed, {} as it stands, at most one an arm. `control` makes an arm the control
     # of the arm without it; a random one may say how many `draws` it has.
@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # What `sweep` varies (see vlm_jax/jobs/grids.py): field of config.edit -> values; or, where
+    # What `sweep` varies (see vlm_jax/study/grids.py): field of config.edit -> values; or, where
     # `method` lists attention methods, field of theirs -> values.
     config.sweep = ConfigDict()
     # The setting with the least `metric` (or the greatest, where more is better) among those that

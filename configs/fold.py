@@ -1,8 +1,8 @@
 """Factors in the weights that cost nothing when the model runs.
 
 "energy", the default: query-key products rescaled by their spectral energy
-(`vlm_jax.steering.energy`), the first step of AIR; of any model. "gains": functional heads, of the
-classes that `--job=identify` found, which must be in the model's heads.json.
+(`vlm_jax.edits.energy_rescale`), the first step of AIR; of any model. "gains": functional heads,
+of the classes that `--job=identify` found, which must be in the model's heads.json.
 
 --job=fold --config=configs/fold.py --source=<folder> --target=<folder>
 --job=fold --config=configs/fold.py:gains --source=<folder> --target=<folder>

@@ -1,7 +1,7 @@
 """The two conversions as jobs of `launch.py`."""
 
 from convert.jobs import export_hf, import_hf
-from vlm_jax.jobs.request import Request
+from vlm_jax.study.request import Request
 
 
 def convert(request: Request) -> None:

@@ -124,12 +124,10 @@ def test_cycles_are_found():
 
 
 KNOWN_RINGS = (
-    {"vlm_jax.steering.heads", "vlm_jax.steering.presets"},
     {
         f"vlm_jax.{name}"
         for name in ("api", "masses", "methods", "sweeping", "jobs.arms", "jobs.edit", "jobs.fold")
     },
-    {f"vlm_jax.checkpoint.{name}" for name in ("converted", "folder", "orbax_store")},
 )
 """Modules that import one another, lazily. No other may, and these are to end."""
 

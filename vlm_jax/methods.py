@@ -11,7 +11,6 @@ A method with its settings is a `Treatment` of a model.
 
 import dataclasses
 import functools
-import importlib.metadata
 import inspect
 import json
 import os
@@ -24,23 +23,22 @@ from vlm_jax import checkpoint
 from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding import strategies
 from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.edits.energy_rescale import ENERGIES, energy_edit, fold_energy
+from vlm_jax.edits.head_gains import fold_gains, gains_edit
+from vlm_jax.edits.qk import QKEdit
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, html_table, make_callable
 from vlm_jax.progress import Progress
 from vlm_jax.settings import nearest, number, one_of, refuse_unknown
-from vlm_jax.steering.air import layer_range
+from vlm_jax.steering import methods as attention
 from vlm_jax.steering.combine import PARTS, merge
 from vlm_jax.steering.config import read_method
-from vlm_jax.steering.energy import ENERGIES, energy_edit, fold_energy
-from vlm_jax.steering.fold import fold_gains, gains_edit
-from vlm_jax.steering.qk import QKEdit
-from vlm_jax.steering.registry import METHODS, settings_of
-from vlm_jax.steering.validate import validate
+from vlm_jax.steering.layers import layer_range
+from vlm_jax.steering.methods import settings_of
 
 if TYPE_CHECKING:
     from vlm_jax.api import VLM
 
-GROUP = "vlm_jax.methods"
 HEADS = "heads.json"
 IDENTIFIED = "identified"
 
@@ -218,10 +216,8 @@ class Method:
 def methods() -> Listing[Method]:
     """Returns all methods by name: a line, the settings and their defaults of each."""
     listed = {edit.name: edit for edit in (_qk_method(), _gains_method(), _energy_method())}
-    listed |= {name: _attention_method(name, METHODS[name]) for name in METHODS}
+    listed |= {name: _attention_method(name) for name in attention.names()}
     listed |= {name: _decoding_method(name) for name in strategies.names()}
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        listed.setdefault(entry.name, _foreign_method(entry))
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
     columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
     return Listing(listed, "method", {**columns, "settings": settings})
@@ -269,13 +265,13 @@ def summary_of(function: Callable[..., Any]) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-def _attention_method(name: str, function: Callable[..., Steering]) -> Method:
+def _attention_method(name: str) -> Method:
     def treatment(model: "VLM", settings: Mapping[str, Any]) -> Steered:
         given = with_heads(settings, model.folder)
         steering = read_method({"method": name, **given}, model.config)
         return Steered(name, dict(settings), steering)
 
-    return Method(name, "attention", summary_of(function), settings_of(name), treatment)
+    return Method(name, "attention", summary_of(attention.find(name)), settings_of(name), treatment)
 
 
 def _decoding_method(name: str) -> Method:
@@ -288,24 +284,11 @@ def _decoding_method(name: str) -> Method:
     return Method(name, "decoding", summary_of(found), settings, treatment)
 
 
-def _foreign_method(entry: importlib.metadata.EntryPoint) -> Method:
-    function = entry.load()
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-    def treatment(model: "VLM", settings: Mapping[str, Any]) -> Steered:
-        steering = function(model.config, **with_heads(settings, model.folder))
-        validate(steering, model.config.decoder)
-        return Steered(entry.name, dict(settings), steering)
-
-    return Method(entry.name, "attention", summary_of(function), settings, treatment)
-
-
 def _qk_method() -> Method:
     settings = {field.name: field.default for field in dataclasses.fields(QKEdit)}
 
     def treatment(model: "VLM", settings: Mapping[str, Any]) -> Edited:
-        from vlm_jax.jobs.edit import FolderEdit, edit_folder  # the jobs import the model
+        from vlm_jax.edits.qk.folder import FolderEdit, edit_folder
 
         spec = QKEdit(**settings)
         source = model.source_folder("an edit of its weights")

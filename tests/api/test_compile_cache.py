@@ -9,7 +9,7 @@ SCRIPT = """
 import json, sys
 import jax
 import vlm_jax
-from vlm_jax.jobs.runtime import enable_compile_cache
+from vlm_jax.study.runtime import enable_compile_cache
 
 counts = {"/jax/compilation_cache/cache_hits": 0, "/jax/compilation_cache/cache_misses": 0}
 

@@ -16,10 +16,10 @@ from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
 from vlm_jax.errors import CheckpointError, ConfigError, EditError
 from vlm_jax.jobs import edit as edit_job
 from vlm_jax.jobs import fold as fold_job
-from vlm_jax.jobs.request import Request
 from vlm_jax.methods import with_heads
 from vlm_jax.steering.config import read_method
-from vlm_jax.steering.registry import METHODS
+from vlm_jax.steering.methods import names
+from vlm_jax.study.request import Request
 
 PROMPT = "Please describe this image in detail."
 AIR = {"heads": "identified", "text_gain": 0.5}
@@ -31,7 +31,7 @@ def ask(model, image):
 
 def test_methods_are_listed_with_a_line_and_their_settings():
     listed = vlm_jax.methods()
-    assert {"qk", *METHODS} <= set(listed)
+    assert {"qk", *names()} <= set(listed)
     assert listed["air"].settings["text_gain"] == 0.1
     assert listed["qk"].settings["strength"] == 0.5
     for name, method in listed.items():

@@ -11,8 +11,8 @@ from vlm_jax.evals import suites
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.evals.truth import ObjectTruth, Question
-from vlm_jax.jobs import measure
-from vlm_jax.jobs.request import Request
+from vlm_jax.study import session
+from vlm_jax.study.request import Request
 
 IMAGES = 40
 
@@ -38,7 +38,7 @@ def fake(tiny_llava, monkeypatch) -> FakeVLM:
     """The fake model, which every job loads from now on."""
     params = checkpoint.open_folder(tiny_llava).load()
     model = FakeVLM(params)
-    monkeypatch.setattr(measure, "load_model", lambda request: model)
+    monkeypatch.setattr(session, "load_model", lambda request: model)
     stand_in(monkeypatch, fake_chair=fake_chair, fake_pope=fake_pope)
     return model
 

@@ -7,11 +7,11 @@ import pytest
 
 from vlm_jax import checkpoint
 from vlm_jax.cli import configs, listing
+from vlm_jax.edits.qk import QKEdit
+from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.jobs import edit, evaluate, fold, restrength, revert, sweep
-from vlm_jax.jobs.edit import edit_folder
-from vlm_jax.jobs.request import Request
-from vlm_jax.steering.qk import QKEdit
+from vlm_jax.study.request import Request
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vlm_jax.errors import AnswersError, ConfigError, PromptError
 from vlm_jax.evals.base import Example
 from vlm_jax.jobs import explain
 from vlm_jax.jobs.explain import read_settings
-from vlm_jax.jobs.request import Request
+from vlm_jax.study.request import Request
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from vlm_jax.errors import AnswersError, ConfigError, PromptError, UserError
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
 from vlm_jax.jobs import evaluate, generate
-from vlm_jax.jobs.request import Request
+from vlm_jax.study.request import Request
 
 
 @dataclasses.dataclass(frozen=True)

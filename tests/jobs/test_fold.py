@@ -7,11 +7,12 @@ import pytest
 
 from configs import fold as config_file
 from vlm_jax import checkpoint
+from vlm_jax.edits.qk import QKEdit
+from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import ConfigError, EditError
-from vlm_jax.jobs import edit, fold
-from vlm_jax.jobs.request import Request
+from vlm_jax.jobs import fold
 from vlm_jax.steering.heads import HeadSets
-from vlm_jax.steering.qk import QKEdit
+from vlm_jax.study.request import Request
 
 
 @pytest.fixture
@@ -49,10 +50,10 @@ def test_the_job_folds_the_gains_of_identified_heads(tiny_llava, config, tmp_pat
 
 def test_folding_and_editing_commute(tiny_llava, config, tmp_path):
     spec = QKEdit(band=(1, 1), k=2)
-    edit.edit_folder(checkpoint.open_folder(tiny_llava), tmp_path / "e", spec)
+    edit_folder(checkpoint.open_folder(tiny_llava), tmp_path / "e", spec)
     folded(config, tmp_path / "e", tmp_path / "ef")
     folded(config, tiny_llava, tmp_path / "f")
-    edit.edit_folder(checkpoint.open_folder(tmp_path / "f"), tmp_path / "fe", spec)
+    edit_folder(checkpoint.open_folder(tmp_path / "f"), tmp_path / "fe", spec)
     one, other = (checkpoint.open_folder(tmp_path / name) for name in ("ef", "fe"))
     for path in one.tensors:
         assert one.read(path).tobytes() == other.read(path).tobytes(), path
@@ -94,7 +95,7 @@ def test_queries_are_rescaled_by_the_energy_of_their_products(tiny_qwen, tmp_pat
         assert new.tobytes() == old.tobytes(), path
     with pytest.raises(EditError, match="is rescaled already"):
         folded(config, target, tmp_path / "twice")
-    edit.edit_folder(after, tmp_path / "edited", QKEdit(band=(1, 1), k=2))
+    edit_folder(after, tmp_path / "edited", QKEdit(band=(1, 1), k=2))
     with pytest.raises(EditError, match="rescale the original folder, and edit that"):
         folded(config, tmp_path / "edited", tmp_path / "twice")
 

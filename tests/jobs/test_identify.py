@@ -15,10 +15,10 @@ from vlm_jax.attention.steering import Readings
 from vlm_jax.config import read_config
 from vlm_jax.errors import AnswersError, ConfigError, UserError
 from vlm_jax.jobs import identify
-from vlm_jax.jobs.chunks import Chunks
 from vlm_jax.jobs.identify import read_settings
-from vlm_jax.jobs.request import Request
-from vlm_jax.steering.registry import build
+from vlm_jax.steering.methods import build
+from vlm_jax.study.chunks import Chunks
+from vlm_jax.study.request import Request
 
 SHAPE = (6, 8)
 

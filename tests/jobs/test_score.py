@@ -7,7 +7,7 @@ import pytest
 from configs import base
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs import score
-from vlm_jax.jobs.request import Request
+from vlm_jax.study.request import Request
 
 
 @pytest.fixture

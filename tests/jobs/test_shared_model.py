@@ -9,13 +9,14 @@ import pytest
 from tests.jobs.conftest import stand_in
 from vlm_jax import checkpoint
 from vlm_jax.api import load
+from vlm_jax.edits.qk import QKEdit
+from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import EditError
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
-from vlm_jax.jobs import edit, evaluate
-from vlm_jax.jobs.arms import edit_model, plan_edits
-from vlm_jax.jobs.request import Request
-from vlm_jax.steering.qk import QKEdit
+from vlm_jax.jobs import evaluate
+from vlm_jax.study.arms import edit_model, plan_edits
+from vlm_jax.study.request import Request
 
 
 def picture_chair(offset: int = 0) -> Chair:
@@ -79,7 +80,7 @@ def test_steering_compiles_once_a_kind(tiny_llava, tmp_path, monkeypatch, config
 
 
 def test_edits_of_an_edited_folder_are_refused(tiny_qwen, tmp_path):
-    edit.edit_folder(checkpoint.open_folder(tiny_qwen), tmp_path / "edited", QKEdit(band=(0, 0)))
+    edit_folder(checkpoint.open_folder(tiny_qwen), tmp_path / "edited", QKEdit(band=(0, 0)))
     with pytest.raises(EditError, match="is edited already; compare edits of the original"):
         plan_edits(checkpoint.open_folder(tmp_path / "edited"), [QKEdit(band=(0, 0))])
 
@@ -90,7 +91,7 @@ def test_an_arm_holds_the_weights_of_an_edited_folder(tiny_qwen, tmp_path, spec)
     model = load(tiny_qwen)
     planned = plan_edits(source, [QKEdit(k=1, band=(2, 2)), spec])[spec]
     arm = edit_model(model, source, planned)
-    edit.edit_folder(source, tmp_path / "edited", spec)
+    edit_folder(source, tmp_path / "edited", spec)
     expected = load(tmp_path / "edited")
     assert arm.params.keys() == expected.params.keys()
     for path, array in expected.params.items():

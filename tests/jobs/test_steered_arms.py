@@ -9,8 +9,8 @@ import pytest
 from vlm_jax import checkpoint
 from vlm_jax.errors import AnswersError, ConfigError, UserError
 from vlm_jax.jobs import evaluate, sweep
-from vlm_jax.jobs.fingerprint import fingerprint
-from vlm_jax.jobs.request import Request
+from vlm_jax.study.fingerprint import fingerprint
+from vlm_jax.study.request import Request
 
 AIR = {"method": "air", "heads": ((1, 0), (2, 3))}
 GAINS = {"method": "functional_heads", "reasoning_to": 0.1, "perception_from": 0.5}
@@ -91,7 +91,7 @@ def test_a_config_asks_for_two_passes(job, config, fake):
 
 
 def test_a_great_share_of_selected_heads_is_a_warning(job, monkeypatch, capsys):
-    from vlm_jax.jobs import acted
+    from vlm_jax.study import acted
 
     monkeypatch.setattr(acted, "REGIME", 0.05)
     job(evaluate.run)
@@ -160,7 +160,7 @@ def test_a_moved_folder_is_the_same_and_a_changed_one_is_not(two):
 
 
 def test_large_files_are_hashed_once_until_they_change(two, monkeypatch, tmp_path):
-    from vlm_jax.jobs import fingerprint as module
+    from vlm_jax.study import fingerprint as module
 
     monkeypatch.setattr(module, "_REMEMBERED", 1 << 10)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

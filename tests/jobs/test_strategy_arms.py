@@ -7,7 +7,7 @@ import pytest
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs import evaluate
-from vlm_jax.jobs.arms import ArmReader, pair_controls
+from vlm_jax.study.arms import ArmReader, pair_controls
 
 
 @pytest.fixture

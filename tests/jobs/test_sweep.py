@@ -10,8 +10,8 @@ from tests.jobs.conftest import IMAGES
 from vlm_jax import checkpoint, testbed
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs import sweep
-from vlm_jax.jobs.arms import ArmReader
-from vlm_jax.jobs.grids import read_grid
+from vlm_jax.study.arms import ArmReader
+from vlm_jax.study.grids import read_grid
 
 
 def read(path):

@@ -17,7 +17,7 @@ from convert import import_hf
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import CERTIFICATE
 from vlm_jax.jobs import edit, evaluate
-from vlm_jax.jobs.request import Request
+from vlm_jax.study.request import Request
 
 # Eight starts of Python and jax: seconds on a quiet machine, minutes on a crowded one.
 pytestmark = pytest.mark.timeout(900)

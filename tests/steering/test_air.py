@@ -8,10 +8,13 @@ from tests.reference import IMAGES, PROMPTS
 from tests.steering.method_fixtures import model_config
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.air import adhh, air, air_star, scaled_layers
 from vlm_jax.steering.calibration import calibrate
 from vlm_jax.steering.controls import choose_heads
 from vlm_jax.steering.heads import HeadSets, per_layer
+from vlm_jax.steering.layers import scaled_layers
+from vlm_jax.steering.methods.adhh import adhh
+from vlm_jax.steering.methods.air import air
+from vlm_jax.steering.methods.air_star import air_star
 from vlm_jax.steering.presets import HEAD_SETS
 
 LLAVA = model_config(32, 32)

@@ -19,14 +19,14 @@ from vlm_jax.steering.config import (
     with_seed,
     without_control,
 )
-from vlm_jax.steering.registry import METHODS, build, compose, settings_of
+from vlm_jax.steering.methods import build, compose, names, settings_of
 
 SMALL = model_config(6, 8)
 HEADS = ((1, 2), (4, 0))
 
 
 def test_every_method_is_built_by_name():
-    for name in METHODS:
+    for name in names():
         settings = {"heads": HEADS} if settings_of(name).get("heads", None) == () else {}
         steering = build(name, SMALL, **settings)
         leaves = jax.tree.leaves(steering)
@@ -37,7 +37,7 @@ def test_every_method_is_built_by_name():
 def test_no_method_looks_ahead_or_at_other_examples_unless_it_is_asked_to():
     """But visual gains, which are by definition one number for all rows of a prompt."""
     looks = lambda steering: not dataclasses.replace(steering, visual_gains=None).shares_prefix
-    for name in METHODS:
+    for name in names():
         listed = settings_of(name)
         settings = {"heads": HEADS} if listed.get("heads", None) == () else {}
         if "qk_rescale" in listed:
@@ -62,7 +62,7 @@ def test_no_method_looks_ahead_or_at_other_examples_unless_it_is_asked_to():
         ),
         (lambda: read_method({"heads": HEADS}, SMALL), "names no method"),
         (lambda: read_method([3], SMALL), "a method is a mapping"),
-        (lambda: read_method("aird", SMALL), "method must be one of"),
+        (lambda: read_method("aird", SMALL), "no method 'aird'.*did you mean 'air'"),
         (
             lambda: read_method(
                 {"method": "air", "heads": HEADS, "visual_gain": 1, "text_gain": 1, "shrinkage": 0},

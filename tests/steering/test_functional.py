@@ -17,18 +17,13 @@ from vlm_jax import checkpoint
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.attention.steering import HeadGains, Rows, Steering, visual_gain
 from vlm_jax.batch import Kind
+from vlm_jax.edits.head_gains import CERTIFICATE, fold_gains
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.steering.calibration import calibrate
-from vlm_jax.steering.fold import CERTIFICATE, fold_gains
-from vlm_jax.steering.functional import (
-    POLICIES,
-    classifier,
-    functional_heads,
-    policy,
-    policy_gains,
-    read_classes,
-)
+from vlm_jax.steering.classes import classifier, read_classes
 from vlm_jax.steering.heads import HeadSets
+from vlm_jax.steering.methods.functional_heads import functional_heads
+from vlm_jax.steering.methods.policy import POLICIES, policy, policy_gains
 
 SEVEN_B = model_config(28, 28)
 SMALL = model_config(6, 8)

@@ -8,7 +8,8 @@ import pytest
 
 from tests.steering.method_fixtures import model_config
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.heads import HeadSets, read_head_sets, resolve_heads
+from vlm_jax.steering.heads import HeadSets, read_head_sets
+from vlm_jax.steering.named import resolve_heads
 from vlm_jax.steering.presets import FUNCTIONAL, HEAD_SETS
 
 SETS = HeadSets(

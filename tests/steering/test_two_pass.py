@@ -7,8 +7,9 @@ import pytest
 
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.functional import functional_heads, policy
-from vlm_jax.steering.registry import build
+from vlm_jax.steering.methods import build
+from vlm_jax.steering.methods.functional_heads import functional_heads
+from vlm_jax.steering.methods.policy import policy
 from vlm_jax.steering.two_pass import TwoPasses
 
 FIELDS = {

@@ -12,8 +12,8 @@ from configs import train_llava, train_qwen2_5_vl
 from vlm_jax import checkpoint, models
 from vlm_jax.errors import CheckpointError, ConfigError, UserError
 from vlm_jax.jobs import train as train_job
-from vlm_jax.jobs.request import Request
 from vlm_jax.processing import Processor
+from vlm_jax.study.request import Request
 from vlm_jax.testbed import architecture, language, packing, pixels
 from vlm_jax.testbed.companions import write_companions
 from vlm_jax.testbed.recipe import Recipe, StageRecipe

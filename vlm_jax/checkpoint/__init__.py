@@ -16,11 +16,11 @@ from vlm_jax.checkpoint.folder import (
     check_finite,
     companion_files,
     not_the_same,
-    open_folder,
     place,
     with_extra,
     write_files,
 )
+from vlm_jax.checkpoint.opening import open_folder
 
 __all__ = [
     "CERTIFICATE",

@@ -4,7 +4,6 @@ import abc
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import math
 import os
 import pathlib
@@ -16,7 +15,6 @@ import jax
 import msgspec
 import numpy as np
 
-from vlm_jax.beside import attribute
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
 from vlm_jax.checkpoint.certificate import EditRecord, read_certificate
 from vlm_jax.config import VLMConfig
@@ -24,7 +22,6 @@ from vlm_jax.errors import CheckpointError
 
 MANIFEST = "vlm_jax.json"
 PARAMS = "params"
-_FORMATS = "vlm_jax.formats"  # entry-point group: path -> ModelFolder, or None if it is not theirs
 _CHECK_ELEMENTS = 1 << 20  # of a finiteness check: a block that stays in cache
 
 # An exponent of all ones is NaN or infinity: above it in the bits without their sign.
@@ -186,32 +183,6 @@ class ModelFolder(abc.ABC):
             array = array.astype(info.dtype, copy=False)
         check_finite(array, path, "its replacement")
         return array
-
-
-def open_folder(path: str | os.PathLike[str]) -> ModelFolder:
-    """Opens a converted folder, or one of a format that an installed package knows.
-
-    Raises:
-        CheckpointError: there is no such folder, or no format recognises it.
-    """
-    from vlm_jax.checkpoint.converted import ConvertedFolder
-
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder.")
-    if (folder / MANIFEST).exists():
-        return ConvertedFolder(folder)
-    formats = importlib.metadata.entry_points(group=_FORMATS)
-    for entry in formats:
-        own = attribute(entry.value)  # not what else of its name lies on the path
-        opened = (entry.load() if own is None else own)(folder)
-        if opened is not None:
-            return opened
-    known = ", ".join(sorted({entry.name for entry in formats})) or "none: is vlm_jax installed?"
-    raise CheckpointError(
-        f"{folder} is no model folder: it has neither {MANIFEST} (a converted model) nor a format "
-        f"that is known here ({known}). A Hugging Face folder has config.json and *.safetensors."
-    )
 
 
 def place(

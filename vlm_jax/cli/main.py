@@ -23,7 +23,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.settings import nearest
 
 if TYPE_CHECKING:
-    from vlm_jax.jobs.request import Request
+    from vlm_jax.study.request import Request
 
 _CONFIG = re.compile(r"--?config(?P<setting>\.[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
 _INTERRUPTED = 130  # exit code
@@ -276,7 +276,7 @@ def _check_default(job: Job, request: "Request") -> None:
 def _request(given: flags.FlagValues, config: ConfigDict, changed: Sequence[str]) -> "Request":
     """What the job is asked."""
     from vlm_jax import hub
-    from vlm_jax.jobs.request import Request
+    from vlm_jax.study.request import Request
 
     sources = [hub.resolve(name) for name in given.source]
     path = lambda text: None if text is None else pathlib.Path(text)

@@ -1,1 +1,1 @@
-"""The jobs of `launch.py`: one function each, all settings as arguments, no flags."""
+"""The jobs, one file each: `run(request)`, all settings as arguments, no flags."""

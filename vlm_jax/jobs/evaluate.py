@@ -15,11 +15,6 @@ from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.files import replace_file
 from vlm_jax.foreign import read_json
-from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
-from vlm_jax.jobs.measure import Measured, Session
-from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import provenance
-from vlm_jax.jobs.say_less import SayLess, read_say_less
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.across import across_tables
@@ -27,6 +22,11 @@ from vlm_jax.report.comparison import benchmark_table, comparison_tables
 from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
 from vlm_jax.report.tables import Section, Table
+from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
+from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import provenance
+from vlm_jax.study.say_less import SayLess, read_say_less
+from vlm_jax.study.session import Measured, Session
 
 
 def run(request: Request) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from vlm_jax import checkpoint
+from vlm_jax.edits.energy_rescale import ENERGIES, fold_energy
+from vlm_jax.edits.head_gains import fold_gains
 from vlm_jax.errors import ConfigError
-from vlm_jax.jobs.arms import ArmReader
-from vlm_jax.jobs.request import Request
 from vlm_jax.settings import number, one_of, refuse_unknown
-from vlm_jax.steering.air import layer_range
 from vlm_jax.steering.combine import PARTS
-from vlm_jax.steering.energy import ENERGIES, fold_energy
-from vlm_jax.steering.fold import fold_gains
+from vlm_jax.steering.layers import layer_range
+from vlm_jax.study.arms import ArmReader
+from vlm_jax.study.request import Request
 
 ENERGY = "energy_rescale"
 _ENERGY_SETTINGS = {"layers": None, "energy": "frobenius", "xi": 0.01}

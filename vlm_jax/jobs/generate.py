@@ -9,6 +9,7 @@ from typing import Any
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM, Answer
 from vlm_jax.decoding import DecodeSettings
+from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.errors import PromptError, UserError
 from vlm_jax.evals.answer_log import AnswerLog, Unkept
 from vlm_jax.evals.answers import ERROR
@@ -16,13 +17,12 @@ from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import answer_all
 from vlm_jax.foreign import parse_json, read_bytes
-from vlm_jax.jobs.arms import IDENTIFIED
-from vlm_jax.jobs.fingerprint import fingerprint, picture
-from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import generation_identity, load_model, share
 from vlm_jax.parallel import processes
 from vlm_jax.settings import plain, refuse_unknown
-from vlm_jax.steering.qk import METHODS as EDIT_METHODS
+from vlm_jax.study.arms import IDENTIFIED
+from vlm_jax.study.fingerprint import fingerprint, picture
+from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import generation_identity, load_model, share
 
 MAX_REQUESTS = 1 << 30
 EDIT = "qk"

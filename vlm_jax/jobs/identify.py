@@ -28,14 +28,14 @@ from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.suites.chair import Chair
-from vlm_jax.jobs.chunks import Chunks
-from vlm_jax.jobs.fingerprint import HEADS, fingerprint
-from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import generation_settings, load_model, provenance
 from vlm_jax.progress import Progress
 from vlm_jax.settings import number, one_of, read, setting, switch, whole
-from vlm_jax.steering.functional import classifier, read_classes
+from vlm_jax.steering.classes import classifier, read_classes
 from vlm_jax.steering.heads import shape_of
+from vlm_jax.study.chunks import Chunks
+from vlm_jax.study.fingerprint import HEADS, fingerprint
+from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import generation_settings, load_model, provenance
 
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")

@@ -1,10 +1,11 @@
 """Makes the edit of an edited folder at another strength, as if from the original weights."""
 
 from vlm_jax import checkpoint
+from vlm_jax.edits.qk.folder import restrength_folder
 from vlm_jax.errors import ConfigError
-from vlm_jax.jobs.edit import describe, restrength_folder
-from vlm_jax.jobs.request import Request
+from vlm_jax.jobs.edit import describe
 from vlm_jax.settings import number
+from vlm_jax.study.request import Request
 
 
 def run(request: Request) -> None:

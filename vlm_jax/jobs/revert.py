@@ -1,8 +1,8 @@
 """Writes the model that an edited folder was made from, bit for bit."""
 
 from vlm_jax import checkpoint
-from vlm_jax.jobs.edit import revert_folder
-from vlm_jax.jobs.request import Request
+from vlm_jax.edits.qk.folder import revert_folder
+from vlm_jax.study.request import Request
 
 
 def run(request: Request) -> None:

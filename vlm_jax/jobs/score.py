@@ -7,9 +7,9 @@ from typing import Any
 
 from vlm_jax.evals.answers import Keys
 from vlm_jax.evals.score import MAX_UNPARSABLE, score
-from vlm_jax.jobs.request import Request
 from vlm_jax.made import made
 from vlm_jax.settings import number, plain, read, setting, switch, text
+from vlm_jax.study.request import Request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ from numbers import Real
 from typing import Any
 
 from vlm_jax import checkpoint
+from vlm_jax.edits.qk import CONTROLS as EDIT_CONTROLS
+from vlm_jax.edits.qk import QKEdit
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.sweeps import Dose, choose, dose_response
-from vlm_jax.jobs.arms import UNEDITED, Arm, ArmReader, Setting
 from vlm_jax.jobs.evaluate import (
     Evaluation,
     compare_arms,
@@ -29,11 +30,6 @@ from vlm_jax.jobs.evaluate import (
     show,
     write_reports,
 )
-from vlm_jax.jobs.grids import Grid, read_grid
-from vlm_jax.jobs.measure import Session
-from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import provenance
-from vlm_jax.jobs.say_less import read_say_less
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
@@ -42,8 +38,12 @@ from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table
 from vlm_jax.settings import number, read, setting, text
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
-from vlm_jax.steering.qk import CONTROLS as EDIT_CONTROLS
-from vlm_jax.steering.qk import QKEdit
+from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, Setting
+from vlm_jax.study.grids import Grid, read_grid
+from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import provenance
+from vlm_jax.study.say_less import read_say_less
+from vlm_jax.study.session import Session
 
 GAP = "gap"
 CHOSEN = "chosen"

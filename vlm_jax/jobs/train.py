@@ -3,9 +3,9 @@
 import pathlib
 
 from vlm_jax.errors import CheckpointError, ConfigError
-from vlm_jax.jobs.request import Request
-from vlm_jax.jobs.runtime import enable_compile_cache, provenance
 from vlm_jax.progress import Progress
+from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import enable_compile_cache, provenance
 from vlm_jax.testbed.folder import measure_params, save_model
 from vlm_jax.testbed.recipe import Recipe
 from vlm_jax.testbed.train import steps_left, train

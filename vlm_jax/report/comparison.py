@@ -181,7 +181,7 @@ def size_table(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
 
 def method_table(acted: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """What the attention methods of every arm did; see `vlm_jax.jobs.acted.acted`."""
+    """What the attention methods of every arm did; see `vlm_jax.study.acted.acted`."""
     rows = []
     for name, draws in acted.items():
         counts = [draw["heads"] for draw in draws]

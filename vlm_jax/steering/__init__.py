@@ -1,1 +1,1 @@
-"""Methods that steer a model: edits of its weights and interventions on its attention."""
+"""Methods that steer a model's attention: head sets, controls, and builders of a `Steering`."""

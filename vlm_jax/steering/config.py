@@ -10,7 +10,7 @@ from typing import Any
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.registry import METHODS, RANDOM_CONTROLS, compose
+from vlm_jax.steering.methods import RANDOM_CONTROLS, compose, names
 from vlm_jax.steering.validate import validate
 
 Section = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
@@ -37,18 +37,18 @@ def split_edit(section: Section) -> tuple[dict[str, Any] | None, list[dict[str, 
     """Separates an edit of weights from the attention methods that act beside it.
 
     Returns:
-        The one entry whose method is none of `METHODS`, or None; and all others.
+        The one entry whose method is no attention method, or None; and all others.
 
     Raises:
         ConfigError: there are two edits.
     """
     entries = _entries(section)
-    steering = [entry for entry in entries if entry.get("method") in METHODS]
-    edits = [entry for entry in entries if entry.get("method") not in METHODS]
+    steering = [entry for entry in entries if entry.get("method") in names()]
+    edits = [entry for entry in entries if entry.get("method") not in names()]
     if len(edits) > 1:
         raise ConfigError(
             f"methods {edits[0].get('method')!r} and {edits[1].get('method')!r} are both edits of "
-            f"weights; name one, and attention methods of {', '.join(METHODS)}."
+            f"weights; name one, and attention methods of {', '.join(names())}."
         )
     return (edits[0] if edits else None), steering
 
@@ -80,7 +80,7 @@ def _entries(section: Section) -> list[dict[str, Any]]:
         if not (isinstance(entry, str) or hasattr(entry, "items")):
             raise ConfigError(
                 f"a method is a mapping such as {{'method': 'air'}}, not {entry!r}; there are "
-                f"{', '.join(METHODS)}."
+                f"{', '.join(names())}."
             )
     return [{"method": one} if isinstance(one, str) else dict(one.items()) for one in listed]
 
@@ -88,7 +88,7 @@ def _entries(section: Section) -> list[dict[str, Any]]:
 def _named(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     settings = {key: _plain(value) for key, value in entry.items() if key != "method"}
     if "method" not in entry:
-        raise ConfigError(f"{dict(entry)!r} names no method; there are {', '.join(METHODS)}.")
+        raise ConfigError(f"{dict(entry)!r} names no method; there are {', '.join(names())}.")
     return entry["method"], settings
 
 

@@ -1,0 +1,1 @@
+"""Edits of a model's weights, one file or folder each."""

@@ -1,0 +1,81 @@
+"""Methods that steer attention, one file each.
+
+A file `<name>.py` here has a function `<name>`; another package adds one by an entry point
+`<name>` of the group `vlm_jax.methods`. It takes a model's config and settings, and returns a
+`Steering` with leaves float32 [1, L, N]. The first sentence of its docstring is its line, its
+keywords are its settings; one with a setting `control` can be compared with itself elsewhere
+(`steering.controls`).
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vlm_jax.attention.steering import Steering
+from vlm_jax.config import VLMConfig
+from vlm_jax.errors import ConfigError
+from vlm_jax.plugins import Plugins
+from vlm_jax.settings import refuse_unknown
+from vlm_jax.steering.classes import Selection
+from vlm_jax.steering.combine import merge
+
+METHODS = Plugins(__name__, "vlm_jax.methods", "method")
+RANDOM_CONTROLS = ("random",)
+"""Controls whose seed matters."""
+
+
+def names() -> list[str]:
+    """Returns the names of all methods."""
+    return METHODS.names()
+
+
+def find(name: str) -> Callable[..., Steering]:
+    """Returns the function that makes a method's steering.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    return METHODS.find(name, str(name))
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Returns a method's settings and their defaults.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    parameters = list(inspect.signature(find(name)).parameters.values())[1:]
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if len(named) < len(parameters):
+        named |= {field.name: field.default for field in dataclasses.fields(Selection)}
+    return named
+
+
+def build(name: str, config: VLMConfig, **settings: Any) -> Steering:
+    """Returns a method's steering for a model, leaves float32 [1, L, N].
+
+    Args:
+        name: of the method.
+        config: the model.
+        settings: those of the method; its function says what they mean.
+
+    Raises:
+        ConfigError: the method or a setting is unknown, or a value cannot be.
+    """
+    refuse_unknown(settings, settings_of(name), f"method {name!r}")
+    try:
+        return find(name)(config, **settings)
+    except ConfigError as error:
+        raise ConfigError(f"method {name!r}: {error}") from None
+
+
+def compose(methods: Sequence[tuple[str, Mapping[str, Any]]], config: VLMConfig) -> Steering:
+    """Returns the steering of several methods, each a name and settings, acting together.
+
+    Raises:
+        ConfigError: there is none, one cannot be built, or two set the same part.
+    """
+    if not methods:
+        raise ConfigError(f"name at least one method of {', '.join(names())}.")
+    return merge([(name, build(name, config, **settings)) for name, settings in methods])

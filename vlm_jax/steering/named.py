@@ -1,0 +1,57 @@
+"""Head sets by what a setting calls them: published, of a file, or listed."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.config import VLMConfig
+from vlm_jax.errors import ConfigError
+from vlm_jax.settings import nearest
+from vlm_jax.steering.heads import HeadSets, check_heads, read_head_sets, shape_of
+from vlm_jax.steering.presets import HEAD_SETS
+
+
+def resolve_heads(heads: Any, config: VLMConfig) -> HeadSets:
+    """Returns the head sets that a setting names.
+
+    Args:
+        heads: a published set (`presets.HEAD_SETS`), the path of a JSON file that `--job=identify`
+            wrote, "all", or (layer, head) pairs.
+        config: of the model that they are for.
+
+    Raises:
+        ConfigError: nothing is named so, or it is of a model of another shape.
+    """
+    shape = shape_of(config)
+    if isinstance(heads, HeadSets):
+        sets = heads
+    elif isinstance(heads, str | os.PathLike):
+        if heads == "all":
+            return HeadSets("all", shape, tuple(np.ndindex(*shape)))
+        sets = HEAD_SETS.get(str(heads)) or _read_named(heads)
+    else:
+        if not heads:
+            raise ConfigError(
+                "heads says no head; name a published set "
+                f"({', '.join(HEAD_SETS)}), a file of --job=identify, 'all', or (layer, head) "
+                "pairs."
+            )
+        return HeadSets("heads", shape, check_heads("heads", heads, shape))
+    if sets.shape != shape:
+        raise ConfigError(
+            f"heads {sets.name!r} are of a model with {sets.shape[0]} layers of {sets.shape[1]} "
+            f"heads, but this one has {shape[0]} of {shape[1]}; find its own with --job=identify."
+        )
+    return sets
+
+
+def _read_named(heads: str | os.PathLike) -> HeadSets:
+
+    if not pathlib.Path(heads).is_file():
+        raise ConfigError(
+            f"heads {str(heads)!r} is neither a published set ({', '.join(HEAD_SETS)}) nor a file"
+            f"{nearest(heads, HEAD_SETS)}."
+        )
+    return read_head_sets(heads)

@@ -1,0 +1,384 @@
+"""Arms of a comparison: the edits and attention methods that a config names, and their draws."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlm_jax import checkpoint
+from vlm_jax.api import VLM
+from vlm_jax.attention.steering import Steering
+from vlm_jax.config import VLMConfig
+from vlm_jax.decoding import strategies
+from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.edits.qk import METHODS as EDIT_METHODS
+from vlm_jax.edits.qk import QKEdit, Sidecar, edit_many
+from vlm_jax.edits.qk.certificate import summary
+from vlm_jax.edits.qk.folder import image_rope, read_edit, read_layer
+from vlm_jax.errors import ConfigError, EditError
+from vlm_jax.parallel import processes, put
+from vlm_jax.progress import Progress
+from vlm_jax.settings import refuse_unknown
+from vlm_jax.steering import methods as attention
+from vlm_jax.steering.config import is_random, read_method, split_edit, with_seed, without_control
+
+UNEDITED = "unedited"
+IDENTIFIED = "identified"
+RANDOM_CONTROLS = ("R1", "R2", "R3", "R4", "R5", "C6")
+_RESERVED = (UNEDITED, "frontier")
+_FIELDS = tuple(field.name for field in dataclasses.fields(QKEdit))
+
+Section = Any
+"""What a config says of an arm: one entry, several that act together, or a method's name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to run the model.
+
+    Attributes:
+        seed: of what is random in it.
+        edit: of the weights, or None.
+        methods: attention methods and a strategy as the config writes them.
+        steering: what the methods do, leaves [1, L, N]; None without any.
+        strategy: how tokens are chosen, if not from the model's own logits alone.
+    """
+
+    seed: int
+    edit: QKEdit | None = None
+    methods: tuple[Mapping[str, Any], ...] = ()
+    steering: Steering | None = dataclasses.field(default=None, compare=False)
+    strategy: Strategy | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether classes of heads are read in a pass of their own; fixed gains need none."""
+        reads = self.steering is not None and self.steering.visual_gains is not None
+        return reads and any(entry.get("passes") == 2 for entry in self.methods)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that say which setting made an answer."""
+        named: dict[str, Any] = {"edit": repr(self.edit)}
+        if self.methods:
+            named |= {"methods": self.methods}
+        if self.steering is not None:
+            named |= {"steering": steering_hash(self.steering)}
+        return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of a comparison.
+
+    Attributes:
+        name: distinct within the comparison, also as a folder name.
+        settings: one a draw; none is the source as it is.
+    """
+
+    name: str
+    settings: tuple[Setting, ...] = ()
+
+    @property
+    def edits(self) -> tuple[QKEdit, ...]:
+        """The edit of every draw; none where weights stay as they are."""
+        return tuple(setting.edit for setting in self.settings if setting.edit is not None)
+
+    @property
+    def methods(self) -> tuple[Mapping[str, Any], ...]:
+        """The attention methods of the first draw."""
+        return self.settings[0].methods if self.settings else ()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the arm is a control whose seed matters."""
+        edited = bool(self.edits) and self.edits[0].control in RANDOM_CONTROLS
+        return edited or is_random(self.methods)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the arm stands beside another."""
+        edited = bool(self.edits) and bool(self.edits[0].control)
+        return edited or any(entry.get("control") for entry in self.methods)
+
+    @property
+    def stands_for(self) -> str:
+        """What the arm is without its controls and seeds, equal for an arm and its controls."""
+        edits = [dataclasses.asdict(edit) | {"control": "", "seed": 0} for edit in self.edits[:1]]
+        return json.dumps([edits, without_control(self.methods)], sort_keys=True, default=str)
+
+    def folders(self) -> list[str]:
+        """A folder name a draw, the same for a draw whatever the number of draws."""
+        if not self.is_random:
+            return [slug(self.name)]
+        return [f"{slug(self.name)}/seed_{setting.seed}" for setting in self.settings]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmReader:
+    """Makes arms of config sections, for one model.
+
+    Attributes:
+        edit: the edit that entries change, `config.edit`.
+        model: whose heads are steered.
+        seed: of the first draw; the next ones count up.
+        draws: of a random control that does not say.
+        heads: file that `heads='identified'` stands for.
+    """
+
+    edit: Mapping[str, Any]
+    model: VLMConfig
+    seed: int = 0
+    draws: int = 1
+    heads: str = ""
+
+    @classmethod
+    def of(cls, config: Any, source: checkpoint.ModelFolder) -> "ArmReader":
+        """A reader for a job's config and model."""
+        heads = str(config.heads).replace("{source}", str(source.path))
+        return cls(config.edit, source.config, config.seed, config.control_draws, heads)
+
+    def arms(self, sections: Mapping[str, Section]) -> list[Arm]:
+        """Returns the unedited arm and those of `config.arms`.
+
+        Raises:
+            ConfigError: a name, a key or a value is wrong.
+        """
+        listed = [Arm(UNEDITED)]
+        for name, section in sections.items():
+            where = f"config.arms.{name}"
+            if name in _RESERVED:
+                raise ConfigError(f"{where}: this name is taken; name the arm otherwise.")
+            listed.append(self.arm(name, section, where))
+        check_folders(listed)
+        return _beside_controls(listed)
+
+    def arm(self, name: str, section: Section, where: str) -> Arm:
+        """Makes an arm: of an entry, or of several that act together.
+
+        An entry whose `method` is an attention method or a strategy says its settings; any other is
+        `config.edit` with some keys changed. A random control may say how many `draws` it has.
+
+        Raises:
+            ConfigError: a key is unknown or a value out of range; the message begins with `where`.
+        """
+        try:
+            rest, chosen = _split_strategy(section)
+            changes, methods = split_edit(rest) if rest else (None, [])
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        methods += chosen
+        if changes is None and not methods:
+            raise ConfigError(f"{where} says nothing to do; {{}} is config.edit as it is.")
+        entries = [*([] if changes is None else [changes]), *methods]
+        asked = [entry.pop("draws") for entry in entries if "draws" in entry]
+        edit = None if changes is None else self._edit(changes, where)
+        count = self._count(where, asked, edit, methods)
+        first = next((entry["seed"] for entry in methods if "seed" in entry), self.seed)
+        return Arm(name, tuple(self._draw(where, edit, methods, first, n) for n in range(count)))
+
+    def _edit(self, changes: Mapping[str, Any], where: str) -> QKEdit:
+        values = {**dict(self.edit), **changes}
+        refuse_unknown(values, (*_FIELDS, "draws"), where)
+        if values["method"] not in EDIT_METHODS:
+            raise ConfigError(
+                f"{where}.method must be an edit of weights ({', '.join(EDIT_METHODS)}) or an "
+                f"attention method ({', '.join(attention.names())}), not {values['method']!r}."
+            )
+        try:
+            return read_edit(values, seed=self.seed)
+        except EditError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def _count(self, where: str, asked: list, edit: QKEdit | None, methods: list) -> int:
+        """How many draws an arm has."""
+        if (edit is None or edit.control not in RANDOM_CONTROLS) and not is_random(methods):
+            if asked:
+                controls = [] if edit is None else [edit.control]
+                controls += [entry.get("control", "") for entry in methods]
+                raise ConfigError(
+                    f"{where}.draws: control {' and '.join(map(repr, controls))} is not random, so "
+                    f"draws would be equal; draws are for {', '.join(RANDOM_CONTROLS)} of edits "
+                    "and random of attention methods."
+                )
+            return 1
+        count = asked[0] if asked else self.draws
+        if len(set(asked)) > 1:
+            raise ConfigError(f"{where}.draws is both {asked[0]} and {asked[1]}; say it once.")
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{where}.draws must be a whole number, at least 1, not {count!r}.")
+        return count
+
+    def _draw(self, where: str, edit: QKEdit | None, methods: list, first: int, n: int) -> Setting:
+        drawn = None if edit is None else dataclasses.replace(edit, seed=edit.seed + n)
+        seed = first + n if drawn is None else drawn.seed
+        if not methods:
+            return Setting(seed, drawn)
+        section = with_seed(methods, first + n)
+        acting, chosen = _split_strategy(section)
+        steering = strategy = None
+        try:
+            if acting:
+                steering = read_method([self._with_heads(entry) for entry in acting], self.model)
+            for entry in chosen:
+                settings = {key: value for key, value in entry.items() if key != "method"}
+                strategy = strategies.read_strategy(entry["method"], settings, where)
+        except ConfigError as error:
+            said = str(error)
+            raise ConfigError(said if said.startswith(where) else f"{where}: {said}") from None
+        return Setting(seed, drawn, tuple(section), steering, strategy)
+
+    def _with_heads(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """The entry with the file that `heads='identified'` stands for."""
+        if entry.get("heads") != IDENTIFIED:
+            return dict(entry)
+        if not pathlib.Path(self.heads).is_file():
+            raise ConfigError(
+                f"heads={IDENTIFIED!r} needs the file {self.heads}; make it with --job=identify, "
+                "or name another by config.heads."
+            )
+        return {**entry, "heads": self.heads}
+
+
+def _split_strategy(section: Section) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Separates the entry of a strategy, if there is one, from all others.
+
+    Raises:
+        ConfigError: there are two strategies.
+    """
+    single = isinstance(section, str) or hasattr(section, "items")
+    rest: list[Any] = []
+    chosen: list[dict[str, Any]] = []
+    for entry in [section] if single else section:
+        word = entry if isinstance(entry, str) else getattr(entry, "get", {}.get)("method")
+        if word in strategies.names():
+            chosen.append({"method": word} if isinstance(entry, str) else dict(entry.items()))
+        else:
+            rest.append(entry)
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"methods {chosen[0]['method']!r} and {chosen[1]['method']!r} both choose tokens, so "
+            "they cannot act together; use one of them."
+        )
+    return rest, chosen
+
+
+def _beside_controls(arms: Sequence[Arm]) -> list[Arm]:
+    """Each arm followed by its controls; a config sorts all of them by name."""
+    listed: dict[str, Arm] = {}
+    for arm in (arm for arm in arms if not arm.is_control):
+        controls = [one for one in arms if one.is_control and one.stands_for == arm.stands_for]
+        listed |= {one.name: one for one in (arm, *controls)}
+    return list({**listed, **{arm.name: arm for arm in arms}}.values())
+
+
+def steering_hash(steering: Steering) -> str:
+    """A short hash of what a steering does: its arrays and its switches."""
+    leaves, structure = jax.tree.flatten(steering)
+    found = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        found.update(str(np.shape(leaf)).encode() + np.asarray(leaf, np.float32).tobytes())
+    return found.hexdigest()[:16]
+
+
+def check_folders(arms: Iterable[Arm]) -> None:
+    """Refuses arms whose answers would share a folder."""
+    taken: dict[str, str] = {}
+    for arm in arms:
+        other = taken.setdefault(slug(arm.name), arm.name)
+        if other != arm.name:
+            raise ConfigError(
+                f"arms {other!r} and {arm.name!r} would share the folder {slug(arm.name)}; rename "
+                "one."
+            )
+
+
+def slug(name: str) -> str:
+    """A folder name for an arm or a benchmark."""
+    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)
+
+
+def pair_controls(arms: Iterable[Arm]) -> list[tuple[str, str, bool]]:
+    """Pairs each control with the arm that it stands for: (arm, control, whether it is random)."""
+    arms = list(arms)
+    own = {arm.stands_for: arm.name for arm in arms if arm.settings and not arm.is_control}
+    return [
+        (own[arm.stands_for], arm.name, arm.is_random)
+        for arm in arms
+        if arm.is_control and arm.stands_for in own
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """An edit that is worked out but not made.
+
+    Attributes:
+        layers: layer -> change in low-rank form.
+        sizes: what the certificate's `summary` says of it.
+    """
+
+    layers: Mapping[int, Sidecar]
+    sizes: Mapping[str, Any]
+
+
+def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[QKEdit, Planned]:
+    """Works out many edits of a folder, factoring each layer once for all of them.
+
+    Only low-rank changes are kept, so that hundreds of edits of a large model fit into memory.
+
+    Raises:
+        EditError: the folder is edited already, or an edit does not fit the model.
+    """
+    wanted = list(dict.fromkeys(specs))
+    if wanted and source.certificate is not None:
+        raise EditError(
+            f"{source.path} is edited already; compare edits of the original folder, or set "
+            "config.arms={} to measure this one as it is."
+        )
+    decoder = source.config.decoder
+    num_layers = decoder.num_layers
+    rope = image_rope(decoder) if any(spec.rope_avg for spec in wanted) else None
+    touched = set().union(*(spec.layers(num_layers) for spec in wanted)) if wanted else set()
+    sidecars: list[dict[int, Sidecar]] = [{} for _ in wanted]
+    heads: list[list[dict[str, Any]]] = [[] for _ in wanted]
+    if not wanted:
+        return {}
+    label, speaks = f"{len(wanted)} edits", processes.primary()
+    with Progress(len(touched), "layers", label=label, enabled=speaks) as progress:
+        read = lambda layer: read_layer(source, layer)
+        for edited in edit_many(read, num_layers, wanted, rope=rope):
+            for index, layer in edited.items():
+                sidecars[index][layer.layer] = layer.sidecar
+                heads[index] += [_magnitudes(head) for head in layer.heads]
+            progress.advance()
+    return {
+        spec: Planned(layers, {"layers": sorted(layers), **summary(numbers)})
+        for spec, layers, numbers in zip(wanted, sidecars, heads)
+    }
+
+
+def edit_model(model: VLM, source: checkpoint.ModelFolder, planned: Planned) -> VLM:
+    """Returns the model with the weights that an edited folder would hold; compiles nothing."""
+    params = dict(model.params)
+    for layer, sidecar in planned.layers.items():
+        stored = read_layer(source, layer)
+        wq_dnh, bq_nh = sidecar.apply(stored["wq_dnh"], stored.get("bq_nh"))
+        changed: dict[str, np.ndarray] = {"wq_dnh": wq_dnh}
+        if sidecar.moves_bias and bq_nh is not None:
+            changed["bq_nh"] = bq_nh
+        for name, array in changed.items():
+            path = f"decoder/layers/{layer}/{name}"
+            old = params[path]
+            # Rounded to the stored dtype first: what is measured is what an edited folder holds.
+            params[path] = put(array.astype(old.dtype), old.sharding)
+    return model.with_params(params)
+
+
+def _magnitudes(head: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: head[name] for name in ("edit", "reference", "matched") if name in head}

@@ -1,0 +1,74 @@
+"""What every job that runs a model needs: the model, the compile cache, settings, provenance."""
+
+from typing import Any
+
+import jax
+
+from vlm_jax.api import VLM, load
+from vlm_jax.decoding import DecodeSettings
+from vlm_jax.evals.results import package_versions
+from vlm_jax.evals.runner import Share
+from vlm_jax.files import cache_folder
+from vlm_jax.parallel import make_mesh, processes
+from vlm_jax.processing.images import pixel_limit
+from vlm_jax.study.request import Request
+
+PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
+
+
+def load_model(request: Request) -> VLM:
+    """Loads the source on the config's mesh, with compiled programs kept between runs."""
+    config = request.config
+    enable_compile_cache(config.compile_cache)
+    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    return load(
+        request.need("source"),
+        dtype=config.dtype or None,
+        mesh=mesh,
+        max_image_pixels=pixel_limit("config.max_image_pixels", config.max_image_pixels),
+    )
+
+
+def enable_compile_cache(folder: str) -> None:
+    """Keeps compiled programs in a folder: "" is the user's cache folder, "off" is none."""
+    if folder == "off":
+        return
+    jax.config.update("jax_compilation_cache_dir", folder or str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def share(config: Any) -> Share:
+    """This process's part of a run's answers; processes that share a replica have one together."""
+    team = processes.replica_team(config.mesh.model)
+    size = len(team.members)
+    return Share(
+        processes.index() // size,
+        processes.count() // size,
+        processes.agree,
+        team.in_step,
+        writes=team.leads,
+    )
+
+
+def generation_settings(config: Any) -> dict[str, Any]:
+    """Returns the arguments of `VLM.answer` that a config sets."""
+    return {"settings": DecodeSettings.of_config(config)}
+
+
+def generation_identity(config: Any, model: VLM) -> dict[str, Any]:
+    """Returns what besides the weights makes an answer what it is, as JSON values."""
+    dtype = str(next(iter(model.params.values())).dtype)
+    settings = DecodeSettings.of_config(config).following(model.processor.generation)
+    return {**settings.identity, "dtype": dtype}
+
+
+def provenance(config: Any) -> dict[str, Any]:
+    """Returns what every result file carries: settings, versions, seeds, device."""
+    device = jax.local_devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else "CPU"
+    return {
+        "config": config.to_dict(),
+        "versions": package_versions(PACKAGES),
+        "seeds": {"run": config.seed},
+        "device": f"{jax.device_count()} x {kind}",
+    }
