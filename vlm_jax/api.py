@@ -31,19 +31,11 @@ from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.edits import Certificate
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.listing import html_table
-from vlm_jax.methods import (
-    Certificate,
-    Decoded,
-    Edited,
-    Steered,
-    Treatment,
-    check_method,
-    methods,
-    steering_of,
-    treat,
-)
+from vlm_jax.masses import read_masses
+from vlm_jax.methods import check_method, methods, treat
 from vlm_jax.models import Params, Prefix, abstract
 from vlm_jax.parallel import fetch, make_mesh, param_shardings, put
 from vlm_jax.processing import MAX_IMAGE_PIXELS, ImageSource, Processor
@@ -51,7 +43,16 @@ from vlm_jax.progress import Progress
 from vlm_jax.settings import nearest
 from vlm_jax.side_by_side import SideBySide
 from vlm_jax.steering.combine import identity_like, merge
-from vlm_jax.steering.two_pass import TwoPasses
+from vlm_jax.sweeping import sweep
+from vlm_jax.treatments import (
+    Edited,
+    Steered,
+    Treatment,
+    TwoPasses,
+    bias_of,
+    steering_of,
+    strategy_of,
+)
 
 DTYPES = {
     "float32": "float32", "fp32": "float32", "float": "float32", "single": "float32",
@@ -193,7 +194,7 @@ class VLM:
         edits = [one for one in self.treatments if isinstance(one, Edited)]
         if edits:
             folder, params = self.source_folder("untreated"), dict(self.params)
-            for path, array in folder.stream(path for edit in edits for path in edit.replace):
+            for path, array in folder.stream(path for edit in edits for path in edit.made.replace):
                 old = params[path]
                 params[path] = put(array.astype(old.dtype), old.sharding)
             other = self._with_params(params)
@@ -222,8 +223,6 @@ class VLM:
             ConfigError: no setting lists values, or one is wrong.
             PromptError: see `generate`.
         """
-        from vlm_jax.sweeping import sweep
-
         call = read_call(images, prompts)
         own = set(methods()[check_method(method)].settings)
         options = {name: settings.pop(name) for name in set(settings) & _OPTIONS - own}
@@ -252,8 +251,6 @@ class VLM:
             PromptError: see `generate`.
             ConfigError: the model classifies heads in a pass of its own.
         """
-        from vlm_jax.masses import read_masses
-
         call = read_call(images, prompts)
         options = {"max_new_tokens": self._limit(call, max_new_tokens)}
         reading = self._steered(self._reading())
@@ -313,7 +310,7 @@ class VLM:
             ConfigError: the model is steered, which no weights can hold.
             CheckpointError: the target exists or cannot be written.
         """
-        steered = [str(one) for one in self.treatments if isinstance(one, Steered | Decoded)]
+        steered = [str(one) for one in self.treatments if not isinstance(one, Edited)]
         if steered:
             raise ConfigError(
                 f"{', '.join(steered)} acts while the model answers: steering is not weights, so a "
@@ -325,7 +322,7 @@ class VLM:
         if not edits:
             source.copy(target, {})
         elif len(edits) == 1:
-            edits[0].write(source, target)
+            edits[0].made.write(source, target)
         else:
             _save_edits(source, target, edits)
 
@@ -456,11 +453,12 @@ class VLM:
         settings = (settings or DecodeSettings()).replace(**changes)
         settings = settings.following(self.processor.generation)
         merged, strategy = self._steered(steering), self._strategy(strategy)
-        two = any(isinstance(one, Steered) and one.two_passes for one in self.treatments)
-        if two and merged is not None:
+        logit_bias = _sum(logit_bias, bias_of(self.treatments))
+        for one in (one for one in self.treatments if isinstance(one, TwoPasses)):
             plain = copy.copy(self)
             plain.treatments, plain.steering = (), None
-            return TwoPasses(plain).answer(
+            return one.answer(
+                plain,
                 images,
                 prompts,
                 steering=merged,
@@ -488,13 +486,13 @@ class VLM:
 
     def _strategy(self, strategy: Strategy | None) -> Strategy | None:
         """Returns a call's strategy, or the model's own."""
-        own = [one for one in self.treatments if isinstance(one, Decoded)]
-        if own and strategy is not None:
+        own = strategy_of(self.treatments)
+        if own is not None and strategy is not None:
             raise ConfigError(
-                f"this model is treated by {own[0]} already; call one that is not with "
+                f"this model is treated by {own.name!r} already; call one that is not with "
                 f"strategy={strategy.name!r}."
             )
-        return own[0].strategy if own else strategy
+        return strategy if own is None else own
 
     def _about(self) -> dict[str, str]:
         """What a model is, in words."""
@@ -547,6 +545,10 @@ def _check(images, prompts) -> None:
         )
 
 
+def _sum(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    return other if one is None else one if other is None else one + other
+
+
 def _save_edits(
     source: checkpoint.ModelFolder, target: str | os.PathLike[str], edits: Sequence[Edited]
 ) -> None:
@@ -555,9 +557,9 @@ def _save_edits(
     with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".vlm_jax-") as made:
         for number, edit in enumerate(edits[:-1]):
             step = pathlib.Path(made) / str(number)
-            edit.write(source, step)
+            edit.made.write(source, step)
             source = checkpoint.open_folder(step)
-        edits[-1].write(source, target)
+        edits[-1].made.write(source, target)
 
 
 def read_dtype(dtype: Any) -> str:
@@ -580,7 +582,7 @@ def read_dtype(dtype: Any) -> str:
 
 
 def load(
-    source: str | os.PathLike,
+    source: str | os.PathLike | checkpoint.ModelFolder,
     *,
     dtype: Any = None,
     mesh: Mesh | None = None,
@@ -593,7 +595,7 @@ def load(
         vlm_jax.load("Qwen/Qwen2.5-VL-7B-Instruct")    # by its hub name; downloaded once
 
     Args:
-        source: see `vlm_jax.hub.resolve`.
+        source: see `vlm_jax.hub.resolve`; or a folder that is open already.
         dtype: of the weights and activations ("float32", "bfloat16", "float16"); float32 on CPU
             and bfloat16 elsewhere by default. Softmax, norms and logits are float32 always.
         mesh: where to put it; all devices as data replicas by default.
@@ -603,13 +605,13 @@ def load(
         CheckpointError, ConfigError: naming what is wrong with the folder.
     """
     chosen = None if dtype is None else read_dtype(dtype)
-    path = hub.resolve(source)
-    folder = checkpoint.open_folder(path)
+    opened = isinstance(source, checkpoint.ModelFolder)
+    folder = source if opened else checkpoint.open_folder(hub.resolve(source))
     mesh = mesh or make_mesh()
     chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     shardings = param_shardings(abstract(folder.config)[1], mesh)
     params = folder.load(jnp.dtype(chosen), shardings)
-    processor = Processor.from_folder(path, folder.config, max_image_pixels=max_image_pixels)
+    processor = Processor.from_folder(folder.path, folder.config, max_image_pixels=max_image_pixels)
     line = unfollowed(processor.generation)
     if line:
         _log.warning("%s", line)

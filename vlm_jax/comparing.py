@@ -27,19 +27,17 @@ from vlm_jax.evals.suites import benchmarks as kinds
 from vlm_jax.evals.suites import find
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.listing import Listing, html_table, lines
-from vlm_jax.methods import Edited, methods
+from vlm_jax.methods import methods
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.tables import Table
 from vlm_jax.side_by_side import SideBySide, data_frame
 from vlm_jax.study.acted import acted, details
 from vlm_jax.study.arms import slug
 from vlm_jax.study.fingerprint import fingerprint
+from vlm_jax.treatments import Edited
 
 PLAIN = "plain"
 """What the model that others are compared with is called."""
-
-_RANDOM = {"weights": "R1", "attention": "random"}
-"""The control that draws modes, or heads, at random, by what a method acts on."""
 
 
 def compare(models: Any, *asked: Any, **settings: Any) -> Any:
@@ -252,12 +250,11 @@ def _redrawn(model: VLM, seed: int) -> VLM:
     """
     known, drawn = methods(), model.untreated()
     for treatment in model.treatments:
-        method = known[treatment.method]
-        own, random = treatment.settings.get("control"), _RANDOM.get(method.kind)
-        if own or random is None or "control" not in method.settings:
+        word, own = known[treatment.method].random_control, treatment.control
+        if own or not word:
             why = f"is a control itself ({own})" if own else "draws nothing at random"
             raise ConfigError(f"{treatment.method} {why}.")
-        control = {"control": random, "seed": seed}
+        control = {"control": word, "seed": seed}
         drawn = drawn.apply(treatment.method, **{**treatment.settings, **control})
     return drawn
 

@@ -10,7 +10,7 @@ say where every head looked when it chose each token.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,14 +23,11 @@ from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
-from vlm_jax.methods import Steered
 from vlm_jax.models import Params, abstract, merge
 from vlm_jax.parallel import batch_sharding, fetch, put
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.side_by_side import data_frame
-
-if TYPE_CHECKING:
-    from vlm_jax.api import VLM
+from vlm_jax.treatments import TreatedModel, TwoPasses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,7 @@ _KINDS = ("image", "text", "system")
 
 
 def read_masses(
-    model: "VLM", answer: Answer, images: list[Any], prompt: str, steering: Steering
+    model: TreatedModel, answer: Answer, images: list[Any], prompt: str, steering: Steering
 ) -> Masses:
     """Returns where a model looked while it wrote an answer.
 
@@ -99,7 +96,7 @@ def read_masses(
     Raises:
         ConfigError: the model classifies heads in a pass of its own.
     """
-    if any(isinstance(one, Steered) and one.two_passes for one in model.treatments):
+    if any(isinstance(one, TwoPasses) for one in model.treatments):
         raise ConfigError("attention cannot be read of passes=2; use passes=1, or no treatment.")
     count = max(len(answer.tokens), 1)
     rows = answering.batch_rows(1, 1, model.mesh.shape["data"])

@@ -15,19 +15,21 @@ class Plugins:
     """Things of one kind, of this package and of others.
 
     Attributes:
-        package: each file `<name>.py`, or folder, of it is the thing of that name; `base` is none.
+        package: each file `<name>.py`, or folder, of it is the thing of that name.
         group: of the entry points by which other packages add things of this kind.
         what: a thing of this kind is called, in errors.
+        but: names of the package's files that are none.
     """
 
     package: str
     group: str
     what: str
+    but: tuple[str, ...] = ("base",)
 
     def own(self) -> list[str]:
         """Returns the names of what lies in the package's folder; imports none of it."""
         modules = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
-        return sorted(module.name for module in modules if module.name != "base")
+        return sorted(module.name for module in modules if module.name not in self.but)
 
     def names(self) -> list[str]:
         """Returns the names of all there is."""

@@ -9,19 +9,17 @@ settings, heads=((3, 1), (3, 2)) is one. Several lists are all of their combinat
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from vlm_jax.calls import Call
 from vlm_jax.errors import ConfigError, IdentityError
-from vlm_jax.methods import Steered, Treatment, steering_of, treat
+from vlm_jax.methods import treat
 from vlm_jax.side_by_side import SideBySide
 from vlm_jax.steering.combine import stack
-
-if TYPE_CHECKING:
-    from vlm_jax.api import VLM
+from vlm_jax.treatments import Steered, TreatedModel, Treatment, TwoPasses, steering_of
 
 
 def grid(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -52,7 +50,11 @@ def grid(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def sweep(
-    model: "VLM", method: str, settings: Mapping[str, Any], call: Call, options: Mapping[str, Any]
+    model: TreatedModel,
+    method: str,
+    settings: Mapping[str, Any],
+    call: Call,
+    options: Mapping[str, Any],
 ) -> SideBySide:
     """Returns the answers of a method at many settings; see `VLM.sweep`."""
     chosen = grid(settings)
@@ -61,8 +63,12 @@ def sweep(
         # A setting that changes no head is a level of the sweep too: the model as it is.
         with contextlib.suppress(IdentityError):
             treatments[name] = treat(method, model, one)
-    steered = {name: one for name, one in treatments.items() if isinstance(one, Steered)}
-    if len(steered) < len(treatments) or any(one.two_passes for one in steered.values()):
+    steered = {
+        name: one
+        for name, one in treatments.items()
+        if isinstance(one, Steered) and not isinstance(one, TwoPasses)
+    }
+    if len(steered) < len(treatments):
         answers: dict[str, list[str]] = {
             name: one.apply(model).generate(call.images, call.prompts, **options)
             for name, one in treatments.items()
@@ -76,7 +82,7 @@ def sweep(
 
 
 def _in_one_batch(
-    model: "VLM", steered: Mapping[str, Steered], call: Call, options: Mapping[str, Any]
+    model: TreatedModel, steered: Mapping[str, Steered], call: Call, options: Mapping[str, Any]
 ) -> dict[str, list[str]]:
     """Answers every question with every setting, settings of a batch differing row by row."""
     for one in steered.values():

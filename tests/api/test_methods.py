@@ -16,9 +16,9 @@ from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
 from vlm_jax.errors import CheckpointError, ConfigError, EditError
 from vlm_jax.jobs import edit as edit_job
 from vlm_jax.jobs import fold as fold_job
-from vlm_jax.methods import with_heads
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.methods import names
+from vlm_jax.steering.named import identified
 from vlm_jax.study.request import Request
 
 PROMPT = "Please describe this image in detail."
@@ -91,7 +91,7 @@ def test_readings_change_nothing(shipped_llava, scenes):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("airr", {}, r"no method 'airr' \(did you mean 'air'\?\); there are qk"),
+        ("airr", {}, r"no method 'airr' \(did you mean 'air'\?\); there are energy_rescale"),
         ("air", {"text_gian": 1}, r"method 'air' has no setting 'text_gian' \(did you mean"),
         ("air", {}, "heads says no head"),
         ("air", {"heads": "all", "text_gain": -1}, "text_gain"),
@@ -115,7 +115,7 @@ def test_methods_that_set_the_same_part_are_named(shipped_llava):
 
 def test_identified_heads_are_the_folders(vlm, shipped_llava):
     path = shipped_llava.folder.path / "heads.json"
-    assert with_heads(AIR, shipped_llava.folder)["heads"] == str(path)
+    assert identified(AIR, shipped_llava.folder.path)["heads"] == str(path)
     with pytest.raises(ConfigError, match=r"heads.json does not exist.*--job=identify"):
         vlm.apply("air", **AIR)
 

@@ -38,7 +38,7 @@ def fake(tiny_llava, monkeypatch) -> FakeVLM:
     """The fake model, which every job loads from now on."""
     params = checkpoint.open_folder(tiny_llava).load()
     model = FakeVLM(params)
-    monkeypatch.setattr(session, "load_model", lambda request: model)
+    monkeypatch.setattr(session, "load_model", lambda *_: model)
     stand_in(monkeypatch, fake_chair=fake_chair, fake_pope=fake_pope)
     return model
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding import StepCounts
+from vlm_jax.treatments import TwoPasses, bias_of, steering_of
 
 STOP, COMMA = 2, 7
 LAYERS_HEADS = (3, 4)
@@ -52,7 +53,8 @@ class FakeVLM:
         calls: the images asked about, shared by edited copies.
     """
 
-    def __init__(self, params, calls=None, pristine=None):
+    def __init__(self, params, calls=None, pristine=None, treatments=()):
+        self.treatments = treatments
         self.params, self.pristine = params, pristine or params
         self.calls = calls if calls is not None else []
         self.config = types.SimpleNamespace(decoder=types.SimpleNamespace(vocab_size=16))
@@ -67,8 +69,10 @@ class FakeVLM:
     def keep_prefixes(self, limit_bytes):
         """Nothing is read, so nothing is kept."""
 
-    def with_params(self, params):
-        return FakeVLM(params, self.calls, self.pristine)
+    def treated(self, treatment, replace=None):
+        changed = {path: make() for path, make in (replace or {}).items()}
+        treatments = (*self.treatments, treatment)
+        return FakeVLM({**self.params, **changed}, self.calls, self.pristine, treatments)
 
     def change(self) -> float:
         """||dW|| of the edit."""
@@ -79,7 +83,13 @@ class FakeVLM:
         ]
         return float(np.sqrt(sum(squares)))
 
-    def answer(self, images, prompts, *, logit_bias=None, steering=None, **settings):
+    def answer(self, images, prompts, *, steering=None, **settings):
+        steering = steering or steering_of(self.treatments)
+        for one in (one for one in self.treatments if isinstance(one, TwoPasses)):
+            plain = FakeVLM(self.params, self.calls, self.pristine)
+            yield from one.answer(plain, images, prompts, steering=steering, **settings)
+            return
+        logit_bias = bias_of(self.treatments)
         bias = 0.0 if logit_bias is None else float(logit_bias[STOP])
         cats = 6 - round(self.change() / 2) - round(bias)
         if steering is not None and steering.reallocation is not None:

@@ -104,7 +104,7 @@ def test_queries_are_rescaled_by_the_energy_of_their_products(tiny_qwen, tmp_pat
     ("changes", "message"),
     [
         ({"layer": (0, 1)}, "no setting 'layer'.*did you mean 'layers'"),
-        ({"layers": (0, 9)}, "config.fold.layers must be the first and last of the layers 0 to"),
+        ({"layers": (0, 9)}, "config.fold: layers must be the first and last of the layers 0 to"),
         ({"energy": "spectral"}, "config.fold.energy must be one of 'frobenius'"),
         ({"xi": -1.0}, "config.fold.xi must be a finite number, at least 0"),
     ],

@@ -15,7 +15,7 @@ from vlm_jax.errors import EditError
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
 from vlm_jax.jobs import evaluate
-from vlm_jax.study.arms import edit_model, plan_edits
+from vlm_jax.study.arms import plan_edits
 from vlm_jax.study.request import Request
 
 
@@ -90,7 +90,7 @@ def test_an_arm_holds_the_weights_of_an_edited_folder(tiny_qwen, tmp_path, spec)
     source = checkpoint.open_folder(tiny_qwen)
     model = load(tiny_qwen)
     planned = plan_edits(source, [QKEdit(k=1, band=(2, 2)), spec])[spec]
-    arm = edit_model(model, source, planned)
+    arm = planned.treatment.apply(model)
     edit_folder(source, tmp_path / "edited", spec)
     expected = load(tmp_path / "edited")
     assert arm.params.keys() == expected.params.keys()

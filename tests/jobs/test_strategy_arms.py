@@ -23,13 +23,13 @@ def reader(tiny_llava):
 
 
 def test_an_arm_is_a_strategy_alone_or_beside_others(reader):
-    (alone,) = reader.arm("vcd", {"method": "vcd", "alpha": 0.5}, "config.arms.vcd").settings
+    (alone,) = reader.arm("vcd", {"method": "vcd", "alpha": 0.5}, "config.arms.vcd").draws
     assert alone.strategy.alpha == 0.5
     assert alone.steering is None
     assert alone.edit is None
-    (named,) = reader.arm("vcd", "vcd", "config.arms.vcd").settings
+    (named,) = reader.arm("vcd", "vcd", "config.arms.vcd").draws
     assert named.strategy.alpha == 1.0
-    both = reader.arm("both", [{"strength": 1.0}, "icd"], "config.arms.both").settings[0]
+    both = reader.arm("both", [{"strength": 1.0}, "icd"], "config.arms.both").draws[0]
     assert both.edit.strength == 1.0
     assert both.strategy.name == "icd"
     assert len({repr(one.identity) for one in (alone, named, both)}) == 3

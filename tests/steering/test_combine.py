@@ -15,7 +15,6 @@ from vlm_jax.steering.combine import stack
 from vlm_jax.steering.config import (
     is_random,
     read_method,
-    split_edit,
     with_seed,
     without_control,
 )
@@ -96,15 +95,6 @@ def test_a_config_section_is_a_method():
     assert both.reallocation is not None
     assert both.visual_gains.perception_gain.max() == np.float32(1.5)
     assert jax.tree.structure(both.reallocation) == jax.tree.structure(found.reallocation)
-
-
-def test_an_edit_of_weights_stands_apart():
-    edit, air = {"method": "plain", "k": 2}, {"method": "air", "heads": HEADS}
-    assert split_edit([edit, air]) == (edit, [air])
-    assert split_edit(air) == (None, [air])
-    assert split_edit({"k": 2}) == ({"k": 2}, [])
-    with pytest.raises(ConfigError, match="'plain' and 'symmetric' are both edits of weights"):
-        split_edit([edit, {"method": "symmetric"}])
 
 
 def test_draws_of_a_random_control():

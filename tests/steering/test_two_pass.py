@@ -10,7 +10,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.steering.methods import build
 from vlm_jax.steering.methods.functional_heads import functional_heads
 from vlm_jax.steering.methods.policy import policy
-from vlm_jax.steering.two_pass import TwoPasses
+from vlm_jax.steering.two_pass import answer_in_two_passes
 
 FIELDS = {
     "perception_from": 0.3,
@@ -27,8 +27,12 @@ def test_two_passes_equal_the_cached_prefill_where_depth_does_not_matter(llava_v
     """With gains in the last layer alone, no ratio is read on a changed stream."""
     last = {**FIELDS, "reasoning_first_layer": 2, "reasoning_to": 0.5, "perception_from": 1.0}
     found = list(
-        TwoPasses(llava_vlm).answer(
-            IMAGES, PROMPTS, steering=functional_heads(llava_vlm.config, **last), **OPTIONS
+        answer_in_two_passes(
+            llava_vlm,
+            IMAGES,
+            PROMPTS,
+            steering=functional_heads(llava_vlm.config, **last),
+            **OPTIONS,
         )
     )
     steering = functional_heads(llava_vlm.config, mode="prefill_cached", **last)
@@ -46,7 +50,7 @@ def test_two_passes_change_answers_and_each_prompt_reads_for_itself(llava_vlm):
     plain = {a.index: a.tokens for a in llava_vlm.answer(IMAGES, PROMPTS, **OPTIONS)}
     ask = lambda images, prompts: {
         a.index: a
-        for a in TwoPasses(llava_vlm).answer(images, prompts, steering=steering, **OPTIONS)
+        for a in answer_in_two_passes(llava_vlm, images, prompts, steering=steering, **OPTIONS)
     }
     found = ask(IMAGES + IMAGES[:1], PROMPTS + PROMPTS[:1])
     assert sorted(found) == [0, 1, 2, 3, 4]
@@ -63,7 +67,7 @@ def test_policies_keep_the_gain_of_neutral_heads(llava_vlm):
     one = {
         a.index: a.tokens for a in llava_vlm.answer(IMAGES, PROMPTS, steering=steering, **OPTIONS)
     }
-    two = TwoPasses(llava_vlm).answer(IMAGES, PROMPTS, steering=steering, **OPTIONS)
+    two = answer_in_two_passes(llava_vlm, IMAGES, PROMPTS, steering=steering, **OPTIONS)
     assert {a.index: a.tokens for a in two} == one
 
 
@@ -87,7 +91,7 @@ def test_a_sample_that_cannot_be_read_fails_alone(llava_vlm):
                 yield dataclasses.replace(made, index=kept[made.index])
 
     steering = functional_heads(llava_vlm.config, **FIELDS)
-    found = list(TwoPasses(Model()).answer(IMAGES, PROMPTS, steering=steering, **OPTIONS))
+    found = list(answer_in_two_passes(Model(), IMAGES, PROMPTS, steering=steering, **OPTIONS))
     assert [a.index for a in found if isinstance(a, Failure)] == [1]
     assert sorted(a.index for a in found) == [0, 1, 2, 3]
 
@@ -95,7 +99,7 @@ def test_a_sample_that_cannot_be_read_fails_alone(llava_vlm):
 def test_two_passes_need_classes(llava_vlm):
     fixed = functional_heads(llava_vlm.config, control="all", **FIELDS)
     with pytest.raises(ConfigError, match="two passes need gains by class"):
-        list(TwoPasses(llava_vlm).answer(IMAGES, PROMPTS, steering=fixed, **OPTIONS))
+        list(answer_in_two_passes(llava_vlm, IMAGES, PROMPTS, steering=fixed, **OPTIONS))
     with pytest.raises(ConfigError, match="mode='prefill_cached' has no meaning"):
         build("functional_heads", llava_vlm.config, passes=2, mode="prefill_cached")
     with pytest.raises(ConfigError, match="passes must be a whole number from 1 to 2"):

@@ -37,15 +37,15 @@ def threshold(setting) -> np.ndarray:
 def test_an_entry_is_an_edit_or_a_method_and_a_list_is_both(reader):
     edit = reader.arm("x", {"k": 4}, "x")
     assert edit.edits == (QKEdit(k=4, band=(1, 1), seed=5),)
-    assert edit.settings[0].steering is None
+    assert edit.draws[0].steering is None
     method = reader.arm("x", AIR, "x")
     assert method.edits == ()
-    assert listed_heads(method.settings[0]) == [(1, 0), (2, 3)]
-    both = reader.arm("x", [{}, AIR, {"method": "functional_heads"}], "x").settings[0]
+    assert listed_heads(method.draws[0]) == [(1, 0), (2, 3)]
+    both = reader.arm("x", [{}, AIR, {"method": "functional_heads"}], "x").draws[0]
     assert both.edit == QKEdit(k=2, band=(1, 1), seed=5)
     assert both.steering.reallocation is not None
     assert both.steering.visual_gains is not None
-    named = reader.arm("x", "functional_heads", "x").settings[0]
+    named = reader.arm("x", "functional_heads", "x").draws[0]
     assert named.steering.visual_gains is not None
 
 
@@ -53,20 +53,20 @@ def test_config_dicts_read_like_dicts(reader):
     arms = ConfigDict({"both": [{}, AIR], "air": AIR, "qk": {}})
     read = {arm.name: arm for arm in reader.arms(arms)}
     assert list(read) == [UNEDITED, "air", "both", "qk"]
-    assert read["air"].settings == reader.arm("air", AIR, "x").settings
+    assert read["air"].draws == reader.arm("air", AIR, "x").draws
 
 
 def test_random_methods_have_draws_that_differ_and_keep_layers(reader):
     arm = reader.arm("x", {**AIR, "control": "random"}, "x")
-    assert [setting.seed for setting in arm.settings] == [5, 6, 7]
+    assert [draw.seed for draw in arm.draws] == [5, 6, 7]
     assert arm.folders() == ["x/seed_5", "x/seed_6", "x/seed_7"]
-    drawn = [listed_heads(setting) for setting in arm.settings]
+    drawn = [listed_heads(draw) for draw in arm.draws]
     assert all([layer for layer, _ in heads] == [1, 2] for heads in drawn)
     assert len({str(heads) for heads in drawn}) > 1
-    identities = {json.dumps(setting.identity, default=str) for setting in arm.settings}
+    identities = {json.dumps(draw.identity, default=str) for draw in arm.draws}
     assert len(identities) == 3
-    assert len(reader.arm("x", {**AIR, "control": "random", "draws": 19}, "x").settings) == 19
-    assert reader.arm("x", {**AIR, "control": "random", "seed": 40}, "x").settings[0].seed == 40
+    assert len(reader.arm("x", {**AIR, "control": "random", "draws": 19}, "x").draws) == 19
+    assert reader.arm("x", {**AIR, "control": "random", "seed": 40}, "x").draws[0].seed == 40
 
 
 def test_controls_follow_the_arm_they_stand_for(reader):
@@ -92,14 +92,14 @@ def test_controls_follow_the_arm_they_stand_for(reader):
         ("both", "both_R3", True),
         ("qk", "qk_R3", True),
     ]
-    assert len(next(arm for arm in arms if arm.name == "both_R3").settings) == 3
+    assert len(next(arm for arm in arms if arm.name == "both_R3").draws) == 3
 
 
 def test_identities_follow_what_a_steering_does(reader):
-    one = reader.arm("x", AIR, "x").settings[0].identity
-    assert one == reader.arm("y", dict(AIR), "y").settings[0].identity
-    assert one != reader.arm("x", {**AIR, "text_gain": 0.2}, "x").settings[0].identity
-    assert reader.arm("x", {}, "x").settings[0].identity == {
+    one = reader.arm("x", AIR, "x").draws[0].identity
+    assert one == reader.arm("y", dict(AIR), "y").draws[0].identity
+    assert one != reader.arm("x", {**AIR, "text_gain": 0.2}, "x").draws[0].identity
+    assert reader.arm("x", {}, "x").draws[0].identity == {
         "edit": repr(QKEdit(k=2, band=(1, 1), seed=5))
     }
 
@@ -110,11 +110,11 @@ def test_identified_heads_come_from_the_model_folder_or_another_file(reader, tmp
     path.write_text(json.dumps({"sets": sets.document()}))
     reader = dataclasses.replace(reader, heads=str(path))
     section = {"method": "adhh", "heads": "identified"}
-    setting = reader.arm("x", section, "x").settings[0]
+    setting = reader.arm("x", section, "x").draws[0]
     assert listed_heads(setting) == [(2, 1)]
     assert setting.methods == (section,)  # a moved model folder has the same identity
     path.write_text(json.dumps({"sets": {**sets.document(), "count": 2}}))
-    assert setting.identity != reader.arm("x", section, "x").settings[0].identity
+    assert setting.identity != reader.arm("x", section, "x").draws[0].identity
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ def test_the_testbeds_arms_fit_every_shipped_model(folder, module):
     config = module.get_config("demo")
     arms = ArmReader.of(config, source).arms(config.arms)
     assert [arm.name for arm in arms][1:]
-    assert {len(arm.settings) for arm in arms if arm.is_random} == {3}
+    assert {len(arm.draws) for arm in arms if arm.is_random} == {3}
     assert all(sum(pair[1] == arm.name for pair in pair_controls(arms)) == 1
                for arm in arms if arm.is_control)  # fmt: skip

@@ -8,17 +8,21 @@ layer. The factor goes into the queries, weights and biases, so that every logit
 whatever rotation stands between queries and keys; the edited folder costs nothing when it runs.
 """
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.attention.steering import ENERGY_FACTORS
 from vlm_jax.checkpoint import ModelFolder
+from vlm_jax.edits.base import MadeEdit, Replacements, WeightEdit
 from vlm_jax.errors import EditError
+from vlm_jax.settings import number, one_of, setting
 from vlm_jax.steering.heads import shape_of
+from vlm_jax.steering.layers import layer_range
 
 CERTIFICATE = "energy_rescale.json"
 ENERGIES = ("frobenius", "symmetrised")
@@ -90,7 +94,7 @@ def energy_edit(
     energy: str = "frobenius",
     xi: float = 0.01,
     about: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Callable[[], np.ndarray]], bytes, np.ndarray]:
+) -> tuple[Replacements, bytes, np.ndarray]:
     """Returns what `fold_energy` changes: path -> what makes its tensor, certificate, factors."""
     if source.certificate is not None:
         raise EditError(
@@ -123,3 +127,34 @@ def energy_edit(
         "scale_ln": scale_ln.tolist(),
     }
     return replace, (json.dumps(certificate, indent=1) + "\n").encode(), scale_ln
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnergySettings:
+    """Settings of the edit.
+
+    Attributes:
+        layers: first and last layer; None is all.
+        energy: a word of `ENERGIES`.
+        xi: added to each energy.
+    """
+
+    layers: Any = None
+    energy: str = setting("frobenius", one_of, known=ENERGIES)
+    xi: float = setting(0.01, number, low=0)
+
+
+def _make(source: ModelFolder, settings: EnergySettings) -> MadeEdit:
+    depth, given = source.config.decoder.num_layers, settings.layers
+    layers = range(depth) if given is None else layer_range("layers", given, depth)
+    asked = layers, settings.energy, settings.xi
+    replace, certificate, _ = energy_edit(source, *asked)
+    write = lambda source, target: fold_energy(source, target, *asked)
+    return MadeEdit(replace, lambda: certificate, write)
+
+
+EDIT = WeightEdit(
+    "Brings heads to the mean energy of their layer, in their query weights.",
+    EnergySettings,
+    _make,
+)

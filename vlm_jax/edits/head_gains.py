@@ -1,15 +1,20 @@
 """Static head gains as weights: each head's rows of the output projection times its gain."""
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.checkpoint import ModelFolder
-from vlm_jax.errors import EditError
+from vlm_jax.edits.base import MadeEdit, Replacements, WeightEdit
+from vlm_jax.errors import ConfigError, EditError
+from vlm_jax.steering.combine import PARTS
+from vlm_jax.steering.config import read_method
 from vlm_jax.steering.heads import shape_of
+from vlm_jax.steering.named import identified
 
 CERTIFICATE = "head_gains.json"
 
@@ -40,7 +45,7 @@ def fold_gains(
 
 def gains_edit(
     source: ModelFolder, gain_ln: np.ndarray, about: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Callable[[], np.ndarray]], bytes]:
+) -> tuple[Replacements, bytes]:
     """Returns what `fold_gains` changes: path -> what makes its tensor, and the certificate."""
     shape = shape_of(source.config)
     gain_ln = np.asarray(gain_ln, np.float64)
@@ -64,3 +69,53 @@ def gains_edit(
 def _scaled(source: ModelFolder, path: str, gain_n: np.ndarray) -> np.ndarray:
     # Rounded once, by the copy.
     return source.read(path).astype(np.float64) * gain_n[:, None, None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedGains:
+    """Settings of the edit.
+
+    Attributes:
+        gains: array [layers, heads], or a method of fixed gains and its settings.
+    """
+
+    gains: Any = None
+
+
+def fixed_gains(source: ModelFolder, gains: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns gains [L, N], and what their certificate says of where they are from.
+
+    Args:
+        source: the model.
+        gains: see `FixedGains`.
+
+    Raises:
+        ConfigError: nothing is given, or the method does more than fixed gains can.
+    """
+    if not isinstance(gains, Mapping):
+        if gains is None or isinstance(gains, str):
+            raise ConfigError(
+                "method 'head_gains' needs gains: an array [layers, heads], or a method of fixed "
+                "gains such as {'method': 'functional_heads', 'mode': 'dataset_static', "
+                "'heads': 'identified'}."
+            )
+        return np.asarray(gains, np.float64), {}
+    steering = read_method(identified(gains, source.path), source.config)
+    parts = [part for part in PARTS if getattr(steering, part) is not None]
+    if steering.head_gains is None or len(parts) > 1:
+        raise ConfigError(
+            f"gains: {gains.get('method')!r} acts by {' and '.join(parts)}, but weights can hold "
+            "gains that are fixed and nothing else; use functional_heads or policy with "
+            "mode='dataset_static'."
+        )
+    return np.asarray(steering.head_gains.gain)[0], {"methods": [dict(sorted(gains.items()))]}
+
+
+def _make(source: ModelFolder, settings: FixedGains) -> MadeEdit:
+    gain_ln, about = fixed_gains(source, settings.gains)
+    replace, certificate = gains_edit(source, gain_ln, about)
+    write = lambda source, target: fold_gains(source, target, gain_ln, about)
+    return MadeEdit(replace, lambda: certificate, write)
+
+
+EDIT = WeightEdit("Scales heads by fixed gains, in their output weights.", FixedGains, _make)

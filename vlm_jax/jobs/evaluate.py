@@ -91,6 +91,7 @@ class _Asked:
     """An evaluation of one source, every setting read and nothing run."""
 
     request: Request
+    source: checkpoint.ModelFolder
     benchmarks: Mapping[str, Suite]
     arms: Sequence[Arm]
     say_less: SayLess | None
@@ -122,13 +123,13 @@ class _Asked:
         for edit in (edit for arm in arms for edit in arm.edits):
             edit.layers(source.config.decoder.num_layers)
         _refuse_fewer(request.need("workdir") / "results.json", [arm.name for arm in arms])
-        return cls(request, benchmarks, arms, say_less)
+        return cls(request, source, benchmarks, arms, say_less)
 
     def evaluate(self) -> "Evaluation":
         """Runs it."""
         return evaluate(
             self.request,
-            Session(self.request),
+            Session(self.request, self.source),
             self.benchmarks,
             self.arms,
             self.say_less,
@@ -287,8 +288,8 @@ class Evaluation:
         document = self.comparison.document()
         for arm in self.arms:
             entry = document["arms"][arm.name]
-            if arm.settings:
-                entry["seeds"] = [setting.seed for setting in arm.settings]
+            if arm.acts:
+                entry["seeds"] = [draw.seed for draw in arm.draws]
             if arm.edits:
                 entry["edit"] = dataclasses.asdict(arm.edits[0])
                 entry["matched_quantities"] = [dict(sizes) for sizes in self.sizes[arm.name]]

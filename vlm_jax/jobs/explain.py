@@ -54,7 +54,7 @@ def run(request: Request) -> None:
     settings = read_settings(config.contributions)
     source = checkpoint.open_folder(request.need("source"))
     examples = _examples(config, source.config.family)[: settings.answers]
-    model = load_model(request)
+    model = load_model(request, source)
     identity = {
         "source": fingerprint(source),
         "contributions": dataclasses.asdict(settings),

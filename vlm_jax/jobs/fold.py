@@ -1,22 +1,20 @@
 """Writes factors that are known before a model runs into its weights."""
 
+import json
 import os
 from typing import Any
 
 import numpy as np
 
-from vlm_jax import checkpoint
-from vlm_jax.edits.energy_rescale import ENERGIES, fold_energy
+from vlm_jax import checkpoint, edits
 from vlm_jax.edits.head_gains import fold_gains
 from vlm_jax.errors import ConfigError
-from vlm_jax.settings import number, one_of, refuse_unknown
+from vlm_jax.settings import read
 from vlm_jax.steering.combine import PARTS
-from vlm_jax.steering.layers import layer_range
 from vlm_jax.study.arms import ArmReader
 from vlm_jax.study.request import Request
 
 ENERGY = "energy_rescale"
-_ENERGY_SETTINGS = {"layers": None, "energy": "frobenius", "xi": 0.01}
 
 
 def run(request: Request) -> None:
@@ -35,20 +33,19 @@ def fold_method(
     """Writes a copy of a model folder whose heads have the gains of the method `config.fold`.
 
     The method "energy_rescale" scales queries by their heads' energy instead
-    (`steering.energy.fold_energy`): `layers` are the first and last, all by default, `energy` is a
-    word of `ENERGIES`, and `xi` its stabiliser.
+    (`vlm_jax.edits.energy_rescale`).
 
     Returns:
         The factors [L, N].
 
     Raises:
         ConfigError: the section is no method, or one whose gains are not fixed.
-        EditError, CheckpointError: see `steering.fold.fold_gains`, `steering.energy.fold_energy`.
+        EditError, CheckpointError: see `vlm_jax.edits`.
     """
     if getattr(config.fold, "get", {}.get)("method") == ENERGY:
         return _fold_energy(source, target, dict(config.fold))
     arm = ArmReader.of(config, source).arm("fold", config.fold, "config.fold")
-    steering = arm.settings[0].steering
+    steering = arm.draws[0].steering
     parts = [part for part in PARTS if steering is not None and getattr(steering, part) is not None]
     if steering is None or steering.head_gains is None or arm.edits or len(parts) > 1:
         acts = "edits queries and keys" if arm.edits else f"acts by {' and '.join(parts)}"
@@ -64,12 +61,12 @@ def fold_method(
 def _fold_energy(
     source: checkpoint.ModelFolder, target: str | os.PathLike[str], section: dict[str, Any]
 ) -> np.ndarray:
+    edit = edits.find(ENERGY)
     given = {key: value for key, value in section.items() if key != "method"}
-    refuse_unknown(given, _ENERGY_SETTINGS, f"config.fold, method {ENERGY!r},")
-    values = {**_ENERGY_SETTINGS, **given}
-    depth = source.config.decoder.num_layers
-    layers = values["layers"]
-    chosen = range(depth) if layers is None else layer_range("config.fold.layers", layers, depth)
-    energy = one_of("config.fold.energy", values["energy"], ENERGIES)
-    xi = number("config.fold.xi", values["xi"], 0)
-    return fold_energy(source, target, chosen, energy, xi)
+    chosen = read(edit.settings, given, "config.fold")
+    try:
+        made = edit.make(source, chosen)
+    except ConfigError as error:
+        raise ConfigError(f"config.fold: {error}") from None
+    made.write(source, target)
+    return np.asarray(json.loads(made.document())["scale_ln"])

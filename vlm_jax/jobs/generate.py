@@ -41,7 +41,8 @@ def run(request: Request) -> None:
     """
     config = request.config
     examples, malformed = read_requests(config.requests, config.prompt, _listed(config.images))
-    model = treated(load_model(request), config)
+    source = checkpoint.open_folder(request.need("source"))
+    model = treated(load_model(request, source), config)
     part = share(config)
     settings = DecodeSettings.of_config(config)
     room = _room(model, examples, settings.max_new_tokens)
@@ -50,7 +51,7 @@ def run(request: Request) -> None:
     if request.workdir is not None:
         asked = [[e.id, e.prompt, [picture(image) for image in e.images]] for e in examples]
         identity = {
-            "source": fingerprint(checkpoint.open_folder(request.need("source"))),
+            "source": fingerprint(source),
             **generation_identity(config, model),
             "treatments": [one.identity() for one in model.treatments],
             "requests": protocol_hash({"asked": asked}),

@@ -111,7 +111,7 @@ def run(request: Request) -> None:
     rounds = [chunks, means] if settings.mean_ablation else [chunks]
     todo = {each.kind: [n for n in numbers if not each.has(n)] for each in rounds}
     if any(todo.values()):
-        model = load_model(request)
+        model = load_model(request, source)
         ablation = HeadAblation(model.config, settings.rows)
         captioner = {**generation_settings(config), "steering": classifier(classes)}
         work = lambda n: _Chunk(model, benchmark, ablation, settings, parts[n], n * settings.chunk)

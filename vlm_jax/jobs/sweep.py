@@ -38,7 +38,7 @@ from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table
 from vlm_jax.settings import number, read, setting, text
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
-from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, Setting
+from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, Draw
 from vlm_jax.study.grids import Grid, read_grid
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
@@ -75,7 +75,7 @@ def run(request: Request) -> None:
     for arm in grid.arms:
         for edit in arm.edits:
             edit.layers(source.config.decoder.num_layers)
-    session = Session(request)
+    session = Session(request, source)
     arms = [Arm(UNEDITED), *grid.arms]
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir / "dev")
     report = _Report.of(request, found, benchmarks, grid, rule)
@@ -92,10 +92,10 @@ def run(request: Request) -> None:
     if not test:
         print("config.test is empty: nothing is measured on a test split.")
         return
-    setting = next(arm.settings[0] for arm in grid.arms if arm.name == chosen)
-    _only_once(workdir / "test" / "chosen.json", chosen, setting)
+    draw = next(arm.draws[0] for arm in grid.arms if arm.name == chosen)
+    _only_once(workdir / "test" / "chosen.json", chosen, draw)
     controls = grid.controls(chosen, rule.controls, reader)
-    finalists = [Arm(UNEDITED), Arm(CHOSEN, (setting,)), *controls]
+    finalists = [Arm(UNEDITED), Arm(CHOSEN, (draw,)), *controls]
     print(f"\nTest split; {CHOSEN} is {chosen}")
     title = f"{chosen}, chosen on dev, on the test split"
     tested = evaluate(request, session, test, finalists, say_less, workdir / "test", title)
@@ -339,13 +339,13 @@ def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[
     return plots
 
 
-def _only_once(path: pathlib.Path, chosen: str, setting: Setting) -> None:
+def _only_once(path: pathlib.Path, chosen: str, draw: Draw) -> None:
     """Records the setting that sees the test split, and refuses a second one.
 
     Raises:
         ConfigError: the folder's test split was used for another setting.
     """
-    record = json.loads(json.dumps({"setting": chosen, **setting.identity}, default=str))
+    record = json.loads(json.dumps({"setting": chosen, **draw.identity}, default=str))
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != record:
         raise ConfigError(
             f"the test split was used for {before['setting']!r} already ({path}); choosing again "

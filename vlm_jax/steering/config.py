@@ -28,51 +28,36 @@ def read_method(section: Section, config: VLMConfig) -> Steering:
         ConfigError: a method or setting is unknown, a value cannot be, two methods overlap, or
             the steering changes no head.
     """
-    steering = compose([_named(entry) for entry in _entries(section)], config)
+    steering = compose([_named(entry) for entry in entries(section)], config)
     validate(steering, config.decoder)
     return steering
 
 
-def split_edit(section: Section) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Separates an edit of weights from the attention methods that act beside it.
-
-    Returns:
-        The one entry whose method is no attention method, or None; and all others.
-
-    Raises:
-        ConfigError: there are two edits.
-    """
-    entries = _entries(section)
-    steering = [entry for entry in entries if entry.get("method") in names()]
-    edits = [entry for entry in entries if entry.get("method") not in names()]
-    if len(edits) > 1:
-        raise ConfigError(
-            f"methods {edits[0].get('method')!r} and {edits[1].get('method')!r} are both edits of "
-            f"weights; name one, and attention methods of {', '.join(names())}."
-        )
-    return (edits[0] if edits else None), steering
-
-
 def is_random(section: Section) -> bool:
     """Whether a section is a control whose seed matters, so that several draws say more."""
-    return any(entry.get("control") in RANDOM_CONTROLS for entry in _entries(section))
+    return any(entry.get("control") in RANDOM_CONTROLS for entry in entries(section))
 
 
 def with_seed(section: Section, seed: int) -> list[dict[str, Any]]:
     """Returns the section with the seed of every random control set."""
     return [
         {**entry, "seed": seed} if entry.get("control") in RANDOM_CONTROLS else entry
-        for entry in _entries(section)
+        for entry in entries(section)
     ]
 
 
 def without_control(section: Section) -> list[dict[str, Any]]:
     """Returns the section that a control stands beside: no controls, no seeds."""
     drop = ("control", "seed")
-    return [{k: v for k, v in entry.items() if k not in drop} for entry in _entries(section)]
+    return [{k: v for k, v in entry.items() if k not in drop} for entry in entries(section)]
 
 
-def _entries(section: Section) -> list[dict[str, Any]]:
+def entries(section: Section) -> list[dict[str, Any]]:
+    """Returns the entries of a section, each a mapping with at least one key or none.
+
+    Raises:
+        ConfigError: one is neither a mapping nor a name.
+    """
     if isinstance(section, str):
         return [{"method": section}]
     listed: list[Any] = [section] if hasattr(section, "items") else list(section)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,27 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.settings import nearest
 from vlm_jax.steering.heads import HeadSets, check_heads, read_head_sets, shape_of
 from vlm_jax.steering.presets import HEAD_SETS
+
+HEADS = "heads.json"
+IDENTIFIED = "identified"
+
+
+def identified(settings: Mapping[str, Any], folder: pathlib.Path | None) -> dict[str, Any]:
+    """Returns settings with the file that heads="identified" stands for: the folder's heads.json.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if settings.get("heads") != IDENTIFIED:
+        return dict(settings)
+    path = None if folder is None else folder / HEADS
+    if path is None or not path.is_file():
+        where = "a model without a folder has none" if path is None else f"{path} does not exist"
+        raise ConfigError(
+            f"heads={IDENTIFIED!r} stands for the model folder's {HEADS}, but {where}; make one "
+            "with --job=identify and give its path as heads."
+        )
+    return {**settings, "heads": str(path)}
 
 
 def resolve_heads(heads: Any, config: VLMConfig) -> HeadSets:

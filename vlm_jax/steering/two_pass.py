@@ -25,79 +25,71 @@ class ReadingModel(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class TwoPasses:
-    """A model that reads every prompt unsteered before it answers.
+def answer_in_two_passes(
+    model: ReadingModel,
+    images: Sequence[Sequence[Any]] | None,
+    prompts: Sequence[str],
+    *,
+    steering: Steering,
+    streams: Sequence[int] | None = None,
+    **settings: Any,
+) -> Iterator[Any]:
+    """Answers prompts as `VLM.answer` does, heads gained by the classes of an unsteered pass.
 
-    Attributes:
-        model: the model.
+    Args:
+        model: reads every prompt unsteered before it answers.
+        images, prompts, streams: see `VLM.answer`.
+        steering: leaves [1, L, N], `visual_gains` among its parts.
+        settings: other settings of `VLM.answer`.
+
+    Yields:
+        Answers; their readings say the classes that the first pass found.
+
+    Raises:
+        ConfigError: the steering reads no classes.
     """
-
-    model: ReadingModel
-
-    def answer(
-        self,
-        images: Sequence[Sequence[Any]] | None,
-        prompts: Sequence[str],
-        *,
-        steering: Steering,
-        streams: Sequence[int] | None = None,
-        **settings: Any,
-    ) -> Iterator[Any]:
-        """Answers prompts as `VLM.answer` does, heads gained by the classes of an unsteered pass.
-
-        Args:
-            images, prompts, streams: see `VLM.answer`.
-            steering: leaves [1, L, N], `visual_gains` among its parts.
-            settings: other settings of `VLM.answer`.
-
-        Yields:
-            Answers; their readings say the classes that the first pass found.
-
-        Raises:
-            ConfigError: the steering reads no classes.
-        """
-        if steering.visual_gains is None:
-            raise ConfigError(
-                "two passes need gains by class; a control with fixed gains, or another method, "
-                "runs in one."
-            )
-        number = streams or range(len(prompts))
-        for start in range(0, len(prompts), _SAMPLES):
-            picked = range(start, min(start + _SAMPLES, len(prompts)))
-            yield from self._answer(images, prompts, steering, list(picked), number, settings)
-
-    def _answer(self, images, prompts, steering, picked, number, settings) -> Iterator[Any]:
-        """Answers some of the prompts."""
-        part: VisualGains = steering.visual_gains
-        ask = lambda samples: (
-            None if images is None else [images[n] for n in samples],
-            [prompts[n] for n in samples],
+    if steering.visual_gains is None:
+        raise ConfigError(
+            "two passes need gains by class; a control with fixed gains, or another method, runs "
+            "in one."
         )
-        seen = {}
-        first = {**settings, "max_new_tokens": 1, "steering": unit_gains(part)}
-        for found in self.model.answer(*ask(picked), **first):
-            if hasattr(found, "readings"):
-                seen[picked[found.index]] = found.readings
-            else:
-                yield dataclasses.replace(found, index=picked[found.index])
-        samples = sorted(seen)
-        if not samples:
-            return
-        gain_bln = np.stack([class_gains(part, seen[n]) for n in samples])
-        if steering.head_gains is not None:
-            gain_bln = gain_bln * np.asarray(steering.head_gains.gain)
-        second = dataclasses.replace(
-            steering, visual_gains=None, head_gains=HeadGains(gain_bln.astype(np.float32))
-        )
-        options = {**settings, "steering": second, "streams": [number[n] for n in samples]}
-        for answer in self.model.answer(*ask(samples), **options):
-            index = samples[answer.index]
-            if hasattr(answer, "readings"):
-                classes = {name: getattr(seen[index], name) for name in _CLASSES}
-                readings = dataclasses.replace(answer.readings, **classes)
-                answer = dataclasses.replace(answer, readings=readings)
-            yield dataclasses.replace(answer, index=index)
+    number = streams or range(len(prompts))
+    for start in range(0, len(prompts), _SAMPLES):
+        picked = list(range(start, min(start + _SAMPLES, len(prompts))))
+        yield from _answer(model, images, prompts, steering, picked, number, settings)
+
+
+def _answer(model, images, prompts, steering, picked, number, settings) -> Iterator[Any]:
+    """Answers some of the prompts."""
+    part: VisualGains = steering.visual_gains
+    ask = lambda samples: (
+        None if images is None else [images[n] for n in samples],
+        [prompts[n] for n in samples],
+    )
+    found_in = {}
+    first = {**settings, "max_new_tokens": 1, "steering": unit_gains(part)}
+    for found in model.answer(*ask(picked), **first):
+        if hasattr(found, "readings"):
+            found_in[picked[found.index]] = found.readings
+        else:
+            yield dataclasses.replace(found, index=picked[found.index])
+    samples = sorted(found_in)
+    if not samples:
+        return
+    gain_bln = np.stack([class_gains(part, found_in[n]) for n in samples])
+    if steering.head_gains is not None:
+        gain_bln = gain_bln * np.asarray(steering.head_gains.gain)
+    second = dataclasses.replace(
+        steering, visual_gains=None, head_gains=HeadGains(gain_bln.astype(np.float32))
+    )
+    options = {**settings, "steering": second, "streams": [number[n] for n in samples]}
+    for answer in model.answer(*ask(samples), **options):
+        index = samples[answer.index]
+        if hasattr(answer, "readings"):
+            classes = {name: getattr(found_in[index], name) for name in _CLASSES}
+            readings = dataclasses.replace(answer.readings, **classes)
+            answer = dataclasses.replace(answer, readings=readings)
+        yield dataclasses.replace(answer, index=index)
 
 
 _CLASSES = ("perception_bn", "reasoning_bn")

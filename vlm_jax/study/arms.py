@@ -1,14 +1,10 @@
 """Arms of a comparison: the edits and attention methods that a config names, and their draws."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import jax
-import numpy as np
 
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM
@@ -19,13 +15,15 @@ from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.edits.qk import QKEdit, Sidecar, edit_many
 from vlm_jax.edits.qk.certificate import summary
-from vlm_jax.edits.qk.folder import image_rope, read_edit, read_layer
+from vlm_jax.edits.qk.folder import image_rope, low_rank_edit, read_edit, read_layer
 from vlm_jax.errors import ConfigError, EditError
-from vlm_jax.parallel import processes, put
+from vlm_jax.methods import steered
+from vlm_jax.parallel import processes
 from vlm_jax.progress import Progress
 from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering import methods as attention
-from vlm_jax.steering.config import is_random, read_method, split_edit, with_seed, without_control
+from vlm_jax.steering.config import entries, is_random, read_method, with_seed, without_control
+from vlm_jax.treatments import Decoded, Edited, Treatment, steering_of, strategy_of
 
 UNEDITED = "unedited"
 IDENTIFIED = "identified"
@@ -38,38 +36,45 @@ Section = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """One way to run the model.
+class Draw:
+    """One way to run the model: what is done to it, with one seed.
 
     Attributes:
         seed: of what is random in it.
-        edit: of the weights, or None.
-        methods: attention methods and a strategy as the config writes them.
-        steering: what the methods do, leaves [1, L, N]; None without any.
-        strategy: how tokens are chosen, if not from the model's own logits alone.
+        edit: of the weights, or None; worked out with those of all other arms.
+        treatments: what acts besides.
+        methods: those, as the config writes them.
     """
 
     seed: int
     edit: QKEdit | None = None
+    treatments: tuple[Treatment, ...] = ()
     methods: tuple[Mapping[str, Any], ...] = ()
-    steering: Steering | None = dataclasses.field(default=None, compare=False)
-    strategy: Strategy | None = dataclasses.field(default=None, compare=False)
 
     @property
-    def two_passes(self) -> bool:
-        """Whether classes of heads are read in a pass of their own; fixed gains need none."""
-        reads = self.steering is not None and self.steering.visual_gains is not None
-        return reads and any(entry.get("passes") == 2 for entry in self.methods)
+    def steering(self) -> Steering | None:
+        """What it does to attention."""
+        return steering_of(self.treatments)
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """How it chooses tokens, if not from the model's own logits alone."""
+        return strategy_of(self.treatments)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that say which setting made an answer."""
+        """JSON values that say which draw made an answer."""
         named: dict[str, Any] = {"edit": repr(self.edit)}
-        if self.methods:
-            named |= {"methods": self.methods}
-        if self.steering is not None:
-            named |= {"steering": steering_hash(self.steering)}
+        if self.treatments:
+            named["treatments"] = [one.identity() for one in self.treatments]
         return named
+
+    def apply(self, model: VLM, planned: Mapping[QKEdit, "Planned"]) -> VLM:
+        """Returns the model with all of this done to it; compiles nothing for an edit."""
+        first = () if self.edit is None else (planned[self.edit].treatment,)
+        for treatment in (*first, *self.treatments):
+            model = treatment.apply(model)
+        return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,21 +83,30 @@ class Arm:
 
     Attributes:
         name: distinct within the comparison, also as a folder name.
-        settings: one a draw; none is the source as it is.
+        draws: at least one; one with nothing to do is the source as it is.
+        place: where answers go, instead of a folder of its name.
+        benchmarks: the names of those that it answers; None is all.
     """
 
     name: str
-    settings: tuple[Setting, ...] = ()
+    draws: tuple[Draw, ...] = (Draw(0),)
+    place: str = ""
+    benchmarks: tuple[str, ...] | None = None
 
     @property
     def edits(self) -> tuple[QKEdit, ...]:
         """The edit of every draw; none where weights stay as they are."""
-        return tuple(setting.edit for setting in self.settings if setting.edit is not None)
+        return tuple(draw.edit for draw in self.draws if draw.edit is not None)
 
     @property
     def methods(self) -> tuple[Mapping[str, Any], ...]:
         """The attention methods of the first draw."""
-        return self.settings[0].methods if self.settings else ()
+        return self.draws[0].methods
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is done to the model."""
+        return any(draw.edit is not None or draw.treatments for draw in self.draws)
 
     @property
     def is_random(self) -> bool:
@@ -115,8 +129,8 @@ class Arm:
     def folders(self) -> list[str]:
         """A folder name a draw, the same for a draw whatever the number of draws."""
         if not self.is_random:
-            return [slug(self.name)]
-        return [f"{slug(self.name)}/seed_{setting.seed}" for setting in self.settings]
+            return [self.place or slug(self.name)]
+        return [f"{slug(self.name)}/seed_{draw.seed}" for draw in self.draws]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,16 +182,13 @@ class ArmReader:
             ConfigError: a key is unknown or a value out of range; the message begins with `where`.
         """
         try:
-            rest, chosen = _split_strategy(section)
-            changes, methods = split_edit(rest) if rest else (None, [])
+            edits, methods = _by_kind(section)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        methods += chosen
-        if changes is None and not methods:
+        if not edits and not methods:
             raise ConfigError(f"{where} says nothing to do; {{}} is config.edit as it is.")
-        entries = [*([] if changes is None else [changes]), *methods]
-        asked = [entry.pop("draws") for entry in entries if "draws" in entry]
-        edit = None if changes is None else self._edit(changes, where)
+        asked = [entry.pop("draws") for entry in (*edits, *methods) if "draws" in entry]
+        edit = self._edit(edits[0], where) if edits else None
         count = self._count(where, asked, edit, methods)
         first = next((entry["seed"] for entry in methods if "seed" in entry), self.seed)
         return Arm(name, tuple(self._draw(where, edit, methods, first, n) for n in range(count)))
@@ -214,24 +225,26 @@ class ArmReader:
             raise ConfigError(f"{where}.draws must be a whole number, at least 1, not {count!r}.")
         return count
 
-    def _draw(self, where: str, edit: QKEdit | None, methods: list, first: int, n: int) -> Setting:
+    def _draw(self, where: str, edit: QKEdit | None, methods: list, first: int, n: int) -> Draw:
         drawn = None if edit is None else dataclasses.replace(edit, seed=edit.seed + n)
-        seed = first + n if drawn is None else drawn.seed
-        if not methods:
-            return Setting(seed, drawn)
-        section = with_seed(methods, first + n)
-        acting, chosen = _split_strategy(section)
-        steering = strategy = None
+        listed = with_seed(methods, first + n)
+        treatments: list[Treatment] = []
         try:
-            if acting:
-                steering = read_method([self._with_heads(entry) for entry in acting], self.model)
-            for entry in chosen:
-                settings = {key: value for key, value in entry.items() if key != "method"}
-                strategy = strategies.read_strategy(entry["method"], settings, where)
+            for entry in listed:
+                treatment = self._treatment(entry)
+                treatment.check_beside(treatments)
+                treatments.append(treatment)
         except ConfigError as error:
-            said = str(error)
-            raise ConfigError(said if said.startswith(where) else f"{where}: {said}") from None
-        return Setting(seed, drawn, tuple(section), steering, strategy)
+            raise ConfigError(f"{where}: {error}") from None
+        seed = first + n if drawn is None else drawn.seed
+        return Draw(seed, drawn, tuple(treatments), tuple(listed))
+
+    def _treatment(self, entry: Mapping[str, Any]) -> Treatment:
+        settings = {key: value for key, value in entry.items() if key != "method"}
+        name = entry["method"]
+        if name in strategies.names():
+            return Decoded(name, settings, strategies.read_strategy(name, settings))
+        return steered(name, settings, read_method(self._with_heads(entry), self.model))
 
     def _with_heads(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """The entry with the file that `heads='identified'` stands for."""
@@ -245,27 +258,22 @@ class ArmReader:
         return {**entry, "heads": self.heads}
 
 
-def _split_strategy(section: Section) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Separates the entry of a strategy, if there is one, from all others.
+def _by_kind(section: Section) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Separates the entry of an edit, if there is one, from those of other methods.
 
     Raises:
-        ConfigError: there are two strategies.
+        ConfigError: there are two edits.
     """
-    single = isinstance(section, str) or hasattr(section, "items")
-    rest: list[Any] = []
-    chosen: list[dict[str, Any]] = []
-    for entry in [section] if single else section:
-        word = entry if isinstance(entry, str) else getattr(entry, "get", {}.get)("method")
-        if word in strategies.names():
-            chosen.append({"method": word} if isinstance(entry, str) else dict(entry.items()))
-        else:
-            rest.append(entry)
-    if len(chosen) > 1:
+    others = (*attention.names(), *strategies.names())
+    listed = entries(section)
+    methods = [entry for entry in listed if entry.get("method") in others]
+    edits = [entry for entry in listed if entry.get("method") not in others]
+    if len(edits) > 1:
         raise ConfigError(
-            f"methods {chosen[0]['method']!r} and {chosen[1]['method']!r} both choose tokens, so "
-            "they cannot act together; use one of them."
+            f"methods {edits[0].get('method')!r} and {edits[1].get('method')!r} are both edits of "
+            f"weights; name one, and other methods of {', '.join(others)}."
         )
-    return rest, chosen
+    return edits, methods
 
 
 def _beside_controls(arms: Sequence[Arm]) -> list[Arm]:
@@ -275,15 +283,6 @@ def _beside_controls(arms: Sequence[Arm]) -> list[Arm]:
         controls = [one for one in arms if one.is_control and one.stands_for == arm.stands_for]
         listed |= {one.name: one for one in (arm, *controls)}
     return list({**listed, **{arm.name: arm for arm in arms}}.values())
-
-
-def steering_hash(steering: Steering) -> str:
-    """A short hash of what a steering does: its arrays and its switches."""
-    leaves, structure = jax.tree.flatten(steering)
-    found = hashlib.sha256(str(structure).encode())
-    for leaf in leaves:
-        found.update(str(np.shape(leaf)).encode() + np.asarray(leaf, np.float32).tobytes())
-    return found.hexdigest()[:16]
 
 
 def check_folders(arms: Iterable[Arm]) -> None:
@@ -306,7 +305,7 @@ def slug(name: str) -> str:
 def pair_controls(arms: Iterable[Arm]) -> list[tuple[str, str, bool]]:
     """Pairs each control with the arm that it stands for: (arm, control, whether it is random)."""
     arms = list(arms)
-    own = {arm.stands_for: arm.name for arm in arms if arm.settings and not arm.is_control}
+    own = {arm.stands_for: arm.name for arm in arms if arm.acts and not arm.is_control}
     return [
         (own[arm.stands_for], arm.name, arm.is_random)
         for arm in arms
@@ -319,11 +318,11 @@ class Planned:
     """An edit that is worked out but not made.
 
     Attributes:
-        layers: layer -> change in low-rank form.
+        treatment: makes the weights that an edited folder would hold, of changes in low-rank form.
         sizes: what the certificate's `summary` says of it.
     """
 
-    layers: Mapping[int, Sidecar]
+    treatment: Edited
     sizes: Mapping[str, Any]
 
 
@@ -336,7 +335,9 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
         EditError: the folder is edited already, or an edit does not fit the model.
     """
     wanted = list(dict.fromkeys(specs))
-    if wanted and source.certificate is not None:
+    if not wanted:
+        return {}
+    if source.certificate is not None:
         raise EditError(
             f"{source.path} is edited already; compare edits of the original folder, or set "
             "config.arms={} to measure this one as it is."
@@ -344,11 +345,9 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
     decoder = source.config.decoder
     num_layers = decoder.num_layers
     rope = image_rope(decoder) if any(spec.rope_avg for spec in wanted) else None
-    touched = set().union(*(spec.layers(num_layers) for spec in wanted)) if wanted else set()
+    touched = set().union(*(spec.layers(num_layers) for spec in wanted))
     sidecars: list[dict[int, Sidecar]] = [{} for _ in wanted]
     heads: list[list[dict[str, Any]]] = [[] for _ in wanted]
-    if not wanted:
-        return {}
     label, speaks = f"{len(wanted)} edits", processes.primary()
     with Progress(len(touched), "layers", label=label, enabled=speaks) as progress:
         read = lambda layer: read_layer(source, layer)
@@ -358,26 +357,12 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
                 heads[index] += [_magnitudes(head) for head in layer.heads]
             progress.advance()
     return {
-        spec: Planned(layers, {"layers": sorted(layers), **summary(numbers)})
+        spec: Planned(
+            Edited("qk", dataclasses.asdict(spec), low_rank_edit(source, layers)),
+            {"layers": sorted(layers), **summary(numbers)},
+        )
         for spec, layers, numbers in zip(wanted, sidecars, heads)
     }
-
-
-def edit_model(model: VLM, source: checkpoint.ModelFolder, planned: Planned) -> VLM:
-    """Returns the model with the weights that an edited folder would hold; compiles nothing."""
-    params = dict(model.params)
-    for layer, sidecar in planned.layers.items():
-        stored = read_layer(source, layer)
-        wq_dnh, bq_nh = sidecar.apply(stored["wq_dnh"], stored.get("bq_nh"))
-        changed: dict[str, np.ndarray] = {"wq_dnh": wq_dnh}
-        if sidecar.moves_bias and bq_nh is not None:
-            changed["bq_nh"] = bq_nh
-        for name, array in changed.items():
-            path = f"decoder/layers/{layer}/{name}"
-            old = params[path]
-            # Rounded to the stored dtype first: what is measured is what an edited folder holds.
-            params[path] = put(array.astype(old.dtype), old.sharding)
-    return model.with_params(params)
 
 
 def _magnitudes(head: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from vlm_jax.api import VLM, load
+from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
@@ -16,13 +17,13 @@ from vlm_jax.study.request import Request
 PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
 
-def load_model(request: Request) -> VLM:
-    """Loads the source on the config's mesh, with compiled programs kept between runs."""
+def load_model(request: Request, source: ModelFolder) -> VLM:
+    """Loads the job's source on the config's mesh, with compiled programs kept between runs."""
     config = request.config
     enable_compile_cache(config.compile_cache)
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     return load(
-        request.need("source"),
+        source,
         dtype=config.dtype or None,
         mesh=mesh,
         max_image_pixels=pixel_limit("config.max_image_pixels", config.max_image_pixels),

@@ -11,6 +11,8 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.settings import number, read, setting
+from vlm_jax.study.arms import Arm, Draw
+from vlm_jax.treatments import Biased
 
 STOP = "<stop>"
 
@@ -30,15 +32,25 @@ class SayLess:
     tokens: tuple[str, ...]
     benchmarks: tuple[str, ...]
 
-    def logit_bias(self, model: VLM, bias: float) -> np.ndarray:
-        """Returns float32 [V] with `bias` at the biased ids.
+    def arms(self, model: VLM) -> dict[float, Arm]:
+        """Returns the source under every bias but 0, by the bias.
 
         Raises:
             ConfigError: a word is not exactly one token of the model.
         """
-        vector = np.zeros(model.config.decoder.vocab_size, np.float32)
-        vector[self._ids(model)] = bias
-        return vector
+        ids = self._ids(model)
+        return {bias: self._arm(model, ids, bias) for bias in self.biases if bias}
+
+    def _arm(self, model: VLM, ids: Sequence[int], bias: float) -> Arm:
+        bias_v = np.zeros(model.config.decoder.vocab_size, np.float32)
+        bias_v[ids] = bias
+        treatment = Biased("say_less", {"bias": bias, "tokens": self.tokens}, bias_v)
+        return Arm(
+            f"say-less bias {bias:+g}",
+            (Draw(0, treatments=(treatment,)),),
+            f"frontier/bias_{bias:+g}",
+            self.benchmarks,
+        )
 
     def _ids(self, model: VLM) -> list[int]:
         ids: list[int] = []

@@ -3,13 +3,13 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from vlm_jax import checkpoint
 from vlm_jax.api import VLM
+from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.results import protocol_hash
@@ -17,9 +17,8 @@ from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.progress import duration
-from vlm_jax.steering.two_pass import TwoPasses
 from vlm_jax.study.acted import acted, details
-from vlm_jax.study.arms import UNEDITED, Arm, Planned, Setting, edit_model, plan_edits, slug
+from vlm_jax.study.arms import UNEDITED, Arm, Draw, Planned, plan_edits, slug
 from vlm_jax.study.fingerprint import fingerprint, picture
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_identity, generation_settings, load_model, share
@@ -79,13 +78,14 @@ class Session:
     """A loaded model and the folder it came from, for one job.
 
     Args:
-        request: of the job; needs `source`.
+        request: of the job.
+        source: the folder, open.
     """
 
-    def __init__(self, request: Request):
-        self.source = checkpoint.open_folder(request.need("source"))
+    def __init__(self, request: Request, source: ModelFolder):
+        self.source = source
         self.settings = generation_settings(request.config)
-        self.model = load_model(request)
+        self.model = load_model(request, source)
         # Arms that leave an image's rows alone read it once for all.
         self.model.keep_prefixes(int(request.config.prefix_cache_mb * 2**20))
         self.max_failures, self.share = request.config.max_failures, share(request.config)
@@ -101,71 +101,60 @@ class Session:
         workdir: pathlib.Path,
         say_less: SayLess | None = None,
     ) -> Measured:
-        """Runs every arm on every benchmark, and the unedited model under every bias.
+        """Runs every arm on every benchmark, the source as it is first, and the say-less arms.
 
         Answers go to `<workdir>/<benchmark>/<arm>/answers.jsonl`; those that are there already are
         not made again.
         """
-        draws = sum(max(len(arm.settings), 1) for arm in arms)
-        biases = [] if say_less is None else [bias for bias in say_less.biases if bias]
-        captions = () if say_less is None else say_less.benchmarks
         # Before the edits are worked out: a word that the tokenizer lacks is found in no time.
-        vectors = {bias: say_less.logit_bias(self.model, bias) for bias in biases if say_less}
+        biased = {} if say_less is None else say_less.arms(self.model)
         planned = plan_edits(self.source, (edit for arm in arms for edit in arm.edits))
-        clock = _Clock(draws * len(benchmarks) + len(biases) * len(captions))
+        every = [*arms, *biased.values()]
+        names = lambda arm: benchmarks if arm.benchmarks is None else arm.benchmarks
+        clock = _Clock(sum(len(arm.draws) * len(names(arm)) for arm in every))
         runs = _Runs(self, benchmarks, workdir, clock, planned)
-        before = self.model.generator.compilations
-        found: dict[str, dict[str, list[Answered]]] = {UNEDITED: {}}
-        for name, answered in runs.draw(Setting(0), slug(UNEDITED), UNEDITED).items():
-            found[UNEDITED][name] = [answered]
-        compiled = {"unedited": self.model.generator.compilations - before}
-        compiled |= {"edited": 0, "steered": 0}
+        found: dict[str, dict[str, list[Answered]]] = {}
         done: dict[str, list[Mapping[str, Any]]] = {}
-        for arm in arms:
-            for draw, (setting, folder) in enumerate(zip(arm.settings, arm.folders())):
-                many = len(arm.settings)
-                label = f"{arm.name} {draw + 1} of {many}" if arm.is_random else arm.name
+        compiled: dict[str, int] = {"unedited": 0, "edited": 0, "steered": 0}
+        for arm in every:
+            for number, (draw, folder) in enumerate(zip(arm.draws, arm.folders())):
+                many = f" {number + 1} of {len(arm.draws)}" if arm.is_random else ""
                 before = self.model.generator.compilations
-                drawn = runs.draw(setting, folder, label)
+                drawn = runs.draw(draw, names(arm), folder, f"{arm.name}{many}")
                 for name, answered in drawn.items():
                     found.setdefault(arm.name, {}).setdefault(name, []).append(answered)
-                plain = setting.steering is None and setting.strategy is None
-                kind = "edited" if plain else "steered"
-                compiled[kind] += self.model.generator.compilations - before
-                if setting.steering is not None:
+                compiled[_kind(draw)] += self.model.generator.compilations - before
+                if draw.steering is not None:
                     rows = {name: answered.rows for name, answered in drawn.items()}
-                    done.setdefault(arm.name, []).append(acted(setting.steering, rows))
-        biased: dict[float, dict[str, Answered]] = {}
-        for bias, vector in vectors.items():
-            identity = {"edit": "None", "bias": bias, "bias_tokens": say_less and say_less.tokens}
-            where = f"frontier/bias_{bias:+g}", f"say-less bias {bias:+g}"
-            biased[bias] = {
-                name: runs.answer(name, self.model, *where, identity, logit_bias=vector)
-                for name in captions
-            }
-        everything = [*found.values(), *({n: [a] for n, a in b.items()} for b in biased.values())]
-        failures = _failures(benchmarks, everything)
+                    done.setdefault(arm.name, []).append(acted(draw.steering, rows))
+        failures = _failures(benchmarks, found.values())
         tables = {
             arm: {name: [a.table(failures[name]) for a in drawn] for name, drawn in own.items()}
             for arm, own in found.items()
         }
         sweep = {
-            bias: {name: answered.table(failures[name]) for name, answered in own.items()}
-            for bias, own in biased.items()
+            bias: {name: drawn[0] for name, drawn in tables.pop(arm.name).items()}
+            for bias, arm in biased.items()
         }
-        if sweep:
-            sweep[0.0] = {name: tables[UNEDITED][name][0] for name in captions}
-        settings = [setting for arm in arms for setting in arm.settings]
-        acting = {jax.tree.structure((one.steering, one.strategy)) for one in settings}
+        if say_less is not None:
+            sweep[0.0] = {name: tables[UNEDITED][name][0] for name in say_less.benchmarks}
+        acting = {jax.tree.structure((d.steering, d.strategy)) for arm in arms for d in arm.draws}
         kinds = len(acting - {jax.tree.structure((None, None))})
-        sweep = dict(sorted(sweep.items()))
         programs = Compiled(**compiled, kinds=kinds)
         generation = {key: value for key, value in self.identity.items() if key != "source"}
+        sweep = dict(sorted(sweep.items()))
         return Measured(tables, sweep, planned, done, programs, found, generation, failures)
 
 
+def _kind(draw: Draw) -> str:
+    """What `Compiled` calls the programs of a draw."""
+    if draw.steering is not None or draw.strategy is not None:
+        return "steered"
+    return "unedited" if draw.edit is None else "edited"
+
+
 def _failures(
-    benchmarks: Mapping[str, Suite], runs: Sequence[Mapping[str, Sequence[Answered]]]
+    benchmarks: Mapping[str, Suite], runs: Iterable[Mapping[str, Sequence[Answered]]]
 ) -> dict[str, dict[str, str]]:
     """Benchmark -> id -> reason, of items that failed in any run."""
     failures: dict[str, dict[str, str]] = {name: {} for name in benchmarks}
@@ -187,21 +176,15 @@ class _Runs:
     planned: Mapping[QKEdit, Planned]
     hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def draw(self, setting: Setting, folder: str, label: str) -> dict[str, Answered]:
-        """Answers every benchmark with one setting."""
-        model = self.session.model
-        if setting.edit is not None:
-            model = edit_model(model, self.session.source, self.planned[setting.edit])
-        if setting.two_passes:
-            model = TwoPasses(model)
-        steered: dict[str, Any] = {}
-        if setting.steering is not None:
-            steered = {"steering": setting.steering, "details": details}
-        if setting.strategy is not None:
-            steered["strategy"] = setting.strategy
+    def draw(
+        self, draw: Draw, names: Iterable[str], folder: str, label: str
+    ) -> dict[str, Answered]:
+        """Answers some benchmarks with one draw of an arm."""
+        model = draw.apply(self.session.model, self.planned)
+        steered = {} if draw.steering is None else {"details": details}
         return {
-            name: self.answer(name, model, folder, label, setting.identity, **steered)
-            for name in self.benchmarks
+            name: self.answer(name, model, folder, label, draw.identity, **steered)
+            for name in names
         }
 
     def pictures(self, name: str) -> str:
@@ -223,7 +206,7 @@ class _Runs:
     def answer(
         self,
         name: str,
-        model: VLM | TwoPasses,
+        model: VLM,
         folder: str,
         label: str,
         identity: dict,

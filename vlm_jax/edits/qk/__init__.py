@@ -5,15 +5,17 @@ Its singular modes are found from head_dim x head_dim cores, a few are suppresse
 mapped back onto the query weights alone, so that keys shared by a group of query heads stay as they
 are.
 
-This room is array mathematics on NumPy and JAX arrays: it knows no model class and no file format.
-It does not choose a setting by looking at benchmark results either: whatever it selects, it selects
-from spectra.
+`folder` edits a model folder, `original` sees an edited one as it was, `sidecar_file` keeps what
+takes an edit back; the rest is array mathematics on NumPy and JAX arrays, which knows no model
+class and no file format. Nothing here chooses a setting by looking at benchmark results: whatever
+is selected is selected from spectra.
 
 Idea: Tiwari, Chordia and Prathosh, "QK product steering" (arXiv 2606.20419). Only the idea is
 public: the parametrisation, the channel map-back and the controls here are a reconstruction, and
 certificates say which one was used.
 """
 
+from vlm_jax.edits.qk.folder import EDIT
 from vlm_jax.edits.qk.layers import EditedLayer, edit_layers, edit_many
 from vlm_jax.edits.qk.rope import Rope
 from vlm_jax.edits.qk.sidecar import Sidecar
@@ -22,6 +24,7 @@ from vlm_jax.edits.qk.weights import LayerWeights
 
 __all__ = [
     "CONTROLS",
+    "EDIT",
     "METHODS",
     "EditedLayer",
     "LayerWeights",

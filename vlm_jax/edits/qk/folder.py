@@ -17,9 +17,14 @@ import numpy as np
 
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, ModelFolder, digest
 from vlm_jax.config import DecoderConfig
-from vlm_jax.edits.qk import EditedLayer, QKEdit, Rope, Sidecar, edit_layers, sidecar_file
+from vlm_jax.edits.base import MadeEdit, WeightEdit
+from vlm_jax.edits.qk import sidecar_file
 from vlm_jax.edits.qk.certificate import summary
+from vlm_jax.edits.qk.layers import EditedLayer, edit_layers
 from vlm_jax.edits.qk.original import OriginalFolder
+from vlm_jax.edits.qk.rope import Rope
+from vlm_jax.edits.qk.sidecar import Sidecar
+from vlm_jax.edits.qk.spec import QKEdit
 from vlm_jax.errors import CheckpointError, EditError
 from vlm_jax.evals.results import package_versions
 from vlm_jax.progress import Progress
@@ -212,6 +217,26 @@ class FolderEdit:
         self._progress.advance()
 
 
+def low_rank_edit(source: ModelFolder, layers: Mapping[int, Sidecar]) -> MadeEdit:
+    """Returns an edit of a folder of the low-rank changes of its layers; it has no certificate."""
+
+    def make(layer: int, name: str) -> np.ndarray:
+        stored = read_layer(source, layer)
+        wq_dnh, bq_nh = layers[layer].apply(stored["wq_dnh"], stored.get("bq_nh"))
+        return {"wq_dnh": wq_dnh, "bq_nh": np.asarray(bq_nh)}[name]
+
+    def changed(layer: int, sidecar: Sidecar) -> tuple[str, ...]:
+        moves = sidecar.moves_bias and f"{_prefix(layer)}bq_nh" in source.tensors
+        return ("wq_dnh", "bq_nh") if moves else ("wq_dnh",)
+
+    replace = {
+        f"{_prefix(layer)}{name}": lambda layer=layer, name=name: make(layer, name)
+        for layer, sidecar in layers.items()
+        for name in changed(layer, sidecar)
+    }
+    return MadeEdit(replace, bytes, lambda source, target: source.copy(target, replace))
+
+
 def edited_layers(source: ModelFolder, spec: QKEdit) -> tuple[int, ...]:
     """The layers in which an edit of a folder changes heads; checks what needs no weights.
 
@@ -270,3 +295,17 @@ def _rounded(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _make(source: ModelFolder, spec: QKEdit) -> MadeEdit:
+    edit = FolderEdit(source, spec, Progress(None, "layers", enabled=False))
+    write = lambda source, target: edit_folder(source, target, spec)
+    return MadeEdit(edit.replacements(), edit.certificate_bytes, write)
+
+
+EDIT = WeightEdit(
+    "Suppresses the strongest modes of each head's query-key product, in its weights.",
+    QKEdit,
+    _make,
+    random_control="R1",
+)

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.numpy
 
 from vlm_jax.checkpoint import SIDECAR
-from vlm_jax.edits.qk import Sidecar
+from vlm_jax.edits.qk.sidecar import Sidecar
 from vlm_jax.errors import CheckpointError
 from vlm_jax.foreign import open_regular
 
