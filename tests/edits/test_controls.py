@@ -1,5 +1,6 @@
 """Every control matches what it promises, and shows it."""
 
+# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 

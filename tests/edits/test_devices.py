@@ -1,5 +1,6 @@
 """Eight devices give the edit of one."""
 
+# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 

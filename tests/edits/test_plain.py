@@ -1,5 +1,6 @@
 """The plain edit against the dense route."""
 
+# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 

@@ -1,5 +1,6 @@
 """Sidecars: exact revert, other strengths, storage."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import numpy as np
 import pytest
 

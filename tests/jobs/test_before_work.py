@@ -1,5 +1,6 @@
 """What is refused before any work, several sources, and jobs of their own for edited folders."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 import shutil
 

@@ -1,5 +1,6 @@
 """Fixed gains in the weights, by the edit job."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 
 import numpy as np

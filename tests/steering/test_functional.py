@@ -1,5 +1,6 @@
 """Functional heads: the classification, the policies' identities, folding, and calibration."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import dataclasses
 import logging
 

@@ -1,5 +1,6 @@
 """Arms as a config writes them: entries, lists of entries, draws, controls, mistakes."""
 
+# pyright: reportReturnType=false
 import dataclasses
 import json
 import pathlib
