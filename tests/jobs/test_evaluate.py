@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.jobs.conftest import IMAGES
+from vlm_jax import checkpoint
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.jobs import evaluate
 
@@ -182,3 +183,10 @@ def test_a_wrong_config_is_one_clear_error_before_any_answer(
     with pytest.raises(ConfigError, match=message):
         job(evaluate.run)
     assert not fake.calls
+
+
+def test_a_folder_is_opened_once_a_job(job, monkeypatch):
+    opened, real = [], checkpoint.open_folder
+    monkeypatch.setattr(checkpoint, "open_folder", lambda path: opened.append(path) or real(path))
+    job(evaluate.run)
+    assert len(opened) == 1
