@@ -1,5 +1,6 @@
 """Batches of whole prompts cut behind the last image token, as prefixes and what follows."""
 
+import jax
 import numpy as np
 
 from vlm_jax.batch import Batch, Kind
@@ -24,8 +25,7 @@ def cut(
     rows = range(whole.size)
     suffix = _rows(whole, [(row, ends[row], whole.lengths_b[row]) for row in rows], suffix_pads)
     pick = lambda leaf: np.asarray(leaf)[firsts]
-    images = type(whole.images)(*map(pick, vars(whole.images).values()))
-    return _with(prefix, images), suffix
+    return _with(prefix, jax.tree.map(pick, whole.images)), suffix
 
 
 def _with(batch: Batch, images) -> Batch:

@@ -50,7 +50,7 @@ class Reference:
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
         model = tiny.reference(folder, dtype=dtype)
         config = model.config
-        is_llava = config.model_type in ("llava", "llava_next")
+        is_llava = config.model_type in ("llava", "llava_next", "instructblip")
         token = config.image_token_index if is_llava else config.image_token_id
         return cls(model, processor, token)
 
@@ -107,7 +107,7 @@ class Reference:
 
     def _forget(self) -> None:
         # The reference keeps the offset of the last sample's positions on the module.
-        if hasattr(self.model.model, "rope_deltas"):
+        if hasattr(getattr(self.model, "model", None), "rope_deltas"):
             self.model.model.rope_deltas = None
 
 

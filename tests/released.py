@@ -186,6 +186,23 @@ def _qwen3_vl(deep: list[int], depth: int, width: int, **text: Any) -> dict[str,
     }  # fmt: skip
 
 
+def _instructblip(**text: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["InstructBlipForConditionalGeneration"],
+        "image_token_index": text["vocab_size"] - 64,
+        "model_type": "instructblip",
+        "num_query_tokens": 32,
+        "qformer_config": {"model_type": "instructblip_qformer", "vocab_size": 30523},
+        "text_config": {
+            "model_type": "llama",
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            **text,
+        },
+        "vision_config": {"model_type": "instructblip_vision_model"},
+    }
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B": _qwen(
         width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True,
@@ -257,6 +274,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         hidden_size=7168, intermediate_size=20480, num_attention_heads=56, num_hidden_layers=60,
         num_key_value_heads=8, rope_theta=5e6, vocab_size=64064,
     ),
+    "InstructBLIP-7B": _instructblip(vocab_size=32064),
+    "InstructBLIP-13B": _instructblip(
+        vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_attention_heads=40,
+        num_hidden_layers=40,
+    ),
     "InternVL3.5-1B": _internvl(
         hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16
     ),
@@ -295,6 +317,8 @@ PARAMETERS = {
     "LLaVA-NeXT-7B-mistral": 7_566_747_648,
     "LLaVA-NeXT-13B": 13_351_499_776,
     "LLaVA-NeXT-34B": 34_752_083_968,
+    "InstructBLIP-7B": 7_913_726_720,
+    "InstructBLIP-13B": 14_192_093_952,
     "InternVL3.5-1B": 1_060_897_792,
     "InternVL3.5-4B": 4_732_489_216,
     "InternVL3.5-8B": 8_528_318_464,

@@ -70,7 +70,8 @@ def reference(root: dict, folder) -> dict:
         "rms_norm_eps": text.rms_norm_eps,
         "rope_theta": rope["rope_theta"],
         "mrope_section": tuple(rope["mrope_section"]) if "mrope_section" in rope else None,
-        "tie_embeddings": config.tie_word_embeddings,
+        # InstructBLIP's root has no such field: the decoder's own word counts.
+        "tie_embeddings": getattr(config, "tie_word_embeddings", text.tie_word_embeddings),
     }
     if config.model_type in ("llava", "llava_next"):
         fields = {
@@ -87,6 +88,19 @@ def reference(root: dict, folder) -> dict:
         }
         image = config.image_token_index
         act, bias = config.projector_hidden_act, config.multimodal_projector_bias
+    elif config.model_type == "instructblip":
+        fields = {
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_layers": vision.num_hidden_layers,
+            "num_heads": vision.num_attention_heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": vision.hidden_act,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "post_norm_eps": vision.layer_norm_eps,
+        }
+        image, act, bias = config.image_token_index, "gelu", True
     elif config.model_type == "internvl":
         fields = {
             "hidden_size": vision.hidden_size,

@@ -16,8 +16,10 @@ from tests.tiny_tokenizers import (
     QWEN3_VL_TEMPLATE,
     QWEN_SPECIALS,
     QWEN_TEMPLATE,
+    instructblip_tokenizer,
     internvl_tokenizer,
     llava_tokenizer,
+    question_tokenizer,
     qwen_tokenizer,
 )
 
@@ -337,6 +339,78 @@ def internvl_chat(source: str | pathlib.Path, folder: str | pathlib.Path) -> pat
     return folder
 
 
+def instructblip(
+    folder: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    shards: int = 1,
+    seed: int = 0,
+    old: bool = False,
+    **root: Any,
+) -> pathlib.Path:
+    """Writes an InstructBLIP folder: EVA at 56 pixels, a Q-Former of 4 layers, Llama.
+
+    Args:
+        folder, dtype, shards, seed: as `llava`.
+        old: whether it is one of before transformers knew its image token.
+        root: fields of config.json that replace the tiny ones.
+    """
+    import transformers
+
+    folder = pathlib.Path(folder)
+    tokenizer = instructblip_tokenizer(image=not old)
+    tokenizer.save_pretrained(folder)
+    question_tokenizer().save_pretrained(folder / "qformer_tokenizer")
+    config = {
+        "architectures": ["InstructBlipForConditionalGeneration"],
+        "model_type": "instructblip",
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "num_query_tokens": 5,
+        "torch_dtype": dtype,
+        "text_config": {
+            "model_type": "llama",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_size": 64,
+            "intermediate_size": 112,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "rms_norm_eps": 1e-6,
+            "vocab_size": _LLAVA_VOCAB,
+        },
+        "vision_config": {
+            "model_type": "instructblip_vision_model",
+            "hidden_size": 48,
+            "image_size": 56,
+            "intermediate_size": 80,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "patch_size": 14,
+        },
+        "qformer_config": {
+            "model_type": "instructblip_qformer",
+            "cross_attention_frequency": 2,
+            "encoder_hidden_size": 48,
+            "hidden_size": 32,
+            "intermediate_size": 56,
+            "max_position_embeddings": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 4,
+            "vocab_size": 123,
+        },
+    }
+    if old:
+        del config["image_token_index"]
+    _write(folder, "config.json", config | root)
+    _write(folder, "preprocessor_config.json", _blip_preprocessor(56))
+    _weights(
+        transformers.InstructBlipForConditionalGeneration, folder, "memory", dtype, shards, False,
+        seed,
+    )  # fmt: skip
+    return folder
+
+
 def reference(folder: str | pathlib.Path, attention: str = "sdpa", dtype: str = "float32"):
     """Loads a folder with torch, on the CPU, in eval mode; `attention` is "sdpa" or "eager"."""
     import torch
@@ -427,6 +501,22 @@ def _clip_preprocessor(size: int) -> dict[str, Any]:
         "resample": 3,
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": size},
+    }
+
+
+def _blip_preprocessor(size: int) -> dict[str, Any]:
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": _CLIP_MEAN,
+        "image_processor_type": "BlipImageProcessor",
+        "image_std": _CLIP_STD,
+        "processor_class": "InstructBlipProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": size, "width": size},
     }
 
 
@@ -598,7 +688,7 @@ def _weights(model_class, folder, naming, dtype, shards, nested, seed) -> None:
             value = 1 + 0.2 * noise
         else:
             # Unit-variance outputs, but louder queries and keys, so that attention has preferences.
-            loud = 1.5 if re.search(r"\.[qk]_proj\.", name) else 1.0
+            loud = 1.5 if re.search(r"\.[qk]_proj\.|query_tokens", name) else 1.0
             value = loud * noise / parameter[0].numel() ** 0.5
         tensors[rename(name, config.model_type, naming)] = value.to(getattr(torch, dtype))
     _save_shards(folder, tensors, shards)

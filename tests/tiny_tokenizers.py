@@ -74,22 +74,42 @@ def qwen_tokenizer(template: str | None):
     return tokenizer
 
 
-def llava_tokenizer(template: str | None):
+def llama_tokenizer(**options):
     from transformers import LlamaTokenizer
 
     merges: Any = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
     symbols = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581"]
     symbols += [chr(c) for c in range(33, 127)] + ["".join(pair) for pair in merges]
-    tokenizer = LlamaTokenizer(
-        vocab={symbol: index for index, symbol in enumerate(symbols)},
-        merges=merges,
-        add_bos_token=True,
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    return LlamaTokenizer(vocab=vocab, merges=merges, add_bos_token=True, **options)
+
+
+def llava_tokenizer(template: str | None):
+    image = {"image_token": "<image>"}
+    tokenizer = llama_tokenizer(pad_token="<pad>", extra_special_tokens=image)
     if template is not None:
         tokenizer.chat_template = template
     return tokenizer
+
+
+def instructblip_tokenizer(image: bool = True):
+    """Vicuna's as InstructBLIP has it: what begins a sequence is what ends it."""
+    end = "</s>"
+    options = {"extra_special_tokens": {"image_token": "<image>"}} if image else {}
+    return llama_tokenizer(
+        bos_token=end, eos_token=end, unk_token=end, pad_token="[PAD]", **options
+    )
+
+
+def question_tokenizer():
+    """A Q-Former's BERT, by characters."""
+    from transformers import BertTokenizer
+
+    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    inside = [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *letters, *inside]
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    return BertTokenizer(vocab=vocab, bos_token="[DEC]")
 
 
 INTERNVL_TEMPLATE = (

@@ -35,11 +35,14 @@ class Images:
             pixels, flattened in that order; zero where padded.
         ids_bgu: int32 [B, groups, patches] index of the image within its sample, -1 where padded.
         positions_bgu2: int32 [B, groups, patches, 2] row and column of the patch in its image.
+        words_bs: int32 [B, S] ids of the question's words, -1 where padded, for a Q-Former that
+            reads them; None for others.
     """
 
     patches_bgue: Array
     ids_bgu: Array
     positions_bgu2: Array
+    words_bs: Array | None = None
 
 
 @jax.tree_util.register_dataclass

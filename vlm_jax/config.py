@@ -168,6 +168,37 @@ class Qwen3VisionConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class QFormerConfig:
+    """A Q-Former: learned queries that read an image, and the question too where it has words.
+
+    Attributes:
+        hidden_size, intermediate_size, num_layers, num_heads: D, F, L and N of its blocks.
+        encoder_size: width of the features that it reads.
+        num_queries: queries, each of which becomes an image token.
+        cross_every: every so many layers, from the first on, the queries read the image.
+        hidden_act, layer_norm_eps: of the blocks.
+        vocab_size, max_positions: of the words of the question; 0 where it reads none.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    encoder_size: int
+    num_queries: int
+    cross_every: int
+    hidden_act: str
+    layer_norm_eps: float
+    vocab_size: int = 0
+    max_positions: int = 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether features belong to an image and a question, not to the image alone."""
+        return self.vocab_size > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class AnyResConfig:
     """Images read whole and in tiles at a resolution that fits them.
 
@@ -206,6 +237,7 @@ class VLMConfig:
         vision_start_id, vision_end_id: tokens around an image; None where a family has none.
         eos_ids: ids that end generation by config (generation_config.json may add to them).
         tiles: how images are cut into tiles; None where they are not.
+        qformer: what turns an image's features into few tokens; None where nothing does.
     """
 
     family: str
@@ -218,6 +250,7 @@ class VLMConfig:
     vision_end_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     tiles: AnyResConfig | DynamicTilesConfig | None = None
+    qformer: QFormerConfig | None = None
 
 
 def parse_config(root: Mapping[str, Any], where: str = "config.json") -> VLMConfig:

@@ -15,6 +15,7 @@ from vlm_jax.config import parse_config
 from vlm_jax.models.network import abstract
 
 CLASSES = {
+    "instructblip": transformers.InstructBlipForConditionalGeneration,
     "internvl": transformers.InternVLForConditionalGeneration,
     "llava": transformers.LlavaForConditionalGeneration,
     "llava_next": transformers.LlavaNextForConditionalGeneration,
@@ -48,7 +49,7 @@ def test_table_fills_our_model(name):
 def test_a_path_spells_its_dims(family):
     """The letters at the end of a path are the dims of its pattern, in order."""
     fused = {"e": {"e", "c y x", "c t y x", "p"}, "3": {"s"}}
-    fused |= {"d": {"d", "a b d"}, "p": {"p", "a p"}}
+    fused |= {"d": {"d", "a b d"}, "p": {"p", "a p", "a q"}}
     for row in families.find(family).rows:
         letters = row.path.rsplit("_", 1)[1]
         terms = [" ".join(group) for group in layout.groups(row.pattern.split("->")[1])]

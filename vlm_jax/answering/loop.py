@@ -181,6 +181,7 @@ def plan_answers(engine: Engine, drafts: Iterable[Draft], asking: Asking) -> Bat
         rows=lambda count: batch_rows(count, asking.rows, data),
         length=lambda length: min(bucket(length), limit),
         groups=engine.processor.bucket_groups,
+        words=engine.processor.bucket_words,
     )
     shares = asking.shares_prefix
     keeps = engine.prefixes.limit_bytes > 0 and asking.keeps_prefix
@@ -279,7 +280,7 @@ class _Run:
         places = size.length + (0 if size.prefix is None else size.prefix[1])
         self.engine.generator.warm(
             self.engine.params,
-            shapes(size.rows * self.asking.width, size.length, size.groups),
+            shapes(size.rows * self.asking.width, size.length, size.groups, size.words),
             prefix=None if size.prefix is None else shapes(*size.prefix),
             images_apart=self.engine.images.limit_bytes > 0,
             **self._options([0] * size.rows, np.zeros((size.rows, places), np.int32)),
@@ -305,7 +306,7 @@ class _Run:
             return Prepared(None, failures)
         filled = [sample or good[0] for sample in samples]
         filled += filled[-1:] * (batching.rows - len(filled))
-        sizes = {"length": batching.length, "groups": batching.groups}
+        sizes = {name: getattr(batching, name) for name in ("length", "groups", "words")}
         batch = self.engine.processor.pad([view for views in filled for view in views], **sizes)
         self._change_pixels(questions, batch)
         return Prepared(batch, failures)

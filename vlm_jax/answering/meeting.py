@@ -122,7 +122,7 @@ def _digest_of_drafts(drafts: list[Draft]) -> int:
     found = 0
     for draft in drafts:
         sizes = draft.number, draft.prefix_ids, draft.length, draft.groups
-        found = zlib.crc32(np.array([*sizes, *draft.ids], np.int64).tobytes(), found)
+        found = zlib.crc32(np.array([*sizes, *draft.ids, *draft.words], np.int64).tobytes(), found)
     return found
 
 

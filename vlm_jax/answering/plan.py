@@ -31,6 +31,7 @@ class Batching:
         rows: rows of the batch.
         length: static length of the prompts, or of what follows the shared prefixes.
         groups: static number of groups of patches; 0 behind prefixes.
+        words: static number of words that a Q-Former reads; 0 behind prefixes.
         owners: with prefixes, which row of them each question continues.
     """
 
@@ -38,6 +39,7 @@ class Batching:
     rows: int
     length: int
     groups: int = 0
+    words: int = 0
     owners: tuple[int, ...] = ()
 
 
@@ -47,7 +49,7 @@ class Chunk:
 
     Attributes:
         prefixes: a question for each prefix, whose images are decoded.
-        rows, length, groups: as for `Batching`.
+        rows, length, groups, words: as for `Batching`.
         batches: what follows.
     """
 
@@ -55,13 +57,19 @@ class Chunk:
     rows: int
     length: int
     groups: int
+    words: int
     batches: tuple[Batching, ...]
 
     @property
     def key(self) -> Hashable:
         """Equal for chunks that read the same."""
         prefixes = tuple(question.draft.prefix for question in self.prefixes)
-        return prefixes, self.rows, self.length, self.groups
+        return prefixes, *self.sizes
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Its rows, length, groups and words."""
+        return self.rows, self.length, self.groups, self.words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +77,15 @@ class Bucket:
     """Static sizes, which need compiled programs of their own.
 
     Attributes:
-        rows, length, groups: of the batch.
+        rows, length, groups, words: of the batch.
         prefix: the same of the prefixes that it continues, if it does.
     """
 
     rows: int
     length: int
-    groups: int
-    prefix: tuple[int, int, int] | None = None
+    groups: int = 0
+    words: int = 0
+    prefix: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +104,11 @@ class BatchPlan:
     def buckets(self) -> list[Bucket]:
         """The different sizes of its batches, those needed first first."""
         chunks = [
-            Bucket(b.rows, b.length, 0, (chunk.rows, chunk.length, chunk.groups))
+            Bucket(b.rows, b.length, prefix=chunk.sizes)
             for chunk in self.chunks
             for b in chunk.batches
         ]
-        whole = [Bucket(b.rows, b.length, b.groups) for b in self.batches]
+        whole = [Bucket(b.rows, b.length, b.groups, b.words) for b in self.batches]
         return list(dict.fromkeys(chunks + whole))
 
     @property
@@ -117,11 +126,13 @@ class Sizes:
         rows: number of questions or prefixes -> rows of their batches.
         length: tokens -> bucket.
         groups: groups of patches -> bucket.
+        words: words that a Q-Former reads -> bucket.
     """
 
     rows: Callable[[int], int]
     length: Callable[[int], int]
     groups: Callable[[int], int]
+    words: Callable[[int], int] = lambda words: 0
 
 
 def batch_rows(count: int, most: int, data: int) -> int:
@@ -168,6 +179,7 @@ def _batches(questions: Sequence[UniqueQuestion], sizes: Sizes) -> list[Batching
     """Cuts questions, sorted by size so that a batch pads little, into batches."""
     length = lambda q: max(view.length for view in q.draft.all_views)
     groups = lambda q: max(view.groups for view in q.draft.all_views)
+    words = lambda q: max(len(view.words) for view in q.draft.all_views)
     order = sorted(questions, key=lambda q: (length(q), groups(q)))
     return [
         Batching(
@@ -175,6 +187,7 @@ def _batches(questions: Sequence[UniqueQuestion], sizes: Sizes) -> list[Batching
             rows,
             sizes.length(max(map(length, part))),
             sizes.groups(max(map(groups, part))),
+            sizes.words(max(map(words, part))),
         )
         for part, rows in _cut(order, sizes)
     ]
@@ -199,7 +212,8 @@ def _chunks(families: Sequence[Sequence[UniqueQuestion]], sizes: Sizes) -> list[
         leaders = tuple(family[0] for family in part)
         length = sizes.length(max(prefix(q.draft) for q in leaders))
         groups = sizes.groups(max(q.draft.groups for q in leaders))
-        found.append(Chunk(leaders, rows, length, groups, tuple(batches)))
+        words = sizes.words(max(len(q.draft.words) for q in leaders))
+        found.append(Chunk(leaders, rows, length, groups, words, tuple(batches)))
     return found
 
 

@@ -22,6 +22,8 @@ from vlm_jax.errors import CheckpointError
 
 MANIFEST = "vlm_jax.json"
 PARAMS = "params"
+SUBFOLDERS = ("additional_chat_templates", "qformer_tokenizer")
+"""Where transformers keeps templates beyond the first, and the tokenizer of a Q-Former's words."""
 _CHECK_ELEMENTS = 1 << 20  # of a finiteness check: a block that stays in cache
 
 # An exponent of all ones is NaN or infinity: above it in the bits without their sign.
@@ -271,14 +273,12 @@ def not_finite(path: str, where: object) -> CheckpointError:
 
 
 def companion_files(folder: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, pathlib.Path]:
-    """The plain files of a folder whose name is wanted, and its further chat templates.
+    """The plain files of a folder whose name is wanted, and those of the folders that models have.
 
     Hidden files and other subfolders are left out: they are a download's bookkeeping. Links are
     followed, because a hub's cache is made of them: what is copied is a file of its own.
     """
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    # Where transformers keeps the templates beyond the first.
-    more = folder / "additional_chat_templates"
-    if more.is_dir():
+    for more in filter(pathlib.Path.is_dir, (folder / name for name in SUBFOLDERS)):
         files |= {f"{more.name}/{p.name}": p for p in sorted(more.iterdir()) if p.is_file()}
     return {name: path for name, path in files.items() if not name.startswith(".") and wanted(name)}

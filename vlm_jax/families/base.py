@@ -53,6 +53,9 @@ class Family:
             checkpoint generation into the hub's.
         buffers: regexes of names that are no parameters; carried along, never read.
         image_token: text of the placeholder, where config.json does not say its id.
+        question_tokenizer: folder, within a model's, of the tokenizer of questions, for a Q-Former
+            that reads them; "" without one.
+        most_images: images that a sample may have; None for any number.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Family:
     spellings: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
     image_token: str = ""
+    question_tokenizer: str = ""
+    most_images: int | None = None
 
     def read(self, root: Mapping[str, Any], where: str) -> VLMConfig:
         """Returns the architecture that a `config.json` describes.
@@ -104,6 +109,25 @@ class Family:
         """
         return text
 
+    def placeholder(self, config: VLMConfig, tokenizer: Any) -> tuple[str, int] | None:
+        """Returns text and id of an image's placeholder, where they are no token of the tokenizer;
+        None where they are."""
+        return None
+
+    def encode(self, tokenizer: Any, text: str, image: str, image_id: int) -> list[int]:
+        """Returns the ids of a text as `written` gives it, with one placeholder for each image.
+
+        The beginning of sequence is added unless the text begins with it.
+
+        Args:
+            tokenizer: the folder's.
+            text: templated, with a placeholder for each image.
+            image, image_id: text and id of the placeholder.
+        """
+        bos = tokenizer.bos_token
+        special = bos is None or not text.startswith(bos)
+        return tokenizer.encode(text, add_special_tokens=special)
+
     def layout(self, config: VLMConfig, rows: int, cols: int) -> "Layout":
         """Returns the places of the patches of one image of `rows` x `cols` patches."""
         raise NotImplementedError
@@ -125,7 +149,10 @@ class Family:
 
     def stacks(self, config: VLMConfig) -> dict[str, int]:
         """Returns how many layers each part with layers has."""
-        return {"decoder": config.decoder.num_layers, "vision": config.vision.num_layers}
+        stacks = {"decoder": config.decoder.num_layers, "vision": config.vision.num_layers}
+        if config.qformer is not None:
+            stacks["qformer"] = config.qformer.num_layers
+        return stacks
 
 
 @functools.cache

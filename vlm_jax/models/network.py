@@ -18,6 +18,7 @@ from vlm_jax.families import find
 from vlm_jax.models.cache import Cache, Prefix, new_slots, prompt_order, prompt_rows
 from vlm_jax.models.decoder import Decoder
 from vlm_jax.models.hooks import Hooks, Watch, Watched
+from vlm_jax.models.q_former import QFormer
 
 Params = dict[str, jax.Array]
 """Parameters by path, as in `decoder/layers/0/wq_dnh`; see docs/architecture.md."""
@@ -30,12 +31,16 @@ class Network(nnx.Module):
         self.config = config
         family = find(config.family)
         self.vision = family.tower(config, rngs)
+        self.qformer = None if config.qformer is None else QFormer(config.qformer, rngs)
         self.projector = family.connector(config, rngs)
         self.decoder = Decoder(config.decoder, rngs)
 
     def image_features(self, images: Images) -> Float[Array, "B M W"]:
         """Returns the image tokens of each sample, in group order; W as of `Decoder.__call__`."""
-        return self.projector(self.vision(images))
+        features = self.vision(images)
+        if self.qformer is not None:
+            features = self.qformer(features, images.words_bs)
+        return self.projector(features)
 
     def embed(self, batch: Batch) -> Float[Array, "B T W"]:
         """Embeds a prompt: tokens from the table, image tokens from the image features.

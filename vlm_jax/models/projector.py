@@ -1,4 +1,4 @@
-"""From vision features to the decoder's width: two linear maps with an activation between."""
+"""From vision features to the decoder's width: linear maps."""
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -51,3 +51,15 @@ class Projector(nnx.Module):
         x = ACTIVATIONS[self.act](x if self.b1_f is None else x + self.b1_f[...])
         x = linear(x, self.w2_df[...])
         return x if self.b2_d is None else x + self.b2_d[...]
+
+
+class LinearProjector(nnx.Module):
+    """One linear map with a bias."""
+
+    def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int):
+        self.w_de, self.b_d = matrix(rngs, outputs, inputs), zeros(outputs)
+
+    def __call__(self, features_bgue: Float[Array, "B G U E"]) -> Float[Array, "B M D"]:
+        """Returns the image tokens of each sample, groups flattened."""
+        x = features_bgue.reshape(features_bgue.shape[0], -1, features_bgue.shape[-1])
+        return linear(x, self.w_de[...]) + self.b_d[...]

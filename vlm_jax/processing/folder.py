@@ -16,14 +16,16 @@ from vlm_jax.errors import CheckpointError
 from vlm_jax.foreign import convert, read_bytes, read_json
 
 # Any one of these rows of files makes a tokenizer.
-_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
+_TOKENIZER_FILES = (
+    ("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",),
+)  # fmt: skip
 # All that transformers may look into.
 _JSON_FILES = (
     "config.json", "tokenizer.json", "vocab.json", "tokenizer_config.json", "added_tokens.json",
     "special_tokens_map.json", "preprocessor_config.json", "processor_config.json",
     "video_preprocessor_config.json", "generation_config.json", "chat_template.json",
 )  # fmt: skip
-_OTHER_FILES = ("merges.txt", "tokenizer.model", "chat_template.jinja")
+_OTHER_FILES = ("merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja")
 
 _Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]

@@ -11,7 +11,7 @@ import numpy as np
 from vlm_jax.batch import Array, Batch
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.errors import CheckpointError, PromptError
-from vlm_jax.families import find
+from vlm_jax.families import Family, find
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.chat import Chat, Turns, check_text, read_template
@@ -34,6 +34,7 @@ class Processor:
         tokenizer: transformers tokenizer.
         image_processor: transformers image processor of the PIL backend.
         template: Jinja chat template, or None if texts always come templated.
+        question_tokenizer: of a Q-Former that reads the question; None for other models.
         stop_ids: ids that end an answer.
         generation: fields of the folder's `generation_config.json`.
         max_image_pixels: images of more pixels, as they are or once resized, are refused before
@@ -54,23 +55,17 @@ class Processor:
         image_processor,
         *,
         template: str | None = None,
+        question_tokenizer=None,
         stop_ids: Sequence[int] = (),
         generation: Mapping[str, Any] | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
         family = find(config.family)
-        if config.image_token_id is None:
-            known = tokenizer.convert_tokens_to_ids(family.image_token)
-            config = dataclasses.replace(config, image_token_id=known)
+        self.image_token, self._image_id = _placeholder(family, config, tokenizer)
+        config = dataclasses.replace(config, image_token_id=self._image_id)
         self.config, self.tokenizer, self._family = config, tokenizer, family
+        self._questions = question_tokenizer
         self.stop_ids, self.generation = tuple(stop_ids), dict(generation or {})
-        self.image_token = _token(tokenizer, config.image_token_id, "image_token_id")
-        if tokenizer.encode(self.image_token, add_special_tokens=False) != [config.image_token_id]:
-            raise CheckpointError(
-                f"config.json has image_token_id {config.image_token_id}, but the tokenizer does "
-                f"not read its text {self.image_token!r} as that one token; add it as a special "
-                "token."
-            )
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (tokenizer.eos_token_id or 0)
         self._cut = family.cutter(config, image_processor)
@@ -98,11 +93,14 @@ class Processor:
         path = pathlib.Path(folder)
         config = config or read_config(path)
         tokenizer = folders.read_tokenizer(path)
+        family = find(config.family)
+        questions = family.question_tokenizer
         return cls(
             config,
             tokenizer,
             folders.read_image_processor(path),
-            template=find(config.family).template(read_template(path, tokenizer)),
+            template=family.template(read_template(path, tokenizer)),
+            question_tokenizer=folders.read_tokenizer(path / questions) if questions else None,
             stop_ids=folders.read_stop_ids(path, config, tokenizer),
             generation=folders.read_generation(path),
             **options,
@@ -119,9 +117,13 @@ class Processor:
         """
         check_text(text, "The templated text")
         text = self._family.written(text, self.image_token)
-        bos = self.tokenizer.bos_token
-        special = bos is None or not text.startswith(bos)
-        return self.tokenizer.encode(text, add_special_tokens=special)
+        return self._family.encode(self.tokenizer, text, self.image_token, self._image_id)
+
+    def words(self, text: str) -> list[int]:
+        """Returns what a Q-Former reads of a templated text: ids of its words; none for others."""
+        if self._questions is None:
+            return []
+        return self._questions.encode(text.replace(self.image_token, ""))
 
     def batch(
         self,
@@ -151,7 +153,7 @@ class Processor:
             PromptError: naming the sample, and the file where one is to blame.
         """
         texts, images = self._texts(images, prompts, first_sample)
-        rows = [self.encode(text) for text in texts]
+        rows = [(self.encode(text), self.words(text)) for text in texts]
         return self._batch(images, rows, length, groups, max_length, first_sample)
 
     def batch_texts(
@@ -165,7 +167,7 @@ class Processor:
         first_sample: int = 0,
     ) -> Batch:
         """As `batch`, of texts that are templated already and hold a placeholder per image."""
-        rows = [self.encode(text) for text in _strings(texts, "texts")]
+        rows = [(self.encode(text), self.words(text)) for text in _strings(texts, "texts")]
         return self._batch(images, rows, length, groups, max_length, first_sample)
 
     def batch_answers(
@@ -197,7 +199,7 @@ class Processor:
                 check_text(answer, "An answer")
                 answer = self.tokenizer.encode(answer, add_special_tokens=False)
             starts.append(len(answer))
-            rows.append([*row, *map(int, answer)])
+            rows.append(([*row, *map(int, answer)], self.words(text)))
         batch = self._batch(images, rows, length, groups, max_length, first_sample)
         return batch, (np.asarray(batch.lengths_b) - np.asarray(starts)).astype(np.int32)
 
@@ -243,8 +245,9 @@ class Processor:
                 if asked not in tokenized:
                     where = f"Sample {index}: its prompt"
                     text = self._chat.render(prompt, len(group), where, system)
-                    tokenized[asked] = self.encode(text)
-                draft = self._reader.draft(tokenized[asked], group, index, extents)
+                    tokenized[asked] = self.encode(text), self.words(text)
+                ids, words = tokenized[asked]
+                draft = self._reader.draft(ids, group, index, extents, words)
                 self._reader.check_length(draft, max_length, None)
             except PromptError as error:
                 if on_error is None:
@@ -260,19 +263,27 @@ class Processor:
         """Lays out the tokens of a draft and decodes its images; see `SampleReader.read`."""
         return self._reader.read(draft, part, made)
 
-    def pad(self, samples: Sequence[Sample], *, length: int = 0, groups: int = 0) -> Batch:
-        """Makes a batch of samples, of at least this length and this many groups of patches."""
+    def pad(
+        self, samples: Sequence[Sample], *, length: int = 0, groups: int = 0, words: int = 0
+    ) -> Batch:
+        """Makes a batch of samples, of at least this length and so many groups and words."""
         length = max(length, *(len(sample.sequence.tokens_t) for sample in samples))
         groups = max(groups, *(sum(p.groups for p in sample.patches) for sample in samples))
-        return pad(samples, length, groups, self._cut, self.pad_id)
+        words = max(words, *(len(sample.words) for sample in samples))
+        return pad(samples, length, groups, words, self._cut, self.pad_id)
 
-    def shapes(self, rows: int, length: int, groups: int = 0) -> Batch:
+    def shapes(self, rows: int, length: int, groups: int = 0, words: int = 0) -> Batch:
         """Returns `ShapeDtypeStruct`s of what `pad` makes at these sizes."""
-        return shapes(rows, length, groups, self._cut)
+        return shapes(rows, length, groups, words, self._cut)
 
     def bucket_groups(self, groups: int) -> int:
         """Returns the static number of groups that images of so many groups are padded to."""
         return bucket(groups, self._cut.group_multiple)
+
+    def bucket_words(self, words: int) -> int:
+        """Returns the static number of words that questions of so many words are padded to."""
+        former = self.config.qformer
+        return 0 if former is None else min(bucket(words), former.max_positions)
 
     def _texts(self, images, prompts, first: int) -> tuple[list[str], list[list[ImageSource]]]:
         prompts = _strings(prompts, "prompts")
@@ -284,15 +295,21 @@ class Processor:
         return texts, nested
 
     def _batch(
-        self, images, rows: list[list[int]], length, groups, max_length, first: int
+        self,
+        images,
+        rows: list[tuple[list[int], list[int]]],
+        length,
+        groups,
+        max_length,
+        first: int,
     ) -> Batch:
         if not rows:
             raise PromptError("The batch is empty; give at least one prompt.")
         extents: dict[Hashable, Extent] = {}
         nested = check_nesting(images, len(rows), first)
         drafts = [
-            self._reader.draft(row, group, index, extents)
-            for index, (row, group) in enumerate(zip(rows, nested), first)
+            self._reader.draft(ids, group, index, extents, words)
+            for index, ((ids, words), group) in enumerate(zip(rows, nested), first)
         ]
         for draft in drafts:
             self._reader.check_length(draft, max_length, length)
@@ -310,7 +327,29 @@ class Processor:
         # Questions about one image often share a batch: each image is decoded and cut once.
         made: dict[Hashable, Patches] = {}
         samples = [self.read(draft, "all", made) for draft in drafts]
-        return pad(samples, length, groups, self._cut, self.pad_id)
+        words = self.bucket_words(max(len(draft.words) for draft in drafts))
+        return pad(samples, length, groups, words, self._cut, self.pad_id)
+
+
+def _placeholder(family: Family, config: VLMConfig, tokenizer) -> tuple[str, int]:
+    """Returns text and id of what stands for an image in a prompt.
+
+    Raises:
+        CheckpointError: the tokenizer does not read the text as that one token.
+    """
+    found = family.placeholder(config, tokenizer)
+    if found is not None:
+        return found
+    image = config.image_token_id
+    if image is None:
+        image = tokenizer.convert_tokens_to_ids(family.image_token)
+    text = _token(tokenizer, image, "image_token_id")
+    if tokenizer.encode(text, add_special_tokens=False) != [image]:
+        raise CheckpointError(
+            f"config.json has image_token_id {image}, but the tokenizer does not read its text "
+            f"{text!r} as that one token; add it as a special token."
+        )
+    return text, image
 
 
 def _token(tokenizer, token_id: int | None, field: str) -> str:

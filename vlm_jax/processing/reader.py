@@ -8,6 +8,7 @@ import numpy as np
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.families import find
 from vlm_jax.processing.cutters import Cutter, Extent, Patches
 from vlm_jax.processing.images import (
     ImageSource,
@@ -39,6 +40,7 @@ class SampleReader:
         self._max_pixels = max_image_pixels
         assert config.image_token_id is not None  # `Processor` has looked it up
         self._image_id = config.image_token_id
+        self._most_images = find(config.family).most_images
 
     def draft(
         self,
@@ -46,6 +48,7 @@ class SampleReader:
         images: Sequence[ImageSource],
         number: int,
         extents: dict[Hashable, Extent],
+        words: Sequence[int] = (),
     ) -> Draft:
         """Measures a sample; of image files only the headers are read.
 
@@ -54,9 +57,11 @@ class SampleReader:
             images: the sample's images.
             number: what errors call the sample.
             extents: what is known of images already, by image key; new ones are added.
+            words: the question's, as of `Draft`.
 
         Raises:
-            PromptError: placeholders and images are not as many, or an image cannot be read.
+            PromptError: placeholders and images are not as many, there are more images than the
+                model takes, an image cannot be read, or a question is too long for the Q-Former.
         """
         token = self._image_id
         places = [place for place, id in enumerate(ids) if id == token]
@@ -64,6 +69,17 @@ class SampleReader:
             raise PromptError(
                 f"Sample {number}: its text has {len(places)} {self._image_token} "
                 f"placeholder(s) but {len(images)} image(s) were given; they must be as many."
+            )
+        if self._most_images is not None and len(images) > self._most_images:
+            raise PromptError(
+                f"Sample {number} has {len(images)} images, but {self._config.family} takes "
+                f"{self._most_images} a sample; ask about each image by itself."
+            )
+        former = self._config.qformer
+        if former is not None and len(words) > former.max_positions > 0:
+            raise PromptError(
+                f"Sample {number}: its question is {len(words)} words long to the Q-Former, more "
+                f"than its {former.max_positions} positions; shorten it."
             )
         keys = []
         for order, source in enumerate(images):
@@ -84,6 +100,7 @@ class SampleReader:
             image_keys=tuple(keys),
             extents=tuple(extents[key] for key in keys),
             prefix_ids=places[-1] + 1 if places else 0,
+            words=tuple(words),
         )
 
     def check_length(self, draft: Draft, limit: int | None, length: int | None) -> None:
@@ -139,7 +156,8 @@ class SampleReader:
             if key not in made:
                 made[key] = self._patches(source, _where(draft.number, order), draft.extents[order])
         patches = [made[key] for key in draft.image_keys]
-        return Sample(sequence.slice(0, end) if part == "prefix" else sequence, patches)
+        sequence = sequence.slice(0, end) if part == "prefix" else sequence
+        return Sample(sequence, patches, draft.words)
 
     def _patches(self, source: ImageSource, where: str, extent: Extent) -> Patches:
         image = load_image(source, where, self._max_pixels)

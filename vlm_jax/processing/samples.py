@@ -24,6 +24,7 @@ class Draft:
         image_keys: equal for equal images (`images.image_key`).
         extents: what the images become.
         prefix_ids: how many of `ids` end with the last placeholder; 0 without images.
+        words: ids of the question for a Q-Former that reads it; none for other models.
         views: further readings of the sample that a decoding strategy asks for.
         pixels: changes a view's normalised pixels [patches, C, frames, pixels of a patch and
             channel] of all images, if something is to change them.
@@ -35,6 +36,7 @@ class Draft:
     image_keys: tuple[Hashable, ...]
     extents: tuple[Extent, ...]
     prefix_ids: int
+    words: tuple[int, ...] = ()
     views: tuple["Draft", ...] = ()
     pixels: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
@@ -69,30 +71,37 @@ class Draft:
 
     @property
     def prefix(self) -> Hashable:
-        """Equal for samples whose prompts are equal through their last image."""
-        return self.ids[: self.prefix_ids], self.image_keys
+        """Equal for samples that are read alike through their last image.
+
+        Where image tokens depend on the question, no two questions are.
+        """
+        return self.ids[: self.prefix_ids], self.image_keys, self.words
 
     @property
     def question(self) -> Hashable:
         """Equal for samples that ask the same."""
-        return self.ids, self.image_keys
+        return self.ids, self.image_keys, self.words
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A prompt with its image tokens, and its images cut into patches."""
+    """A prompt with its image tokens, its images cut into patches, and words as of `Draft`."""
 
     sequence: Sequences
     patches: Sequence[Patches] = ()
+    words: Sequence[int] = ()
 
 
-def pad(samples: Sequence[Sample], length: int, groups: int, cut: Cutter, pad_id: int) -> Batch:
+def pad(
+    samples: Sequence[Sample], length: int, groups: int, words: int, cut: Cutter, pad_id: int
+) -> Batch:
     """Makes a batch of samples.
 
     Args:
-        samples: at most `length` tokens and `groups` groups each.
+        samples: at most `length` tokens, `groups` groups and `words` words each.
         length: T of the batch.
         groups: groups of patches of each row; 0 makes a batch without images.
+        words: words of each row for a Q-Former that reads them; 0 for others.
         cut: what cut the patches.
         pad_id: fills rows behind their tokens.
     """
@@ -115,11 +124,11 @@ def pad(samples: Sequence[Sample], length: int, groups: int, cut: Cutter, pad_id
         slots_bt=slots_bt,
         lengths_b=np.array([len(s.tokens_t) for s in sequences], np.int32),
         next_position_b=np.array([s.next_position for s in sequences], np.int32),
-        images=_pad_images([sample.patches for sample in samples], groups, cut) if groups else None,
+        images=_pad_images(samples, groups, words, cut) if groups else None,
     )
 
 
-def shapes(rows: int, length: int, groups: int, cut: Cutter) -> Batch:
+def shapes(rows: int, length: int, groups: int, words: int, cut: Cutter) -> Batch:
     """Returns `ShapeDtypeStruct`s of what `pad` makes of `rows` samples."""
     shape = lambda dtype, *dims: jax.ShapeDtypeStruct((rows, *dims), dtype)
     patches = groups, cut.patches_per_group
@@ -134,23 +143,27 @@ def shapes(rows: int, length: int, groups: int, cut: Cutter) -> Batch:
             shape(np.float32, *patches, cut.patch_features),
             shape(np.int32, *patches),
             shape(np.int32, *patches, 2),
+            shape(np.int32, words) if words else None,
         )
         if groups
         else None,
     )
 
 
-def _pad_images(patches: Sequence[Sequence[Patches]], groups: int, cut: Cutter) -> Images:
-    shape = (len(patches), groups, cut.patches_per_group)
+def _pad_images(samples: Sequence[Sample], groups: int, words: int, cut: Cutter) -> Images:
+    shape = (len(samples), groups, cut.patches_per_group)
     patches_bgue = np.zeros((*shape, cut.patch_features), np.float32)
     ids_bgu = np.full(shape, -1, np.int32)
     positions_bgu2 = np.zeros((*shape, 2), np.int32)
-    for sample, row in enumerate(patches):
+    words_bs = np.full((len(samples), words), -1, np.int32) if words else None
+    for row, sample in enumerate(samples):
         used = 0
-        for number, one in enumerate(row):
-            here = sample, slice(used, used + one.groups)
+        if words_bs is not None:
+            words_bs[row, : len(sample.words)] = sample.words
+        for number, one in enumerate(sample.patches):
+            here = row, slice(used, used + one.groups)
             one.fill(patches_bgue[here])
             ids_bgu[here] = np.where(one.index_gu >= 0, number, -1)
             positions_bgu2[here] = one.positions_gu2
             used += one.groups
-    return Images(patches_bgue, ids_bgu, positions_bgu2)
+    return Images(patches_bgue, ids_bgu, positions_bgu2, words_bs)

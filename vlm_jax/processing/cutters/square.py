@@ -15,18 +15,26 @@ from vlm_jax.processing.cutters.base import Extent, Patches, row_major
 class Square:
     """Square images in one group each, their patches row by row.
 
+    Args:
+        config: the tower.
+        image_processor: makes images of its size.
+        slots: image tokens of an image, where a Q-Former makes them; the tower's by default.
+
     Raises:
         CheckpointError: the image processor does not make images of the tower's size.
     """
 
     group_multiple = 1
 
-    def __init__(self, config: VitConfig, image_processor: BaseImageProcessor):
+    def __init__(
+        self, config: VitConfig, image_processor: BaseImageProcessor, slots: int | None = None
+    ):
         self.config, self.image_processor = config, image_processor
         self.patches_per_group = config.num_patches
-        self.slots_per_group = config.tokens_per_image
+        self.slots_per_group = slots or config.tokens_per_image
         self.patch_features = config.num_channels * config.patch_size**2
         self.side = config.image_size // config.patch_size
+        self._grid = (1, slots) if slots else (self.side, self.side)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns the largest width and height that an image has on its way to patches."""
@@ -34,7 +42,7 @@ class Square:
 
     def extent(self, width: int, height: int) -> Extent:
         """Returns what an image of a size becomes."""
-        return Extent((self.side, self.side), 1, np.arange(self.slots_per_group, dtype=np.int32))
+        return Extent(self._grid, 1, np.arange(self.slots_per_group, dtype=np.int32))
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
