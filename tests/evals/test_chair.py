@@ -9,10 +9,15 @@ import pytest
 
 from vlm_jax.evals import chair
 from vlm_jax.evals.chair import ChairScorer, report
+from vlm_jax.evals.records import ImageId
 from vlm_jax.evals.tallies import tabulate
 from vlm_jax.evals.vocabulary import coco_vocabulary
 
-TRUTH = {1: frozenset({"dog", "person"}), 2: frozenset(), 3: frozenset({"cup"})}
+TRUTH: dict[ImageId, frozenset[str]] = {
+    1: frozenset({"dog", "person"}),
+    2: frozenset(),
+    3: frozenset({"cup"}),
+}
 
 
 def totals_of(scorer, captions):
@@ -32,6 +37,8 @@ def test_mentions_count_in_c_i_and_captions_in_c_s():
         "recalled_objects": 2,
         "mentioned_types": 3,
         "words": 9 + 3 + 3,
+        "unparsable": 1,
+        "truncated": 0,
     }
     scores = report(totals)
     assert scores["C_S"] == pytest.approx(1 / 3)
@@ -53,12 +60,14 @@ def test_mentions_carry_offsets_and_verdicts():
 
 
 def test_a_set_without_any_object_scores_zero_everywhere():
-    assert set(report(totals_of(ChairScorer(TRUTH), [(2, "")])).values()) == {0.0}
+    scores = report(totals_of(ChairScorer(TRUTH), [(2, "")]))
+    assert scores.pop("unparsable_rate") == scores.pop("truncated_rate") == 1
+    assert set(scores.values()) == {0.0}
     assert set(report(dict.fromkeys(chair.COUNTS, 0)).values()) == {0.0}
 
 
 def test_groups_split_hallucinations():
-    groups = {1: {"cat": "partner"}, 3: {"fork": "partner"}}
+    groups: dict[ImageId, dict[str, str]] = {1: {"cat": "partner"}, 3: {"fork": "partner"}}
     scorer = ChairScorer(TRUTH, groups=groups)
     captions = [(1, "a dog, a cat, a bowl and a bowl"), (2, "a cat"), (3, "a cup and a fork")]
     totals = totals_of(scorer, captions)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.errors import AnswersError, ConfigError, UserError
+from vlm_jax.evals.protocol import parts_of
 from vlm_jax.evals.results import (
     Results,
     format_table,
@@ -56,6 +57,8 @@ def test_chair_document(files, tmp_path):
         "recalled_objects": 3,
         "mentioned_types": 4,
         "words": 12,
+        "unparsable": 0,
+        "truncated": 0,
     }
     assert document["n"] == 2
     assert document["metrics"]["C_S"]["value"] == 0.5
@@ -271,3 +274,22 @@ def test_items_that_failed_are_left_out_and_said(files, write):
         score(write("less.jsonl", ANSWERS[:2]), files["questions"])
     captions = write("captions_failed.jsonl", [CAPTIONS[0], broken])
     assert "1 items could not be read" in score(captions, files["table"]).results.notes[1]
+
+
+def test_runs_of_other_protocols_are_not_compared(files, tmp_path):
+    """Answers of one model at 64 and 512 tokens: one line says what differs."""
+    about = {"benchmark": "pope", "parser": "rucaibox", "ids": "3 of abc"}
+    paths = {}
+    for tokens in (64, 512):
+        folder = tmp_path / str(tokens)
+        folder.mkdir()
+        paths[tokens] = folder / "answers.jsonl"
+        paths[tokens].write_text(files["answers"].read_text())
+        parts = parts_of({**about, "max_new_tokens": tokens})
+        made = Results("pope", {}, {}, 3, protocol=protocol_hash(parts), protocol_parts=parts)
+        made.write(folder / "results.json")
+    line = "cannot be compared: max_new_tokens is 64 and 512.$"
+    with pytest.raises(AnswersError, match=line):
+        score(paths[64], files["questions"], baseline=paths[512])
+    same = score(paths[64], files["questions"], baseline=paths[64], draws=5).results
+    assert same.differences["accuracy"].value == 0

@@ -13,6 +13,7 @@ from vlm_jax.evals.latex import value
 from vlm_jax.evals.records import read_rows
 from vlm_jax.evals.score import score
 from vlm_jax.evals.suites import benchmarks, find, mathvision, mathvista
+from vlm_jax.evals.yes_no import verdict
 
 
 def load(path):
@@ -98,6 +99,62 @@ def test_letters_of_the_harness(real_data):
     for row in golden["crafted"]:
         wanted = row["vlmevalkit_can_infer"] or "Z"
         assert infer_letter(row["answer"], golden["choices"]) == wanted, row["answer"]
+
+
+def test_letters_of_scienceqa(real_data):
+    """Real answers of LLaVA-13B, of which only the letters of the options are known."""
+    golden = load(real_data / "mcq" / "golden_extraction.json")["scienceqa"]
+    choices = dict.fromkeys("ABCDE", "")
+    found = [infer_letter(row["tail"], choices) for row in golden]
+    assert found == [row["vlmevalkit"] or "Z" for row in golden]
+    assert len(golden) == 303
+
+
+def test_verdicts_on_real_predictions(real_data):
+    """254 published answers to HallusionBench, under every rule."""
+    golden = load(real_data / "hallusionbench" / "golden" / "sample_real_predictions_parsed.json")
+    said = {rule: [verdict(row["prediction"], rule)[0] for row in golden]
+            for rule in ("vlmevalkit", "rucaibox", "lmms_mme", "contains_yes")}  # fmt: skip
+    lower = lambda name: [row[name].lower().replace("other", "unknown") for row in golden]
+    assert said["vlmevalkit"] == lower("vlmevalkit")
+    assert said["rucaibox"] == lower("rucaibox")
+    assert said["lmms_mme"] == lower("lmms_mme")
+    assert said["contains_yes"] == [{"1": "yes", "0": "no"}[row["intern"]] for row in golden]
+    assert len(golden) == 254
+
+
+def test_mme_in_files_without_a_header(real_data, tmp_path):
+    """MME's own form: a file a subset, lines of image, question, label and answer."""
+    golden = load(real_data / "mme" / "golden_synthetic.json")
+    names = ("existence", "count", "position", "color")
+    paths = [tmp_path / f"{name}.txt" for name in names]
+    for name, path in zip(names, paths):
+        rows = [row for row in golden["inputs"] if row["category"] == name]
+        lines = [
+            f"{row['question_id']}\tIs it {n}?\t{row['answer']}\t{row['prediction']}\n"
+            for n, row in enumerate(rows)
+        ]
+        path.write_text("".join(lines))
+    found = values(score(paths, paths, draws=5).results)["score"]
+    subset = golden["lmms_eval"]["hallucination_subset_existence_count_position_color"]
+    assert found == pytest.approx(subset)
+
+
+def test_pope_by_the_labels_of_repope(write):
+    """Revised labels are a truth file: labels change, ambiguous questions are gone."""
+    labels = {1: "yes", 2: "no", 3: "yes", 4: "no"}
+    row = lambda n, label: {"question_id": n, "image": "COCO_val2014_000000000001.jpg",
+                            "text": f"Is there a {n}?", "label": label}  # fmt: skip
+    pope = write("coco_pope_random.json", [row(n, label) for n, label in labels.items()])
+    revised = {**labels, 2: "yes"}
+    del revised[4]
+    repope = write("coco_repope_random.json", [row(n, label) for n, label in revised.items()])
+    answers = write("a.jsonl", [{"question_id": n, "text": t} for n, t in
+                                ((1, "yes"), (2, "yes"), (3, "no"), (4, "yes"))])  # fmt: skip
+    assert values(score(answers, pope, draws=5).results)["accuracy"] == 1 / 4
+    scored = score(answers, repope, allow_extra=True, draws=5).results
+    assert values(scored)["accuracy"] == pytest.approx(2 / 3)
+    assert scored.notes == ("1 answers have no truth and were left out",)
 
 
 def test_weighted_f1_of_scikit_learn(real_data):
@@ -270,6 +327,7 @@ def test_mmvet_takes_the_grades_of_a_judge(write):
         score(answers, truth)
     grades = write("g.json", json.dumps({"v1_0": {"score": [1.0, 0.5]}, "v1_1": 0.25}))
     found = values(score(answers, truth, rules={"grades": str(grades)}, draws=5).results)
+    assert found.pop("unparsable_rate") == found.pop("truncated_rate") == 0
     assert found == {"total": 0.5, "rec": 0.5, "ocr": 0.25}
     bad = write("b.json", json.dumps({"v1_0": 2}))
     with pytest.raises(AnswersError, match="'v1_0' needs a score from 0 to 1, found 2"):

@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import types
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def readings(steering: Steering) -> Readings:
     fired_ln = zeros_ln if part is None else 0.5 * np.isfinite(part.threshold[0])
     class_ln = zeros_ln.copy()
     class_ln[0, 0] = steering.visual_gains is not None
-    return Readings(zeros_ln, zeros_ln, zeros_ln, fired_ln, class_ln, zeros_ln)
+    parts: Any = (zeros_ln, zeros_ln, zeros_ln, fired_ln, class_ln, zeros_ln)
+    return Readings(*parts)
 
 
 class FakeVLM:
@@ -60,7 +62,9 @@ class FakeVLM:
         self.calls = calls if calls is not None else []
         self.config = types.SimpleNamespace(decoder=types.SimpleNamespace(vocab_size=16))
         tokenizer = types.SimpleNamespace(encode=self._encode, unk_token_id=0)
-        self.processor = types.SimpleNamespace(stop_ids=(STOP,), tokenizer=tokenizer, generation={})
+        self.processor = types.SimpleNamespace(
+            stop_ids=(STOP,), tokenizer=tokenizer, generation={}, identity={"template": "plain"}
+        )
         self.generator = types.SimpleNamespace(compilations=0)
 
     @staticmethod

@@ -17,7 +17,7 @@ One class serves `evaluate`, which asks a model, and `score`, which reads a file
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,6 +61,15 @@ class Judged:
     example: Example
     counts: Mapping[str, int]
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def cut_off(self) -> "Judged":
+        """The same of an answer that ended at the limit of tokens: it counts as truncated."""
+        counts = dict(self.counts)
+        for name in counts:
+            kind, slash, part = name.partition("/")
+            if kind == "truncated":  # of the answer's own split, where there are several
+                counts[name] = counts.get(f"questions{slash}{part}", 1)
+        return replace(self, counts=counts, details={**self.details, "truncated": True})
 
 
 @dataclass(frozen=True)
@@ -240,11 +249,15 @@ class Suite:
 
     def protocol(self) -> dict[str, Any]:
         """What must be equal for two results to be comparable; JSON values."""
-        items = [
-            [example.id, example.prompt, {k: v for k, v in example.meta.items() if k != "picture"}]
-            for example in self._examples
-        ]
-        return {"benchmark": self.name, **self.rules(), "items": items}
+        asked = self._examples
+        truth = [{k: v for k, v in one.meta.items() if k != "picture"} for one in asked]
+        return {
+            "benchmark": self.name,
+            **self.rules(),
+            "ids": [one.id for one in asked],
+            "prompts": [one.prompt for one in asked],
+            "truth": truth,
+        }
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -22,6 +22,8 @@ COUNTS = (
     "recalled_objects",
     "mentioned_types",
     "words",
+    "unparsable",
+    "truncated",
 )
 
 
@@ -54,12 +56,16 @@ METRICS: dict[str, Metric] = {
     "F1_types": Metric(lambda totals: f1(_precision_types(totals), _recall(totals)), shown=False),
     "precision_types": Metric(_precision_types, shown=False),
     "length": Metric(lambda totals: ratio(totals["words"], totals["captions"]), "", "words"),
+    "unparsable_rate": Metric(lambda totals: ratio(totals["unparsable"], totals["captions"]), ""),
+    "truncated_rate": Metric(lambda totals: ratio(totals["truncated"], totals["captions"]), ""),
 }
 """Metrics as functions of totals. All are fractions but `length`, in words a caption.
 
 C_S: captions with a hallucinated object; C_I: hallucinated mentions among object mentions, over the
 corpus; recall: ground-truth objects named; F1: of 1 - C_I and recall; F1_types: of the precision
-over distinct objects and recall (the form in the VISTA code).
+over distinct objects and recall (the form in the VISTA code); unparsable: captions that name no
+object, which C_S counts as right; truncated: captions without an end of their last sentence, or
+that ended at the limit of tokens.
 """
 
 
@@ -126,6 +132,8 @@ class ChairScorer:
             "recalled_objects": len(named.intersection(present)),
             "mentioned_types": len(named),
             "words": reading.length,
+            "unparsable": int(not mentions),
+            "truncated": int(not ends(caption)),
         }
         if self.groups is not None:
             tally |= self._group_tally(mentions)
@@ -150,6 +158,11 @@ class ChairScorer:
             tally[f"hallucinated_mentions/{label}"] = wrong.count(label)
             tally[f"hallucinated_captions/{label}"] = int(label in wrong)
         return tally
+
+
+def ends(caption: str) -> bool:
+    """Whether a caption's last sentence has an end: its mark, within quotes or brackets or not."""
+    return caption.rstrip(" \n\t\"')]\u201d\u2019*").endswith((".", "!", "?", "…"))
 
 
 def _judge(mention: Mention, present: Collection[str], labels: Mapping[str, str]) -> ScoredMention:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from vlm_jax.evals.base import Metric
+from vlm_jax.evals.final_answer import final
 from vlm_jax.evals.tallies import Statistic, Totals, f1, ratio
 
 Verdict = Literal["yes", "no", "unknown"]
@@ -25,6 +26,7 @@ COUNTS = (
     "true_negatives",
     "false_negatives",
     "unparsable",
+    "truncated",
 )
 
 
@@ -107,7 +109,8 @@ def tally(text: str, label: str, parser: str = "rucaibox") -> dict[str, int]:
     """The integers of one answer; see `COUNTS`.
 
     A verdict "unknown" is none of the four outcomes. `unparsable` counts answers with neither or
-    both of yes and no as words (VLMEvalKit's rule), under every parser.
+    both of yes and no as words (VLMEvalKit's rule), under every parser; `truncated` those that
+    ended at the limit of tokens, or within a thought.
     """
     verdict = parse_answer(text, label, parser)
     return {
@@ -119,6 +122,7 @@ def tally(text: str, label: str, parser: str = "rucaibox") -> dict[str, int]:
         "true_negatives": int(verdict == "no" and label == "no"),
         "false_negatives": int(verdict == "no" and label == "yes"),
         "unparsable": int(_vlmevalkit(text, label) == "unknown"),
+        "truncated": int(final(text).truncated),
     }
 
 
@@ -142,6 +146,7 @@ def metrics(parser: str = "rucaibox", splits: Sequence[str] = ()) -> dict[str, M
         "yes_ratio": Metric(lambda t: _yes_ratio(t, parser), ""),
         "predicted_yes": Metric(lambda t: _yes_ratio(t, ""), "", shown=False),
         "unparsable_rate": Metric(lambda t: ratio(t["unparsable"], t["questions"]), "low"),
+        "truncated_rate": Metric(lambda t: ratio(t["truncated"], t["questions"]), "low"),
     }
     if len(splits) < 2:
         return found

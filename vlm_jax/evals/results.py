@@ -35,6 +35,7 @@ class Results:
         seeds: purpose -> seed.
         device: what the model ran on.
         protocol: hash of everything that must be equal for two results to be comparable.
+        protocol_parts: what it is the hash of, see `vlm_jax.evals.protocol`.
         notes: anything a reader must know, one sentence each.
         made: when, by which command and of which commit; of a job's top result alone.
     """
@@ -52,6 +53,7 @@ class Results:
     seeds: Mapping[str, int] = field(default_factory=dict)
     device: str = "none (scored without a model)"
     protocol: str = ""
+    protocol_parts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     made: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,6 +75,7 @@ class Results:
             "seeds": dict(self.seeds),
             "device": self.device,
             "protocol": self.protocol,
+            "protocol_parts": dict(self.protocol_parts),
             "notes": list(self.notes),
             **({"made": dict(self.made)} if self.made else {}),
         }
@@ -112,6 +115,7 @@ def read_results(path: str | Path) -> Results:
             seeds=document["seeds"],
             device=document["device"],
             protocol=document.get("protocol", ""),
+            protocol_parts=document.get("protocol_parts", {}),
             notes=tuple(document.get("notes", ())),
         )
     except OSError as error:

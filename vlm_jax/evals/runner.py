@@ -15,6 +15,9 @@ from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.progress import Progress
 
+CUT = "cut_off"
+"""The field of an answers line that is true where the answer ended at the limit of tokens."""
+
 _NUMBERED = re.compile(r"^Sample \d+(?:, |: (?:its )?)")
 
 
@@ -146,6 +149,7 @@ def run(
     log = share.log(path, {**identity, "protocol": protocol})
     row = lambda example, answer: {
         **benchmark.answer_row(example, answer.text),
+        **({} if getattr(answer, "ended", True) else {CUT: True}),
         **(details(answer) if details else {}),
     }
     rows = answer_all(
@@ -163,13 +167,19 @@ def run(
     return Answered(
         benchmark,
         {
-            str(example.id): benchmark.judge(example, _text(line, benchmark, path))
+            str(example.id): _judge(benchmark, example, line, path)
             for example in examples
             if (line := answered.get(str(example.id))) is not None
         },
         {key: line[ERROR] for key, line in rows.items() if ERROR in line},
         tuple(answered.values()),
     )
+
+
+def _judge(benchmark: Suite, example: Example, line: Line, path: str | os.PathLike) -> Judged:
+    """What the answer in a line of the answers file says."""
+    judged = benchmark.judge(example, _text(line, benchmark, path))
+    return judged.cut_off() if line.get(CUT) else judged
 
 
 def _text(line: Line, benchmark: Suite, path: str | os.PathLike) -> str:

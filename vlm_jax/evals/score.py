@@ -13,8 +13,9 @@ from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.answers import USUAL, Answers, Keys, read_answers
 from vlm_jax.evals.base import Judged, Suite
 from vlm_jax.evals.items import asked_of, tabulate_items, write_items
+from vlm_jax.evals.protocol import parts_of, refuse_incomparable
 from vlm_jax.evals.records import Record, decode, is_table, read_content, read_rows, some, text_rows
-from vlm_jax.evals.results import Results, protocol_hash
+from vlm_jax.evals.results import Results, protocol_hash, read_results
 from vlm_jax.evals.statistics import DRAWS, bootstrap_all, mcnemar, paired_bootstrap
 from vlm_jax.evals.suites import benchmarks, find
 from vlm_jax.evals.tallies import TallyTable
@@ -93,6 +94,7 @@ def score(
     differences, tests = {}, {}
     if baseline is not None:
         other = judge.read(baseline)
+        _same_protocol(answers, baseline)
         _same_items(answers, set(found.judged), baseline, set(other.judged))
         differences = paired_bootstrap(
             statistics, table, judge.table(other).take(table.ids), draws=draws, seed=seed
@@ -102,12 +104,14 @@ def score(
             for name, metric in metrics.items()
             if metric.outcome
         }
-    protocol = {
-        "benchmark": bench.name,
-        "truth": sorted(_digest(path) for path in listed(truth)),
-        "items": sorted(map(str, found.judged)),
-        **bench.rules(),
-    }
+    protocol = parts_of(
+        {
+            "benchmark": bench.name,
+            "truth": sorted(_digest(path) for path in listed(truth)),
+            "ids": sorted(map(str, found.judged)),
+            **bench.rules(),
+        }
+    )
     results = Results(
         benchmark=bench.name,
         metrics=bootstrap_all(statistics, table, draws=draws, seed=seed),
@@ -127,6 +131,7 @@ def score(
         },
         seeds={"bootstrap": seed},
         protocol=protocol_hash(protocol),
+        protocol_parts=protocol,
         notes=(*found.notes, *bench.notes()),
     )
     return ScoredFile(bench, results, table, found.judged, found.texts)
@@ -281,6 +286,24 @@ def _unknown(answers: Answers, unknown: Sequence[Any]) -> AnswersError:
         f"truth: {some(list(unknown))}; name a truth that covers them, or leave them out by "
         "config.score.allow_extra=True."
     )
+
+
+def _same_protocol(answers: Paths, baseline: Paths) -> None:
+    """Refuses answers of our own runs that were not made alike, by the results beside them."""
+    ours, theirs = (_results_beside(files) for files in (answers, baseline))
+    if ours is not None and theirs is not None:
+        first, second = (str(listed(files)[0]) for files in (answers, baseline))
+        refuse_incomparable(ours, theirs, (first, second))
+
+
+def _results_beside(files: Paths) -> Results | None:
+    """The results of the evaluation that wrote a file of answers; None where there are none."""
+    path = Path(listed(files)[0])
+    beside = path.with_name("results.json")
+    if path.name != "answers.jsonl" or not beside.is_file():
+        return None
+    found = read_results(beside)
+    return found if found.protocol_parts else None
 
 
 def _same_items(answers: Paths, items: set[Any], baseline: Paths, others: set[Any]) -> None:

@@ -12,6 +12,9 @@ from vlm_jax.errors import AnswersError
 _MAX_CELL = 1 << 28  # a picture in base64
 _MAX_SHEET = 1 << 30  # bytes of an unpacked xlsx
 
+MME_NAMES = ("image", "question", "answer", "prediction")
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
 Rows = Iterator[tuple[int, dict[str, Any]]]
 """The line or row of a file (the header is the first) and its cells by column name."""
 
@@ -31,20 +34,33 @@ def _is_header(line: str) -> bool:
     return len(names) > 1 and all(name.replace("-", "_").isidentifier() for name in names)
 
 
+def _without_header(cells: list[str]) -> bool:
+    """Whether a first line is a row in the form of MME's files: image, question, label, answer."""
+    return (
+        2 < len(cells) <= len(MME_NAMES)
+        and cells[0].lower().endswith(_PICTURES)
+        and cells[2].strip().lower() in ("yes", "no")
+    )
+
+
 def separated_rows(path: Path, text: str, separator: str) -> Rows:
     """Yields the rows of separated text; quoted cells may hold line ends.
+
+    A file without a header is read where it is one of MME's; its name is then the category.
 
     Raises:
         AnswersError: a row has more cells than the header, names repeat, or nothing follows.
     """
     csv.field_size_limit(_MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    count, names = 0, None
+    count, names, more = 0, None, {}
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
-            if names is None:
+            if names is None and _without_header(cells):
+                names, more = list(MME_NAMES), {"category": path.name.split(".")[0]}
+            elif names is None:
                 names = _names(path, cells)
                 continue
             if len(cells) > len(names):
@@ -53,7 +69,8 @@ def separated_rows(path: Path, text: str, separator: str) -> Rows:
                     "is a cell with the separator in it quoted?"
                 )
             count += 1
-            yield reader.line_num, {n: cell for n, cell in zip(names, cells) if cell.strip()}
+            found = {n: cell for n, cell in zip(names, cells) if cell.strip()}
+            yield reader.line_num, found | more
     except csv.Error as error:
         raise AnswersError(f"{path} line {reader.line_num}: {error}") from None
     if not count:

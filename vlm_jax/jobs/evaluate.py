@@ -9,6 +9,7 @@ from vlm_jax import checkpoint
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison, compare, statistics_of
+from vlm_jax.evals.protocol import MODEL_PARTS, differing, parts_of
 from vlm_jax.evals.results import Results, interval_fields, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.suites import read_benchmark
@@ -54,9 +55,10 @@ def run(request: Request) -> None:
     for name, one in asked.items():
         print(f"\n{name}")
         found[name] = one.evaluate()
-    compared = compare_models(found, request.config)
-    if compared is None:
-        print("\nThe models were asked different questions, so they are not compared by item.")
+    what = models_differ(found)
+    compared = None if what else compare_models(found, request.config)
+    if what:
+        print(f"\nThe models are not compared, for they were not asked alike: {what}.")
     tables = [] if compared is None else models_tables(compared)
     shown = len(tables)
     # An edited folder has no arms that edit weights: only models of the same arms make one table.
@@ -173,16 +175,26 @@ def refuse_edit(request: Request, why: str, used: Sequence[str] = ()) -> None:
             raise ConfigError(f"config.{name} changes nothing: {why}.")
 
 
-def compare_models(found: Mapping[str, "Evaluation"], config: Any) -> Comparison | None:
+def models_differ(found: Mapping[str, "Evaluation"]) -> str:
+    """What differs between the protocols of models besides their own templates; "" if nothing.
+
+    The testbed's benchmarks, for example, differ for families that take images of other sizes.
+    """
+    first, *others = (one.results for one in found.values())
+    for other in others:
+        for name, own in first.items():
+            protocols = (own[UNEDITED].protocol_parts, other[name][UNEDITED].protocol_parts)
+            what = differing(*protocols, without=MODEL_PARTS)
+            if what:
+                return f"{name}: {what}"
+    return ""
+
+
+def compare_models(found: Mapping[str, "Evaluation"], config: Any) -> Comparison:
     """Compares models as they are on the same items, the first of them being the baseline.
 
-    Items that failed with any of them are left out. None where their benchmarks differ, as the
-    testbed's do for families that take images of different sizes.
+    Items that failed with any of them are left out.
     """
-    results = [one.results for one in found.values()]
-    protocols = [{name: own[UNEDITED].protocol for name, own in one.items()} for one in results]
-    if any(protocol != protocols[0] for protocol in protocols):
-        return None
     own = {name: one.measured.tables[UNEDITED] for name, one in found.items()}
     first = next(iter(found.values())).comparison
     shared = {}
@@ -422,6 +434,7 @@ class _Describe:
             notes.append(f"{self.failed} items could not be read and are left out of all arms.")
         notes += self.benchmark.notes()
         known = self.benchmark.metrics(counts)
+        protocol = parts_of({**self.benchmark.protocol(), **self.generation})
         edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
         arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}
         if self.arm.methods:
@@ -438,7 +451,8 @@ class _Describe:
             versions=found["versions"],
             seeds={**found["seeds"], "bootstrap": self.request.config.seed},
             device=found["device"],
-            protocol=protocol_hash({**self.benchmark.protocol(), "generation": self.generation}),
+            protocol=protocol_hash(protocol),
+            protocol_parts=protocol,
             notes=tuple(notes),
         )
 

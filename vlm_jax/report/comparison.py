@@ -96,15 +96,18 @@ def benchmark_table(comparison: Comparison, benchmark: str) -> Table:
             change = arm.changes.get(benchmark, {}).get(name)
             spread = arm.spread.get(benchmark, {}).get(name)
             if change is None:
-                cells.append(number(level.value, plain=plain))
+                cells.append(interval(level, plain=plain))
             elif spread is not None:
                 cells.append(f"{number(level.value, plain=plain)} {_range(*spread, plain=plain)}")
             else:
-                star = "*" if change.excludes_zero else ""
-                moved = number(change.value, plain=plain, signed=True)
-                cells.append(f"{number(level.value, plain=plain)} ({moved}{star})")
+                moved = interval(change, plain=plain, signed=True)
+                cells.append(f"{number(level.value, plain=plain)} ({moved})")
         rows.append(cells)
-    notes = ["Percent unless a unit is named; (change; * its paired interval excludes 0)."]
+    level = f"{100 * comparison.level:g} %"
+    notes = [
+        f"Percent unless a unit is named; [{level} interval]; (change [paired interval]; * it "
+        "excludes 0)."
+    ]
     if any(arm.draws > 1 for arm in comparison.arms):
         notes.append("Random controls: mean over draws {least to greatest}.")
     return Table(f"{benchmark}, {comparison.items[benchmark]} items", headers, rows, notes)

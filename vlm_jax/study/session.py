@@ -59,7 +59,8 @@ class Measured:
         acted: arm -> what its steering did, one a draw; steered arms alone.
         compiled: programs.
         answered: arm -> benchmark -> what each draw's answers say.
-        generation: what besides weights and prompts makes answers what they are.
+        generation: what besides weights and prompts makes answers what they are: settings of
+            decoding, dtype, template and pixels; no seed.
         failures: benchmark -> id of an item -> why it could not be read, in whichever arm; such
             items are left out of all arms, so that they stay paired.
     """
@@ -141,7 +142,9 @@ class Session:
         acting = {jax.tree.structure((d.steering, d.strategy)) for arm in arms for d in arm.draws}
         kinds = len(acting - {jax.tree.structure((None, None))})
         programs = Compiled(**compiled, kinds=kinds)
-        generation = {key: value for key, value in self.identity.items() if key != "source"}
+        apart = ("source", "seed")  # arms and seeds are what is compared
+        generation = {key: value for key, value in self.identity.items() if key not in apart}
+        generation |= self.model.processor.identity
         sweep = dict(sorted(sweep.items()))
         return Measured(tables, sweep, planned, done, programs, found, generation, failures)
 

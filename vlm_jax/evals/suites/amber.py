@@ -17,6 +17,7 @@ import numpy as np
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Judged, Metric, row_id
+from vlm_jax.evals.chair import ends
 from vlm_jax.evals.questions import QuestionSuite, need
 from vlm_jax.evals.records import Record, read_rows, read_text
 from vlm_jax.evals.tallies import Totals, ratio
@@ -150,6 +151,8 @@ class Amber(QuestionSuite):
             "covered": len(covered),
             "targets": len(targets),
             "hit_targets": len(hit),
+            "unparsable": int(not nouns),
+            "truncated": int(not ends(answer)),
         }
         return Judged(example, counts, {"hallucinated": wrong, "grounded": right})
 
@@ -177,8 +180,14 @@ class Amber(QuestionSuite):
                 "Hal_exact": Metric(share("hallucinating", "responses"), "low"),
                 "Cog_exact": Metric(share("hit_targets", "targets"), "low"),
             }
+        asked = lambda t: np.add(t.get("responses", 0), t.get("questions/all", 0))
+        rates = {
+            name: Metric(lambda t, name=name: ratio(t[name], asked(t)), "low")
+            for name in ("unparsable", "truncated")
+        }
+        rates = {f"{name}_rate": metric for name, metric in rates.items()}
         if not questions:
-            return found
+            return found | rates
         parts = [name.partition("/")[2] for name in totals if name.startswith("questions/")]
         for part in parts:
             end = "" if part == "all" else f"/{part}"
@@ -193,9 +202,7 @@ class Amber(QuestionSuite):
                     lambda t, part=part: _f1(t, part), primary=shown and not captions
                 ),
             }
-        found["unparsable_rate"] = Metric(share("unparsable", "questions/all"), "low")
-        found["truncated_rate"] = Metric(share("truncated", "questions/all"), "low")
-        return found
+        return found | rates
 
     def rules(self) -> dict[str, Any]:
         """The parser and whether captions are scored."""

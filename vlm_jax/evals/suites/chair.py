@@ -216,8 +216,7 @@ class Chair(Suite):
     def protocol(self) -> dict[str, Any]:
         """Prompts, images, truth and vocabulary."""
         objects = self.truth_objects.objects
-        items = [[one.id, one.prompt, sorted(objects[one.id])] for one in self._examples]
-        return {"benchmark": self.name, **self.rules(), "items": items}
+        return {**super().protocol(), "truth": [sorted(objects[e.id]) for e in self._examples]}
 
 
 def _caption_prompts(

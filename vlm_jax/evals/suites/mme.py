@@ -14,6 +14,11 @@ from vlm_jax.evals.yes_no import verdict
 from vlm_jax.settings import setting
 
 HALLUCINATION = ("existence", "count", "position", "color")
+SUBSETS = (
+    *HALLUCINATION,
+    *("posters", "celebrity", "scene", "landmark", "artwork", "OCR", "commonsense_reasoning"),
+    *("numerical_calculation", "text_translation", "code_reasoning"),
+)
 
 
 def _subsets(name: str, value: Any) -> tuple[str, ...]:
@@ -42,6 +47,12 @@ class Mme(QuestionSuite):
     Settings = MmeSettings
     parsers = ("lmms_mme", "vlmevalkit", "reasoning")
     whole_items = True
+
+    @classmethod
+    def recognises(cls, row: Record) -> bool:
+        """A row of MME's own files, which have no header."""
+        known = {"category", "image", "question", "answer"} <= row.fields.keys()
+        return known and row.fields["category"] in SUBSETS
 
     def prepare(self) -> None:
         """Counts the questions of each image."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Judged, Metric
+from vlm_jax.evals.final_answer import final
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
 from vlm_jax.evals.records import Record, read_text
 from vlm_jax.evals.tallies import Totals, ratio
@@ -66,12 +67,13 @@ class MmVet(QuestionSuite):
 
     def judge(self, example: Example, answer: str) -> Judged:
         """The judge's grade; without a judge's file an answer is ungraded."""
+        rates = {"unparsable": int(not answer.strip()), "truncated": int(final(answer).truncated)}
         if self.grades is None:
-            return Judged(example, {"questions": 1, "ungraded": 1}, {"grade": None})
+            return Judged(example, {"questions": 1, "ungraded": 1, **rates}, {"grade": None})
         if example.id not in self.grades:
             raise AnswersError(f"{self.chosen.grades} has no grade of {example.id}.")
         grade = round(_PARTS * self.grades[example.id])
-        counts = {"questions": 1, "ungraded": 0, "thousandths": grade}
+        counts = {"questions": 1, "ungraded": 0, "thousandths": grade, **rates}
         for one in example.meta["abilities"]:
             counts |= {f"questions/{one}": 1, f"thousandths/{one}": grade}
         return Judged(example, counts, {"grade": grade / _PARTS})
@@ -93,6 +95,8 @@ class MmVet(QuestionSuite):
             kind, _, ability = name.partition("/")
             if kind == "questions" and ability:
                 found[ability] = Metric(mean(f"/{ability}"))
+        for name in ("unparsable", "truncated"):
+            found[f"{name}_rate"] = Metric(lambda t, n=name: ratio(t[n], t["questions"]), "low")
         return found
 
     def rules(self) -> dict[str, Any]:

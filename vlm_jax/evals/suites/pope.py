@@ -132,6 +132,7 @@ class Pope(Suite):
             "verdict": pope.parse_answer(answer, label, self.parser),
             "correct": bool(counts["correct"]),
             "unparsable": bool(counts["unparsable"]),
+            "truncated": bool(counts["truncated"]),
         }
         split = example.meta.get("split")
         if split is not None:
