@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tests.attention.dense import dense_logits
+from vlm_jax.attention.parts.energy_rescale import ENERGY_FACTORS, EPSILON
+from vlm_jax.attention.parts.projection import LARGEST_SCALE
 from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
 from vlm_jax.attention.steering import (
-    ENERGY_FACTORS,
-    EPSILON,
-    LARGEST_SCALE,
     EnergyRescale,
     Projection,
     Readings,
     Reallocation,
+    Registers,
     Rows,
     Steering,
 )
@@ -94,7 +94,8 @@ def dense_steered(
     if steering.energy_rescale is not None:
         block = dense_logits(q_btnh, segments, Visibility(), scale)
         logits = logits * _factors(steering.energy_rescale, block, keys, rows, decode_bt)
-    weights = jax.nn.softmax(_logits(logits, keys, steering, rows, decode_bt))
+    logits = _logits(logits, keys, steering, rows, decode_bt)
+    weights = jax.nn.softmax(logits)
     masses = [
         jnp.sum(jnp.where(keys.are(kind)[:, None], weights, 0.0), axis=-1)
         for kind in (Kind.IMAGE, Kind.TEXT, Kind.SYSTEM)
@@ -119,6 +120,8 @@ def dense_steered(
         out = out * gain[:, None, :, None]
     if steering.head_gains is not None:
         out = out * steering.head_gains.gain[:, None, :, None]
+    if steering.registers is not None:
+        out = out * _register_share(steering.registers, logits, keys, rows)
     read = [pick(a) for a in (*masses, fired.astype(weights.dtype))]
     classes = [a.astype(jnp.float32) for a in (perception, reasoning)]
     return out, history, Readings(*read, *classes)
@@ -167,6 +170,10 @@ def _logits(logits_bnts, keys: _Keys, steering: Steering, rows: Rows | None, dec
     if steering.lens is not None:
         shift = jnp.mean(jnp.abs(logits_bnts), axis=1, keepdims=True)
         lifted = logits_bnts + steering.lens.strength[:, :, None, None] * shift
+        logits_bnts = jnp.where(image & decode_bt[:, None, :, None], lifted, logits_bnts)
+    if steering.image_boost is not None:
+        lift = steering.image_boost.strength[:, :, None, None] * jnp.abs(logits_bnts)
+        lifted = logits_bnts + lift
         logits_bnts = jnp.where(image & decode_bt[:, None, :, None], lifted, logits_bnts)
     return jnp.where(keys.visible_bts[:, None], logits_bnts, MASKED)
 
@@ -266,3 +273,20 @@ def _visual_gains(steering: Steering, image_bnt, keys: _Keys, rows: Rows | None,
     one = jnp.ones_like(ratio)
     gain = jnp.where(perception, part.perception_gain, one)
     return jnp.where(reasoning & ~perception, part.reasoning_gain, gain), perception, reasoning
+
+
+def _register_share(part: Registers, logits_bnts, keys: _Keys, rows: Rows | None) -> Array:
+    """Step 6: what the keys keep of a softmax in which each row's slots take part, [B, T, N, 1]."""
+    seen_bt = jnp.sum(keys.visible_bts, axis=-1)
+    real_b1 = jnp.sum(keys.kinds_bs != Kind.PAD, axis=1)[:, None]
+    length = part.budget[:, :, None] if part.mode == "budget" else real_b1[:, None]
+    slots_bnt = length - seen_bt[:, None]
+    if rows is None and part.mode == "prefill":
+        slots_bnt = jnp.zeros_like(slots_bnt)
+    sigma = part.sigma[:, :, None] * (jnp.log(length * 1.0) if part.log_length else 1.0)
+    number = jnp.arange(1, 65)
+    registers = jnp.where(number <= slots_bnt[..., None], -number * sigma[..., None], -jnp.inf)
+    shape = (*logits_bnts.shape[:3], registers.shape[-1])
+    every = jnp.concatenate([logits_bnts, jnp.broadcast_to(registers, shape)], axis=-1)
+    kept = jax.nn.softmax(every)[..., : logits_bnts.shape[-1]]
+    return jnp.sum(kept, axis=-1).transpose(0, 2, 1)[..., None]

@@ -1,5 +1,6 @@
 """Prompts with generated tokens, read by the streaming form and by the dense oracle of steering."""
 
+# pyright: reportArgumentType=false, reportOptionalOperand=false, reportCallIssue=false
 import dataclasses
 import functools
 
@@ -12,10 +13,12 @@ from vlm_jax.attention import NEVER, Segment, Visibility, attend
 from vlm_jax.attention.steering import (
     EnergyRescale,
     HeadGains,
+    ImageBoost,
     Lens,
     LogitGains,
     Projection,
     Reallocation,
+    Registers,
     Rows,
     Steering,
     VisualGains,
@@ -138,6 +141,8 @@ def parts(layout: Layout, seed: int, dtype: str = "float64") -> dict:
         projection=projection,
         visual_gains=visual,
         energy_rescale=functools.partial(EnergyRescale, some(draw(1, 1), 0.0), draw(0.7, 1.4)),
+        image_boost=ImageBoost(draw(-0.3, 0.5)),
+        registers=functools.partial(Registers, some(draw(0.1, 1.0), np.inf), draw(12, 12)),
     )
 
 
@@ -162,7 +167,14 @@ CHOICES = {
     "causal running": dict(projection=dict(prefill="causal", zero_trace="running")),
     "official": dict(projection=dict(prefill="official")),
     "official running": dict(projection=dict(prefill="official", zero_trace="running")),
+    "boost": dict(image_boost=True),
+    "registers": dict(registers={}),
+    "registers of a budget": dict(registers=dict(mode="budget")),
+    "registers by length": dict(registers=dict(log_length=True)),
     "AIR": dict(reallocation={}, projection={}),
+    "FarSight and PAI": dict(
+        image_boost=True, head_gains=True, registers=dict(mode="budget", log_length=True)
+    ),
     "all": dict(
         energy_rescale={},
         logit_gains=True,

@@ -14,12 +14,13 @@ LAYOUT = Layout(3, 9, 2, 2, shared=False)
 WHOLE = {
     "visual", "visual last", "visual cached", "visual last cached", "batch sum", "official",
     "official running", "official energy", "all", "all shrink", "AIR* as released",
+    "registers", "registers by length",
 }  # fmt: skip
 """Choices that let later rows, or other samples, change a row."""
 
 LEAVING = {
     "nothing", "energy", "logit gains", "lens", "reallocation", "renormalised", "system is text",
-    "shrink", "AIR",
+    "shrink", "AIR", "boost",
 }  # fmt: skip
 """Choices that leave rows up to the image alone."""
 
@@ -32,6 +33,7 @@ def everything(seed: int) -> Steering:
 def same(steering: Steering | None, seed: int, joined: bool) -> None:
     problem = build(LAYOUT, seed)
     # Behind every padded row's last real key there is nothing left to read in a second call.
+    assert problem.rows.last_b is not None
     cut = int(problem.rows.last_b.min())
     whole, split = read(problem, steering), read(problem, steering, cut=cut, joined=joined)
     real = problem.valid

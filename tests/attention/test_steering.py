@@ -1,6 +1,10 @@
 """Steered attention against the dense oracle: prompts, cached decoding, every part and switch."""
 
+import json
+import pathlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,18 +21,24 @@ from tests.attention.steered import (
     steer,
     widen,
 )
+from vlm_jax.attention import Segment, Visibility, attend
+from vlm_jax.attention.parts.projection import LARGEST_SCALE
 from vlm_jax.attention.steering import (
-    LARGEST_SCALE,
     EnergyRescale,
     HeadGains,
+    ImageBoost,
     Lens,
     LogitGains,
     Projection,
     Reallocation,
+    Registers,
+    Rows,
     Steering,
     VisualGains,
 )
+from vlm_jax.batch import Kind
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "decoding" / "golden_numeric.json"
 WITHOUT_COUNTS = [choice for choice in CHOICES if not counts(choice)]
 
 
@@ -123,6 +133,29 @@ def test_identities_keep_every_bit_in_prompts_of_several_tiles(dtype, prefill):
         visual_gains=VisualGains(full(0.5), full(1), full(0.4), full(1)),
         reallocation=Reallocation(full(1), full(1), full(0)),
         projection=Projection(full(0), full(0.3), zero_trace="running", prefill="causal"),
+        image_boost=ImageBoost(full(0)),
+        registers=Registers(full(np.inf), full(1024), mode="budget", log_length=True),
     )
     for found, vanilla in zip(read(problem, steering)[:2], read(problem, None)[:2]):
         np.testing.assert_array_equal(np.asarray(found, "f"), np.asarray(vanilla, "f"))
+
+
+def test_registers_are_the_published_masks():
+    """Weights of a whole prompt, by its definition with slots above the diagonal."""
+    golden = json.loads(GOLDEN.read_text())["farsight"]
+    scores, sigma = jnp.asarray(golden["scores"]), np.full((1, 1), golden["sigma"], np.float32)
+    length = len(scores)
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+    one = jnp.eye(length)[None, None]
+    kinds = jnp.full((1, length), Kind.TEXT, jnp.int8)
+    rows = Rows(jnp.zeros((1, length), bool), jnp.ones((1, length), bool), places[:, -1])
+    weights = attend(
+        scores[None, :, None],
+        [Segment(one, one, Visibility(order=places), kinds)],
+        Visibility(order=places),
+        scale=1.0,
+        steering=Steering(registers=Registers(sigma, np.ones((1, 1), np.float32))),
+        rows=rows,
+    )[0]
+    np.testing.assert_allclose(weights[0, :, 0], golden["attention"], atol=1e-6)
+    np.testing.assert_allclose(weights[0, :, 0].sum(-1), golden["row_mass"], rtol=1e-5)

@@ -1,5 +1,6 @@
 """Prompts that share prefixes against the same prompts read whole."""
 
+# pyright: reportOptionalMemberAccess=false
 import dataclasses
 
 import jax
@@ -10,7 +11,8 @@ from tests.decoding.conftest import SLOTS, generate
 from tests.decoding.test_steered import drawn, leaf
 from tests.prefixes import cut
 from tests.reference import IMAGES
-from vlm_jax.attention.steering import LARGEST_SCALE, Lens, Steering
+from vlm_jax.attention.parts.projection import LARGEST_SCALE
+from vlm_jax.attention.steering import Lens, Steering
 
 BAR = 1.5e-5
 """Largest float32 difference of logits of order 1 that another order of summation makes."""

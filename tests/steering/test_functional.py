@@ -16,7 +16,8 @@ from tests.reference import IMAGES, PROMPTS
 from tests.steering.method_fixtures import model_config, readings
 from vlm_jax import checkpoint
 from vlm_jax.attention import Segment, Visibility, attend
-from vlm_jax.attention.steering import HeadGains, Rows, Steering, visual_gain
+from vlm_jax.attention.parts.visual_gains import visual_gain
+from vlm_jax.attention.steering import HeadGains, Rows, Steering
 from vlm_jax.batch import Kind
 from vlm_jax.edits.head_gains import CERTIFICATE, fold_gains
 from vlm_jax.errors import ConfigError, EditError

@@ -11,7 +11,7 @@ from vlm_jax.attention.fused import read_segments
 from vlm_jax.attention.prefill import steered_prefill
 from vlm_jax.attention.row import row_attention, steered_row
 from vlm_jax.attention.segment import Segment, Visibility, merge
-from vlm_jax.attention.steering import Readings, Rows, State, Steering, class_gain
+from vlm_jax.attention.steering import Readings, Rows, State, Steering
 
 
 @functools.partial(jax.jit, static_argnames=("causal", "scale"), inline=True)
@@ -88,20 +88,5 @@ def attend(
             q_btnh, segments, queries, steering, rows, before=state, causal=causal, scale=scale
         )
     else:
-        out, _, state, readings = steered_row(
-            q_btnh, segments, queries, steering, state or State(), scale
-        )
-        part = steering.visual_gains
-        if part is not None:
-            gain = state.gain_bn
-            if gain is None and part.mode == "prefill_cached":
-                raise ValueError(
-                    "Visual gains of mode 'prefill_cached' come from the prompt: pass the state "
-                    "that prefill or the step before returned."
-                )
-            if gain is None:
-                gain = class_gain(part, readings.perception_bn > 0, readings.reasoning_bn > 0)
-            out = out * gain[:, None, :, None]
-    if steering.head_gains is not None:
-        out = out * steering.head_gains.gain[:, None, :, None]
+        out, state, readings = steered_row(q_btnh, segments, queries, steering, state or {}, scale)
     return out.astype(q_btnh.dtype), state, readings

@@ -5,6 +5,7 @@ would depend on nothing of each other, and XLA's CPU backend would run, and hold
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,6 +37,18 @@ class Tap:
     system_bn: Any = None
     masses: bool = dataclasses.field(default=False, metadata={"static": True})
     squares: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @classmethod
+    def together(cls, taps: Sequence["Tap"]) -> "Tap | None":
+        """Returns one tap that does what some do, of which one scales logits; None for none."""
+        if not taps:
+            return None
+        scaling = next((tap for tap in taps if tap.rows_bt is not None), taps[0])
+        return dataclasses.replace(
+            scaling,
+            masses=any(tap.masses for tap in taps),
+            squares=any(tap.squares for tap in taps),
+        )
 
 
 @jax.tree_util.register_dataclass

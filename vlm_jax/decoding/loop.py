@@ -34,11 +34,8 @@ class StepCounts:
     @classmethod
     def empty(cls, shape: tuple[int, int, int], steering: Steering | None) -> "StepCounts | None":
         """Returns zeros [B, slots, L] for the parts that a steering has, None if it has none."""
-        if steering is None or not (steering.reallocation or steering.visual_gains):
-            return None
-        zeros = lambda part: None if part is None else jnp.zeros(shape, jnp.int16)
-        classes = zeros(steering.visual_gains), zeros(steering.visual_gains)
-        return cls(zeros(steering.reallocation), *classes)
+        flags = () if steering is None else steering.flags
+        return cls(**{name: jnp.zeros(shape, jnp.int16) for name in flags}) if flags else None
 
     def put(
         self, step: Int[Array, ""], readings: Readings, going_b: Bool[Array, " B"]
@@ -54,9 +51,7 @@ class StepCounts:
             )
 
         return StepCounts(
-            write(self.fired, readings.fired_bn),
-            write(self.perception, readings.perception_bn),
-            write(self.reasoning, readings.reasoning_bn),
+            **{n: write(counts, getattr(readings, f"{n}_bn")) for n, counts in vars(self).items()}
         )
 
 

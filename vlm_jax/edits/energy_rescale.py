@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.attention.steering import ENERGY_FACTORS
+from vlm_jax.attention.parts.energy_rescale import ENERGY_FACTORS
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.edits.base import MadeEdit, Replacements, WeightEdit
 from vlm_jax.errors import EditError

@@ -241,7 +241,8 @@ def prompt_rows(batch: Batch, prefix: Prefix | None = None) -> Rows:
     if prefix is not None:
         has_image_b = has_image_b | prefix.has_image_b
     after = (kinds_bt == Kind.TEXT) & (later == 0) & has_image_b[:, None]
-    return Rows(after, kinds_bt != Kind.PAD, jnp.asarray(batch.lengths_b) - 1)
+    last_b = jnp.asarray(batch.lengths_b) - 1
+    return Rows(after, kinds_bt != Kind.PAD, last_b, kinds_bt)
 
 
 def new_slots(prompt: Segment, slots: int) -> Segment:

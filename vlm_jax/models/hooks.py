@@ -141,8 +141,11 @@ class Hooks:
         last_b = None if rows is None else rows.last_b
         if steering is None:
             return None if watch == Watch() else cls(watch=watch, last_b=last_b)
+        residual = _residual(steering, rows)
+        if not (steering.attends or watch.masses):
+            return cls(residual=residual, watch=watch, last_b=last_b)
         steer = Steer(steering, rows, before)
-        return cls(steer.attend, watch=watch, last_b=last_b, steer=steer)
+        return cls(steer.attend, residual, watch, last_b, steer)
 
     @property
     def states(self) -> tuple[State, ...]:
@@ -196,3 +199,16 @@ class Hooks:
         if self.last_b is None:
             return a[:, -1:]
         return jnp.take_along_axis(a, self.last_b.reshape(-1, *[1] * (a.ndim - 1)), axis=1)
+
+
+def _residual(steering: Steering, rows: Rows | None) -> Residual | None:
+    """Returns what the parts of a steering do to the residual stream; None: nothing."""
+    moving = [part for part in steering.parts.values() if not part.attends]
+
+    def residual(layer: int, x_btd: Array) -> Array:
+        for part in moving:
+            here = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, layer], part)
+            x_btd = here.residual(x_btd, rows)
+        return x_btd
+
+    return residual if moving else None

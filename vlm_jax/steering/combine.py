@@ -21,32 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlm_jax.attention.steering import (
-    EnergyRescale,
-    HeadGains,
-    Lens,
-    LogitGains,
-    Projection,
-    Reallocation,
-    Steering,
-    VisualGains,
-)
+from vlm_jax.attention.steering import Steering
 from vlm_jax.errors import ConfigError
 
-_IDENTITY: dict[type, dict[str, float]] = {
-    EnergyRescale: {"on": 0, "target": 1},
-    LogitGains: {"image": 1, "system": 1},
-    Lens: {"strength": 0},
-    HeadGains: {"gain": 1},
-    VisualGains: {
-        "perception_from": np.inf,
-        "perception_gain": 1,
-        "reasoning_to": -np.inf,
-        "reasoning_gain": 1,
-    },
-    Reallocation: {"image": 1, "text": 1, "threshold": np.inf},
-    Projection: {"on": 0, "beta": 0},
-}
 PARTS = tuple(field.name for field in dataclasses.fields(Steering))
 
 
@@ -100,11 +77,12 @@ def stack(steerings: Sequence[Steering], rows: Sequence[int] | None = None) -> S
     if any(leaf.shape[0] != 1 for one in steerings for leaf in jax.tree.leaves(one)):
         raise ConfigError("only steerings that are the same for all examples can be stacked.")
     parts = {part: _stack_part(part, steerings, chosen) for part in PARTS}
-    if len(steerings) > 1 and getattr(parts["reallocation"], "trigger_reduce", "") == "batch_sum":
+    made = Steering(**parts)
+    if len(steerings) > 1 and any(part.mixes_examples for part in made.parts.values()):
         raise ConfigError(
             "a trigger that sums over the batch would sum over settings; run them one by one."
         )
-    return Steering(**parts)
+    return made
 
 
 def _stack_part(part: str, steerings: Sequence[Steering], chosen: Sequence[int]) -> Any:
@@ -124,7 +102,7 @@ def _stack_part(part: str, steerings: Sequence[Steering], chosen: Sequence[int])
 
 def identity_like(part: Any) -> Any:
     """Returns a part of the same shape and switches that changes nothing."""
-    values = _IDENTITY[type(part)]
+    values = part.identity
     return dataclasses.replace(
         part,
         **{
@@ -137,5 +115,5 @@ def identity_like(part: Any) -> Any:
 def _switches(parts: Sequence[Any]) -> dict[str, set]:
     """The values of each static field."""
     names = [field.name for field in dataclasses.fields(parts[0])]
-    static = [name for name in names if name not in _IDENTITY[type(parts[0])]]
+    static = [name for name in names if name not in parts[0].identity]
     return {name: {getattr(part, name) for part in parts} for name in static}

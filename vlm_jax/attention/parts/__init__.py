@@ -1,0 +1,1 @@
+"""Parts of a steering, one file each; `base` says what a part is, `Steering` in which order."""
