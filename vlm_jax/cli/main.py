@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(f"error: {error.strerror}{where}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr, flush=True)
+        parallel = sys.modules.get("vlm_jax.parallel.processes")
+        if parallel is not None and parallel.count() > 1:
+            os._exit(_INTERRUPTED)  # at once: the others are waiting for this one
         sys.exit(_INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.parallel import host
+from vlm_jax.parallel import host, watch
 from vlm_jax.parallel.team import Team, devices_of, team
 
 T = TypeVar("T")
@@ -61,6 +61,8 @@ def start(
         )
     _check(coordinator, num_processes, process_id)
     host.make_room(several_processes=True)
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        watch.meet(coordinator, num_processes, process_id).begin()
     # Its handler would swallow SIGTERM; a run that is killed goes on anyway.
     jax.config.update("jax_enable_preemption_service", False)
     try:

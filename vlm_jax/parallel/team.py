@@ -8,6 +8,7 @@ file that cannot be read, a full disk) is therefore told at the next place where
 
 import functools
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from vlm_jax.errors import UserError
 
 T = TypeVar("T")
 
+_MOMENT = 2.0  # seconds
 _SMALLEST = 1 << 10  # bytes of a message: sizes are rounded up to powers of two, to compile rarely
 
 
@@ -114,10 +116,17 @@ class Team:
     def _gather(self, array: np.ndarray) -> np.ndarray:
         """Stacks the members' arrays, which are of one shape, in front."""
         by_process, everywhere = _shardings(self.members)
-        own = jax.make_array_from_process_local_data(
-            by_process, array[None], (len(self.members), *array.shape)
-        )
-        return np.asarray(_copy(everywhere)(own))
+        try:
+            own = jax.make_array_from_process_local_data(
+                by_process, array[None], (len(self.members), *array.shape)
+            )
+            return np.asarray(_copy(everywhere)(own))
+        except jax.errors.JaxRuntimeError as error:
+            # Another process is gone. Where it is watched, this one is ended with a line of its
+            # own before it can go on.
+            time.sleep(_MOMENT)
+            what = str(error).splitlines()[0]
+            raise UserError(f"the other processes cannot be reached any more: {what}") from error
 
 
 @functools.cache
