@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlm_jax.api import VLM, load
     from vlm_jax.captions import chair
     from vlm_jax.comparing import benchmark, benchmarks, compare
+    from vlm_jax.explaining import explain
     from vlm_jax.families import families
     from vlm_jax.methods import methods
 
@@ -37,6 +38,7 @@ _HOMES = {
     "benchmarks": "vlm_jax.comparing",
     "compare": "vlm_jax.comparing",
     "chair": "vlm_jax.captions",
+    "explain": "vlm_jax.explaining",
     "Answer": "vlm_jax.answering",
     "Failure": "vlm_jax.answering",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "benchmarks",
     "chair",
     "compare",
+    "explain",
     "families",
     "load",
     "methods",

@@ -1,10 +1,12 @@
 """Where answers come from, as a job: numbers, the page, resumption, and what it refuses."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 
 import numpy as np
 import pytest
 
+import vlm_jax
 from configs import explain as config_file
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.errors import AnswersError, ConfigError, PromptError
@@ -101,3 +103,25 @@ def test_what_cannot_be_answered_is_named(job, tiny_llava, tmp_path):
     config.benchmarks.a = config.benchmarks.b = {"kind": "testbed_chair"}
     with pytest.raises(ConfigError, match=r"one benchmark, but config\.benchmarks has 2"):
         explain.run(request)
+
+
+def test_analyses_of_weights_ask_no_model(tiny_qwen, tmp_path, monkeypatch, capsys):
+    config = config_file.get_config()
+    config.explain.analysis = "spectra"
+    config.explain.spectra.layers = (1, 2)
+    monkeypatch.setattr(explain, "load_model", lambda *_: pytest.fail("loaded"))
+    explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))
+    assert "Query-key products" in capsys.readouterr().out
+    found = json.loads((tmp_path / "spectra.json").read_text())
+    assert (found["layers"], found["kind"]) == ([1, 2], "spectra")
+    assert np.shape(found["singular_values"])[:2] == (2, 4)
+    assert "| layer | s_1 |" in (tmp_path / "spectra.md").read_text()
+    of_model = vlm_jax.explain(vlm_jax.load(tiny_qwen), "spectra", layers=(1, 2)).document()
+    np.testing.assert_allclose(of_model["trace"], found["trace"], rtol=1e-5)
+    config.explain.analysis = "spectra,masse"
+    with pytest.raises(ConfigError, match=r"config\.explain\.analysis must be one of"):
+        explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))
+    config.explain.analysis = "spectra"
+    config.explain.spectra.layers = (2, 9)
+    with pytest.raises(ConfigError, match="layers must be the first and last"):
+        explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))

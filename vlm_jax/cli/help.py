@@ -55,6 +55,7 @@ def show(flags: Mapping[str, str], config: ConfigDict | None = None) -> None:
         ("Methods (vlm.apply; `method` of an arm in config.arms)", listing.methods),
         ("Families (read off a folder's config.json)", listing.families),
         ("Benchmarks (kind of one in config.benchmarks)", listing.benchmarks),
+        ("Analyses (config.explain.analysis)", listing.analyses),
     ):
         _print(title, lines())
 

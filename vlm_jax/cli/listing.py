@@ -1,4 +1,4 @@
-"""What there is, found by looking: jobs, configs, methods, families and benchmarks, a line each."""
+"""What there is, found by looking: jobs, configs, methods, families, ..., a line each."""
 
 import ast
 import dataclasses
@@ -100,6 +100,15 @@ def benchmarks() -> dict[str, str]:
     from vlm_jax.evals.suites import benchmarks
 
     return {name: _first(line) for name, line in benchmarks().items()}
+
+
+def analyses() -> dict[str, str]:
+    """Every analysis that `explain` runs."""
+    from vlm_jax import explaining
+
+    found = {name: _first(explaining.find(name).line) for name in explaining.names()}
+    line = "Where answers come from: each token's support by head and part of the input"
+    return dict(sorted({"contributions": line, **found}.items()))
 
 
 def module_line(path: pathlib.Path) -> str:

@@ -1,7 +1,9 @@
-"""Where the tokens of answers come from, by head and part of the input, as numbers and a page."""
+"""What heads do, and where answers come from: the analyses that `config.explain` names."""
 
 import dataclasses
+import functools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,16 +13,19 @@ from vlm_jax import checkpoint
 from vlm_jax.analysis.ablation import SCOPES, Places
 from vlm_jax.analysis.sources import SOURCES, SourceSupport
 from vlm_jax.api import VLM, Answer
+from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
+from vlm_jax.explaining import Subject, find, names
 from vlm_jax.files import replace_file
 from vlm_jax.jobs.generate import read_requests
 from vlm_jax.progress import Progress
-from vlm_jax.report.contributions import Support, sections, table
+from vlm_jax.report.contributions import Support, sections
+from vlm_jax.report.contributions import table as shares_table
 from vlm_jax.report.page import page
-from vlm_jax.settings import one_of, read, setting, whole
+from vlm_jax.settings import one_of, plain, read, refuse_unknown, setting, whole
 from vlm_jax.study.chunks import Chunks
 from vlm_jax.study.fingerprint import fingerprint
 from vlm_jax.study.request import Request
@@ -44,7 +49,61 @@ class ContributionSettings:
     answers: int = setting(16, whole, low=1, high=1 << 20)
 
 
+CONTRIBUTIONS = "contributions"
+
+
 def run(request: Request) -> None:
+    """Runs the analyses of `config.explain.analysis` on `--source`; writes to `--workdir`.
+
+    Each gives `<analysis>.json` with all numbers, `<analysis>.md`, and the tables that are printed.
+    Of "contributions" there is a page too (`write_contributions`). `config.explain` holds settings
+    of single analyses besides: {"analysis": "spectra", "spectra": {"layers": (10, 17)}}.
+
+    Raises:
+        ConfigError: an analysis or a setting is unknown, or a value cannot be.
+    """
+    config, workdir = request.config, request.need("workdir")
+    section = plain(config.get("explain", {}))
+    chosen = _analyses(section)
+    settings = {
+        name: read(find(name).settings, section.get(name, {}), f"config.explain.{name}")
+        for name in chosen
+        if name != CONTRIBUTIONS
+    }
+    if CONTRIBUTIONS in chosen:
+        read_settings(config.contributions)
+    source = checkpoint.open_folder(request.need("source"))
+    load = functools.cache(lambda: load_model(request, source))
+    asks = any(name == CONTRIBUTIONS or find(name).asks for name in chosen)
+    examples = _examples(config, source.config.family) if asks else []
+    heads = pathlib.Path(str(config.heads).replace("{source}", str(source.path)))
+    subject = Subject.of_folder(source, load, examples, str(heads) if heads.is_file() else "")
+    for name in chosen:
+        if name == CONTRIBUTIONS:
+            write_contributions(request, source, load(), examples)
+            continue
+        found = find(name).run(subject, settings[name])
+        tables = found.tables()
+        about = {"kind": name, "source": source.path.name, **provenance(config)}
+        write_json(workdir / f"{name}.json", {**found.document(), **about})
+        replace_file(workdir / f"{name}.md", "\n".join(table.markdown() for table in tables))
+        for table in tables:
+            print(f"\n{table.text()}")
+        print(f"Numbers: {workdir / f'{name}.json'}")
+
+
+def _analyses(section: Mapping[str, Any]) -> list[str]:
+    """The analyses that a config names, each once."""
+    known = sorted([CONTRIBUTIONS, *names()])
+    refuse_unknown(section, ["analysis", *known], "config.explain")
+    given = section.get("analysis", CONTRIBUTIONS)
+    listed = given.split(",") if isinstance(given, str) else list(given)
+    return list(dict.fromkeys(one_of("config.explain.analysis", one, known) for one in listed))
+
+
+def write_contributions(
+    request: Request, source: ModelFolder, model: VLM, examples: Sequence[Example]
+) -> None:
     """Answers requests, or questions of one benchmark, and writes where each answer came from.
 
     `contributions.json` and `contributions.html` go to `--workdir`; answers of a killed run are
@@ -52,9 +111,7 @@ def run(request: Request) -> None:
     """
     config, workdir = request.config, request.need("workdir")
     settings = read_settings(config.contributions)
-    source = checkpoint.open_folder(request.need("source"))
-    examples = _examples(config, source.config.family)[: settings.answers]
-    model = load_model(request, source)
+    examples = examples[: settings.answers]
     identity = {
         "source": fingerprint(source),
         "contributions": dataclasses.asdict(settings),
@@ -147,7 +204,7 @@ def _write(
 ):
     made = provenance(config)
     about = {key: made[key] for key in ("versions", "seeds", "device")}
-    summary = table(answers, settings.scope)
+    summary = shares_table(answers, settings.scope)
     title = f"Where the answers of {source} come from"
     plots = [plot for one in answers for plot in sections(one)]
     text = page(title, [summary.section(), *plots], Results(PAGE, {}, {}, len(answers), **about))

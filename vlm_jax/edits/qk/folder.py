@@ -30,7 +30,7 @@ from vlm_jax.evals.results import package_versions
 from vlm_jax.progress import Progress
 from vlm_jax.settings import refuse_unknown
 
-_ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d", "q_norm_h", "k_norm_h")
+LAYER_ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d", "q_norm_h", "k_norm_h")
 _DIGITS = 8  # of a head's numbers in the certificate
 
 
@@ -115,7 +115,7 @@ def image_rope(decoder: DecoderConfig) -> Rope:
 def read_layer(source: ModelFolder, layer: int) -> dict[str, np.ndarray]:
     """The arrays of a decoder layer that an edit reads, by name."""
     prefix = _prefix(layer)
-    paths = [prefix + name for name in _ARRAYS if prefix + name in source.tensors]
+    paths = [prefix + name for name in LAYER_ARRAYS if prefix + name in source.tensors]
     return {path.removeprefix(prefix): array for path, array in source.stream(paths)}
 
 

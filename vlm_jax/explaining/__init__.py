@@ -1,0 +1,66 @@
+"""Analyses of a model, one file each: what its heads do, and what its weights say of them.
+
+A file `<name>.py` here has `ANALYSIS`; another package adds one by an entry point `<name>` of the
+group `vlm_jax.analyses`. `--job=explain` runs them on a folder, `vlm_jax.explain` on a model:
+
+    vlm_jax.explain(vlm, "spectra").tables()[0]
+    vlm_jax.explain(vlm, "masses", ["a.jpg"], ["Describe."]).document()
+"""
+
+from typing import Any
+
+from vlm_jax.api import VLM
+from vlm_jax.calls import ImagesOf, read_call
+from vlm_jax.errors import PromptError
+from vlm_jax.evals.base import Example
+from vlm_jax.explaining.base import Analysis, Finding, Subject
+from vlm_jax.plugins import Plugins
+from vlm_jax.settings import read
+
+__all__ = ["ANALYSES", "Analysis", "Finding", "Subject", "explain", "find", "names"]
+
+ANALYSES = Plugins(__name__, "vlm_jax.analyses", "analysis")
+
+
+def names() -> list[str]:
+    """Returns the names of all analyses."""
+    return ANALYSES.names()
+
+
+def find(name: str) -> Analysis:
+    """Returns an analysis by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return ANALYSES.find(name, "ANALYSIS")
+
+
+def explain(
+    model: VLM, name: str, images: ImagesOf | None = None, prompts: Any = None, **settings: Any
+) -> Finding:
+    """Returns what an analysis finds of a model.
+
+    Args:
+        model: edited or not.
+        name: of the analysis; `--help` lists them.
+        images, prompts: what it is asked, as for `VLM.generate`; analyses of weights need none.
+        settings: of the analysis.
+
+    Raises:
+        ConfigError: there is no such analysis or setting, or a value cannot be.
+        PromptError: it asks the model, and nothing is to be asked.
+    """
+    analysis = find(name)
+    chosen = read(analysis.settings, settings, f"analysis {name!r}")
+    if not analysis.asks:
+        return analysis.run(Subject.of_model(model), chosen)
+    if prompts is None:
+        raise PromptError(f"analysis {name!r} asks the model; give images and prompts.")
+    call = read_call(images, prompts)
+    groups = call.images or [()] * len(call.prompts)
+    examples = [
+        Example(number, tuple(listed), prompt)
+        for number, (listed, prompt) in enumerate(zip(groups, call.prompts))
+    ]
+    return analysis.run(Subject.of_model(model, examples), chosen)

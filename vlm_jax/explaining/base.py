@@ -1,0 +1,84 @@
+"""What an analysis is: its settings, what it needs of a model, and what it finds."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlm_jax.api import VLM
+from vlm_jax.checkpoint import ModelFolder
+from vlm_jax.config import VLMConfig
+from vlm_jax.edits.qk.folder import LAYER_ARRAYS, read_layer
+from vlm_jax.evals.base import Example
+from vlm_jax.report.tables import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is analysed.
+
+    Attributes:
+        name: of the model.
+        config: its architecture.
+        layer: index of a decoder layer -> its attention's arrays by name.
+        model: gives the model, which loads it if it is not loaded yet.
+        examples: what it is asked, for analyses that ask.
+        heads: file that `heads="identified"` stands for; "" if there is none.
+    """
+
+    name: str
+    config: VLMConfig
+    layer: Callable[[int], dict[str, np.ndarray]]
+    model: Callable[[], VLM]
+    examples: Sequence[Example] = ()
+    heads: str = ""
+
+    @classmethod
+    def of_folder(
+        cls, folder: ModelFolder, load: Callable[[], VLM], examples: Sequence[Example], heads: str
+    ) -> "Subject":
+        """A model folder that is loaded only if an analysis asks the model."""
+        layer = lambda index: read_layer(folder, index)
+        return cls(folder.path.name, folder.config, layer, load, examples, heads)
+
+    @classmethod
+    def of_model(cls, model: VLM, examples: Sequence[Example] = ()) -> "Subject":
+        """A loaded model, edits of its weights included."""
+
+        def layer(index: int) -> dict[str, np.ndarray]:
+            paths = {name: f"decoder/layers/{index}/{name}" for name in LAYER_ARRAYS}
+            return {n: np.asarray(model.params[p]) for n, p in paths.items() if p in model.params}
+
+        found = None if model.folder is None else model.folder.path / "heads.json"
+        heads = str(found) if found is not None and found.is_file() else ""
+        return cls(model.name, model.config, layer, lambda: model, examples, heads)
+
+
+class Finding(Protocol):
+    """What an analysis found."""
+
+    def document(self) -> dict[str, Any]:
+        """Returns it as JSON values."""
+        ...
+
+    def tables(self) -> list[Table]:
+        """Returns what a reader looks at first."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """One analysis: `ANALYSIS` of its module.
+
+    Attributes:
+        line: what it finds, in one sentence.
+        settings: dataclass of its settings.
+        run: of a subject and settings, finds it.
+        asks: whether the model answers examples for it.
+    """
+
+    line: str
+    settings: type
+    run: Callable[[Subject, Any], Finding]
+    asks: bool = False
