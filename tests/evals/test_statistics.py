@@ -15,6 +15,7 @@ from vlm_jax.evals.statistics import (
     Interval,
     bootstrap,
     bootstrap_all,
+    detectable_change,
     holm,
     items_needed,
     max_t,
@@ -96,7 +97,7 @@ def test_strata_keep_their_sizes():
 
 
 def test_all_metrics_of_chair_resample():
-    rows = [(i, dict.fromkeys(chair.COUNTS, i % 3)) for i in range(40)]
+    rows = [(i, {name: i % 3 for name in map(str, chair.COUNTS)}) for i in range(40)]
     intervals = bootstrap_all(statistics_of(chair.METRICS), tabulate(rows), draws=100)
     assert set(intervals) == set(chair.METRICS)
     assert all(entry.low <= entry.value <= entry.high for entry in intervals.values())
@@ -117,6 +118,7 @@ def test_bad_resampling():
     assert math.isnan(percentile_interval(1.0, np.zeros(0)).low)
 
 
+@settings(deadline=None)  # the first one imports scipy
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=40))
 def test_mcnemar_is_the_exact_binomial(pairs):
     first, second = (np.array([pair[i] for pair in pairs], int) for i in (0, 1))
@@ -168,6 +170,16 @@ def test_items_needed_for_a_small_relative_effect():
     """1.4 points with 10 or 20 % of the captions discordant: about 4,000 and 8,000 images."""
     assert items_needed(0.10, 0.014) == pytest.approx(4000, rel=0.01)
     assert items_needed(0.20, 0.014) == pytest.approx(8000, rel=0.01)
+
+
+@pytest.mark.parametrize(("discordant", "items"), [(0.05, 500), (0.1, 3000), (0.2, 9000)])
+def test_the_detectable_change_of_a_size_needs_that_size(discordant, items):
+    effect = detectable_change(discordant, items)
+    assert items_needed(discordant, effect) == pytest.approx(items, abs=1)
+
+
+def test_few_items_detect_no_more_than_can_change():
+    assert detectable_change(0.05, 10) == 0.05
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_an_arm_of_a_recall_that_no_bias_has_is_out_of_range(job, config, fake, 
     assert "out of range (3 of 3)" in (workdir / "report.md").read_text()
 
 
+def test_what_can_be_found_is_said_before_the_run(job, capsys):
+    job(evaluate.run)
+    printed = capsys.readouterr().out
+    line = "broken: 40 answers; least paired change that is found with 80 % power: 5.0, 10.0, 18.1"
+    assert f"{line} points if 5, 10, 20 % of the answers change." in printed
+    assert printed.index(line) < printed.index("Change from the unedited model")
+
+
 def test_random_controls_rank_the_edit_among_their_draws(job, capsys):
     top = read(job(evaluate.run) / "results.json")
     controls = {entry["control"]: entry for entry in top["comparison"]["controls"]}

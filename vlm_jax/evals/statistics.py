@@ -177,14 +177,12 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
         )
     if not np.isin(one, (0, 1)).all() or not np.isin(other, (0, 1)).all():
         raise ValueError("McNemar needs outcomes of 0 or 1; count captions, not mentions")
+    from scipy.stats import binomtest  # half a second, for those who test
+
     one, other = one.astype(bool), other.astype(bool)
     only_one, only_other = int((one & ~other).sum()), int((~one & other).sum())
     discordant = only_one + only_other
-    term = tail = 1
-    for k in range(min(only_one, only_other)):
-        term = term * (discordant - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(binomtest(only_one, discordant).pvalue) if discordant else 1.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ class RankTest:
 
 
 def rank_test(
-    value: float, controls: Sequence[float], *, smaller_is_better: bool = True
+    value: float, controls: Sequence[float] | np.ndarray, *, smaller_is_better: bool = True
 ) -> RankTest:
     """Ranks a method's statistic among those of its random controls; ties count against it.
 
@@ -257,6 +255,19 @@ def paired_error(discordant: float, effect: float, items: int) -> float:
     return math.sqrt((discordant - effect**2) / items)
 
 
+def detectable_change(
+    discordant: float, items: int, *, power: float = 0.8, level: float = LEVEL
+) -> float:
+    """The least difference of paired proportions that is found, where a share of pairs differs.
+
+    It solves effect = z sqrt((discordant - effect^2) / items), and is at most `discordant`, for
+    pairs cannot all differ one way by more.
+    """
+    paired_error(discordant, 0, items)
+    z = _both_quantiles(power, level)
+    return min(discordant, z * math.sqrt(discordant / (items + z**2)))
+
+
 def items_needed(
     discordant: float, effect: float, *, power: float = 0.8, level: float = LEVEL
 ) -> int:
@@ -274,7 +285,7 @@ def _both_quantiles(power: float, level: float) -> float:
     return normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down adjustment: p-values valid for all hypotheses together, order kept."""
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
@@ -299,7 +310,7 @@ class MaxT:
     p: np.ndarray
 
 
-def max_t(values: Sequence[float], samples: np.ndarray, level: float = LEVEL) -> MaxT:
+def max_t(values: Sequence[float] | np.ndarray, samples: np.ndarray, level: float = LEVEL) -> MaxT:
     """Single-step max-T correction of many settings' effects, using their joint bootstrap.
 
     Correlated settings (a sweep over strengths) are corrected less than Holm would.

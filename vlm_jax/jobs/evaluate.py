@@ -9,6 +9,7 @@ from vlm_jax import checkpoint
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison, compare, statistics_of
+from vlm_jax.evals.power import foresight
 from vlm_jax.evals.protocol import MODEL_PARTS, differing, parts_of
 from vlm_jax.evals.results import Results, interval_fields, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
@@ -364,6 +365,8 @@ def compare_arms(
 ) -> Evaluation:
     """Measures and compares arms; writes each arm's answers and results."""
     config = request.config
+    if len(arms) > 1 and processes.primary():
+        print("\n".join(foresight(name, one) for name, one in benchmarks.items()))
     measured = session.measure(benchmarks, arms, workdir, say_less)
     comparison = compare(
         measured.tables,

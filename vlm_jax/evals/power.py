@@ -1,0 +1,26 @@
+"""What a comparison can find, said before it runs."""
+
+from vlm_jax.evals.base import Suite
+from vlm_jax.evals.statistics import detectable_change
+
+SHARES = (0.05, 0.1, 0.2)
+"""Shares of answers that a method may change; which it will be is not known before."""
+
+
+def foresight(name: str, suite: Suite) -> str:
+    """One line: the least change of a share of answers that a benchmark's size lets one find.
+
+    Answers are taken to be independent; those on one image are alike, so that it is a bound.
+
+    ("pope", 3,000 questions) -> "pope: 3,000 answers on 500 items; ... 1.1, 1.6, 2.3 points if 5,
+    10, 20 % of the answers change."
+    """
+    examples = list(suite.examples())
+    count, items = len(examples), len({suite.item(example) for example in examples})
+    least = ", ".join(f"{100 * detectable_change(share, count):.1f}" for share in SHARES)
+    shares = ", ".join(f"{100 * share:g}" for share in SHARES)
+    answers = f"{count:,} answers" + (f" on {items:,} items" if items != count else "")
+    return (
+        f"{name}: {answers}; least paired change that is found with 80 % power: {least} points if "
+        f"{shares} % of the answers change."
+    )
