@@ -279,6 +279,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_attention_heads=40,
         num_hidden_layers=40,
     ),
+    "MiniGPT-4-7B": {"model_type": "minigpt4", "text_config": {"model_type": "llama"}},
+    "Shikra-7B": {
+        "model_type": "shikra",
+        "mm_use_im_start_end": True,
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+        "vision_config": {
+            "hidden_size": 1024, "image_size": 224, "intermediate_size": 4096,
+            "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14,
+        },
+        "vocab_size": 32003,
+    },
     "InternVL3.5-1B": _internvl(
         hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16
     ),
@@ -319,6 +331,8 @@ PARAMETERS = {
     "LLaVA-NeXT-34B": 34_752_083_968,
     "InstructBLIP-7B": 7_913_726_720,
     "InstructBLIP-13B": 14_192_093_952,
+    "MiniGPT-4-7B": 7_832_625_024,
+    "Shikra-7B": 7_045_818_368,
     "InternVL3.5-1B": 1_060_897_792,
     "InternVL3.5-4B": 4_732_489_216,
     "InternVL3.5-8B": 8_528_318_464,
@@ -327,3 +341,6 @@ PARAMETERS = {
     "Qwen3-VL-8B": 8_767_123_696,
     "Qwen3-VL-32B": 33_357_390_064,
 }
+
+PUBLISHED = {name: root for name, root in CONFIGS.items() if "architectures" in root}
+"""Those whose class transformers has."""

@@ -8,7 +8,7 @@ import json
 import pytest
 import transformers
 
-from tests.released import CONFIGS
+from tests.released import CONFIGS, PUBLISHED
 from vlm_jax.config import ACTIVATIONS, VitConfig, parse_config, read_config
 from vlm_jax.errors import ConfigError
 
@@ -161,7 +161,7 @@ def ours(root: dict, like: dict) -> dict:
     }
 
 
-LAYOUTS = CONFIGS | {
+LAYOUTS = PUBLISHED | {
     "llava, nothing but types": {"model_type": "llava", "text_config": {"model_type": "llama"}},
     "llava, no text_config": {"model_type": "llava"},
     "llava, default CLIP": {

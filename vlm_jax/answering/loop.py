@@ -390,7 +390,7 @@ class _Run:
             length, ended = int(generated.lengths_b[row]), bool(generated.ended_b[row])
             steps = slice(length + ended)
             tokens, text = generated.tokens_bn[row, :length].tolist(), texts[row]
-            if any(stop in text for stop in self.asking.settings.stop):
+            if any(stop in text for stop in self._stops):
                 tokens, text, ended = *self._until_stop(tokens, text), True
             for index in question.samples:
                 yield Answer(
@@ -403,12 +403,17 @@ class _Run:
                     None if generated.scores_b is None else float(generated.scores_b[row]),
                 )
 
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        """The texts that end an answer: the settings' and the model's own."""
+        return (*self.asking.settings.stop, *self.engine.processor.stops)
+
     def _until_stop(self, tokens: list[int], text: str) -> tuple[list[int], str]:
         """Returns an answer through the token that completes a stop string, and the text before it.
 
         The model may have gone on behind the string: the rows of a batch end on token ids.
         """
-        stops = self.asking.settings.stop
+        stops = self._stops
         holds = lambda count: any(
             stop in self.engine.processor.decode([tokens[:count]], [count])[0] for stop in stops
         )

@@ -56,6 +56,7 @@ class Family:
         question_tokenizer: folder, within a model's, of the tokenizer of questions, for a Q-Former
             that reads them; "" without one.
         most_images: images that a sample may have; None for any number.
+        stops: texts that end an answer, beside the ids that do.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family:
     image_token: str = ""
     question_tokenizer: str = ""
     most_images: int | None = None
+    stops: tuple[str, ...] = ()
 
     def read(self, root: Mapping[str, Any], where: str) -> VLMConfig:
         """Returns the architecture that a `config.json` describes.
@@ -153,6 +155,30 @@ class Family:
         if config.qformer is not None:
             stacks["qformer"] = config.qformer.num_layers
         return stacks
+
+
+def encode_pieces(
+    tokenizer: Any, text: str, image: str, between: list[int], begins: str | None
+) -> list[int]:
+    """Returns the ids of a text whose pieces between images are encoded one by one.
+
+    A Llama tokenizer marks the beginning of a text as that of a word, which it does not do behind a
+    placeholder: what the authors' code encodes alone begins with that mark.
+
+    Args:
+        tokenizer: the folder's.
+        text: with a placeholder for each image.
+        image: text of the placeholder.
+        between: ids of an image.
+        begins: the token before the first piece, if the text does not begin with it.
+    """
+    found = []
+    if begins is not None and not text.startswith(begins):
+        found.append(tokenizer.convert_tokens_to_ids(begins))
+    for place, piece in enumerate(text.split(image)):
+        found += between if place else []
+        found += tokenizer.encode(piece, add_special_tokens=False) if piece else []
+    return found
 
 
 @functools.cache

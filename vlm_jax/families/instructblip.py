@@ -1,17 +1,22 @@
 """InstructBLIP with a Vicuna decoder: EVA, a Q-Former that reads the question, one linear map."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from vlm_jax.config import VLMConfig
-from vlm_jax.families.base import Family, Row
+from vlm_jax.families.base import Row
 from vlm_jax.families.decoders import decoder, decoder_rows, read_text
 from vlm_jax.families.fields import Count, Ids, Index, Object, ids, read
-from vlm_jax.families.q_former import eva, letters, q_former, q_former_of, reads_image
+from vlm_jax.families.q_former import (
+    QFormerFamily,
+    attention_rows,
+    eva,
+    mlp_rows,
+    q_former,
+    reads_image,
+)
 from vlm_jax.families.vit import vit_of
 
 
@@ -34,44 +39,7 @@ def _qkv_bias(config: VLMConfig, layer: int) -> bool:
     return bool(vit_of(config).biased)
 
 
-def attention_rows(name: str, path: str, inner: str, letter: str, when: Any = None) -> list[Row]:
-    """Returns the rows of an attention of a BERT.
-
-    Args:
-        name, path: what its names and our paths begin with.
-        inner: what its maps of queries, keys and values begin with, behind that.
-        letter: width of what it reads, "d" or "e".
-        when: as of `Row`.
-    """
-    wide = f"(n h) {letter} -> {letter} n h"
-    out = name + "output."
-    return [
-        Row(name + inner + "query.weight", path + "wq_dnh", "(n h) d -> d n h", when),
-        Row(name + inner + "query.bias", path + "bq_nh", "(n h) -> n h", when),
-        Row(name + inner + "key.weight", path + f"wk_{letter}nh", wide, when),
-        Row(name + inner + "key.bias", path + "bk_nh", "(n h) -> n h", when),
-        Row(name + inner + "value.weight", path + f"wv_{letter}nh", wide, when),
-        Row(name + inner + "value.bias", path + "bv_nh", "(n h) -> n h", when),
-        Row(out + "dense.weight", path + "wo_nhd", "d (n h) -> n h d", when),
-        Row(out + "dense.bias", path + "bo_d", "d -> d", when),
-        Row(out + "LayerNorm.weight", path + "norm_scale_d", "d -> d", when),
-        Row(out + "LayerNorm.bias", path + "norm_bias_d", "d -> d", when),
-    ]
-
-
-def mlp_rows(first: str, second: str, path: str) -> list[Row]:
-    """Returns the rows of an MLP of a BERT, by what the names of its two parts begin with."""
-    return [
-        Row(first + "dense.weight", path + "w_up_fd", "f d -> f d"),
-        Row(first + "dense.bias", path + "b_up_f", "f -> f"),
-        Row(second + "dense.weight", path + "w_down_df", "d f -> d f"),
-        Row(second + "dense.bias", path + "b_down_d", "d -> d"),
-        Row(second + "LayerNorm.weight", path + "norm_scale_d", "d -> d"),
-        Row(second + "LayerNorm.bias", path + "norm_bias_d", "d -> d"),
-    ]
-
-
-class InstructBlip(Family):
+class InstructBlip(QFormerFamily):
     """InstructBLIP. Its prompt is the bare question behind the image's tokens.
 
     The image's tokens come before the beginning of sequence, so that nothing is system. They are
@@ -148,24 +116,6 @@ class InstructBlip(Family):
             eos_ids=ids(fields.eos_token_id if "eos_token_id" in root else text.eos_token_id),
         )
 
-    def tower(self, config, rngs):
-        """Returns an EVA tower."""
-        from vlm_jax.models.vit import Vit
-
-        return Vit(vit_of(config), rngs)
-
-    def connector(self, config, rngs):
-        """Returns one linear map."""
-        from vlm_jax.models.projector import LinearProjector
-
-        return LinearProjector(rngs, q_former_of(config).hidden_size, config.decoder.hidden_size)
-
-    def cutter(self, config, image_processor):
-        """Returns a cutter of square images, whose tokens are the queries."""
-        from vlm_jax.processing.cutters import Square
-
-        return Square(vit_of(config), image_processor, slots=q_former_of(config).num_queries)
-
     def template(self, found):
         """Returns the folder's template, or one that writes the bare words: they ship none."""
         return found or (
@@ -188,20 +138,9 @@ class InstructBlip(Family):
         bare = text.replace(image, "")
         return [image_id] * text.count(image) + super().encode(tokenizer, bare, image, image_id)
 
-    def layout(self, config, rows, cols):
-        """Returns one group, row by row, whose tokens are the queries."""
-        from vlm_jax.processing.cutters import row_major
-
-        slots = np.arange(q_former_of(config).num_queries, dtype=np.int32)
-        return dataclasses.replace(row_major(rows, cols), slots_m=slots)
-
     def image_text(self, config, image, token):
         """Returns the placeholder."""
         return image
-
-    def letters(self, config):
-        """Returns letter lengths; see `Family.letters`."""
-        return letters(config)
 
 
 FAMILY = InstructBlip()

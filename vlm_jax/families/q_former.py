@@ -1,12 +1,15 @@
 """The EVA tower and the Q-Former, which InstructBLIP and MiniGPT-4 share: fields and letters."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
 from vlm_jax.config import QFormerConfig, VitConfig, VLMConfig
 from vlm_jax.errors import ConfigError
+from vlm_jax.families.base import Family, Row
 from vlm_jax.families.decoders import decoder_letters
 from vlm_jax.families.fields import (
     Count,
@@ -120,22 +123,87 @@ def reads_image(config: VLMConfig, layer: int) -> bool:
     return layer % q_former_of(config).cross_every == 0
 
 
-def letters(config: VLMConfig) -> dict[str, dict[str, int]]:
-    """Returns letter lengths of a model with a Q-Former; see `Family.letters`."""
-    former = q_former_of(config)
-    return {
-        "decoder": decoder_letters(config),
-        "vision": vit_letters(vit_of(config)),
-        "qformer": dict(
-            a=1,
-            q=former.num_queries,
-            p=former.max_positions,
-            v=former.vocab_size,
-            d=former.hidden_size,
-            e=former.encoder_size,
-            n=former.num_heads,
-            h=former.hidden_size // former.num_heads,
-            f=former.intermediate_size,
-        ),
-        "projector": dict(e=former.hidden_size, d=config.decoder.hidden_size),
-    }
+def attention_rows(name: str, path: str, inner: str, letter: str, when: Any = None) -> list[Row]:
+    """Returns the rows of an attention of a BERT.
+
+    Args:
+        name, path: what its names and our paths begin with.
+        inner: what its maps of queries, keys and values begin with, behind that.
+        letter: width of what it reads, "d" or "e".
+        when: as of `Row`.
+    """
+    wide = f"(n h) {letter} -> {letter} n h"
+    out = name + "output."
+    return [
+        Row(name + inner + "query.weight", path + "wq_dnh", "(n h) d -> d n h", when),
+        Row(name + inner + "query.bias", path + "bq_nh", "(n h) -> n h", when),
+        Row(name + inner + "key.weight", path + f"wk_{letter}nh", wide, when),
+        Row(name + inner + "key.bias", path + "bk_nh", "(n h) -> n h", when),
+        Row(name + inner + "value.weight", path + f"wv_{letter}nh", wide, when),
+        Row(name + inner + "value.bias", path + "bv_nh", "(n h) -> n h", when),
+        Row(out + "dense.weight", path + "wo_nhd", "d (n h) -> n h d", when),
+        Row(out + "dense.bias", path + "bo_d", "d -> d", when),
+        Row(out + "LayerNorm.weight", path + "norm_scale_d", "d -> d", when),
+        Row(out + "LayerNorm.bias", path + "norm_bias_d", "d -> d", when),
+    ]
+
+
+def mlp_rows(first: str, second: str, path: str) -> list[Row]:
+    """Returns the rows of an MLP of a BERT, by what the names of its two parts begin with."""
+    return [
+        Row(first + "dense.weight", path + "w_up_fd", "f d -> f d"),
+        Row(first + "dense.bias", path + "b_up_f", "f -> f"),
+        Row(second + "dense.weight", path + "w_down_df", "d f -> d f"),
+        Row(second + "dense.bias", path + "b_down_d", "d -> d"),
+        Row(second + "LayerNorm.weight", path + "norm_scale_d", "d -> d"),
+        Row(second + "LayerNorm.bias", path + "norm_bias_d", "d -> d"),
+    ]
+
+
+class QFormerFamily(Family):
+    """What families of an EVA tower, a Q-Former and one linear map share."""
+
+    def tower(self, config, rngs):
+        """Returns an EVA tower."""
+        from vlm_jax.models.vit import Vit
+
+        return Vit(vit_of(config), rngs)
+
+    def connector(self, config, rngs):
+        """Returns one linear map."""
+        from vlm_jax.models.projector import LinearProjector
+
+        return LinearProjector(rngs, q_former_of(config).hidden_size, config.decoder.hidden_size)
+
+    def cutter(self, config, image_processor):
+        """Returns a cutter of square images, whose tokens are the queries."""
+        from vlm_jax.processing.cutters import Square
+
+        return Square(vit_of(config), image_processor, slots=q_former_of(config).num_queries)
+
+    def layout(self, config, rows, cols):
+        """Returns one group, row by row, whose tokens are the queries."""
+        from vlm_jax.processing.cutters import row_major
+
+        slots = np.arange(q_former_of(config).num_queries, dtype=np.int32)
+        return dataclasses.replace(row_major(rows, cols), slots_m=slots)
+
+    def letters(self, config: VLMConfig) -> dict[str, dict[str, int]]:
+        """Returns letter lengths of a model with a Q-Former; see `Family.letters`."""
+        former = q_former_of(config)
+        return {
+            "decoder": decoder_letters(config),
+            "vision": vit_letters(vit_of(config)),
+            "qformer": dict(
+                a=1,
+                q=former.num_queries,
+                p=former.max_positions,
+                v=former.vocab_size,
+                d=former.hidden_size,
+                e=former.encoder_size,
+                n=former.num_heads,
+                h=former.hidden_size // former.num_heads,
+                f=former.intermediate_size,
+            ),
+            "projector": dict(e=former.hidden_size, d=config.decoder.hidden_size),
+        }

@@ -44,6 +44,7 @@ class Processor:
         pad_id: what fills a row behind its tokens.
         image_token: text of the placeholder that stands for one image in a prompt.
         identity: the template and the settings of the image processor, as JSON values.
+        stops: texts that end an answer, beside the ids that do.
 
     Raises:
         CheckpointError: tokenizer or image processor disagree with the architecture.
@@ -65,9 +66,9 @@ class Processor:
         self.image_token, self._image_id = _placeholder(family, config, tokenizer)
         config = dataclasses.replace(config, image_token_id=self._image_id)
         self.config, self.tokenizer, self._family = config, tokenizer, family
-        self._questions = question_tokenizer
         limits = {"max_image_pixels": max_image_pixels}
         self.identity = {"template": template or "", "pixels": image_processor.to_dict() | limits}
+        self._questions, self.stops = question_tokenizer, family.stops
         self.stop_ids, self.generation = tuple(stop_ids), dict(generation or {})
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else (tokenizer.eos_token_id or 0)

@@ -19,6 +19,7 @@ class Square:
         config: the tower.
         image_processor: makes images of its size.
         slots: image tokens of an image, where a Q-Former makes them; the tower's by default.
+        background: colour that images are made square with before all else; None keeps them.
 
     Raises:
         CheckpointError: the image processor does not make images of the tower's size.
@@ -27,17 +28,24 @@ class Square:
     group_multiple = 1
 
     def __init__(
-        self, config: VitConfig, image_processor: BaseImageProcessor, slots: int | None = None
+        self,
+        config: VitConfig,
+        image_processor: BaseImageProcessor,
+        slots: int | None = None,
+        background: tuple[int, int, int] | None = None,
     ):
         self.config, self.image_processor = config, image_processor
         self.patches_per_group = config.num_patches
         self.slots_per_group = slots or config.tokens_per_image
         self.patch_features = config.num_channels * config.patch_size**2
         self.side = config.image_size // config.patch_size
+        self._background = background
         self._grid = (1, slots) if slots else (self.side, self.side)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns the largest width and height that an image has on its way to patches."""
+        if self._background is not None:
+            width = height = max(width, height)
         return largest_size(self.image_processor, width, height)
 
     def extent(self, width: int, height: int) -> Extent:
@@ -46,6 +54,8 @@ class Square:
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
+        if self._background is not None:
+            image = pad_to_square(image, self._background)
         pixels = self.image_processor(images=[image], return_tensors="np")["pixel_values"]
         config = self.config
         expected = (1, config.num_channels, config.image_size, config.image_size)
@@ -65,6 +75,14 @@ class Square:
             index_gu=row_major(side, side).index_gu,
             positions_gu2=row_major(side, side).positions_gu2,
         )
+
+
+def pad_to_square(image: PIL.Image.Image, colour: tuple[int, int, int]) -> PIL.Image.Image:
+    """Returns an image in the middle of a square of a colour; odd rests go to right and bottom."""
+    side = max(image.size)
+    square = PIL.Image.new("RGB", (side, side), colour)
+    square.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def largest_size(processor: Any, width: int, height: int) -> tuple[int, int]:
