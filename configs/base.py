@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
             "text_key": "",
             "allow_missing": False,
             "allow_extra": False,  # answers without truth are left out instead of refused
+            "revised": (),  # files of revised truth to score by besides, such as RePOPE's
             "max_unparsable": 0.95,  # a greater share of answers without a verdict is refused
             "synonyms": "",
             "double_words": "",

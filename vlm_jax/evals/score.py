@@ -36,6 +36,7 @@ class ScoredFile:
         table: tallies by item.
         judged: id -> what its answer says.
         texts: id -> the answer.
+        baseline: id -> the baseline's answer; None without one.
     """
 
     suite: Suite
@@ -43,6 +44,7 @@ class ScoredFile:
     table: TallyTable
     judged: Mapping[Any, Judged]
     texts: Mapping[Any, str]
+    baseline: Mapping[Any, str] | None = None
 
     def write_items(self, path: str | Path) -> Path:
         """Writes `items.jsonl`; see `items.write_items`."""
@@ -91,7 +93,7 @@ def score(
     totals = table.totals()
     metrics = bench.metrics(totals)
     statistics = {name: metric.of for name, metric in metrics.items()}
-    differences, tests = {}, {}
+    differences, tests, other = {}, {}, None
     if baseline is not None:
         other = judge.read(baseline)
         _same_protocol(answers, baseline)
@@ -134,7 +136,8 @@ def score(
         protocol_parts=protocol,
         notes=(*found.notes, *bench.notes()),
     )
-    return ScoredFile(bench, results, table, found.judged, found.texts)
+    theirs = None if other is None else other.texts
+    return ScoredFile(bench, results, table, found.judged, found.texts, theirs)
 
 
 def _mcnemar(ours: Mapping[Any, Judged], theirs: Mapping[Any, Judged], outcome: str) -> float:

@@ -23,7 +23,7 @@ from vlm_jax.report.across import across_tables
 from vlm_jax.report.comparison import benchmark_table, comparison_tables
 from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
-from vlm_jax.report.tables import Section, Table
+from vlm_jax.report.tables import Section, Table, write_reports
 from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
@@ -497,10 +497,3 @@ def _examples(
         section = examples_section(name, suite, rows)
         sections += [] if section is None else [section]
     return sections
-
-
-def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:
-    """Writes `report.md` and `report.html`."""
-    text = "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
-    replace_file(workdir / "report.md", text)
-    replace_file(workdir / "report.html", page)

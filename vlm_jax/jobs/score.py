@@ -6,8 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.evals.answers import Keys
-from vlm_jax.evals.score import MAX_UNPARSABLE, score
+from vlm_jax.evals.audit import audit, by_parser
+from vlm_jax.evals.base import paths
+from vlm_jax.evals.results import Results
+from vlm_jax.evals.score import MAX_UNPARSABLE, ScoredFile, score
+from vlm_jax.evals.suites.chair import Chair
+from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.made import made
+from vlm_jax.report.audit import (
+    audit_tables,
+    audit_verdict,
+    parser_table,
+    revised_table,
+    score_page,
+    score_table,
+)
+from vlm_jax.report.tables import write_reports
 from vlm_jax.settings import number, plain, read, setting, switch, text
 from vlm_jax.study.request import Request
 
@@ -22,6 +36,7 @@ class ScoreSettings:
         text_key: field that holds the answer; "" is a usual name.
         allow_missing: whether questions may be unanswered.
         allow_extra: whether answers may have no truth; they are left out.
+        revised: files of revised truth, such as RePOPE's labels, to score by besides.
         max_unparsable: share of answers without a verdict from which on they are refused.
     """
 
@@ -30,35 +45,86 @@ class ScoreSettings:
     text_key: str = setting("", text)
     allow_missing: bool = setting(False, switch)
     allow_extra: bool = setting(False, switch)
+    revised: tuple[str, ...] = setting((), paths)
     max_unparsable: float = setting(MAX_UNPARSABLE, number, low=0, high=1)
 
 
 def run(request: Request) -> None:
     """Scores `--answers` against `--truth`: a table, and files in `--workdir`.
 
-    These are `results.json`, and `items.jsonl` with what was found in each answer. `config.score`
-    says by which rules.
+    These are `results.json`, `items.jsonl` with what was found in each answer, and `report.html`,
+    one page with what the score is worth: captions beside the same captions said shorter, answers
+    to POPE by every parser and by revised labels. `config.score` says by which rules.
     """
     chosen, rules = split_section(request.config.get("score", {}))
+    resampling = {"draws": request.config.bootstrap_draws, "seed": request.config.seed}
+    options: dict[str, Any] = {
+        "rules": rules,
+        "keys": Keys(chosen.image_key, chosen.text_key),
+        "max_unparsable": chosen.max_unparsable,
+        **resampling,
+    }
+    answers = files(request.need("answers"))
     scored = score(
-        files(request.need("answers")),
+        answers,
         list(request.need("truth")),
         chosen.suite,
-        rules=rules,
-        keys=Keys(chosen.image_key, chosen.text_key),
         baseline=None if request.baseline is None else files(request.baseline),
         allow_missing=chosen.allow_missing,
         allow_extra=chosen.allow_extra,
-        max_unparsable=chosen.max_unparsable,
-        draws=request.config.bootstrap_draws,
-        seed=request.config.seed,
+        **options,
     )
     scored = dataclasses.replace(scored, results=dataclasses.replace(scored.results, made=made()))
     print(scored.results.table())
-    if request.workdir is not None:
-        path = scored.results.write(request.workdir / "results.json")
-        items = scored.write_items(request.workdir / "items.jsonl")
-        print(f"Results: {path}, {items}")
+    if request.workdir is None:
+        return
+    revised = None
+    if chosen.revised:
+        kind = scored.suite.name
+        revised = score(answers, chosen.revised, kind, allow_extra=True, **options).results
+    path = scored.results.write(request.workdir / "results.json")
+    items = scored.write_items(request.workdir / "items.jsonl")
+    title = f"Score of {answers[0].name}"
+    report = write_audit(scored, revised, request.workdir, title, **resampling)
+    print(f"Results: {path}, {items}, {report}")
+
+
+def write_audit(
+    scored: ScoredFile,
+    revised: Results | None,
+    workdir: pathlib.Path,
+    title: str,
+    *,
+    draws: int,
+    seed: int,
+) -> pathlib.Path:
+    """Writes the page of a scored file, as HTML and as Markdown; prints what it found.
+
+    Args:
+        scored: the file.
+        revised: the same answers by revised labels.
+        workdir: where the page goes.
+        title: of it.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        The page.
+    """
+    suite, found, tables = scored.suite, None, [score_table(scored.results)]
+    if isinstance(suite, Chair):
+        found = audit(suite, scored.table, scored.texts, scored.baseline, draws=draws, seed=seed)
+        tables += audit_tables(found)
+    if isinstance(suite, Pope):
+        tables.append(parser_table(by_parser(suite, scored.texts), suite.parser, draws, seed))
+    if revised is not None:
+        tables.append(revised_table(scored.results, revised))
+    for table in tables[1:2]:
+        print(f"\n{table.text()}")
+    for verdict in [] if found is None else audit_verdict(found, scored.results):
+        print(f"\n{verdict.arm} {verdict.text}")
+    text = score_page(title, scored.results, tables, found, scored.table)
+    write_reports(workdir, title, tables, text)
+    return workdir / "report.html"
 
 
 def split_section(section: Mapping[str, Any]) -> tuple[ScoreSettings, dict[str, Any]]:

@@ -28,14 +28,13 @@ from vlm_jax.jobs.evaluate import (
     read_benchmarks,
     refuse_edit,
     show,
-    write_reports,
 )
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
-from vlm_jax.report.tables import Section, Table
+from vlm_jax.report.tables import Section, Table, write_reports
 from vlm_jax.settings import number, read, setting, text
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
 from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, Draw

@@ -2,6 +2,7 @@
 
 import html
 import math
+import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from vlm_jax.evals.results import format_table
 from vlm_jax.evals.statistics import Interval
+from vlm_jax.files import replace_file
 
 NONE = "-"
 
@@ -72,6 +74,13 @@ class Table:
             f"<div class=scroll tabindex=0><table><thead><tr>{cells('th', self.headers)}</tr>"
             f"</thead><tbody>{body}</tbody></table></div>"
         )
+
+
+def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:
+    """Writes `report.md` and `report.html`."""
+    text = "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
+    replace_file(workdir / "report.md", text)
+    replace_file(workdir / "report.html", page)
 
 
 def number(value: float | None, *, plain: bool = False, signed: bool = False) -> str:
