@@ -22,6 +22,16 @@ def get_config() -> ConfigDict:
     config.explain = ConfigDict(
         {
             "analysis": "contributions",
+            # Where heads look while answers are written.
+            "masses": {
+                "answers": 16,  # at most
+                "max_new_tokens": 64,
+                "heads": (),  # whose tokens' imbalance is told: "identified", a set, or pairs
+                "count": 4,  # heads of a set
+                "contribution": "value",  # what imbalance compares with; or "uniform"
+                "maps": (),  # steps of an answer whose rows of these heads are kept whole
+            },
+            # Singular modes of query-key products.
             "spectra": {
                 "layers": placeholder(tuple),  # first and last; all by default
                 "modes": 4,  # of the strongest, how many are told about
