@@ -1,5 +1,6 @@
 """Decoding alone: the program and the arguments that generation uses, from where prefill ended."""
 
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +15,7 @@ from vlm_jax.attention.steering import Readings, State, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.generate import Generated
-from vlm_jax.models import Cache, Params
+from vlm_jax.models import Cache, Params, Watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Decoding:
         readings = Readings(*[nothing] * len(dataclasses.fields(Readings)))
         cache = dataclasses.replace(cache, states=(State(),) * layers)
         inputs = dataclasses.replace(inputs, steering=jax.tree.map(jnp.asarray, steering))
-        made = dataclasses.replace(self, args=((logits_bv, readings), cache, inputs))
+        made = dataclasses.replace(self, args=((logits_bv, Watched(readings)), cache, inputs))
         tokens, fired = made.read(*made.prepare())
         if fired == 0:
             raise RuntimeError("The method that is to be timed did nothing in any decode row.")

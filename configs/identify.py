@@ -5,6 +5,7 @@ configs/chair.py), and take 20 heads. Copied into the model's folder, the `heads
 is what `heads="identified"` means to `evaluate` and `sweep`.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 from ml_collections import ConfigDict
 
 from configs import base
@@ -37,6 +38,8 @@ def get_config() -> ConfigDict:
             "rows": 256,  # ablated runs in a batch
             "mean_ablation": False,  # compare zero with the head's mean: twice the time
             "classes": CLASSES,  # thresholds of functional heads
+            "pairs": "",  # file of pairs of answers: finds vectors in place of heads
+            "vectors": "mean",  # of their differences, or "component"
         }
     )
     return config

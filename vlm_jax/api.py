@@ -46,6 +46,7 @@ from vlm_jax.steering.combine import identity_like, merge
 from vlm_jax.sweeping import sweep
 from vlm_jax.treatments import (
     Edited,
+    Reranked,
     Steered,
     Treatment,
     TwoPasses,
@@ -469,11 +470,30 @@ class VLM:
                 strategy=strategy,
                 on_error=on_error,
             )
-        asking = answering.Asking(
-            settings, logit_bias, merged, strategy, share_prefix, on_error, streams
-        )
+        if strategy is not None and (brought := strategy.steering(self.config)) is not None:
+            named = [] if merged is None else [("steering", merged)]
+            merged = merge([*named, (strategy.name, brought)])
         engine = answering.Engine(
             self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
+        )
+        for one in (one for one in self.treatments if isinstance(one, Reranked)):
+            if strategy is not None or logit_bias is not None:
+                raise ConfigError(
+                    f"method {one.method!r} ranks what the model itself draws: it takes neither a "
+                    "strategy nor a bias of logits."
+                )
+            return answering.answer_ranked(
+                engine,
+                [list(own) for own in images or [[]] * len(prompts)],
+                prompts,
+                settings,
+                one.reranker,
+                merged,
+                streams,
+                on_error,
+            )
+        asking = answering.Asking(
+            settings, logit_bias, merged, strategy, share_prefix, on_error, streams
         )
         return answering.answer(engine, images, prompts, asking)
 

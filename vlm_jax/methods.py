@@ -14,13 +14,22 @@ from typing import Any
 
 from vlm_jax import edits
 from vlm_jax.decoding import strategies
+from vlm_jax.decoding.rerankers import RERANKERS, read_reranker
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, make_callable
 from vlm_jax.settings import nearest, read, refuse_unknown
 from vlm_jax.steering import methods as attention
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.named import identified
-from vlm_jax.treatments import Decoded, Edited, Steered, TreatedModel, Treatment, TwoPasses
+from vlm_jax.treatments import (
+    Decoded,
+    Edited,
+    Reranked,
+    Steered,
+    TreatedModel,
+    Treatment,
+    TwoPasses,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,7 @@ def methods() -> Listing[Method]:
     listed = {name: _edit(name) for name in edits.names()}
     listed |= {name: _attention_method(name) for name in attention.names()}
     listed |= {name: _strategy(name) for name in strategies.names()}
+    listed |= {name: _reranker(name) for name in RERANKERS.names()}
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
     columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
     return Listing(listed, "method", {**columns, "settings": settings})
@@ -130,6 +140,16 @@ def _strategy(name: str) -> Method:
 
     def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Decoded:
         return Decoded(name, dict(settings), strategies.read_strategy(name, settings))
+
+    return Method(name, "decoding", summary_of(found), settings, treatment)
+
+
+def _reranker(name: str) -> Method:
+    found = RERANKERS.find(name, "Reranking")
+    settings = {field.name: field.default for field in dataclasses.fields(found)}
+
+    def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Reranked:
+        return Reranked(name, dict(settings), read_reranker(name, settings))
 
     return Method(name, "decoding", summary_of(found), settings, treatment)
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from vlm_jax.attention.steering import Steering
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.config import VLMConfig
+from vlm_jax.decoding.rerankers import Reranker
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate, MadeEdit
 from vlm_jax.errors import ConfigError
@@ -187,10 +188,29 @@ class Decoded(Treatment):
 
     def check_beside(self, others: Sequence[Treatment]) -> None:
         """See `Treatment.check_beside`."""
-        for other in (one for one in others if isinstance(one, Decoded)):
+        for other in (one for one in others if isinstance(one, Decoded | Reranked)):
             raise ConfigError(
                 f"methods {other.method!r} and {self.method!r} both choose tokens, so they cannot "
                 "act together; use one of them."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reranked(Treatment):
+    """Answers put together of segments that are drawn, of which some are kept.
+
+    Attributes:
+        reranker: see `vlm_jax.decoding.rerankers`.
+    """
+
+    reranker: Reranker = dataclasses.field(compare=False, repr=False)
+
+    def check_beside(self, others: Sequence[Treatment]) -> None:
+        """See `Treatment.check_beside`."""
+        for other in (one for one in others if isinstance(one, Reranked | Decoded | TwoPasses)):
+            raise ConfigError(
+                f"methods {other.method!r} and {self.method!r} both say how answers come about, so "
+                "they cannot act together; use one of them."
             )
 
 

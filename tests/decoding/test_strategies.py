@@ -15,6 +15,7 @@ import pytest
 import vlm_jax
 from tests.reference import picture
 from vlm_jax import models
+from vlm_jax.attention.steering import ImageBoost, Steering
 from vlm_jax.batch import Images
 from vlm_jax.decoding.strategies import find, names, read_strategy
 from vlm_jax.decoding.strategies.base import Step
@@ -36,7 +37,8 @@ def left_half(image, prompt):
     return mask
 
 
-SETTINGS = {"vcd": {}, "icd": {}, "agla": {"mask": left_half}, "dola": {}}
+SETTINGS = {"vcd": {}, "icd": {}, "agla": {"mask": left_half}, "dola": {}, "m3id": {"alpha": 1},
+            "pai": {"alpha": 0}, "first_logit": {"alpha": 2, "beta": 0.01}}  # fmt: skip
 GOLDEN = json.loads(pathlib.Path(__file__).with_name("golden_numeric.json").read_text())
 """Made by the released functions where they can be run, and by their formulas elsewhere."""
 
@@ -74,24 +76,22 @@ def oracle(vlm, name: str, bug: bool = False) -> list[list[int]]:
         logits = jax.device_get(vlm.generator.logits(vlm.params, change(batch)))
         return np.stack([row[end - 1] for row, end in zip(logits, batch.lengths_b)])
 
+    blind = [[] for _ in IMAGES]
+    others = {
+        "vcd": lambda: last(IMAGES, PROMPTS, lambda batch: noisy(vlm, batch)),
+        "icd": lambda: last(IMAGES, [f"{DISTURBANCE} {prompt}" for prompt in PROMPTS]),
+        "agla": lambda: last([[halved(one)] for (one,) in IMAGES], PROMPTS),
+        "m3id": lambda: last(blind, PROMPTS),
+        "pai": lambda: last(blind, PROMPTS),
+        "dola": lambda: early_logits(vlm, batch_of(IMAGES, PROMPTS)),
+    }
+    first = None
     for count in range(STEPS):
-        own, alpha, beta = last(IMAGES, PROMPTS), 1.0, 0.1
-        if name == "dola":
-            early = early_logits(vlm, batch_of(IMAGES, PROMPTS))
-            for answer, candidates, row in zip(answers, early, own):
-                answer.append(int(contrast_layers(candidates, row)[1].argmax()))
-            continue
-        if name == "vcd":
-            other = last(IMAGES, PROMPTS, lambda batch: noisy(vlm, batch))
-        elif name == "icd":
-            other = last(IMAGES, [f"{DISTURBANCE} {prompt}" for prompt in PROMPTS])
-        else:
-            other, alpha, beta = last([[halved(one)] for (one,) in IMAGES], PROMPTS), 2.0, 0.5
-        other = own if bug and count else other
-        scores = own + alpha * other if name == "agla" else (1 + alpha) * own - alpha * other
-        scores[own < np.log(beta) + own.max(axis=1, keepdims=True)] = -np.inf
-        for answer, row in zip(answers, scores):
-            answer.append(int(row.argmax()))
+        own = last(IMAGES, PROMPTS)
+        first = own if first is None else first
+        other = own if bug and count else others.get(name, lambda first=first: first)()
+        for answer, *row in zip(answers, own, other):
+            answer.append(int(SCORES[name](*row, count).argmax()))
     return answers
 
 
@@ -120,6 +120,35 @@ def contrast_layers(candidates, final) -> tuple[np.ndarray, np.ndarray]:
     chosen = soft(np.float64(candidates[int(np.argmax(distances))]))
     kept = final_p >= 0.1 * final_p.max()
     return np.array(distances), np.where(kept, np.log(final_p / chosen), -np.inf)
+
+
+def log_soft(row) -> np.ndarray:
+    row = np.float64(row)
+    return row - row.max() - np.log(np.exp(row - row.max()).sum())
+
+
+def among(likely, scores, beta) -> np.ndarray:
+    """Scores of tokens at least beta times as likely as the likeliest."""
+    return np.where(likely >= np.log(beta) + likely.max(), scores, -np.inf)
+
+
+def grow(own, blind, count) -> np.ndarray:
+    """M3ID where no row is sure of itself."""
+    kept = np.exp(-0.02 * (count + 1))
+    return log_soft(own) + (1 - kept) / kept * (log_soft(own) - log_soft(blind))
+
+
+SCORES = {
+    "vcd": lambda own, other, count: among(own, 2 * own - other, 0.1),
+    "icd": lambda own, other, count: among(own, 2 * own - other, 0.1),
+    "agla": lambda own, other, count: among(own, own + 2 * other, 0.5),
+    "dola": lambda own, early, count: contrast_layers(early, own)[1],
+    "m3id": grow,
+    "pai": lambda own, other, count: among(own, 1.1 * log_soft(own) - 0.1 * log_soft(other), 0.1),
+    "first_logit": lambda own, first, count: among(
+        own, own + 2 * (1 - np.exp(-0.05 * count)) * first, 0.01
+    ),
+}
 
 
 def tokens(vlm, strategy, images=IMAGES, prompts=PROMPTS, **options) -> list[list[int]]:
@@ -160,7 +189,10 @@ def test_the_published_bug_reads_the_second_image_once(vlm):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("vcd", {"alpha": 0}), ("vcd", {"control": "clean"}), ("vcd", {"beta": 1}),
-     ("icd", {"alpha": 0}), ("icd", {"control": "same"}), ("agla", {"alpha": 0})],
+     ("icd", {"alpha": 0}), ("icd", {"control": "same"}), ("agla", {"alpha": 0}),
+     ("m3id", {"decay": 0}), ("m3id", {"control": "same"}), ("m3id", {"alpha": 0}),
+     ("pai", {"gamma": 1}), ("pai", {"alpha": 1, "control": "same"}),
+     ("first_logit", {"alpha": 0})],
 )  # fmt: skip
 def test_without_information_answers_are_greedy(vlm, plain, name, settings):
     assert tokens(vlm, read_strategy(name, SETTINGS[name] | settings)) == plain
@@ -240,6 +272,22 @@ def test_a_random_layer_and_a_norm_are_other_answers(llava_vlm):
     assert ask(layers=[1]) == ask(layers=[1], control="random")
     assert ask(layers=[0, 1, 2], control="random") != ask(layers=[0, 1, 2])
     assert ask(layers=[1], norm=True) != ask(layers=[1])
+
+
+def test_pai_raises_attention_on_the_image_too(llava_vlm):
+    """Its two halves are the contrast, and a part of attention in layers from one on."""
+    vlm, whole = llava_vlm, read_strategy("pai", {"alpha": 3, "first_layer": 1})
+    strength = np.zeros((1, vlm.config.decoder.num_layers, vlm.config.decoder.num_heads), "f")
+    strength[:, 1:] = 3
+    steering = Steering(image_boost=ImageBoost(strength))
+    contrast = read_strategy("pai", {"alpha": 0})
+    found = tokens(vlm, whole)
+    assert found == tokens(vlm, contrast, steering=steering) != tokens(vlm, contrast)
+    assert found == tokens(vlm.apply("pai", alpha=3, first_layer=1), None)
+    with pytest.raises(ConfigError, match="both set image_boost"):
+        tokens(vlm, whole, steering=steering)
+    with pytest.raises(ConfigError, match="first_layer is 9, but the model has layers 0 to 2"):
+        tokens(vlm, read_strategy("pai", {"first_layer": 9}))
 
 
 def test_frames_of_a_still_image_share_their_noise():

@@ -7,6 +7,7 @@ batches hold rows of like size, and host threads decode images ahead of the devi
 from vlm_jax.answering.loop import Answer, Asking, Engine, answer
 from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import BatchPlan, batch_rows, make_plan
+from vlm_jax.answering.ranked import answer_ranked
 from vlm_jax.answering.store import DeviceStore
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Engine",
     "Failure",
     "answer",
+    "answer_ranked",
     "batch_rows",
     "make_plan",
 ]

@@ -166,7 +166,8 @@ def decode(
         scores_rv = state.logits_rv
         if strategy is not None:
             watched = jax.tree.map(rows.of_strategy, state.watched)
-            step = Step(state.count, watched, model.decoder)
+            first_bwv = rows.of_strategy(logits_rv) if strategy.needs_first else None
+            step = Step(state.count, watched, model.decoder, first_bwv)
             scores_rv = strategy.scores(rows.of_strategy(scores_rv), step)
         scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
         if inputs.bias_bv is not None:

@@ -8,16 +8,25 @@ perception and reasoning heads, and which are attention sinks.
 As a control, `mean_ablation` puts every head's mean in its place where zero stood: the mean of what
 it gives at the rows that predict all measured tokens, hallucinated and grounded ones alike. That
 needs all captions, so it is a second round over the chunks of the first.
+
+With `config.identify.pairs` it finds vectors of the residual stream in place of heads: of pairs of
+answers to the same question, a line of JSON each, what leads from the negative to the positive one.
+
+    {"image": "a.jpg", "prompt": "Describe.", "positive": "A dog.", "negative": "A dog and a cat."}
 """
 
 import dataclasses
+import io
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from vlm_jax import checkpoint
+from vlm_jax import answering, checkpoint
 from vlm_jax.analysis.ablation import SCOPES, HeadAblation, Places
+from vlm_jax.analysis.directions import HOW, LastStates, direction
 from vlm_jax.analysis.findings import describe, show
 from vlm_jax.analysis.mentions import matching_tokens, naming_tokens, token_spans
 from vlm_jax.api import VLM, Answer
@@ -28,8 +37,11 @@ from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.suites.chair import Chair
+from vlm_jax.files import replace_file
+from vlm_jax.foreign import parse_json, read_bytes
+from vlm_jax.parallel import batch_sharding, put
 from vlm_jax.progress import Progress
-from vlm_jax.settings import number, one_of, read, setting, switch, whole
+from vlm_jax.settings import number, one_of, read, setting, switch, text, whole
 from vlm_jax.steering.classes import classifier, read_classes
 from vlm_jax.steering.heads import shape_of
 from vlm_jax.study.chunks import Chunks
@@ -37,6 +49,7 @@ from vlm_jax.study.fingerprint import HEADS, fingerprint
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_settings, load_model, provenance
 
+VECTORS = "vectors.npy"
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
 _LABELS = ("offsets", "string_match")
@@ -71,6 +84,8 @@ class IdentifySettings:
         mean_ablation: whether heads are ablated to their mean too, for comparison with zero; needs
             scope "row".
         classes: settings of functional heads by which readings are classified.
+        pairs: file of pairs of answers, to find vectors in place of heads.
+        vectors: how, by the "mean" of the differences or by their first "component".
     """
 
     scopes: tuple[str, ...] = setting(SCOPES, _scopes)
@@ -82,10 +97,23 @@ class IdentifySettings:
     rows: int = setting(64, whole, low=1, high=1 << 20)
     mean_ablation: bool = setting(False, switch)
     classes: Mapping[str, Any] = setting({}, _thresholds)
+    pairs: str = setting("", text)
+    vectors: str = setting("mean", one_of, known=HOW)
+
+
+class Pair(msgspec.Struct, forbid_unknown_fields=True):
+    """Two answers to one question; a picture's path goes from the file's folder."""
+
+    prompt: str
+    positive: str
+    negative: str
+    image: str = ""
 
 
 def run(request: Request) -> None:
     """Writes `heads.json` to `--workdir`; chunks of a killed run are kept and not made again.
+
+    With `config.identify.pairs` it writes `vectors.npy`.
 
     Raises:
         ConfigError: `config.contributions` is set, which the job explain reads.
@@ -95,6 +123,9 @@ def run(request: Request) -> None:
     config, workdir = request.config, request.need("workdir")
     source = checkpoint.open_folder(request.need("source"))
     settings = read_settings(config.get("identify", {}), shape_of(source.config))
+    if settings.pairs:
+        _find_vectors(request, source, settings)
+        return
     classes = read_classes(source.config, **settings.classes)
     benchmark = _caption_benchmark(config.benchmarks, source.config.family)
     identity = {
@@ -129,6 +160,63 @@ def run(request: Request) -> None:
     write_json(workdir / HEADS, document)
     show(document)
     print(f"Head sets: {workdir / HEADS}")
+
+
+def read_pairs(path: pathlib.Path) -> list[Pair]:
+    """Returns the pairs of a file, a line of JSON each.
+
+    Raises:
+        ConfigError: it is none; the line is named.
+    """
+    lines = read_bytes(path, error=ConfigError).splitlines()
+    where = f"config.identify.pairs: {path}"
+    pairs = [
+        parse_json(line, Pair, f"{where}, line {number}", ConfigError)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not pairs:
+        raise ConfigError(f"{where} holds no pair.")
+    return pairs
+
+
+def find_vectors(model: VLM, pairs: Sequence[Pair], how: str, folder: pathlib.Path) -> np.ndarray:
+    """Returns float32 [L, D] what leads from negative answers to positive ones, in each layer.
+
+    Args:
+        model: unsteered.
+        pairs: at least one.
+        how: a word of `HOW`.
+        folder: that paths of pictures go from.
+    """
+    read_states, found = LastStates(model.config), []
+    rows = answering.batch_rows(2, 2, model.mesh.shape["data"])
+    with Progress(len(pairs), "pairs", label="identify vectors") as progress:
+        for number, pair in enumerate(pairs):
+            answers = [pair.positive, pair.negative]
+            answers += answers[-1:] * (rows - 2)
+            images = [str(folder / pair.image)] if pair.image else []
+            batch, _ = model.processor.batch_answers(
+                [images] * rows, [pair.prompt] * rows, answers, first_sample=number
+            )
+            batch = put(batch, batch_sharding(model.mesh))
+            states_bld = read_states(model.params, batch)
+            found.append(states_bld[0] - states_bld[1])
+            progress.advance()
+    return direction(np.stack(found), how)
+
+
+def _find_vectors(request: Request, source: Any, settings: IdentifySettings) -> None:
+    path, workdir = pathlib.Path(settings.pairs), request.need("workdir")
+    pairs = read_pairs(path)
+    vectors_ld = find_vectors(
+        load_model(request, source), pairs, settings.vectors, path.resolve().parent
+    )
+    content = io.BytesIO()
+    np.save(content, vectors_ld)
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_file(workdir / VECTORS, content.getvalue())
+    print(f"Vectors of {len(pairs)} pairs: {workdir / VECTORS}")
 
 
 def _run_round(

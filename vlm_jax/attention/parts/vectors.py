@@ -23,12 +23,14 @@ class Vectors(Part):
         positions: these rows of the prompt alone, counted from its first token, or from behind its
             last if negative, in place of `where`; generated rows are left alone.
         keep_norm: rescales what was added to, so that its norm is what it was.
+        relative: multiplies the vector by the norm of what it is added to.
     """
 
     add: Values
     where: Literal["all", "image", "text", "answer"] = choice(default="all", words=WHERE)
     positions: tuple[int, ...] = choice(default=())
     keep_norm: bool = choice(default=False)
+    relative: bool = choice(default=False)
 
     identity: ClassVar[Mapping[str, float]] = {"add": 0}
     dims: ClassVar[str] = "LD"
@@ -53,9 +55,9 @@ class Vectors(Part):
     def residual(self, x_btd, rows: Rows | None):
         """See `Part.residual`."""
         wide = x_btd.astype(jnp.promote_types(x_btd.dtype, jnp.float32))
-        moved = wide + self.add[:, None]
+        norm = lambda a: jnp.sqrt(jnp.sum(a * a, axis=-1, keepdims=True))
+        moved = wide + self.add[:, None] * (norm(wide) if self.relative else 1.0)
         if self.keep_norm:
-            norm = lambda a: jnp.sqrt(jnp.sum(a * a, axis=-1, keepdims=True))
             moved = moved * norm(wide) / jnp.maximum(norm(moved), 1e-12)
         acts_bt1 = (
             self._rows(x_btd, rows)[..., None] & jnp.any(self.add != 0, axis=-1)[:, None, None]

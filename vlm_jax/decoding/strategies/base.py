@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vlm_jax.attention.steering import Steering
+from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.traced import Traced
 from vlm_jax.models import Watch, Watched
 
@@ -52,11 +54,13 @@ class Step:
         count: int32 scalar, tokens of the answers that are there.
         watched: what the strategy watches of the rows whose logits these are, leaves [B, W, ...].
         decoder: the model's, for its head and its final norm.
+        first_bwv: the logits of the first token, for strategies that need them.
     """
 
     count: Any
     watched: Watched
     decoder: Any
+    first_bwv: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,12 @@ class Strategy(Traced):
     Attributes:
         width: views of a sample W, its own among them, the first.
         needs_image: whether samples without an image are refused.
+        needs_first: whether it reads the logits of the first token at every step.
     """
 
     width: ClassVar[int] = 2
     needs_image: ClassVar[bool] = True
+    needs_first: ClassVar[bool] = False
 
     def views(self, images: Sequence[Any], prompt: Any) -> Sequence[View]:
         """Returns the W - 1 further views of a sample, none by default.
@@ -79,6 +85,10 @@ class Strategy(Traced):
             prompt: of the sample, as the processor takes it.
         """
         return ()
+
+    def steering(self, config: VLMConfig) -> Steering | None:
+        """Returns what is done to attention beside this; None: nothing."""
+        return None
 
     def watch(self, depth: int) -> Watch | None:
         """Returns what is kept of each call of a model of so many layers; None: nothing is."""

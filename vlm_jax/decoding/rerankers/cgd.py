@@ -1,0 +1,87 @@
+"""CLIP-guided decoding (arXiv 2402.15300), with scores from a callable."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.decoding.rerankers.base import Continuation, Reranker, reranking
+from vlm_jax.errors import ConfigError
+from vlm_jax.settings import number, one_of, setting, whole
+
+TERMINALS = ".?!"
+
+
+def _callable(name: str, value: Any) -> Callable[..., Any]:
+    """Returns a function.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not callable(value):
+        raise ConfigError(
+            f"{name} must be a function of sentences and an image that returns a number for each "
+            f"sentence, not {value!r}."
+        )
+    return value
+
+
+@reranking
+class Reranking(Reranker):
+    """Draws sentences and keeps those that fit the image: the largest mean score of sentences.
+
+    A sentence ends with the first token that holds one of . ? !, so that "1." ends one, as in the
+    released code. Candidates are ordered by beta times the mean score of their sentences plus alpha
+    times the mean log probability of their tokens.
+
+    Attributes:
+        scorer: function of a list of sentences and an image; returns a number for each. The paper's
+            is the cosine of a SigLIP model.
+        alpha, beta: weights, 0.01 and 1 as released.
+        samples: sentences drawn of each candidate.
+        candidates: of them kept.
+        temperature, top_k: of drawing.
+        segment_tokens: of a sentence at most.
+        control: "shuffled" gives the scores of a step to its sentences in a random order.
+        seed: of the random order.
+    """
+
+    scorer: Any = setting(None, _callable)
+    alpha: float = setting(0.01, number, low=0)
+    beta: float = setting(1.0, number, low=0)
+    samples: int = setting(3, whole, low=1)
+    candidates: int = setting(3, whole, low=1)
+    temperature: float = setting(0.2, number, low=1e-6)
+    top_k: int = setting(5, whole, low=0)
+    segment_tokens: int = setting(64, whole, low=1)
+    control: str = setting("", one_of, known=("", "shuffled"))
+    seed: int = setting(0, whole, low=0)
+
+    def __post_init__(self):
+        _callable("method 'cgd': scorer", self.scorer)
+
+    def ends(self, pieces: Sequence[str]) -> np.ndarray:
+        """See `Reranker.ends`."""
+        return np.array([any(mark in piece for mark in TERMINALS) for piece in pieces])
+
+    def scores(self, image: Any, segments: Sequence[str], draw: int) -> list[float]:
+        """See `Reranker.scores`; an empty sentence has no score, and counts 0.
+
+        Raises:
+            ConfigError: the scorer does not return a finite number for each sentence.
+        """
+        asked = [text.strip() for text in segments]
+        found = np.asarray(self.scorer(asked, image), np.float64)
+        if found.shape != (len(asked),) or not np.isfinite(found).all():
+            raise ConfigError(
+                f"method 'cgd': scorer must return a finite number for each of {len(asked)} "
+                f"sentences, not {found.tolist()!r}."
+            )
+        if self.control:
+            found = np.random.default_rng((self.seed, draw)).permutation(found)
+        return found.tolist()
+
+    def rank(self, one: Continuation) -> float:
+        """See `Reranker.rank`."""
+        clip = np.mean(one.scores) if one.scores else 0.0
+        return float(self.beta * clip + self.alpha * one.log_probability / max(len(one.tokens), 1))
