@@ -31,6 +31,27 @@ def get_config() -> ConfigDict:
                 "contribution": "value",  # what imbalance compares with; or "uniform"
                 "maps": (),  # steps of an answer whose rows of these heads are kept whole
             },
+            # What answers take from sets of heads; what policies A to D should do.
+            "editing": {
+                "answers": 16,
+                "max_new_tokens": 64,
+                "sets": "sensitivity",  # of heads.json; or "classes"
+                "alpha": 1.2,
+                "beta": 0.8,
+                "scope": "row",
+                "ablate": True,  # zero heads too, to hold first order against
+                "rows": 8,
+                "draws": 2000,
+                "seed": 0,
+            },
+            # How alike the heads of two models attend.
+            "patterns": {
+                "other": "",  # a folder or a name; "" is the model without its images
+                "answers": 16,
+                "max_new_tokens": 64,
+                "count": 8,  # heads of each set
+                "seed": 0,
+            },
             # Singular modes of query-key products.
             "spectra": {
                 "layers": placeholder(tuple),  # first and last; all by default

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.reference import IMAGES, PROMPTS
-from vlm_jax.analysis.rows import KINDS, RowReader, dominance, imbalance
+from vlm_jax.analysis.rows import KINDS, RowReader, block_cosines, dominance, imbalance
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Kind
 from vlm_jax.models import abstract, merge
@@ -105,3 +105,11 @@ def test_imbalance_is_a_ratio_of_shares(asked, found):
     halved[:, 3] /= 2
     one, other = (imbalance(found.weights_qhs, n, query_q) for n in (found.value_norms_hs, halved))
     assert (other[:, 3] > one[:, 3]).all()
+
+
+def test_cosines_are_those_of_flattened_blocks():
+    one, other = np.random.default_rng(0).random((2, 5, 3, 5))
+    norm = np.linalg.norm
+    cosine = lambda a, b: a.ravel() @ b.ravel() / norm(a) / norm(b)
+    expected = [cosine(one[:, h], other[:, h]) for h in range(3)]
+    np.testing.assert_allclose(block_cosines(one, other), expected)

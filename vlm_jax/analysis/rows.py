@@ -213,3 +213,15 @@ def imbalance(
     share = lambda values: values / values.sum(-1, keepdims=True)
     found_hs = np.full(attention_hs.shape, np.nan)
     return np.divide(share(attention_hs), share(information_hs), out=found_hs, where=seen_s > 0)
+
+
+def block_cosines(
+    one_qhs: Float[np.ndarray, "q h S"], other_qhs: Float[np.ndarray, "q h S"]
+) -> Float[np.ndarray, " h"]:
+    """Returns the cosine of each head's two blocks of weights, laid out as one vector each."""
+    one, other = (
+        np.moveaxis(np.asarray(block, np.float64), 1, 0).reshape(block.shape[1], -1)
+        for block in (one_qhs, other_qhs)
+    )
+    size = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.sum(one * other, axis=1) / np.where(size > 0, size, 1)

@@ -1,15 +1,18 @@
 """What an analysis is: its settings, what it needs of a model, and what it finds."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from vlm_jax.answering import Answer
 from vlm_jax.api import VLM
+from vlm_jax.batch import Batch
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.config import VLMConfig
 from vlm_jax.edits.qk.folder import LAYER_ARRAYS, read_layer
+from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.evals.base import Example
 from vlm_jax.report.tables import Table
 
@@ -82,3 +85,32 @@ class Analysis:
     settings: type
     run: Callable[[Subject, Any], Finding]
     asks: bool = False
+
+
+def read_answers(
+    subject: Subject, limit: int, max_new_tokens: int
+) -> Iterator[tuple[Example, Answer, Batch, np.ndarray]]:
+    """Yields answers to examples, each behind its prompt again, and the rows that chose its tokens.
+
+    Args:
+        subject: whose model answers.
+        limit: at most so many of the examples.
+        max_new_tokens: of an answer.
+
+    Raises:
+        ConfigError: the model is steered.
+        PromptError: an answer is empty, or an example cannot be read.
+    """
+    model = subject.model()
+    if model.steering is not None:
+        raise ConfigError(
+            "an analysis reads what weights do, but this model is steered; give the model without "
+            "its treatments, or use its `attention`."
+        )
+    for example in subject.examples[:limit]:
+        images, prompts = [list(example.images)], [example.prompt]
+        (answer,) = model.ask(images, prompts, {"max_new_tokens": max_new_tokens})
+        if not answer.tokens:
+            raise PromptError(f"request {example.id}: the answer is empty, so no step wrote it.")
+        batch, starts_b = model.processor.batch_answers(images, prompts, [answer.tokens])
+        yield example, answer, batch, starts_b[0] - 1 + np.arange(len(answer.tokens))

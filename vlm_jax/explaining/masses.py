@@ -8,9 +8,8 @@ import numpy as np
 
 from vlm_jax.analysis.effects import spearman
 from vlm_jax.analysis.rows import KINDS, AttentionRows, RowReader, dominance, imbalance
-from vlm_jax.answering import Answer
-from vlm_jax.errors import ConfigError, PromptError
-from vlm_jax.explaining.base import Analysis, Subject
+from vlm_jax.errors import ConfigError
+from vlm_jax.explaining.base import Analysis, Subject, read_answers
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import one_of, setting, whole
 from vlm_jax.steering.heads import Head, HeadSets, check_heads, mask_of, shape_of
@@ -199,24 +198,11 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
     heads = _heads(subject, settings, sets)
     if settings.maps and not heads:
         raise ConfigError("maps keeps rows of the heads that are named; name some by heads.")
-    model = subject.model()
-    if model.steering is not None:
-        raise ConfigError(
-            "attention is read of weights alone, but this model is steered; use `attention` of it, "
-            "or the model without its treatments."
-        )
     reader = RowReader(subject.config)
-    decode = model.processor.tokenizer.decode
     found = []
-    for example in subject.examples[: settings.answers]:
-        images, prompts = [list(example.images)], [example.prompt]
-        (answer,) = model.ask(images, prompts, {"max_new_tokens": settings.max_new_tokens})
-        assert isinstance(answer, Answer)
-        count = len(answer.tokens)
-        if not count:
-            raise PromptError(f"request {example.id}: the answer is empty, so no step wrote it.")
-        batch, starts_b = model.processor.batch_answers(images, prompts, [answer.tokens])
-        query_q = starts_b[0] - 1 + np.arange(count)
+    read = read_answers(subject, settings.answers, settings.max_new_tokens)
+    for example, answer, batch, query_q in read:
+        model = subject.model()
         rows = reader(model.params, batch, query_q, heads)
         length = int(np.asarray(batch.lengths_b)[0])
         ids = np.asarray(batch.tokens_bt)[0, :length].tolist()
@@ -232,8 +218,8 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
             ReadAnswer(
                 str(example.id),
                 example.prompt,
-                [decode([token]) for token in ids],
-                count,
+                [model.processor.tokenizer.decode([token]) for token in ids],
+                len(answer.tokens),
                 rows,
                 imbalance(rows.weights_qhs, information, query_q),
             )

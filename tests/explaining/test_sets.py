@@ -1,0 +1,78 @@
+"""Analyses of sets of heads: minimal editing and patterns, on a tiny model with head sets."""
+
+# pyright: reportAttributeAccessIssue=false
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.reference import IMAGES
+from vlm_jax.errors import ConfigError
+from vlm_jax.evals.base import Example
+from vlm_jax.explaining import Subject, find
+from vlm_jax.settings import read
+from vlm_jax.steering.heads import HeadSets
+
+SENSITIVE, INSENSITIVE = ((1, 0), (2, 3)), ((0, 1), (1, 2))
+
+
+@pytest.fixture(scope="module")
+def subject(llava_vlm, tmp_path_factory):
+    path = tmp_path_factory.mktemp("heads") / "heads.json"
+    sets = HeadSets("", (3, 4), sensitive=SENSITIVE, insensitive=INSENSITIVE, count=2)
+    path.write_text(json.dumps({"sets": sets.document()}))
+    examples = [Example(n, (IMAGES[1][0],), prompt) for n, prompt in enumerate(["What?", "Why?"])]
+    return dataclasses.replace(Subject.of_model(llava_vlm, examples), heads=str(path))
+
+
+def found(name, subject, **settings):
+    analysis = find(name)
+    return analysis.run(subject, read(analysis.settings, {"max_new_tokens": 3, **settings}, name))
+
+
+def test_editing_is_told_with_its_intervals(subject):
+    one = found("editing", subject, rows=4, draws=50)
+    document = json.loads(json.dumps(one.document(), allow_nan=False))
+    values = one.values()
+    signed = one.maps.signed_mln
+    heads = tuple(np.array(INSENSITIVE).T)
+    np.testing.assert_allclose(values["U(enhanced)"], -signed[:, heads[0], heads[1]].sum(1))
+    np.testing.assert_allclose(values["Delta_A"], 0.2 * values["U(enhanced)"], atol=1e-9)
+    np.testing.assert_allclose(
+        values["Delta_C"],
+        values["Delta_A"] - 0.2 * (values["U(attenuated)"] + values["U(unlisted)"]),
+        atol=1e-9,
+    )
+    quantity = document["quantities"]["Delta_D"]
+    assert quantity["low"] <= quantity["mean"] <= quantity["high"]
+    assert quantity["mean"] == pytest.approx(values["Delta_D"].mean())
+    assert document["sets"]["attenuated"] == [list(head) for head in SENSITIVE]
+    assert 0.3 < document["rank_correlation_with_ablation"] <= 1
+    np.testing.assert_allclose(np.sum(document["share_of_all"]), 1)
+    assert np.mean(document["absolute"]) > np.mean(document["absolute_of_mean"])
+    (table,) = one.tables()
+    assert [row[0] for row in table.rows][-4:] == [f"Delta_{p}" for p in "ABCD"]
+
+
+def test_patterns_of_a_model_with_itself_are_equal(subject, tiny_llava):
+    same = found("patterns", subject, other=str(tiny_llava), count=2)
+    np.testing.assert_allclose(same.cosine_eh, 1, atol=1e-5)
+    assert list(same.by_set()) == ["sensitive", "insensitive", "random, of the same layers"]
+    blind = found("patterns", subject, count=2)
+    assert blind.cosine_eh.shape == (2, 6)
+    assert (blind.cosine_eh < 0.99999).all()
+    assert json.loads(json.dumps(blind.document()))["sets"]["sensitive"]["heads"] == [
+        [1, 0],
+        [2, 3],
+    ]
+    assert blind.tables()[0].rows[0][0] == "sensitive"
+
+
+def test_sets_that_are_not_there_are_one_clear_error(subject):
+    bare = dataclasses.replace(subject, heads="")
+    for name in ("editing", "patterns"):
+        with pytest.raises(ConfigError, match="--job=identify"):
+            found(name, bare)
+    with pytest.raises(ConfigError, match="lists no perception heads"):
+        found("editing", subject, sets="classes")
