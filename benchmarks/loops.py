@@ -129,7 +129,7 @@ def _scanned(config, steps: int, params, stack, caches, rest, first_b):
         token_b = jax.lax.dynamic_index_in_dim(tokens_bn, count, axis=1, keepdims=False)
         slot = used + count
         positions = jnp.broadcast_to((next_position_b + count)[:, None, None], (rows, 1, 3))
-        angles = text_angles(positions, c.head_dim, c.rope_theta, c.rope_factor, c.rope_axes)
+        angles = text_angles(positions, c.rope_dim, c.rope_theta, c.rope_factor, c.rope_axes)
         order = caches[0].k_bksh.shape[3] + slot
         seen = Visibility(order=jnp.broadcast_to(order, (rows, 1)))
 
@@ -160,7 +160,7 @@ def _scanned(config, steps: int, params, stack, caches, rest, first_b):
 
 
 def _decoder_layer(config):
-    from vlm_jax.models.decoder import DecoderLayer
+    from vlm_jax.models.decoder import decoder_layer
 
     one = dataclasses.replace(config.decoder, num_layers=1)
-    return DecoderLayer(one, nnx.Rngs(0))
+    return decoder_layer(one, 0, nnx.Rngs(0))

@@ -72,11 +72,19 @@ class HFFolder(ModelFolder):
                 self._file_of[name] = file
         _check_index(self.path, self._file_of)
         self.names: dict[str, Tensor] = bind(self.config).match(found, str(self.path))
-        self._name_of = {t.path: name for name, t in self.names.items() if not t.alias}
-        self.tensors = {
-            path: TensorInfo(self.names[name].shape, found[name].dtype)
-            for path, name in self._name_of.items()
-        }
+        self._names_of: dict[str, list[str]] = {}
+        for name, tensor in self.names.items():
+            if not tensor.alias:
+                self._names_of.setdefault(tensor.path, []).append(name)
+        self.tensors = {}
+        for path, names in self._names_of.items():
+            dtypes = {found[name].dtype for name in names}
+            if len(dtypes) > 1:
+                raise CheckpointError(
+                    f"{self.path}: {names[0]} and the other experts of its layer have several "
+                    f"dtypes ({', '.join(sorted(map(str, dtypes)))}); save them in one."
+                )
+            self.tensors[path] = TensorInfo(self.names[names[0]].shape, found[names[0]].dtype)
         self._check_aliases()
 
     def companions(self) -> dict[str, pathlib.Path]:
@@ -160,10 +168,15 @@ class HFFolder(ModelFolder):
         return None if SINGLE in self.files else read_bytes(self.path / INDEX)
 
     def _ours(self, path: str) -> np.ndarray:
-        name = self._name_of[path]
-        file, tensor = self._file_of[name], self.names[name]
-        array = np.empty(tensor.shape, self.tensors[path].dtype)
-        rows = tensor.disk_rows(array)
+        info = self.tensors[path]
+        array = np.empty(info.shape, info.dtype)
+        for name in self._names_of[path]:
+            self._place(name, self.names[name].disk_rows(array))
+        return array
+
+    def _place(self, name: str, rows: np.ndarray) -> None:
+        """Reads a tensor into an array of ours, seen in the order of its bytes."""
+        file = self._file_of[name]
         source = self.path / file
 
         def place_strip(row: int, strip: np.ndarray) -> None:
@@ -171,7 +184,6 @@ class HFFolder(ModelFolder):
             layout.copy_rows(rows[row : row + len(strip)], layout.bits(strip))
 
         safetensors_io.read_strips(source, self.files[file], name, len(rows), place_strip)
-        return array
 
     def _raw(self, name: str) -> np.ndarray:
         file = self._file_of[name]
@@ -185,12 +197,13 @@ class HFFolder(ModelFolder):
         """
         for name, tensor in self.names.items():
             if tensor.alias:
-                first, second = self._raw(name), self._raw(self._name_of[tensor.path])
+                (other,) = self._names_of[tensor.path]
+                first, second = self._raw(name), self._raw(other)
                 if first.dtype != second.dtype or first.tobytes() != second.tobytes():
                     raise CheckpointError(
                         f"{self.path}: config.json ties the head to the embedding table "
                         f"(tie_word_embeddings), but {name!r} differs from "
-                        f"{self._name_of[tensor.path]!r}. Set tie_word_embeddings to false."
+                        f"{other!r}. Set tie_word_embeddings to false."
                     )
 
 

@@ -3,6 +3,7 @@
 Both go on where an interrupted one stopped, if the source is still the same.
 """
 
+import collections
 import os
 import pathlib
 from collections.abc import Collection, Iterator
@@ -128,17 +129,27 @@ def _write_shards(
     missing = {f: h for f, h in layout.files.items() if not finished.has(f, h.file_bytes)}
     wanted = {name for header in missing.values() for name in header.entries if name in names}
     stored = {tensor.path for name, tensor in names.items() if name not in wanted}
-    arrays: Iterator[tuple[str, np.ndarray]] = folder.stream(
-        names[name].path for name in entries if name in wanted
-    )
+    # Experts of a layer lie apart on disk and together in ours: their array is held until its
+    # slices are written, others no longer than they are needed.
+    ours = [names[name] for name in entries if name in wanted]
+    slices = collections.Counter(tensor.path for tensor in ours if tensor.expert is not None)
+    order = dict.fromkeys((t.path, t.name if t.expert is None else None) for t in ours)
+    arrays: Iterator[tuple[str, np.ndarray]] = folder.stream(path for path, _ in order)
+    held: dict[str, np.ndarray] = {}
 
     def tensor(name: str) -> Iterator[np.ndarray]:
         if name not in names:
             if name not in layout.buffers:
                 raise CheckpointError(f"{where} lacks the bytes of tensor {name!r}.")
             return iter([np.frombuffer(layout.buffers[name], np.uint8)])
-        _, array = next(arrays)
-        meter.advance(array.nbytes)
+        path = names[name].path
+        array = held.pop(path, None)
+        if array is None:
+            _, array = next(arrays)
+            meter.advance(array.nbytes)
+        slices[path] -= 1
+        if slices[path] > 0:
+            held[path] = array
         return names[name].to_disk(array)
 
     with _progress("exporting", folder, stored, progress) as meter:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -111,12 +112,13 @@ def fresh(binding: Binding, tensors: Mapping[str, TensorInfo]) -> SourceLayout:
     """A layout for a model that came from no files: hub names, shards of at most 5 GB."""
     shards: list[list[tuple]] = [[]]
     size = 0
-    for path, tensor in binding.by_path.items():
-        nbytes = tensors[path].nbytes
+    for tensor in binding.parameters:
+        dtype = tensors[tensor.path].dtype
+        nbytes = math.prod(tensor.disk_shape) * dtype.itemsize
         if shards[-1] and size + nbytes > SHARD_BYTES:
             shards.append([])
             size = 0
-        shards[-1].append((tensor.name, tensors[path].dtype, tensor.disk_shape))
+        shards[-1].append((tensor.name, dtype, tensor.disk_shape))
         size += nbytes
     if len(shards) == 1:
         return SourceLayout({"model.safetensors": _header(shards[0])}, None, {})

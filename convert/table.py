@@ -3,7 +3,8 @@
 A row (`vlm_jax.families.Row`) pairs a checkpoint name with one of our parameter paths and an einops
 pattern from the checkpoint's dims to ours. `{i}` stands for the layer number in both. Binding the
 rows to a config writes every one out for every layer, with shapes: so each name on disk matches
-exactly one row or is unknown, and each row is either on disk or missing.
+exactly one row or is unknown, and each row is either on disk or missing. `{x}` stands for the
+number of an expert: ours holds a layer's experts stacked, so several names share one path.
 """
 
 import dataclasses
@@ -24,13 +25,19 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A row written out for one layer of one config."""
+    """A row written out for one layer, and one expert, of one config.
+
+    Attributes:
+        pattern: from the checkpoint's dims to those of our array, or of its slice.
+        expert: which slice of our array it is; None for the whole.
+    """
 
     name: str
     path: str
     pattern: str
     sizes: Mapping[str, int]
     alias: bool
+    expert: int | None = None
 
     @property
     def disk_shape(self) -> tuple[int, ...]:
@@ -39,12 +46,14 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape among our parameters."""
-        return layout.shape(self.pattern.split("->")[1], self.sizes)
+        """The shape of our array."""
+        stack = () if self.expert is None else (self.sizes["x"],)
+        return stack + layout.shape(self.pattern.split("->")[1], self.sizes)
 
     def disk_rows(self, array: np.ndarray) -> np.ndarray:
         """Our array's memory as integers, in rows of the checkpoint's order: `layout.disk_rows`."""
-        return layout.disk_rows(layout.bits(array), self.pattern, self.sizes)
+        part = array if self.expert is None else array[self.expert]
+        return layout.disk_rows(layout.bits(part), self.pattern, self.sizes)
 
     def to_disk(self, array: np.ndarray) -> Iterator[np.ndarray]:
         """Gives our array's bytes in the checkpoint's order, in pieces.
@@ -77,17 +86,31 @@ def bind(config: VLMConfig) -> "Binding":
             if row.when is not None and not row.when(config, i):
                 continue
             name, path = row.name.replace("{i}", str(i)), row.path.replace("{i}", str(i))
-            tensors.append(Tensor(name, path, row.pattern, letters[part], row.alias))
+            sizes = letters[part]
+            if "{x}" not in name:
+                tensors.append(Tensor(name, path, row.pattern, sizes, row.alias))
+                continue
+            pattern = row.pattern.replace("-> x ", "-> ")
+            for x in range(sizes["x"]):
+                one = name.replace("{x}", str(x))
+                tensors.append(Tensor(one, path, pattern, sizes, row.alias, x))
     return Binding(family, tensors)
 
 
 class Binding:
-    """A family's rows written out for a config: every tensor by name and by path, in order."""
+    """A family's rows written out for a config, in order.
+
+    Attributes:
+        by_name: every tensor.
+        by_path: one tensor of each of our arrays.
+        parameters: every tensor but the aliases.
+    """
 
     def __init__(self, family: Family, tensors: list[Tensor]):
         self.family = family
         self.by_name = {tensor.name: tensor for tensor in tensors}
-        self.by_path = {tensor.path: tensor for tensor in tensors if not tensor.alias}
+        self.parameters = [tensor for tensor in tensors if not tensor.alias]
+        self.by_path = {tensor.path: tensor for tensor in self.parameters}
         if len(self.by_name) != len(tensors):
             raise ValueError(f"two rows of the family {family.name} share a name")
 
@@ -136,7 +159,7 @@ class Binding:
                 misshapen.append(f"{name} has {list(info.shape)}, needs {list(tensor.disk_shape)}")
             elif info.dtype.name not in FLOATS:
                 mistyped.append(f"{name} is {info.dtype.name}")
-        missing = [t.name for t in self.by_path.values() if t.name not in spelt]
+        missing = [t.name for t in self.parameters if t.name not in spelt]
         problems = [
             f"{len(lines)} {title}: {'; '.join(lines)}"
             for title, lines in (

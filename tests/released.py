@@ -203,6 +203,36 @@ def _instructblip(**text: Any) -> dict[str, Any]:
     }
 
 
+def _deepseek_vl2(width: int, total: int, **language: Any) -> dict[str, Any]:
+    return {
+        "candidate_resolutions": [
+            [384 * wide, 384 * high] for wide in range(1, 10) for high in range(1, 10 // wide + 1)
+            if wide * high <= 9
+        ],
+        "global_view_pos": "head",
+        "language_config": {
+            "first_k_dense_replace": 1,
+            "max_position_embeddings": 4096,
+            "model_type": "deepseek_v2",
+            "moe_layer_freq": 1,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "q_lora_rank": None,
+            "hidden_size": width,
+            "vocab_size": total,
+            **language,
+        },
+        "model_type": "deepseek_vl_v2",
+        "projector_config": {"model_type": "mlp_projector", "n_embed": width},
+        "tile_tag": "2D",
+        "torch_dtype": "bfloat16",
+        "vision_config": {
+            "layers": 27, "mlp_ratio": 3.7362, "model_name": "siglip_so400m_patch14_384",
+            "model_type": "vision", "patch_size": 14, "width": 1152,
+        },
+    }  # fmt: skip
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B": _qwen(
         width=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True,
@@ -316,6 +346,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         [8, 16, 24], 27, 1152, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64,
         num_attention_heads=64,
     ),
+    "DeepSeek-VL2-Tiny": _deepseek_vl2(
+        1280, 129280, use_mla=False, kv_lora_rank=None, qk_nope_head_dim=0, qk_rope_head_dim=0,
+        v_head_dim=0, intermediate_size=6848, moe_intermediate_size=896, num_hidden_layers=12,
+        num_attention_heads=10, num_key_value_heads=10, n_routed_experts=64, topk_method="greedy",
+    ),
+    "DeepSeek-VL2-Small": _deepseek_vl2(
+        2048, 102400, intermediate_size=10944, moe_intermediate_size=1408, num_hidden_layers=27,
+        num_attention_heads=16, num_key_value_heads=16, n_routed_experts=64, topk_method="greedy",
+    ),
+    # Layers and heads are the defaults of the authors' class.
+    "DeepSeek-VL2": _deepseek_vl2(
+        2560, 129280, intermediate_size=12288, moe_intermediate_size=1536, n_routed_experts=72,
+        topk_method="noaux_tc", scoring_func="sigmoid", norm_topk_prob=True, n_group=1,
+        topk_group=1, routed_scaling_factor=2.0,
+    ),
 }  # fmt: skip
 
 PARAMETERS = {
@@ -340,6 +385,9 @@ PARAMETERS = {
     "Qwen3-VL-4B": 4_437_815_808,
     "Qwen3-VL-8B": 8_767_123_696,
     "Qwen3-VL-32B": 33_357_390_064,
+    "DeepSeek-VL2-Tiny": 3_355_263_088,
+    "DeepSeek-VL2-Small": 16_133_111_152,
+    "DeepSeek-VL2": 27_464_895_896,
 }
 
 PUBLISHED = {name: root for name, root in CONFIGS.items() if "architectures" in root}

@@ -70,7 +70,7 @@ class Batch:
             for families without m-rope.
         slots_bt: int32 [B, T] for image tokens the index of their merged feature among the sample's
             features [M, D] in group order (groups x merged patches, flattened), or -1 for the
-            connector's learned newline; 0 elsewhere.
+            connector's learned newline, -2 for its learned separator; 0 elsewhere.
         lengths_b: int32 [B] number of real tokens.
         next_position_b: int32 [B] rotary position of the first generated token.
         images: the samples' images, or their features, or None when no sample has one.

@@ -6,7 +6,7 @@ Nothing here knows a family by name: `vlm_jax.families` has one file for each.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.foreign import read_json
@@ -15,12 +15,71 @@ ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 
 
 @dataclasses.dataclass(frozen=True)
+class MLA:
+    """Multi-head latent attention: keys and values of all heads are made of one latent a token.
+
+    Attributes:
+        rank: width of the latent.
+        nope_dim, rope_dim: widths of the plain and of the rotated part of queries and keys.
+        value_dim: width of a head's values.
+        query_rank: width of the queries' own latent; None where they have none.
+    """
+
+    rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    query_rank: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MoE:
+    """A mixture of experts.
+
+    Attributes:
+        count, width: experts, and the width of each.
+        chosen: experts of a token.
+        shared_width: width of the expert that all tokens have; 0 for none.
+        scoring: what makes scores of the router's logits.
+        normalise: whether the weights of a token's experts are divided by their sum.
+        scale: what they are multiplied by.
+        bias: whether a learned bias takes part in the choice.
+        groups, groups_kept: groups of experts, and how many of them a token chooses among.
+    """
+
+    count: int
+    width: int
+    chosen: int
+    shared_width: int
+    scoring: Literal["softmax", "sigmoid"]
+    normalise: bool
+    scale: float
+    bias: bool
+    groups: int = 1
+    groups_kept: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """What a layer of a decoder is made of.
+
+    Attributes:
+        attention: latent attention; None for grouped-query attention.
+        mlp: a mixture of experts; None for a dense MLP.
+    """
+
+    attention: MLA | None = None
+    mlp: MoE | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama-like causal decoder.
+    """A causal decoder: Llama's parts, or DeepSeek's.
 
     Attributes:
         vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim:
-            V, D, F, L, N, K, H of the package's letter table.
+            V, D, F, L, N, K, H of the package's letter table. F is that of dense layers, H that of
+            queries and keys.
         rms_norm_eps: epsilon inside every RMS norm.
         rope_theta: rotary base.
         rope_factor: positions are divided by it (`linear` rope scaling; 1 for none).
@@ -31,6 +90,7 @@ class DecoderConfig:
         qk_norm: whether each head's queries and keys are RMS-normed before they are rotated, with
             gains that the heads of a layer share.
         tie_embeddings: whether the head is the transposed embedding table.
+        layers: what each layer is made of; empty where all are grouped-query and dense.
     """
 
     vocab_size: int
@@ -50,6 +110,26 @@ class DecoderConfig:
     qk_norm: bool = False
     tie_embeddings: bool = False
     max_positions: int = 2048
+    layers: tuple[LayerConfig, ...] = ()
+
+    def layer(self, index: int) -> LayerConfig:
+        """Returns what a layer is made of."""
+        return self.layers[index] if self.layers else LayerConfig()
+
+    @property
+    def latent(self) -> MLA | None:
+        """The latent attention of the layers; all have the same, or none."""
+        return self.layer(0).attention
+
+    @property
+    def rope_dim(self) -> int:
+        """How many dims of a query or key are rotated."""
+        return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
 
     @property
     def rope_axes(self) -> tuple[int, ...] | None:

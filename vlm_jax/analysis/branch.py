@@ -86,10 +86,15 @@ class _Keep:
     outputs: list[Array] = dataclasses.field(default_factory=list)
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
+        self,
+        q_btnh: Array,
+        segments: Sequence[Segment],
+        queries: Visibility,
+        causal: bool,
+        scale: float | None = None,
     ) -> Array:
         """Attends in the next layer."""
-        self.outputs.append(attend(q_btnh, segments, queries, causal=causal))
+        self.outputs.append(attend(q_btnh, segments, queries, causal=causal, scale=scale))
         return self.outputs[-1]
 
 
@@ -100,10 +105,15 @@ class _Put:
     put_nh: Array
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
+        self,
+        q_btnh: Array,
+        segments: Sequence[Segment],
+        queries: Visibility,
+        causal: bool,
+        scale: float | None = None,
     ) -> Array:
         """Attends in the next layer."""
-        out_n1nh = attend(q_btnh, segments, queries, causal=causal)
+        out_n1nh = attend(q_btnh, segments, queries, causal=causal, scale=scale)
         own = jnp.eye(q_btnh.shape[2], dtype=bool)[:, None, :, None]
         return jnp.where(own, jnp.asarray(self.put_nh, out_n1nh.dtype), out_n1nh)
 
@@ -114,7 +124,7 @@ def _row(model: Network, batch: Batch, sample: Array, query: Array) -> tuple[Arr
     position_3 = jnp.asarray(batch.positions_bt3)[sample, query]
     angles = text_angles(
         position_3[None, None],
-        config.head_dim,
+        config.rope_dim,
         config.rope_theta,
         config.rope_factor,
         config.rope_axes,

@@ -139,7 +139,12 @@ class _Gates:
     layer: int = 0
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
+        self,
+        q_btnh: Array,
+        segments: Sequence[Segment],
+        queries: Visibility,
+        causal: bool,
+        scale: float | None = None,
     ) -> Array:
         """Attends in the next layer."""
         gate_rlnc, of_key_rs, acts_rt = self.gates
@@ -147,9 +152,10 @@ class _Gates:
         total: Array | float = 0.0
         for source in range(len(SOURCES)):
             own_rs = (of_key_rs == source)[:, None, :, None]
-            part = dataclasses.replace(segment, v_bksh=jnp.where(own_rs, segment.v_bksh, 0))
+            part = dataclasses.replace(segment, v_bksh=jnp.where(own_rs, segment.values_bksh, 0))
             gate_rn = gate_rlnc[:, self.layer, :, source]
             gate_rtn = jnp.where(acts_rt[..., None], gate_rn[:, None], 1.0).astype(q_btnh.dtype)
-            total = total + gate_rtn[..., None] * attend(q_btnh, [part], queries, causal=causal)
+            out_rtnh = attend(q_btnh, [part], queries, causal=causal, scale=scale)
+            total = total + gate_rtn[..., None] * out_rtnh
         self.layer += 1
         return jnp.asarray(total)

@@ -63,7 +63,7 @@ class Read:
         squares_btn: float [B, T, N] sum of the squared weights within the segment, or None.
     """
 
-    out_btnh: Float[Array, "B T N H"]
+    out_btnh: Float[Array, "B T N O"]
     lse_btn: Float[Array, "B T N"]
     image_btn: Any = None
     squares_btn: Any = None
@@ -174,8 +174,8 @@ class _Tile:
         weights = _once(jnp.exp(logits - top[..., None]))
         values = jnp.einsum(
             "bkgts,bksh->bkgth",
-            weights.astype(segment.v_bksh.dtype),
-            segment.v_bksh,
+            weights.astype(segment.values_bksh.dtype),
+            segment.values_bksh,
             preferred_element_type=kind,
         )
         image = squares = None

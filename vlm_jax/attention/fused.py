@@ -40,7 +40,8 @@ def read_segments(
         q_btnh, queries, scale, tap: as `segment_attention` takes them.
     """
     causal = causal and len(segments) == 1
-    if causal and tap is None and _fits(q_btnh, queries) and (kernel := choice()) != TILES:
+    fits = causal and tap is None and _fits(q_btnh, segments[0], queries)
+    if fits and (kernel := choice()) != TILES:
         return [by_kernel(q_btnh, segments[0], scale, kernel)]
     return [
         segment_attention(q_btnh, segment, queries, causal=causal, scale=scale, tap=tap)
@@ -48,8 +49,10 @@ def read_segments(
     ]
 
 
-def _fits(q_btnh: Array, queries: Visibility) -> bool:
-    heads_fit = q_btnh.shape[-1] % 8 == 0 and q_btnh.shape[-1] <= _LARGEST_HEAD
+def _fits(q_btnh: Array, segment: Segment, queries: Visibility) -> bool:
+    width = q_btnh.shape[-1]
+    one_width = segment.values_bksh.shape[-1] == width
+    heads_fit = one_width and width % 8 == 0 and width <= _LARGEST_HEAD
     return heads_fit and q_btnh.dtype in (jnp.bfloat16, jnp.float16) and queries.group is None
 
 
@@ -60,7 +63,7 @@ def by_kernel(
     out_btnh, lse_btn = jax.nn.dot_product_attention(
         q_btnh,
         segment.k_bksh.transpose(0, 2, 1, 3),
-        segment.v_bksh.transpose(0, 2, 1, 3),
+        segment.values_bksh.transpose(0, 2, 1, 3),
         scale=scale,
         is_causal=True,
         implementation=kernel,  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ def steered_prefill(
     before: State | None = None,
     causal: bool = False,
     scale: float | None = None,
-) -> tuple[Float[Array, "B T N H"], State, Readings]:
+) -> tuple[Float[Array, "B T N O"], State, Readings]:
     """Attends with all rows of prompts, steered.
 
     Args:

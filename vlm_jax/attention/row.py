@@ -76,19 +76,19 @@ def _scores(q_bkgh: Array, k_bksh: Array, kind: jnp.dtype) -> Array:
 
 def row_values(
     weights_bns: Float[Array, "B N S"], segments: Sequence[Segment]
-) -> Float[Array, "B 1 N H"]:
+) -> Float[Array, "B 1 N O"]:
     """Sums the values of all segments under one row of weights; float32 or wider."""
     batch, heads, _ = weights_bns.shape
     out, start = None, 0
     for segment in segments:
-        kv_heads, length, dim = segment.v_bksh.shape[1:]
+        kv_heads, length, dim = segment.values_bksh.shape[1:]
         piece = weights_bns[..., start : start + length]
         piece = piece.reshape(batch, kv_heads, heads // kv_heads, length)
         sharing = segment.sharing(batch)
         read = jnp.einsum(
             "bkgs,bksh->bkgh",
-            _fold(piece.astype(segment.v_bksh.dtype), sharing),
-            segment.v_bksh,
+            _fold(piece.astype(segment.values_bksh.dtype), sharing),
+            segment.values_bksh,
             preferred_element_type=weights_bns.dtype,
         )
         read = _unfold(read, sharing).reshape(batch, 1, heads, dim)
@@ -103,7 +103,7 @@ def row_attention(
     segments: Sequence[Segment],
     queries: Visibility,
     scale: float | None = None,
-) -> Float[Array, "B 1 N H"]:
+) -> Float[Array, "B 1 N O"]:
     """Attends with one row a sample, unsteered."""
     logits = row_logits(q_b1nh, segments, queries, scale)
     return row_values(jax.nn.softmax(logits, axis=-1), segments)
@@ -117,7 +117,7 @@ def read_row(
     state: State,
     scale: float | None = None,
     prompt: Prompt | None = None,
-) -> tuple[Float[Array, "B 1 N H"], DecodeRow]:
+) -> tuple[Float[Array, "B 1 N O"], DecodeRow]:
     """Attends with one decode row a sample, with all that parts do to logits and weights.
 
     Args:
@@ -151,7 +151,7 @@ def steered_row(
     steering: Steering,
     state: State,
     scale: float | None = None,
-) -> tuple[Float[Array, "B 1 N H"], State, Readings]:
+) -> tuple[Float[Array, "B 1 N O"], State, Readings]:
     """Attends with one generated row a sample, steered.
 
     Args:

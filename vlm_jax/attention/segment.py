@@ -55,15 +55,21 @@ class Segment:
 
     Attributes:
         k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order;
-            [B / W, K, S, H] where rows share them.
+            [B / W, K, S, H] where rows share them. Values may have a width of their own, or be
+            None: then they are the keys (latents).
         keys: order and group of each key.
         kinds_bs: int8 [B, S] `Kind` of each key, for steering; None where no one asks.
     """
 
     k_bksh: Float[Array, "B K S H"]
-    v_bksh: Float[Array, "B K S H"]
+    v_bksh: Float[Array, "B K S O"] | None
     keys: Visibility = Visibility()
     kinds_bs: Int[Array, "B S"] | None = None
+
+    @property
+    def values_bksh(self) -> Float[Array, "B K S O"]:
+        """The values, whatever holds them."""
+        return self.k_bksh if self.v_bksh is None else self.v_bksh
 
     @property
     def length(self) -> int:
@@ -78,27 +84,25 @@ class Segment:
         """Returns `length` keys from `start` (static or traced)."""
         cut = lambda a, axis: jax.lax.dynamic_slice_in_dim(a, start, length, axis=axis)
         kinds = None if self.kinds_bs is None else cut(self.kinds_bs, 1)
-        return Segment(
-            cut(self.k_bksh, 2), cut(self.v_bksh, 2), self.keys.slice(start, length), kinds
-        )
+        k_bksh, v_bksh = jax.tree.map(lambda a: cut(a, 2), (self.k_bksh, self.v_bksh))
+        return Segment(k_bksh, v_bksh, self.keys.slice(start, length), kinds)
 
     def join(self, later: "Segment") -> "Segment":
         """Returns one segment with the keys of another behind its own, orders as they are."""
         join = lambda axis: lambda a, b: jnp.concatenate([a, b], axis=axis)
         keys = jax.tree.map(join(1), self.keys, later.keys)
         kinds = None if self.kinds_bs is None else join(1)(self.kinds_bs, kinds_of(later))
-        return Segment(
-            join(2)(self.k_bksh, later.k_bksh), join(2)(self.v_bksh, later.v_bksh), keys, kinds
-        )
+        ours, theirs = (self.k_bksh, self.v_bksh), (later.k_bksh, later.v_bksh)
+        k_bksh, v_bksh = jax.tree.map(join(2), ours, theirs)
+        return Segment(k_bksh, v_bksh, keys, kinds)
 
-    def write(self, k_bksh: Array, v_bksh: Array, start: int | Array) -> "Segment":
+    def write(self, k_bksh: Array, v_bksh: Array | None, start: int | Array) -> "Segment":
         """Returns the segment with new keys and values put at `start`."""
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
             old, new.astype(old.dtype), start, axis=2
         )
-        return dataclasses.replace(
-            self, k_bksh=put(self.k_bksh, k_bksh), v_bksh=put(self.v_bksh, v_bksh)
-        )
+        k_bksh, v_bksh = jax.tree.map(put, (self.k_bksh, self.v_bksh), (k_bksh, v_bksh))
+        return dataclasses.replace(self, k_bksh=k_bksh, v_bksh=v_bksh)
 
 
 def kinds_of(segment: Segment) -> Int[Array, "B S"]:

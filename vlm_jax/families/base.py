@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import pathlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,10 @@ class Row:
     """One tensor of a family, or one a layer.
 
     Attributes:
-        name: its name on the hub, with `{i}` for the layer number.
-        path: our parameter path, likewise.
-        pattern: einops pattern from the checkpoint's dims to ours.
+        name: its name on the hub, with `{i}` for the layer number, and `{x}` for the number of an
+            expert, of which ours holds a layer's in one array.
+        path: our parameter path, likewise; without `{x}`.
+        pattern: einops pattern from the checkpoint's dims to ours: "f d -> x f d" for one of x.
         when: whether a config has it, in a layer; None for always.
         alias: a second name of `path` that a checkpoint may carry or leave out.
     """
@@ -89,6 +91,26 @@ class Family:
     def connector(self, config: VLMConfig, rngs: "nnx.Rngs") -> "nnx.Module":
         """Returns what makes image tokens [B, M, D] of the tower's features."""
         raise NotImplementedError
+
+    def tokenizer(self, folder: pathlib.Path) -> Any:
+        """Returns the tokenizer of a model folder.
+
+        Raises:
+            CheckpointError: it has none, or a broken one.
+        """
+        from vlm_jax.processing.folder import read_tokenizer
+
+        return read_tokenizer(folder)
+
+    def image_processor(self, folder: pathlib.Path) -> Any:
+        """Returns the image processor of a model folder, which `cutter` takes.
+
+        Raises:
+            CheckpointError: it has none, or a broken one.
+        """
+        from vlm_jax.processing.folder import read_image_processor
+
+        return read_image_processor(folder)
 
     def cutter(self, config: VLMConfig, image_processor: Any) -> "Cutter":
         """Returns what cuts images into the tower's groups of patches.

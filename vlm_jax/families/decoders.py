@@ -211,21 +211,66 @@ def _qk_norm(config: VLMConfig, layer: int) -> bool:
     return config.decoder.qk_norm
 
 
+def _grouped(config: VLMConfig, layer: int) -> bool:
+    return config.decoder.layer(layer).attention is None
+
+
+def _latent(config: VLMConfig, layer: int) -> bool:
+    return not _grouped(config, layer)
+
+
+def _query_rank(config: VLMConfig, layer: int) -> bool:
+    latent = config.decoder.layer(layer).attention
+    return latent is not None and latent.query_rank is not None
+
+
+def _whole_queries(config: VLMConfig, layer: int) -> bool:
+    return not _query_rank(config, layer)
+
+
+def _dense(config: VLMConfig, layer: int) -> bool:
+    return config.decoder.layer(layer).mlp is None
+
+
+def _experts(config: VLMConfig, layer: int) -> bool:
+    return not _dense(config, layer)
+
+
+def _router_bias(config: VLMConfig, layer: int) -> bool:
+    experts = config.decoder.layer(layer).mlp
+    return experts is not None and experts.bias
+
+
+def _shared(config: VLMConfig, layer: int) -> bool:
+    experts = config.decoder.layer(layer).mlp
+    return experts is not None and experts.shared_width > 0
+
+
 def decoder_rows(model: str, head: str) -> tuple[Row, ...]:
-    """Returns the rows of a Llama-like decoder.
+    """Returns the rows of a decoder.
+
+    The widths of a layer's several matrices have letters of their own: o of a head's values, m of
+    an expert, s of the shared expert.
 
     Args:
         model: what its names begin with, such as "language_model.model.".
         head: name of the head's matrix.
     """
     disk, ours = model + "layers.{i}.", "decoder/layers/{i}/"
+    attn, one, all_ = disk + "self_attn.", disk + "mlp.experts.{x}.", disk + "mlp.shared_experts."
     return (
         Row(model + "embed_tokens.weight", "decoder/embed_vd", "v d -> v d"),
         Row(disk + "input_layernorm.weight", ours + "attn_norm_d", "d -> d"),
-        Row(disk + "self_attn.q_proj.weight", ours + "wq_dnh", "(n h) d -> d n h"),
-        Row(disk + "self_attn.k_proj.weight", ours + "wk_dkh", "(k h) d -> d k h"),
-        Row(disk + "self_attn.v_proj.weight", ours + "wv_dkh", "(k h) d -> d k h"),
-        Row(disk + "self_attn.o_proj.weight", ours + "wo_nhd", "d (n h) -> n h d"),
+        Row(attn + "q_proj.weight", ours + "wq_dnh", "(n h) d -> d n h", when=_whole_queries),
+        Row(attn + "k_proj.weight", ours + "wk_dkh", "(k h) d -> d k h", when=_grouped),
+        Row(attn + "v_proj.weight", ours + "wv_dkh", "(k h) d -> d k h", when=_grouped),
+        Row(attn + "q_a_proj.weight", ours + "wq_down_qd", "q d -> q d", when=_query_rank),
+        Row(attn + "q_a_layernorm.weight", ours + "q_norm_q", "q -> q", when=_query_rank),
+        Row(attn + "q_b_proj.weight", ours + "wq_up_qnh", "(n h) q -> q n h", when=_query_rank),
+        Row(attn + "kv_a_proj_with_mqa.weight", ours + "wkv_down_ad", "a d -> a d", when=_latent),
+        Row(attn + "kv_a_layernorm.weight", ours + "kv_norm_r", "r -> r", when=_latent),
+        Row(attn + "kv_b_proj.weight", ours + "wkv_up_nur", "(n u) r -> n u r", when=_latent),
+        Row(attn + "o_proj.weight", ours + "wo_nhd", "d (n o) -> n o d"),
         Row(disk + "self_attn.q_proj.bias", ours + "bq_nh", "(n h) -> n h", when=_qkv_bias),
         Row(disk + "self_attn.k_proj.bias", ours + "bk_kh", "(k h) -> k h", when=_qkv_bias),
         Row(disk + "self_attn.v_proj.bias", ours + "bv_kh", "(k h) -> k h", when=_qkv_bias),
@@ -233,9 +278,22 @@ def decoder_rows(model: str, head: str) -> tuple[Row, ...]:
         Row(disk + "self_attn.q_norm.weight", ours + "q_norm_h", "h -> h", when=_qk_norm),
         Row(disk + "self_attn.k_norm.weight", ours + "k_norm_h", "h -> h", when=_qk_norm),
         Row(disk + "post_attention_layernorm.weight", ours + "mlp_norm_d", "d -> d"),
-        Row(disk + "mlp.gate_proj.weight", ours + "w_gate_fd", "f d -> f d"),
-        Row(disk + "mlp.up_proj.weight", ours + "w_up_fd", "f d -> f d"),
-        Row(disk + "mlp.down_proj.weight", ours + "w_down_df", "d f -> d f"),
+        Row(disk + "mlp.gate_proj.weight", ours + "w_gate_fd", "f d -> f d", when=_dense),
+        Row(disk + "mlp.up_proj.weight", ours + "w_up_fd", "f d -> f d", when=_dense),
+        Row(disk + "mlp.down_proj.weight", ours + "w_down_df", "d f -> d f", when=_dense),
+        Row(disk + "mlp.gate.weight", ours + "router_xd", "x d -> x d", when=_experts),
+        Row(
+            disk + "mlp.gate.e_score_correction_bias",
+            ours + "router_bias_x",
+            "x -> x",
+            when=_router_bias,
+        ),
+        Row(one + "gate_proj.weight", ours + "w_gate_xfd", "m d -> x m d", when=_experts),
+        Row(one + "up_proj.weight", ours + "w_up_xfd", "m d -> x m d", when=_experts),
+        Row(one + "down_proj.weight", ours + "w_down_xdf", "d m -> x d m", when=_experts),
+        Row(all_ + "gate_proj.weight", ours + "shared_gate_fd", "s d -> s d", when=_shared),
+        Row(all_ + "up_proj.weight", ours + "shared_up_fd", "s d -> s d", when=_shared),
+        Row(all_ + "down_proj.weight", ours + "shared_down_df", "d s -> d s", when=_shared),
         Row(model + "norm.weight", "decoder/final_norm_d", "d -> d"),
         Row(head, "decoder/head_vd", "v d -> v d", when=_untied),
         Row(head, "decoder/embed_vd", "v d -> v d", when=_tied, alias=True),
@@ -244,12 +302,24 @@ def decoder_rows(model: str, head: str) -> tuple[Row, ...]:
 
 def decoder_letters(config: VLMConfig) -> dict[str, int]:
     """Returns the letter lengths of a decoder."""
-    decoder = config.decoder
-    return dict(
+    decoder, latent = config.decoder, config.decoder.latent
+    letters = dict(
         v=decoder.vocab_size,
         d=decoder.hidden_size,
         n=decoder.num_heads,
         k=decoder.num_kv_heads,
         h=decoder.head_dim,
+        o=decoder.value_dim,
         f=decoder.intermediate_size,
     )
+    if latent is not None:
+        letters |= dict(
+            r=latent.rank,
+            a=latent.rank + latent.rope_dim,
+            u=latent.nope_dim + latent.value_dim,
+            q=latent.query_rank or 0,
+        )
+    experts = next((layer.mlp for layer in decoder.layers if layer.mlp is not None), None)
+    if experts is not None:
+        letters |= dict(x=experts.count, m=experts.width, s=experts.shared_width)
+    return letters

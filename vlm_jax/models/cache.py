@@ -54,12 +54,12 @@ class Cache:
         """Neighbouring rows that share a prompt."""
         return self.prompt[0].sharing(len(self.next_position_b))
 
-    def write(self, layer: int, k_bk1h: Array, v_bk1h: Array) -> Segment:
+    def write(self, layer: int, k_bk1h: Array, v_bk1h: Array | None) -> Segment:
         """Returns a layer's slots with a token's keys and values of every row in the next one."""
         if self.rows > 1:
-            _, kv_heads, _, dim = k_bk1h.shape
-            places = lambda a: jnp.moveaxis(a.reshape(-1, self.rows, kv_heads, dim), 1, 2)
-            k_bk1h, v_bk1h = places(k_bk1h), places(v_bk1h)
+            split = lambda a: a.reshape(-1, self.rows, a.shape[1], a.shape[3])
+            places = lambda a: jnp.moveaxis(split(a), 1, 2)
+            k_bk1h, v_bk1h = jax.tree.map(places, (k_bk1h, v_bk1h))
         return self.new[layer].write(k_bk1h, v_bk1h, self.used * self.beams)
 
     def spread(self, rows: int, beams: int) -> "Cache":
@@ -112,7 +112,8 @@ class Cache:
             def move(segment: Segment) -> Segment:
                 wrote = segment.slice(start, rows)
                 take = lambda a: jnp.take_along_axis(a, kept_gw[:, None, :, None], axis=2)
-                return segment.write(take(wrote.k_bksh), take(wrote.v_bksh), start)
+                k_bksh, v_bksh = jax.tree.map(take, (wrote.k_bksh, wrote.v_bksh))
+                return segment.write(k_bksh, v_bksh, start)
 
             cache = dataclasses.replace(self, new=tuple(map(move, self.new)))
         fewer_g1 = 0
@@ -247,8 +248,9 @@ def prompt_rows(batch: Batch, prefix: Prefix | None = None) -> Rows:
 
 def new_slots(prompt: Segment, slots: int) -> Segment:
     """Returns empty slots after a prompt. A slot is seen from the step that fills it on."""
-    batch, kv_heads, length, dim = prompt.k_bksh.shape
-    empty = jnp.zeros((batch, kv_heads, slots, dim), prompt.k_bksh.dtype)
+    batch, length = prompt.k_bksh.shape[0], prompt.length
+    empty = lambda a: jnp.zeros((*a.shape[:2], slots, a.shape[3]), a.dtype)
+    k_bksh, v_bksh = jax.tree.map(empty, (prompt.k_bksh, prompt.v_bksh))
     order = jnp.broadcast_to(length + jnp.arange(slots, dtype=jnp.int32), (batch, slots))
     kinds = jnp.full((batch, slots), Kind.TEXT, jnp.int8)
-    return Segment(empty, empty, Visibility(order=order), kinds)
+    return Segment(k_bksh, v_bksh, Visibility(order=order), kinds)

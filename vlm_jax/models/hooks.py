@@ -26,7 +26,7 @@ Residual = Callable[[int, Array], Array]
 
 Attend = Callable[..., Array]
 """Attends in the next layer, with the arguments of `vlm_jax.attention.attend`: queries, segments,
-order and group of the queries, and the keyword `causal`."""
+order and group of the queries, and the keywords `causal` and `scale`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,12 @@ class Steer:
     readings: list[Readings] = dataclasses.field(default_factory=list)
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
+        self,
+        q_btnh: Array,
+        segments: Sequence[Segment],
+        queries: Visibility,
+        causal: bool,
+        scale: float | None = None,
     ) -> Array:
         """Attends in the next layer."""
         index = len(self.states)
@@ -90,6 +95,7 @@ class Steer:
             segments,
             queries,
             causal=causal,
+            scale=scale,
             steering=self.steering.layer(index),
             rows=self.rows,
             state=None if self.before is None else self.before[index],
@@ -189,10 +195,13 @@ class Hooks:
         queries: Visibility,
         *,
         causal: bool,
+        scale: float | None = None,
     ) -> Array:
-        last = row_logits(self._last(q_btnh), segments, jax.tree.map(self._last, queries))
+        last_queries = jax.tree.map(self._last, queries)
+        last = row_logits(self._last(q_btnh), segments, last_queries, scale)
         self._weights[layer] = jnp.max(jax.nn.softmax(last, axis=-1), axis=1)
-        return (self.attend or attend)(q_btnh, segments, queries, causal=causal)
+        plain = self.attend or attend
+        return plain(q_btnh, segments, queries, causal=causal, scale=scale)
 
     def _last(self, a: Array) -> Array:
         """Returns the last row of each sample, [B, 1, ...]."""

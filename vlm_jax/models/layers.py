@@ -77,6 +77,11 @@ def layer_norm(x: Float[Array, "*b D"], scale_d: Array, bias_d: Array, eps: floa
     return (normed * scale_d + bias_d).astype(x.dtype)
 
 
+def plus(x: Array, bias: nnx.Param | None) -> Array:
+    """Adds a bias where there is one."""
+    return x if bias is None else x + bias[...]
+
+
 def quick_gelu(x: Array) -> Array:
     """The sigmoid approximation of GELU that the original CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -55,10 +55,11 @@ class Network(nnx.Module):
         features_bmd = images.features_bmd if read else self.image_features(images)
         slots_bt1 = jnp.asarray(batch.slots_bt)[..., None]
         picked_btd = jnp.take_along_axis(features_bmd, jnp.maximum(slots_bt1, 0), axis=1)
-        newline_d = getattr(self.projector, "newline_d", None)
-        if newline_d is not None:
-            # Not among the features: it is a parameter, and no padding of groups moves it.
-            picked_btd = jnp.where(slots_bt1 < 0, newline_d[...], picked_btd)
+        # Not among the features: they are parameters, and no padding of groups moves them.
+        for slot, name in ((-1, "newline_d"), (-2, "separator_d")):
+            learned_d = getattr(self.projector, name, None)
+            if learned_d is not None:
+                picked_btd = jnp.where(slots_bt1 == slot, learned_d[...], picked_btd)
         is_image = (batch.kinds_bt == Kind.IMAGE)[..., None]
         deeper = picked_btd.shape[-1] - x_btd.shape[-1]
         x_btd = jnp.pad(x_btd, ((0, 0), (0, 0), (0, deeper))) if deeper else x_btd
@@ -104,7 +105,7 @@ class Network(nnx.Module):
             before = None if prefix is None else prefix.states or None
             hooks = Hooks.of(steering, watch, rows, before)
 
-        def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
+        def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> Sequence[Segment]:
             own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
             kept.append(own if prefix is None else prefix.segments[layer].join(own))
             return kept[-1:]
@@ -193,7 +194,7 @@ class Network(nnx.Module):
         order = cache.prompt[0].length + cache.used
         new: list[Segment] = []
 
-        def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> Sequence[Segment]:
+        def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> Sequence[Segment]:
             new.append(cache.write(layer, k_bksh, v_bksh))
             return [cache.prompt[layer], new[-1]]
 

@@ -15,11 +15,16 @@ AXES: dict[str, str | None] = {
     "k": "model",  # key heads
     "f": "model",  # feed-forward
     "v": "model",  # vocabulary
+    "x": None,  # experts: each is split over its feed-forward dim, so none is ever gathered
     "d": None,
     "e": None,
     "h": None,
     "p": None,
     "3": None,
+    "r": None,  # latent of keys and values
+    "q": None,  # latent of queries
+    "a": None,  # latent and rotated part
+    "u": None,  # a head's plain key and value
 }
 """Mesh axis of each dim letter (the package docstring has the letters); None is replicated."""
 

@@ -96,13 +96,12 @@ class Processor:
         """
         path = pathlib.Path(folder)
         config = config or read_config(path)
-        tokenizer = folders.read_tokenizer(path)
         family = find(config.family)
-        questions = family.question_tokenizer
+        tokenizer, questions = family.tokenizer(path), family.question_tokenizer
         return cls(
             config,
             tokenizer,
-            folders.read_image_processor(path),
+            family.image_processor(path),
             template=family.template(read_template(path, tokenizer)),
             question_tokenizer=folders.read_tokenizer(path / questions) if questions else None,
             stop_ids=folders.read_stop_ids(path, config, tokenizer),

@@ -81,18 +81,20 @@ class SampleReader:
                 f"Sample {number}: its question is {len(words)} words long to the Q-Former, more "
                 f"than its {former.max_positions} positions; shorten it."
             )
-        keys = []
+        keys, cut = [], self._cut.among(len(images))
         for order, source in enumerate(images):
             where = _where(number, order)
-            keys.append(image_key(source, where))
+            key = image_key(source, where)
+            # An image that is cut otherwise among others is another image.
+            keys.append(key if cut is self._cut else (key, "among many"))
             if keys[-1] not in extents:
                 width, height = image_size(source, where, self._max_pixels)
                 with _refusals(where, source, width, height):
                     # A small file may be large once it is resized; nothing is allocated before.
-                    wide, high = self._cut.resized(width, height)
+                    wide, high = cut.resized(width, height)
                     named = f"{where} ({describe(source)}, {width}x{height} pixels)"
                     check_pixels(named, "is resized to", wide, high, self._max_pixels)
-                    extents[keys[-1]] = self._cut.extent(width, height)
+                    extents[keys[-1]] = cut.extent(width, height)
         return Draft(
             number=number,
             ids=tuple(ids),
@@ -151,18 +153,19 @@ class SampleReader:
         end = draft.length - draft.suffix_length
         if part == "suffix":
             return Sample(sequence.slice(end, None))
-        made = {} if made is None else made
+        made, cut = {} if made is None else made, self._cut.among(len(draft.images))
         for order, (source, key) in enumerate(zip(draft.images, draft.image_keys)):
             if key not in made:
-                made[key] = self._patches(source, _where(draft.number, order), draft.extents[order])
+                where = _where(draft.number, order)
+                made[key] = self._patches(cut, source, where, draft.extents[order])
         patches = [made[key] for key in draft.image_keys]
         sequence = sequence.slice(0, end) if part == "prefix" else sequence
         return Sample(sequence, patches, draft.words)
 
-    def _patches(self, source: ImageSource, where: str, extent: Extent) -> Patches:
+    def _patches(self, cut: Cutter, source: ImageSource, where: str, extent: Extent) -> Patches:
         image = load_image(source, where, self._max_pixels)
         with _refusals(where, source, image.width, image.height):
-            patches = self._cut(image)
+            patches = cut(image)
         if patches.groups != extent.groups:
             raise PromptError(
                 f"{where} ({describe(source)}) fills {patches.groups} groups of patches where its "

@@ -140,7 +140,7 @@ class Projection(Part):
     def prompt_end(self, out_btnh, prompt: Prompt, row: DecodeRow):
         """Projects all rows where `prefill` is "official"."""
         if self.prefill == "official":
-            values = _Keys.of(prompt.segments, out_btnh.shape[1]).own.v_bksh
+            values = _Keys.of(prompt.segments, out_btnh.shape[1]).own.values_bksh
             out_btnh = _project_official(out_btnh, values, row.state[NAME], prompt, self)
         if self.zero_trace == "skip":
             row.state.pop(NAME, None)
@@ -249,7 +249,9 @@ class _Keys:
         total: Array | float = 0.0
         for segment in self.earlier:
             real = (kinds_of(segment) != Kind.PAD)[:, None, :, None]
-            values = segment.v_bksh.astype(jnp.promote_types(segment.v_bksh.dtype, jnp.float32))
+            values = segment.values_bksh.astype(
+                jnp.promote_types(segment.values_bksh.dtype, jnp.float32)
+            )
             summed = jnp.sum(jnp.where(real, values, 0.0), axis=2, keepdims=True)
             total = total + _heads(summed, heads)
         return total
@@ -288,7 +290,7 @@ def _project_causal(out, keys: _Keys, read: _Counted, part) -> Array:
     trace, squares, count = read.running()
     count = jnp.maximum(count, 1.0)
     eta = frobenius_scale(squares, trace, count)
-    values = _heads(keys.own.v_bksh, out.shape[2]).astype(out.dtype)
+    values = _heads(keys.own.values_bksh, out.shape[2]).astype(out.dtype)
     summed = jnp.cumsum(jnp.where(real[..., None], values, 0.0), axis=1)
     summed = summed + keys.earlier_values(out.shape[2])
     beta = part.beta[:, None]

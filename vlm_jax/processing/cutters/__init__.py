@@ -2,7 +2,7 @@
 
 from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches, row_major
 from vlm_jax.processing.cutters.square import Square
-from vlm_jax.processing.cutters.tiles import AnyRes, DynamicTiles
+from vlm_jax.processing.cutters.tiles import AnyRes, DynamicTiles, ViewTiles
 from vlm_jax.processing.cutters.windows import Runs, Windows, run_layout, window_layout
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Patches",
     "Runs",
     "Square",
+    "ViewTiles",
     "Windows",
     "row_major",
     "run_layout",

@@ -33,7 +33,7 @@ class Extent:
         grid: rows and columns of image tokens.
         groups: groups of patches that it fills.
         slots_m: int32 [image tokens] feature of each image token among this image's features; -1
-            for a learned newline.
+            for a learned newline, -2 for a learned separator.
     """
 
     grid: tuple[int, int]
@@ -85,6 +85,10 @@ class Cutter(Protocol):
     patches_per_group: int
     slots_per_group: int
     patch_features: int
+
+    def among(self, images: int) -> "Cutter":
+        """Returns the cutter of the images of a sample with so many."""
+        return self
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns the largest width and height that an image has on its way to patches."""

@@ -9,10 +9,10 @@ from transformers import BaseImageProcessor
 
 from vlm_jax.config import VitConfig
 from vlm_jax.errors import CheckpointError
-from vlm_jax.processing.cutters.base import Extent, Patches, row_major
+from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, row_major
 
 
-class Square:
+class Square(Cutter):
     """Square images in one group each, their patches row by row.
 
     Args:

@@ -1,10 +1,12 @@
 """Images cut into square tiles, each a group of its own, beside a view of the whole image."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from transformers import BaseImageProcessor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.image_transforms import convert_to_rgb
@@ -12,7 +14,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 
 from vlm_jax.config import AnyResConfig, DynamicTilesConfig, VitConfig
 from vlm_jax.errors import CheckpointError
-from vlm_jax.processing.cutters.base import Extent, Patches, row_major
+from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, row_major
 
 
 def tile_patches(tiles_gchw: np.ndarray, patch: int) -> Patches:
@@ -36,7 +38,7 @@ def tile_patches(tiles_gchw: np.ndarray, patch: int) -> Patches:
     )
 
 
-class AnyRes:
+class AnyRes(Cutter):
     """The whole image squashed to a square, and tiles of the image at a resolution that fits it.
 
     Of the tiles' map of tokens only the part that the image covers is read, row by row, each row
@@ -124,7 +126,7 @@ def _unpadded(
     return (covered.shape[0], covered.shape[1]), found
 
 
-class DynamicTiles:
+class DynamicTiles(Cutter):
     """A grid of tiles of about the image's shape, and the whole image as the last tile.
 
     The image is resized to the grid without keeping its aspect (InternVL 1.5, arXiv 2404.16821).
@@ -190,3 +192,97 @@ class DynamicTiles:
                 "size."
             )
         return tile_patches(pixels, self.config.patch_size)
+
+
+class ViewTiles(Cutter):
+    """The whole image padded to a square, and tiles of it padded to a resolution that fits it.
+
+    Tokens are laid out row by row, each row followed by a learned newline (slot -1): first the
+    whole view, then a learned separator (slot -2), then the map of all tiles (DeepSeek-VL2, arXiv
+    2412.10302). Of samples with more than two images every image has one tile.
+
+    Example, views of 2 x 2 tokens, two tiles side by side: tokens 0 1 -1 2 3 -1, -2, then
+    4 5 8 9 -1 6 7 10 11 -1.
+    """
+
+    group_multiple = 1
+
+    def __init__(
+        self,
+        config: VitConfig,
+        tiles: AnyResConfig,
+        merge: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        tiled: bool = True,
+    ):
+        self.config, self._tiles, self._merge = config, tiles, merge
+        self._mean, self._std, self._tiled = tuple(mean), tuple(std), tiled
+        self.patches_per_group = config.num_patches
+        side = -(-(config.image_size // config.patch_size) // merge)
+        self._side, self.slots_per_group = side, side * side
+        self.patch_features = config.num_channels * config.patch_size**2
+
+    def among(self, images: int) -> "ViewTiles":
+        """Returns the cutter of the images of a sample with so many."""
+        if not self._tiled or images <= MOST_TILED:
+            return self
+        return self._untiled
+
+    @functools.cached_property
+    def _untiled(self) -> "ViewTiles":
+        return ViewTiles(self.config, self._tiles, self._merge, self._mean, self._std, tiled=False)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the width and height of all tiles together."""
+        if not self._tiled:
+            return self.config.image_size, self.config.image_size
+        high, wide = select_best_resolution((height, width), list(self._tiles.pinpoints))
+        return wide, high
+
+    def extent(self, width: int, height: int) -> Extent:
+        """Returns what an image of a size becomes."""
+        wide, high = self.resized(width, height)
+        rows, cols = high // self.config.image_size, wide // self.config.image_size
+        slots = _views(rows, cols, self._side)
+        return Extent((1, len(slots)), 1 + rows * cols, slots)
+
+    def __call__(self, image: PIL.Image.Image) -> Patches:
+        """Pads, cuts up and normalises one image."""
+        size = self.config.image_size
+        image = PIL.Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
+        grey = tuple(int(level * 255) for level in self._mean)
+        pad = lambda shape: PIL.ImageOps.pad(image, shape, color=grey)
+        whole, wide_high = pad((size, size)), self.resized(*image.size)
+        padded = pad(wide_high)
+        tiles = [
+            padded.crop((left, top, left + size, top + size))
+            for top in range(0, wide_high[1], size)
+            for left in range(0, wide_high[0], size)
+        ]
+        levels = np.stack([np.asarray(tile, np.float32) for tile in (whole, *tiles)]) / 255
+        mean, std = np.asarray(self._mean, np.float32), np.asarray(self._std, np.float32)
+        pixels = (levels - mean) / std
+        return tile_patches(pixels.transpose(0, 3, 1, 2), self.config.patch_size)
+
+
+MOST_TILED = 2
+"""Images of a sample that are cut into several tiles."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _views(tiles_high: int, tiles_wide: int, side: int) -> np.ndarray:
+    """Returns the slots of both views of an image; `side` is that of a tile in tokens."""
+
+    def ended(slots: np.ndarray) -> np.ndarray:
+        newline = np.full((len(slots), 1), -1)
+        return np.concatenate([slots, newline], axis=1).ravel()
+
+    whole = np.arange(side * side).reshape(side, side)
+    row, col = np.mgrid[: tiles_high * side, : tiles_wide * side]
+    tile = 1 + row // side * tiles_wide + col // side
+    local = tile * side * side + row % side * side + col % side
+    found = np.concatenate([ended(whole), [-2], ended(local)]).astype(np.int32)
+    found.flags.writeable = False  # shared by every image of this size
+    return found

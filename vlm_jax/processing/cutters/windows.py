@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from vlm_jax.config import Qwen3VisionConfig, QwenVisionConfig
 from vlm_jax.errors import CheckpointError
-from vlm_jax.processing.cutters.base import Extent, Layout, Patches
+from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches
 
 
 @functools.lru_cache(maxsize=1024)
@@ -60,7 +60,7 @@ def window_layout(rows: int, cols: int, merge: int, window: int) -> Layout:
     return layout
 
 
-class Windows:
+class Windows(Cutter):
     """Images of any size in attention windows.
 
     Raises:
