@@ -29,6 +29,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.calls import Call, ImagesOf, read_call
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
+from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate
@@ -426,7 +427,7 @@ class VLM:
         settings: DecodeSettings | None = None,
         logit_bias: np.ndarray | None = None,
         steering: Steering | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Search | None = None,
         share_prefix: bool = True,
         on_error: Literal["raise", "yield"] = "raise",
         streams: Sequence[int] | None = None,
@@ -439,8 +440,8 @@ class VLM:
             logit_bias: float32 [V], added to the logits at every step.
             steering: what to do to attention besides the model's own treatments: leaves [1, L, N],
                 the same for all samples, or [samples, L, N].
-            strategy: further views of each sample whose logits change its own, such as
-                `read_strategy("vcd", {"alpha": 1.0})` of `vlm_jax.decoding.strategies`.
+            strategy: further views of each sample whose logits change its own, or a search, such as
+                `read_named("vcd", {"alpha": 1.0})` of `vlm_jax.decoding.named`.
             share_prefix: read what questions begin with, through their last image, once for all
                 questions on it. Greedy answers to equal questions are made once in any case.
             on_error: "raise" stops at a sample that cannot be read; "yield" gives a `Failure` in
@@ -504,7 +505,7 @@ class VLM:
         names = " and ".join(one.method for one in self.treatments if isinstance(one, Steered))
         return merge([(names, self.steering), ("steering", steering)])
 
-    def _strategy(self, strategy: Strategy | None) -> Strategy | None:
+    def _strategy(self, strategy: Strategy | Search | None) -> Strategy | Search | None:
         """Returns a call's strategy, or the model's own."""
         own = strategy_of(self.treatments)
         if own is not None and strategy is not None:

@@ -1,7 +1,7 @@
 """Everything that `VLM.apply` takes, by name: edits of weights, attention methods, strategies.
 
-Each is one file of `vlm_jax/edits`, `vlm_jax/steering/methods` or `vlm_jax/decoding/strategies`, or
-an entry point of another package; this module knows none by name. The first sentence of what is
+Each is one file of `vlm_jax/edits`, `vlm_jax/steering/methods`, `vlm_jax/decoding/strategies` or
+`vlm_jax/decoding/search`, or an entry point of another package; this module knows none by name. The first sentence of what is
 found is its line in `vlm_jax.methods()`.
 
     vlm_jax.methods()["air"].settings["text_gain"]     # 0.1, the default
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlm_jax import edits
-from vlm_jax.decoding import strategies
+from vlm_jax.decoding import named
 from vlm_jax.decoding.rerankers import RERANKERS, read_reranker
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, make_callable
@@ -65,7 +65,7 @@ def methods() -> Listing[Method]:
     """Returns all methods by name: a line, the settings and their defaults of each."""
     listed = {name: _edit(name) for name in edits.names()}
     listed |= {name: _attention_method(name) for name in attention.names()}
-    listed |= {name: _strategy(name) for name in strategies.names()}
+    listed |= {name: _strategy(name) for name in named.names()}
     listed |= {name: _reranker(name) for name in RERANKERS.names()}
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
     columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
@@ -135,11 +135,11 @@ def _attention_method(name: str) -> Method:
 
 
 def _strategy(name: str) -> Method:
-    found = strategies.find(name)
+    found = named.find(name)
     settings = {field.name: field.default for field in dataclasses.fields(found)}
 
     def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Decoded:
-        return Decoded(name, dict(settings), strategies.read_strategy(name, settings))
+        return Decoded(name, dict(settings), named.read_named(name, settings))
 
     return Method(name, "decoding", summary_of(found), settings, treatment)
 

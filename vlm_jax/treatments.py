@@ -21,6 +21,7 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.rerankers import Reranker
+from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate, MadeEdit
 from vlm_jax.errors import ConfigError
@@ -181,10 +182,10 @@ class Decoded(Treatment):
     """How a model chooses tokens, from several views of a sample.
 
     Attributes:
-        strategy: see `vlm_jax.decoding.strategies`.
+        strategy: see `vlm_jax.decoding.strategies`; or a search, of `vlm_jax.decoding.search`.
     """
 
-    strategy: Strategy = dataclasses.field(compare=False, repr=False)
+    strategy: Strategy | Search = dataclasses.field(compare=False, repr=False)
 
     def check_beside(self, others: Sequence[Treatment]) -> None:
         """See `Treatment.check_beside`."""
@@ -235,7 +236,7 @@ def steering_of(treatments: Sequence[Treatment]) -> Steering | None:
     return merge(named) if named else None
 
 
-def strategy_of(treatments: Sequence[Treatment]) -> Strategy | None:
+def strategy_of(treatments: Sequence[Treatment]) -> Strategy | Search | None:
     """Returns how some treatments choose tokens; None if by the model's own logits."""
     return next((one.strategy for one in treatments if isinstance(one, Decoded)), None)
 

@@ -29,7 +29,7 @@ from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Images
 from vlm_jax.decoding import DecodeSettings, Generated, Generator, StepCounts
 from vlm_jax.decoding.call import of_views
-from vlm_jax.decoding.search import search_of
+from vlm_jax.decoding.search import Search, search_of
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import PromptError
 from vlm_jax.models import Params, Prefix
@@ -75,7 +75,8 @@ class Asking:
         settings: of decoding.
         logit_bias: float32 [V] added to the logits at every step.
         steering: what to do to attention; leaves [1, L, N], or [samples, L, N] for each its own.
-        strategy: further views of each sample whose logits change its own; they are read whole.
+        strategy: further views of each sample whose logits change its own, which are read whole;
+            or a search.
         share_prefix: read what questions begin with, through their last image, once for all.
         on_error: "raise" stops at a sample that cannot be read, "yield" makes it a `Failure`.
         streams: what seeds each sample's random stream; its index by default.
@@ -84,7 +85,7 @@ class Asking:
     settings: DecodeSettings
     logit_bias: np.ndarray | None = None
     steering: Steering | None = None
-    strategy: Strategy | None = None
+    strategy: Strategy | Search | None = None
     share_prefix: bool = True
     on_error: Literal["raise", "yield"] = "raise"
     streams: Sequence[int] | None = None
@@ -97,7 +98,12 @@ class Asking:
     @property
     def width(self) -> int:
         """Rows of a sample in a batch."""
-        return 1 if self.strategy is None else self.strategy.width
+        return 1 if self.contrast is None else self.contrast.width
+
+    @property
+    def contrast(self) -> Strategy | None:
+        """The strategy, if there is one that is no search."""
+        return self.strategy if isinstance(self.strategy, Strategy) else None
 
     @property
     def one_steering(self) -> bool:
@@ -213,12 +219,12 @@ class _Run:
         system = self.asking.settings.system
         measure = self.engine.processor.drafts
         drafts = measure(images, prompts, max_length=limit, system=system, on_error=fail)
-        if self.asking.strategy is None:
+        if self.asking.contrast is None:
             return drafts
         whole = []
         for draft in drafts:
             try:
-                made = self._views(self.asking.strategy, draft, prompts[draft.number])
+                made = self._views(self.asking.contrast, draft, prompts[draft.number])
             except PromptError as error:
                 if fail is None:
                     raise
@@ -263,11 +269,11 @@ class _Run:
         kind = (
             bucket(asking.settings.max_new_tokens),
             tuple(asking.settings.traced()),
-            jax.tree.structure(search_of(asking.settings)),
+            jax.tree.structure(search_of(asking.settings, asking.strategy)),
             asking.logit_bias is None,
             jax.tree.structure(asking.steering),
             asking.one_steering,
-            None if asking.strategy is None else jax.tree.structure(asking.strategy),
+            jax.tree.structure(asking.contrast),
         )
         new = [size for size in buckets if (size, kind) not in self.engine.buckets]
         self.engine.buckets.update((size, kind) for size in new)

@@ -13,6 +13,7 @@ from vlm_jax.decoding.processors import LOOKS_BACK
 from vlm_jax.decoding.search import Search, search_of
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
+from vlm_jax.errors import ConfigError
 from vlm_jax.models import Watch
 from vlm_jax.parallel import batch_sharding, put, replicated
 
@@ -71,16 +72,21 @@ class GeneratorCall:
     logit_bias: np.ndarray | None = None
     prompts: np.ndarray | None = None
     steering: Steering | None = None
-    strategy: Strategy | None = None
+    strategy: Strategy | Search | None = None
 
     @property
     def width(self) -> int:
-        """Rows of a sample."""
-        return 1 if self.strategy is None else self.strategy.width
+        """Views of a sample."""
+        return 1 if self.contrast is None else self.contrast.width
+
+    @property
+    def contrast(self) -> Strategy | None:
+        """The strategy, if there is one that is no search."""
+        return self.strategy if isinstance(self.strategy, Strategy) else None
 
     def watch(self, depth: int) -> Watch | None:
         """Returns what is kept of each call of a model of so many layers."""
-        return (self.search if self.strategy is None else self.strategy).watch(depth)
+        return (self.contrast or self.search).watch(depth)
 
     @property
     def room(self) -> int:
@@ -90,7 +96,7 @@ class GeneratorCall:
     @property
     def search(self) -> Search:
         """How tokens are chosen."""
-        return search_of(self.settings)
+        return search_of(self.settings, self.strategy)
 
     @property
     def shared(self) -> tuple[int, int] | None:
@@ -110,7 +116,17 @@ class GeneratorCall:
         return self.prompts if looking else None
 
     def inputs(self, put: Placement, size: int) -> LoopInputs:
-        """Places what the loop reads of a batch of `size` samples."""
+        """Places what the loop reads of a batch of `size` samples.
+
+        Raises:
+            ConfigError: settings or steering and the search cannot act together.
+        """
+        part = None if self.steering is None else self.steering.projection
+        if self.search.withdraws and part is not None and part.zero_trace == "running":
+            raise ConfigError(
+                f"method {self.search.name!r} takes tokens back, which a projection of attention "
+                "that counts all rows (zero_trace='running') cannot; set zero_trace='skip'."
+            )
         rows = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
         seeds = np.random.SeedSequence(self.settings.seed).generate_state(1)[0] ^ (
             rows.astype(np.uint32) * np.uint32(2654435761)
@@ -124,7 +140,7 @@ class GeneratorCall:
             *put.whole((limit, stops, pad, self.settings.traced())),
             *put.rows((seeds, bias, self._prompts())),
             steering=put.steering(of_views(self.steering, self.width)),
-            strategy=None if self.strategy is None else self.strategy.placed(put.whole),
+            strategy=None if self.contrast is None else self.contrast.placed(put.whole),
             search=self.search.placed(put.whole),
         )
 

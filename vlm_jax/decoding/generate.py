@@ -18,6 +18,7 @@ from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.call import GeneratorCall, Placement
 from vlm_jax.decoding.loop import StepCounts, decode
+from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix, abstract, merge
@@ -181,7 +182,7 @@ class Generator:
         logit_bias: np.ndarray | None = None,
         prompts: np.ndarray | None = None,
         steering: Steering | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Search | None = None,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
     ) -> Generated:
@@ -221,7 +222,7 @@ class Generator:
             self._put.rows(batch),
             inputs.steering,
             *before,
-            slots=call.room,
+            slots=call.search.room(call.room),
             watch=call.watch(self.depth),
             shared=call.shared,
         )
@@ -269,7 +270,7 @@ class Generator:
             self._like.rows(batch),
             inputs.steering,
             *before,
-            slots=call.room,
+            slots=call.search.room(call.room),
             watch=call.watch(self.depth),
             shared=call.shared,
         )

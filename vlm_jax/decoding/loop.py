@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.attention.segment import kinds_of
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
 from vlm_jax.decoding.search import Choice, Found, Now
@@ -38,14 +39,18 @@ class StepCounts:
         return cls(**{name: jnp.zeros(shape, jnp.int16) for name in flags}) if flags else None
 
     def put(
-        self, step: Int[Array, ""], readings: Readings, going_b: Bool[Array, " B"]
+        self, step: Int[Array, "*B"], readings: Readings, going_b: Bool[Array, " B"]
     ) -> "StepCounts":
-        """Returns the counts with those of a step, of rows that go on."""
+        """Returns the counts with those of a step, or of each row's own, of rows that go on."""
 
         def write(counts: Array | None, flags_bln: Array) -> Array | None:
             if counts is None:
                 return None
             heads_bl = jnp.where(going_b[:, None], jnp.sum(flags_bln, axis=-1), 0)
+            if step.ndim:
+                here_bs = jnp.arange(counts.shape[1]) == step[:, None]
+                now_b1l = heads_bl[:, None].astype(counts.dtype)
+                return jnp.where(here_bs[..., None], now_b1l, counts)
             return jax.lax.dynamic_update_slice_in_dim(
                 counts, heads_bl[:, None].astype(counts.dtype), step, axis=1
             )
@@ -62,6 +67,7 @@ class _Carried:
 
     readings: Readings | None  # sums over the decode rows of rows that had not ended
     counts: StepCounts | None
+    read_r: Any = None  # how many decode rows that were, where tokens may be taken back
 
 
 @jax.tree_util.register_dataclass
@@ -149,13 +155,14 @@ def decode(
     counts = StepCounts.empty((of_search, slots, depth), steering)
     if counts is not None and readings is not None:
         counts = counts.put(jnp.int32(0), readings, jnp.ones(of_search, bool))
-    carried = _Carried(readings, counts)
+    read_r = jnp.ones(of_search, jnp.int32) if search.withdraws else None
+    carried = _Carried(readings, counts, read_r)
     shape = rows.samples, slots, logits_rv.shape[1]
     state = _State(
         count=jnp.int32(0),
         tokens_r=jnp.zeros(logits_rv.shape[0], jnp.int32),
         logits_rv=logits_rv,
-        watched=dataclasses.replace(watched, readings=None),
+        watched=_first_watched(watched, cache),
         cache=cache,
         search=search.start(inputs, shape, carried),
         carried=carried,
@@ -172,7 +179,8 @@ def decode(
         scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
         if inputs.bias_bv is not None:
             scores_bcv = scores_bcv + inputs.bias_bv[:, None]
-        now = Now(state.count, state.carried, state.watched)
+        kinds_bp = kinds_of(state.cache.prompt[0])[:: rows.views * rows.rows]
+        now = Now(state.count, state.carried, state.watched, kinds_bp)
         choice, chosen = search.choose(scores_bcv, state.search, inputs, now)
         cache, carried = state.cache, state.carried
         if choice.parents_bc is not None:
@@ -196,8 +204,9 @@ def decode(
         readings = jax.tree.map(add, state.carried.readings, new)
         counts = state.carried.counts
         if counts is not None and new is not None:
-            counts = counts.put(state.count, new, going_r)
-        carried = _Carried(readings, counts)
+            counts = counts.put(search.predicts(state.search, state.count), new, going_r)
+        read_r = jax.tree.map(lambda read_r: read_r + going_r, state.carried.read_r)
+        carried = _Carried(readings, counts, read_r)
         return choose(
             dataclasses.replace(
                 state,
@@ -213,10 +222,20 @@ def decode(
     )
     found: Found = search.answers(state.search, inputs, state.carried, state.count)
     # The first token is predicted by the prompt's last row, each later one by the token before it.
-    steps_b = jnp.clip(found.lengths_b + found.ended_b, 1, state.count)[:, None, None]
-    readings = jax.tree.map(lambda total: total / steps_b, found.carried.readings)
+    steps_b = jnp.clip(found.lengths_b + found.ended_b, 1, state.count)
+    steps_b = steps_b if found.carried.read_r is None else found.carried.read_r
+    mean = lambda total: total / steps_b[:, None, None]
+    readings = jax.tree.map(mean, found.carried.readings)
     answers = found.tokens_bn, found.lengths_b, found.ended_b, readings, found.carried.counts
     return *answers, found.scores_b, state.cache
+
+
+def _first_watched(watched: Watched, cache: Cache) -> Watched:
+    """Returns what was watched of the prompts as of later rows, which see slots too."""
+    weights_rjs = watched.weights_bjs
+    if weights_rjs is not None:
+        weights_rjs = jnp.pad(weights_rjs, ((0, 0), (0, 0), (0, cache.new[0].length)))
+    return dataclasses.replace(watched, readings=None, weights_bjs=weights_rjs)
 
 
 def _move(cache: Cache, carried: _Carried, choice: Choice, rows: _Rows) -> tuple[Cache, _Carried]:

@@ -44,7 +44,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _stopping(name: str, value: Any) -> bool | str:
+def stopping(name: str, value: Any) -> bool | str:
     """Returns True, False or "never"."""
     if value is not True and value is not False and value != "never":
         raise ConfigError(f"{name} must be True, False or 'never', not {value!r}.")
@@ -105,7 +105,7 @@ class DecodeSettings:
     min_new_tokens: int | None = setting(None, _or_folder(whole), low=0)
     num_beams: int = setting(1, whole, low=1)
     length_penalty: float = setting(1.0, number)
-    early_stopping: bool | str = setting(False, _stopping)
+    early_stopping: bool | str = setting(False, stopping)
     stop: tuple[str, ...] = setting((), _strings)
     system: str = setting("", text)
     seed: int = setting(0, whole, low=0)

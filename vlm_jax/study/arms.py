@@ -10,7 +10,8 @@ from vlm_jax import checkpoint
 from vlm_jax.api import VLM
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding import strategies
+from vlm_jax.decoding import named
+from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.edits.qk import QKEdit, Sidecar, edit_many
@@ -57,7 +58,7 @@ class Draw:
         return steering_of(self.treatments)
 
     @property
-    def strategy(self) -> Strategy | None:
+    def strategy(self) -> Strategy | Search | None:
         """How it chooses tokens, if not from the model's own logits alone."""
         return strategy_of(self.treatments)
 
@@ -242,8 +243,8 @@ class ArmReader:
     def _treatment(self, entry: Mapping[str, Any]) -> Treatment:
         settings = {key: value for key, value in entry.items() if key != "method"}
         name = entry["method"]
-        if name in strategies.names():
-            return Decoded(name, settings, strategies.read_strategy(name, settings))
+        if name in named.names():
+            return Decoded(name, settings, named.read_named(name, settings))
         return steered(name, settings, read_method(self._with_heads(entry), self.model))
 
     def _with_heads(self, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def _by_kind(section: Section) -> tuple[list[dict[str, Any]], list[dict[str, Any
     Raises:
         ConfigError: there are two edits.
     """
-    others = (*attention.names(), *strategies.names())
+    others = (*attention.names(), *named.names())
     listed = entries(section)
     methods = [entry for entry in listed if entry.get("method") in others]
     edits = [entry for entry in listed if entry.get("method") not in others]

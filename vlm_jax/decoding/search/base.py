@@ -44,11 +44,13 @@ class Now:
         count: int32 scalar, steps that are done.
         carried: what is counted of each row, leaves [B C, ...]; see `Found`.
         watched: what the search watches of the rows, leaves [B C, ...].
+        kinds_bp: int8 [B, P], what the tokens of the prompts are.
     """
 
     count: Any
     carried: Any
     watched: Watched
+    kinds_bp: Any
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +87,20 @@ class Search(Traced):
         """Rows W of a sample whose tokens are kept."""
         return self.rows
 
+    @property
+    def acting(self) -> "Search":
+        """What takes its place: itself, or what its control leaves."""
+        return self
+
+    @property
+    def withdraws(self) -> bool:
+        """Whether it may take tokens back."""
+        return False
+
+    def room(self, slots: int) -> int:
+        """Returns how many slots of the cache answers of so many tokens need at most."""
+        return slots
+
     def watch(self, depth: int) -> Watch | None:
         """Returns what is kept of each call of a model of so many layers; None: nothing is."""
         return None
@@ -104,6 +120,10 @@ class Search(Traced):
     ) -> tuple[Choice, Any]:
         """Chooses tokens by the scores of the rows; returns the choice and the next state."""
         raise NotImplementedError
+
+    def predicts(self, state: Any, count: Array) -> Int[Array, "*rows"]:
+        """Returns which token of its answer each of the B C rows predicts, or all of them."""
+        return count
 
     def going(self, state: Any) -> Bool[Array, " rows"]:
         """Returns which of the B C rows go on: what attention does in others is not counted."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.decoding.processors import History, process
 from vlm_jax.decoding.search.base import Choice, Found, Now, Search
+from vlm_jax.decoding.settings import stopping
 from vlm_jax.decoding.traced import traced
 from vlm_jax.settings import number, setting, whole
 
@@ -30,7 +31,7 @@ class Beam(Search):
 
     num_beams: int = setting(1, whole, low=1)
     length_penalty: float = setting(1.0, number)
-    early_stopping: bool | str = False
+    early_stopping: bool | str = setting(False, stopping)
 
     @property
     def rows(self) -> int:
@@ -56,35 +57,43 @@ class Beam(Search):
 
     def take(
         self,
-        sums_bwv: Float[Array, "B W V"],
+        sums_bwk: Float[Array, "B W K"],
         state: "BeamState",
         inputs: Any,
         count_b: Int[Array, " B"],
         carried: Any,
+        table: tuple[Int[Array, "B W K"], Int[Array, "B W K"]] | None = None,
     ) -> tuple[Int[Array, "B W"], Int[Array, "B W"], "BeamState"]:
         """Takes the best continuations.
 
         Args:
-            sums_bwv: score of each beam with each token.
+            sums_bwk: score of each beam with each of K tokens.
             state: before the step.
             inputs: of the loop.
             count_b: tokens that the beams hold.
-            carried: what is counted of each beam, leaves [B W, ...].
+            carried: what is counted of each row, leaves [B C, ...].
+            table: which tokens these are, and the rows that they are counted in; None: the
+                vocabulary, and the beams.
 
         Returns:
-            The next token of each beam, the beam that it goes on from, and the state.
+            The next token of each beam, the row that it is counted in, and the state.
         """
-        batch, width, vocabulary = sums_bwv.shape
+        batch, width, wide = sums_bwk.shape
         # As many as go on if all of the best end, each by its own stop id.
         count = width * max(2, 1 + inputs.stop_ids.shape[0])
-        score_bk, flat_bk = jax.lax.top_k(sums_bwv.reshape(batch, -1), count)
-        beam_bk, token_bk = flat_bk // vocabulary, (flat_bk % vocabulary).astype(jnp.int32)
+        score_bk, flat_bk = jax.lax.top_k(sums_bwk.reshape(batch, -1), count)
+        beam_bk, token_bk = flat_bk // wide, flat_bk % wide
+        row_bk = beam_bk
+        if table is not None:
+            look_up = lambda a: jnp.take_along_axis(a.reshape(batch, -1), flat_bk, axis=1)
+            token_bk, row_bk = map(look_up, table)
+        token_bk = token_bk.astype(jnp.int32)
         ends_bk = jnp.isin(token_bk, inputs.stop_ids) | (count_b + 1 >= inputs.limit)[:, None]
         tokens_bkn = jnp.take_along_axis(state.tokens_bwn, beam_bk[..., None], axis=1)
         places_n = jnp.arange(tokens_bkn.shape[-1])
         tokens_bkn = jnp.where(places_n == count_b[:, None, None], token_bk[..., None], tokens_bkn)
         finished = self._finish(
-            state, score_bk, ends_bk, tokens_bkn, count_b, _rows(carried, beam_bk)
+            state, score_bk, ends_bk, tokens_bkn, count_b, _rows(carried, row_bk)
         )
         running_bk = score_bk + jnp.where(ends_bk, DEAD, 0.0)
         scores_bw, next_bw = jax.lax.top_k(running_bk, width)
@@ -92,7 +101,7 @@ class Beam(Search):
         tokens_bwn = jnp.take_along_axis(tokens_bkn, next_bw[..., None], axis=1)
         improving_b = state.improving_b & self._improves(scores_bw, finished, count_b, inputs)
         state = BeamState(tokens_bwn, scores_bw, finished, improving_b, jnp.all(ends_bk, axis=1))
-        return pick(token_bk), pick(beam_bk), state
+        return pick(token_bk), pick(row_bk), state
 
     def _finish(self, state, score_bk, ends_bk, tokens_bkn, count_b, carried) -> "Hypotheses":
         """Returns the best W of the answers that had ended and of those that end now."""
@@ -130,10 +139,14 @@ class Beam(Search):
 
     def unfinished(self, state, inputs, count):
         """See `Search.unfinished`."""
+        return jnp.any(self.open_b(state))
+
+    def open_b(self, state: "BeamState") -> Bool[Array, " B"]:
+        """Returns which samples may still find a better answer."""
         open_b = state.improving_b & ~state.ended_b
         if self.early_stopping is True:
             open_b = open_b & ~jnp.all(state.finished.there_bw, axis=1)
-        return jnp.any(open_b)
+        return open_b
 
     def answers(self, state, inputs, carried, count):
         """See `Search.answers`."""
@@ -214,13 +227,13 @@ class BeamState:
         )
 
 
-def _rows(carried: Any, beam_bk: Int[Array, "B K"]) -> Any:
-    """Returns what is counted of the beams of continuations, leaves [B, K, ...]."""
-    batch = len(beam_bk)
+def _rows(carried: Any, row_bk: Int[Array, "B K"]) -> Any:
+    """Returns what is counted of the rows of continuations, leaves [B, K, ...]."""
+    batch = len(row_bk)
 
     def take(leaf: Array) -> Array:
         apart = leaf.reshape(batch, -1, *leaf.shape[1:])
-        places = beam_bk.reshape(*beam_bk.shape, *[1] * (leaf.ndim - 1))
+        places = row_bk.reshape(*row_bk.shape, *[1] * (leaf.ndim - 1))
         return jnp.take_along_axis(apart, places, axis=1)
 
     return jax.tree.map(take, carried)
