@@ -1,8 +1,8 @@
 """Everything that `VLM.apply` takes, by name: edits of weights, attention methods, strategies.
 
 Each is one file of `vlm_jax/edits`, `vlm_jax/steering/methods`, `vlm_jax/decoding/strategies` or
-`vlm_jax/decoding/search`, or an entry point of another package; this module knows none by name. The first sentence of what is
-found is its line in `vlm_jax.methods()`.
+`vlm_jax/decoding/search`, or an entry point of another package; this module knows none by name. The
+first sentence of what is found is its line in `vlm_jax.methods()`.
 
     vlm_jax.methods()["air"].settings["text_gain"]     # 0.1, the default
 """

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
+def log_softmax(values) -> np.ndarray:
+    x = np.asarray(values, np.float64)
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 

@@ -47,8 +47,15 @@ def stops(llava_vlm):
     return [tokens[0][4], tokens[1][5]]
 
 
-@pytest.mark.parametrize("name", ASKED)
-@pytest.mark.parametrize("num_beams", [3, 5])
+@pytest.mark.parametrize(
+    ("num_beams", "name"),
+    [(3, "as it is"), (5, "never"), (3, "penalty")]
+    + [pytest.param(3, name, marks=pytest.mark.slow) for name in ("early", "never", "short")]
+    + [
+        pytest.param(5, name, marks=pytest.mark.slow)
+        for name in ("as it is", "early", "short", "penalty")
+    ],
+)
 def test_beams_are_those_of_transformers(
     llava_vlm, llava_reference, stops, monkeypatch, num_beams, name
 ):

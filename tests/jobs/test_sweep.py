@@ -152,6 +152,22 @@ def test_strengths_of_an_attention_method(job, config, fake, capsys):
         job(sweep.run)
 
 
+def test_settings_of_a_method_of_decoding(job, config, fake):
+    config.sweep = {"method": ("opera",), "threshold": (15, 25)}
+    config.choose.controls = ("off",)
+    workdir = job(sweep.run)
+    found = read(workdir / "results.json")
+    assert list(found["settings"]) == ["threshold=15", "threshold=25"]
+    assert not found["left_out"]
+    top = read(workdir / "test" / "results.json")["comparison"]
+    assert list(top["arms"]) == ["unedited", "chosen", "off"]
+    assert top["arms"]["off"]["methods"][0]["control"] == "off"
+    assert (top["controls"][0]["edit"], top["controls"][0]["control"]) == ("chosen", "off")
+    made = len(fake.calls)
+    assert read(job(sweep.run) / "results.json") == found
+    assert len(fake.calls) == made
+
+
 def test_a_strength_that_changes_nothing_is_left_out(job, config):
     config.sweep = {"method": ("adhh",), "heads": ("all",), "threshold": (0.4, 2.0)}
     config.choose.controls = ()
@@ -186,7 +202,9 @@ def test_the_shipped_sweeps_of_methods_can_be(name):
         ("sweep", {"control": ("R1",)}, "holds controls alone; its control must list ''"),
         ("sweep", {"method": ("plain", "air")}, "lists 'air' and 'plain': one sweep is of edits"),
         ("sweep", {"method": ("air",), "k": (1,)}, "config.sweep has no setting 'k'.*text_gain"),
-        ("sweep", {"method": ("air",), "heads": ("all",)}, "controls holds 'R1'.*methods are rand"),
+        ("sweep", {"method": ("air",), "heads": ("all",)}, "controls holds 'R1'.*swept are rand"),
+        ("sweep", {"method": ("opera",), "k": (1,)}, "config.sweep has no setting 'k'.*candidates"),
+        ("sweep", {"method": ("plain", "vcd")}, "lists 'vcd' and 'plain': one sweep is of edits"),
         ("sweep", {"soft": (0.1,)}, "controls, R1 of edit: control=R1 replaces the modes"),
         ("test", {"nosuch": {}}, "config.test.nosuch is none of the benchmarks, broken"),
         ("test", {"broken": {}}, "config.test.broken is the development split itself"),

@@ -4,6 +4,7 @@ A file `<name>.py` of `vlm_jax/decoding/search`, or another package's entry poin
 group `vlm_jax.searches`, is the search of that name, the only public class of its module.
 """
 
+import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
@@ -47,18 +48,31 @@ def find(name: str) -> type[Strategy] | type[Search]:
     return found
 
 
-def read_named(name: str, settings: Mapping[str, Any], where: str = "") -> Strategy | Search:
+def settings(name: str) -> dict[str, Any]:
+    """Returns a method's settings and their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(find(name))}
+
+
+def controls(name: str) -> tuple[str, ...]:
+    """Returns what a method's setting `control` may be; "" is the method itself."""
+    for field in dataclasses.fields(find(name)):
+        if field.name == "control":
+            return tuple(field.metadata["check"].keywords["known"])
+    return ()
+
+
+def read_named(name: str, given: Mapping[str, Any], where: str = "") -> Strategy | Search:
     """Returns a method with its settings, such as `read_named("opera", {"threshold": 25})`.
 
     Args:
         name: of the method.
-        settings: those that are not to be the defaults.
+        given: settings that are not to be the defaults.
         where: what errors call the settings.
 
     Raises:
         ConfigError: there is no such method or setting, or a value is out of range.
     """
-    return read(find(name), settings, where or f"method {name!r}")
+    return read(find(name), given, where or f"method {name!r}")
 
 
 def _searches() -> list[str]:

@@ -14,7 +14,6 @@ from numbers import Real
 from typing import Any
 
 from vlm_jax import checkpoint
-from vlm_jax.edits.qk import CONTROLS as EDIT_CONTROLS
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
@@ -36,7 +35,6 @@ from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table, write_reports
 from vlm_jax.settings import number, read, setting, text
-from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
 from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, Draw
 from vlm_jax.study.grids import Grid, read_grid
 from vlm_jax.study.request import Request
@@ -62,11 +60,15 @@ def run(request: Request) -> None:
     say_less = read_say_less(config.frontier, benchmarks)
     reader = ArmReader.of(config, source)
     grid = read_grid(config.sweep, reader)
-    why = "config.sweep varies attention methods" if grid.steers else "config.sweep varies it"
+    why = (
+        "config.sweep varies methods that leave weights alone"
+        if grid.steers
+        else "config.sweep varies it"
+    )
     fields = {field for entry in grid.entries.values() for field in entry}
     own = {field.name for field in dataclasses.fields(QKEdit)}
     refuse_edit(request, why, () if grid.steers else sorted(own - fields))
-    rule = Rule.read(config.choose, has_frontier=say_less is not None, steers=grid.steers)
+    rule = Rule.read(config.choose, has_frontier=say_less is not None, known=grid.control_words)
     for arm in grid.tested:
         grid.controls(arm.name, rule.controls, reader)  # refused now, not after the sweep
     for left_out in grid.left_out:
@@ -124,13 +126,15 @@ class Rule:
     controls: tuple[str, ...] = setting((), _words)
 
     @classmethod
-    def read(cls, section: Mapping[str, Any], *, has_frontier: bool, steers: bool) -> "Rule":
+    def read(
+        cls, section: Mapping[str, Any], *, has_frontier: bool, known: Sequence[str]
+    ) -> "Rule":
         """Reads `config.choose`.
 
         Args:
             section: what it says.
             has_frontier: whether a gap can be measured.
-            steers: whether attention methods are swept, which have other controls than edits.
+            known: controls that what is swept has.
 
         Raises:
             ConfigError: a key or a value is wrong.
@@ -138,12 +142,10 @@ class Rule:
         rule = read(cls, section, "config.choose")
         if rule.metric == GAP and not has_frontier:
             raise ConfigError("config.choose.metric='gap' needs config.frontier.biases; set some.")
-        known = [word for word in (HEAD_CONTROLS if steers else EDIT_CONTROLS) if word]
         wrong = [control for control in rule.controls if control not in known]
         if wrong:
-            kind = "attention methods" if steers else "edits"
             raise ConfigError(
-                f"config.choose.controls holds {wrong[0]!r}; controls of {kind} are "
+                f"config.choose.controls holds {wrong[0]!r}; controls of what is swept are "
                 f"{', '.join(known)}."
             )
         return rule

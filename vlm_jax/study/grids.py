@@ -5,11 +5,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_jax.decoding import named
+from vlm_jax.edits.qk import CONTROLS as EDIT_CONTROLS
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.errors import ConfigError
 from vlm_jax.report.sweep import setting_name
 from vlm_jax.settings import refuse_unknown
+from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
 from vlm_jax.steering.methods import names, settings_of
 from vlm_jax.study.arms import Arm, ArmReader, check_folders
 
@@ -39,8 +42,20 @@ class Grid:
 
     @property
     def steers(self) -> bool:
-        """Whether attention methods are swept, not edits of weights."""
+        """Whether methods of attention or of decoding are swept, not edits of weights."""
         return bool(self.arms[0].methods)
+
+    @property
+    def control_words(self) -> tuple[str, ...]:
+        """The controls that the swept methods have."""
+        methods = {entry["method"] for entry in self.entries.values() if "method" in entry}
+        words: dict[str, None] = {}
+        for method in sorted(methods):
+            if method in named.names():
+                words |= dict.fromkeys(named.controls(method))
+            else:
+                words |= dict.fromkeys(HEAD_CONTROLS if method in names() else EDIT_CONTROLS)
+        return tuple(word for word in (words or EDIT_CONTROLS) if word)
 
     def controls(self, name: str, words: Sequence[str], reader: ArmReader) -> tuple[Arm, ...]:
         """A setting's controls, one a word and named by it.
@@ -61,9 +76,9 @@ class Grid:
 def read_grid(sweep: Mapping[str, Any], reader: ArmReader) -> Grid:
     """Makes every combination of the values that `config.sweep` lists.
 
-    Its fields are those of `config.edit`; where `method` lists attention methods, those of the
-    methods. Combinations that contradict themselves, such as an odd k in the antisymmetric channel,
-    are left out with the reason.
+    Its fields are those of `config.edit`; where `method` lists methods of attention or of decoding,
+    those of the methods. Combinations that contradict themselves, such as an odd k in the
+    antisymmetric channel, are left out with the reason.
 
     Raises:
         ConfigError: nothing is listed, a field is unknown, or no combination is possible.
@@ -110,13 +125,17 @@ def _fields(sweep: Mapping[str, Any]) -> set[str]:
     """The fields that a sweep may list."""
     listed = sweep.get("method", ())
     words = [listed] if isinstance(listed, str) else list(listed)
-    steering = [word for word in words if word in names()]
-    edits = [word for word in words if word not in names()]
-    if steering and edits:
+    acting = {
+        **{word: settings_of for word in names()},
+        **dict.fromkeys(named.names(), named.settings),
+    }
+    methods = [word for word in words if word in acting]
+    edits = [word for word in words if word not in acting]
+    if methods and edits:
         raise ConfigError(
-            f"config.sweep.method lists {steering[0]!r} and {edits[0]!r}: one sweep is of edits of "
-            f"weights ({', '.join(EDIT_METHODS)}) or of attention methods ({', '.join(names())})."
+            f"config.sweep.method lists {methods[0]!r} and {edits[0]!r}: one sweep is of edits of "
+            f"weights ({', '.join(EDIT_METHODS)}) or of other methods ({', '.join(acting)})."
         )
-    if steering:
-        return {"method"}.union(*(settings_of(word) for word in steering))
+    if methods:
+        return {"method"}.union(*(acting[word](word) for word in methods))
     return {field.name for field in dataclasses.fields(QKEdit)}
