@@ -471,9 +471,10 @@ class VLM:
                 strategy=strategy,
                 on_error=on_error,
             )
-        if strategy is not None and (brought := strategy.steering(self.config)) is not None:
+        contrast = strategy if isinstance(strategy, Strategy) else None
+        if contrast is not None and (brought := contrast.steering(self.config)) is not None:
             named = [] if merged is None else [("steering", merged)]
-            merged = merge([*named, (strategy.name, brought)])
+            merged = merge([*named, (contrast.name, brought)])
         engine = answering.Engine(
             self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
         )
