@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import jax
-import msgspec
 import numpy as np
 
 from convert import layout, safetensors_io
 from convert.finished import Finished
 from convert.safetensors_io import Header
+from convert.shards import INDEX, SINGLE, read_headers, weight_map_of
 from convert.table import Tensor, bind
 from vlm_jax.checkpoint import (
     MANIFEST,
@@ -32,10 +32,8 @@ from vlm_jax.checkpoint import (
 )
 from vlm_jax.config import read_config
 from vlm_jax.errors import CheckpointError
-from vlm_jax.foreign import parse_json, plain_name, read_bytes
+from vlm_jax.foreign import read_bytes
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside replaced ones.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
@@ -58,7 +56,7 @@ class HFFolder(ModelFolder):
         """
         self.path = pathlib.Path(path)
         self.config = read_config(self.path)
-        self.files = _headers(self.path)
+        self.files = read_headers(self.path)
         self._file_of: dict[str, str] = {}
         found: dict[str, TensorInfo] = {}
         for file, header in self.files.items():
@@ -235,46 +233,10 @@ def _is_index(name: str) -> bool:
     return name.endswith((".safetensors.index.json", ".bin.index.json"))
 
 
-def _headers(folder: pathlib.Path) -> dict[str, Header]:
-    if (folder / SINGLE).exists():
-        return {SINGLE: safetensors_io.read_header(folder / SINGLE)}
-    if (folder / INDEX).exists():
-        names = dict.fromkeys(_weight_map(folder).values())
-        return {name: safetensors_io.read_header(folder / name) for name in names}
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-        raise CheckpointError(
-            f"{folder} holds PyTorch pickles only, which are not read because a pickle can run "
-            "code. Save the model as safetensors first (save_pretrained of transformers does)."
-        )
-    raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}. Fetch the weights.")
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-
-
-def read_weight_map(content: bytes, where: str) -> dict[str, str]:
-    """Returns tensor name -> file name of a shard index; `where` is its file, for errors.
-
-    Raises:
-        CheckpointError: it is none, or names anything but plain `*.safetensors` files.
-    """
-    weight_map = parse_json(content, _Index, where).weight_map
-    if not weight_map:
-        raise CheckpointError(f"{where} names no tensors.")
-    for file in dict.fromkeys(weight_map.values()):
-        plain_name(file, where, ".safetensors")
-    return weight_map
-
-
-def _weight_map(folder: pathlib.Path) -> dict[str, str]:
-    return read_weight_map(read_bytes(folder / INDEX), str(folder / INDEX))
-
-
 def _check_index(folder: pathlib.Path, file_of: Mapping[str, str]) -> None:
     if SINGLE in file_of.values() or not (folder / INDEX).exists():
         return
-    for name, file in _weight_map(folder).items():
+    for name, file in weight_map_of(folder).items():
         if file_of.get(name) != file:
             raise CheckpointError(
                 f"{folder / file} lacks tensor {name!r}, which {INDEX} places there. Fetch both "

@@ -12,8 +12,9 @@ import numpy as np
 
 from convert import safetensors_io, source_layout
 from convert.finished import Finished
-from convert.hf_folder import INDEX, HFFolder, open_hf
+from convert.hf_folder import HFFolder, open_hf
 from convert.safetensors_io import Entry
+from convert.shards import INDEX
 from convert.source_layout import SourceLayout
 from convert.table import Binding, Tensor, bind
 from vlm_jax.checkpoint import (

@@ -12,8 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from convert.hf_folder import INDEX, SINGLE, HFFolder, read_weight_map
+from convert.hf_folder import HFFolder
 from convert.safetensors_io import Header, build_header, parse_header
+from convert.shards import INDEX, SINGLE, read_weight_map
 from convert.table import Binding
 from vlm_jax.checkpoint import TensorInfo
 from vlm_jax.errors import CheckpointError

@@ -5,7 +5,6 @@ The room knows nothing of other formats: they register themselves as entry point
 """
 
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
-from vlm_jax.checkpoint.certificate import CERTIFICATE, SIDECAR, EditRecord, digest
 from vlm_jax.checkpoint.converted import SOURCE_LAYOUT, ConvertedFolder, FolderWriter, save
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
@@ -21,6 +20,7 @@ from vlm_jax.checkpoint.folder import (
     write_files,
 )
 from vlm_jax.checkpoint.opening import open_folder
+from vlm_jax.edit_record import CERTIFICATE, SIDECAR, EditRecord, digest
 
 __all__ = [
     "CERTIFICATE",

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 
 from vlm_jax.checkpoint.atomic import new_folder
-from vlm_jax.checkpoint.certificate import digest
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
     PARAMS,
@@ -31,6 +30,7 @@ from vlm_jax.checkpoint.folder import (
 )
 from vlm_jax.checkpoint.orbax_store import INDEX, Reader, Writer
 from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.edit_record import digest
 from vlm_jax.errors import CheckpointError
 from vlm_jax.foreign import convert, read_bytes, read_json
 

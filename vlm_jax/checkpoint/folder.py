@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
-from vlm_jax.checkpoint.certificate import EditRecord, read_certificate
 from vlm_jax.config import VLMConfig
+from vlm_jax.edit_record import EditRecord, read_certificate
 from vlm_jax.errors import CheckpointError
 
 MANIFEST = "vlm_jax.json"

@@ -12,12 +12,13 @@ from vlm_jax.cli import configs, listing
 _INTRODUCTION = """\
 Training-free mitigation of hallucination in vision-language models, in JAX.
 
-  vlm-jax --job JOB --source MODEL [--target FOLDER] [--workdir FOLDER]
+  vlm-jax JOB MODEL [--target FOLDER] [--workdir FOLDER]      (--job JOB --source MODEL)
           [--config CONFIG] [--config.SETTING VALUE ...]
 
-  vlm-jax --job=edit --source=llava-0 --target=edited --config.edit.k=2
-  vlm-jax --job=generate --source=edited --config.images=a.jpg,b.jpg
-  vlm-jax --job=score --answers=captions.jsonl --truth=instances_val2014.json
+  vlm-jax edit llava-0 --target=edited --config.edit.k=2
+  vlm-jax generate edited --config.images=a.jpg,b.jpg
+  vlm-jax verify llava-0 edited
+  vlm-jax score --answers=captions.jsonl --truth=instances_val2014.json
 """
 _NOTES = """\
 A model is a folder (of the Hugging Face hub's form, or a converted one; every job reads both), a

@@ -21,7 +21,9 @@ _OTHERS = {
 }
 # Jobs whose work all processes share; in the others process 0 works alone.
 _SHARED = ("evaluate", "generate", "sweep")
-_CONVERTERS = ("convert", "export")
+# Jobs without a device to share: they do not start JAX.
+_ALONE = ("score", "verify")
+_CONVERTERS = ("convert", "export", "verify")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Job:
         return _OTHERS.get(self.name, ())
 
     @property
+    def alone(self) -> bool:
+        """Whether it runs without JAX, and so in one process."""
+        return self.name in _ALONE
+
+    @property
     def shared(self) -> bool:
         """Whether several processes share its work."""
         return self.name in _SHARED
@@ -63,7 +70,7 @@ class Job:
 
 
 def jobs() -> dict[str, Job]:
-    """Every job: a module of `vlm_jax.jobs` with `run(request)`, and the two conversions."""
+    """Every job: a module of `vlm_jax.jobs` with `run(request)`, and those of `convert`."""
     found = {}
     for path in sorted(_folder("vlm_jax.jobs").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))

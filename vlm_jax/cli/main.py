@@ -85,8 +85,8 @@ def _run(words: list[str]) -> None:
     logging.set_verbosity(logging.WARNING if given.verbosity is None else given.verbosity)
     names = [name for name, _ in changes]
     work = lambda: _work(job, given, config, names, named)
-    if job.name == "score":
-        work()  # needs no JAX
+    if job.alone:
+        work()
     else:
         _work_together(job, given, work)
 
@@ -155,10 +155,13 @@ def _split(words: Sequence[str]) -> tuple[str | None, configs.Changes, list[str]
 def _parse(words: Sequence[str]) -> flags.FlagValues:
     """Returns the flags with the values that the words give.
 
+    ["verify", "a", "b"] means ["--job=verify", "--source=a,b"].
+
     Raises:
         UserError: one is unknown (the nearest is named) or has a wrong value, or a word is no flag.
     """
     known = _flags()
+    known.set_gnu_getopt(True)
     try:
         extra = known(["vlm-jax", *words])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -166,6 +169,10 @@ def _parse(words: Sequence[str]) -> flags.FlagValues:
         raise UserError(f"There is no flag --{error.flagname}{hint}; see --help.") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
+    if extra and known.job is None:
+        known.job = extra.pop(0)
+    if extra and not known.source:
+        known.source, extra = extra, []
     if extra:
         raise UserError(f"Unexpected word {extra[0]!r}: settings are flags, see --help.")
     for name in known:
@@ -191,8 +198,7 @@ def _job(name: str | None) -> Job:
 
 def _named_job(words: Sequence[str]) -> Job | None:
     """The job that the words name, if they do."""
-    text = " ".join(words)
-    found = re.search(r"--?job[= ](\S+)", text)
+    found = re.search(r"(?:^|--?job[= ])(\w\S*)", " ".join(words))
     return _job(found[1]) if found else None
 
 
