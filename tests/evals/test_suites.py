@@ -179,6 +179,8 @@ CHOICES = {"A": "red", "B": "light blue", "C": "green"}
         ("<think>yes</think><think>no</think>The answer is No.", "No.", "cue", False),
         ("◁think▷hm◁/think▷ \\boxed{\\frac{1}{2}}", "\\frac{1}{2}", "boxed", False),
         ("<think>it could be 3, or", "<think>it could be 3, or", "text", True),
+        ("<think>A? <answer>A</answer> no</think> <answer> B </answer>.", "B", "text", False),
+        ("<think>so <answer>yes</answer>", "yes", "text", False),
         ("First line.\nIt is green.\n", "It is green.", "line", False),
         ("Yes", "Yes", "text", False),
         ("", "", "text", False),

@@ -15,6 +15,43 @@ _CUE = re.compile(r"answer\s*:|answer is\s*:?", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
+_ANSWERS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a text says once it has thought.
+
+    Attributes:
+        start, end: where that is in the text.
+        truncated: whether a thought has no end, so that nothing was said.
+    """
+
+    start: int
+    end: int
+    truncated: bool
+
+
+def answered(text: str) -> Said:
+    """Finds what is said after thinking.
+
+    That is inside the last complete pair of answer tags (Ocean-R1), else behind the last end of a
+    thought, else nothing where a thought has no end, else the whole.
+
+    answered("<think>3?</think> 4")   # " 4"
+    answered("<think>3? It is")       # "", truncated
+    """
+    pairs = list(_ANSWERS.finditer(text))
+    if pairs:
+        return Said(*pairs[-1].span(1), False)
+    ends = [text.rfind(mark) + len(mark) for mark in _THOUGHT_ENDS if mark in text]
+    if ends:
+        return Said(max(ends), len(text), False)
+    if any(mark in text for mark in _THOUGHT_STARTS):
+        return Said(len(text), len(text), True)
+    return Said(0, len(text), False)
+
+
 @dataclass(frozen=True)
 class Final:
     """Where a text's answer is.
@@ -33,13 +70,13 @@ class Final:
 def final(text: str) -> Final:
     """Finds the part of a text that holds its answer.
 
-    What follows the last end of a thought counts, or, where a thought has none, the last 400
+    What is said after thinking counts (`answered`), or, where a thought has no end, the last 400
     characters; in it the last boxed content, else what follows the last "Answer:" or "answer is",
     else the last line that is not empty.
     """
-    end = max((text.rfind(mark) + len(mark) for mark in _THOUGHT_ENDS if mark in text), default=-1)
-    truncated = end < 0 and any(mark in text for mark in _THOUGHT_STARTS)
-    kept = text[-_TAIL:] if truncated else text[max(end, 0) :]
+    said = answered(text)
+    truncated = said.truncated
+    kept = text[-_TAIL:] if truncated else text[said.start : said.end]
     kept = kept.replace("**", "").strip()
     box = boxed(kept)
     if box is not None:

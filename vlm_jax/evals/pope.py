@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from vlm_jax.evals.base import Metric
-from vlm_jax.evals.final_answer import final
+from vlm_jax.evals.final_answer import final, yes_no
 from vlm_jax.evals.tallies import Statistic, Totals, f1, ratio
 
 Verdict = Literal["yes", "no", "unknown"]
@@ -82,6 +82,15 @@ def _vlmevalkit(text: str, label: str) -> Verdict:
     return "yes" if "yes" in words else "no"
 
 
+def _reasoning(text: str, label: str) -> Verdict:
+    """What is said after thinking; nothing is, where a thought has no end."""
+    found = final(text)
+    said = yes_no(found.segment)
+    if found.truncated or said not in ("yes", "no"):
+        return "unknown"
+    return "yes" if said == "yes" else "no"
+
+
 PARSERS: dict[str, Callable[[str, str], Verdict]] = {
     "rucaibox": _rucaibox,
     "llava": _rucaibox,
@@ -89,6 +98,7 @@ PARSERS: dict[str, Callable[[str, str], Verdict]] = {
     "lmms": _lmms,
     "lmms_mme": _lmms_mme,
     "vlmevalkit": _vlmevalkit,
+    "reasoning": _reasoning,
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import msgspec
+from absl import logging
 
 from vlm_jax.config import QwenVisionConfig, VLMConfig
 from vlm_jax.errors import ConfigError
@@ -101,6 +102,20 @@ def _tower(fields: Mapping[str, Any], where: str, width: int) -> QwenVisionConfi
     )
 
 
+# For folders without one, such as Ocean-R1's.
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 _BLOCK = "visual.blocks.{i}."
 _OURS = "vision/layers/{i}/"
 
@@ -184,6 +199,12 @@ class Qwen25VL(Family):
         from vlm_jax.processing.cutters import Windows
 
         return Windows(_vision(config), image_processor)
+
+    def template(self, found):
+        """Returns the folder's template; where it has none, that of Qwen2.5-VL, and says so."""
+        if found is None:
+            logging.warning("The model folder has no chat template: Qwen2.5-VL's is used.")
+        return found or TEMPLATE
 
     def layout(self, config, rows, cols):
         """Returns the windows of a grid of patches."""

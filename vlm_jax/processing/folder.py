@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 import transformers
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
@@ -26,6 +27,9 @@ _JSON_FILES = (
     "video_preprocessor_config.json", "generation_config.json", "chat_template.json",
 )  # fmt: skip
 _OTHER_FILES = ("merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja")
+
+# Classes that transformers does not find by the name in the file (R1-Onevision's has this one).
+_RENAMED = {"Qwen2_5_VLImageProcessor": Qwen2VLImageProcessorPil}
 
 _Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -81,17 +85,20 @@ def read_image_processor(folder: pathlib.Path):
         CheckpointError: there is none, or a setting of it is of a wrong type or out of range.
     """
     _check_files(folder)
-    found = False
+    settings = []
     if os.path.lexists(folder / "preprocessor_config.json"):
-        read_json(folder / "preprocessor_config.json", _ImageSettings)
-        found = True
+        settings.append(read_json(folder / "preprocessor_config.json", _ImageSettings))
     if os.path.lexists(folder / "processor_config.json"):
-        nested = read_json(folder / "processor_config.json", _ProcessorSettings)
-        found = found or nested.image_processor is not None
-    if not found:
+        nested = read_json(folder / "processor_config.json", _ProcessorSettings).image_processor
+        settings += [] if nested is None else [nested]
+    if not settings:
         raise CheckpointError(f"{folder} has no preprocessor_config.json.")
-    load = transformers.AutoImageProcessor.from_pretrained
-    return _load(load, folder, "image processor", backend="pil")
+    load, options = transformers.AutoImageProcessor.from_pretrained, {"backend": "pil"}
+    known = [_RENAMED[one.image_processor_type] for one in settings
+             if one.image_processor_type in _RENAMED]  # fmt: skip
+    if known:
+        load, options = known[0].from_pretrained, {}
+    return _load(load, folder, "image processor", **options)
 
 
 def _check_files(folder: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals import chair
 from vlm_jax.evals.base import Example, Judged, Metric, Suite, SuiteSettings, paths
+from vlm_jax.evals.final_answer import answered
 from vlm_jax.evals.pictures import ImageSource, find_images, need_all
 from vlm_jax.evals.records import (
     IMAGE_KEYS,
@@ -189,10 +190,15 @@ class Chair(Suite):
         return example.id
 
     def judge(self, example: Example, answer: str) -> Judged:
-        """The integers of a caption (`chair.COUNTS`), the objects it names, where, and misses."""
-        found = self.scorer.score(example.id, answer)
+        """The integers of a caption (`chair.COUNTS`), the objects it names, where, and misses.
+
+        Of a model that thinks first, the caption is what it says then (`final_answer.answered`).
+        """
+        said = answered(answer)
+        found = self.scorer.score(example.id, answer[said.start : said.end])
+        place = lambda m: {"start": said.start + m.start, "end": said.start + m.end}
         words = lambda wrong: [
-            {"word": m.surface, "object": m.node, "start": m.start, "end": m.end}
+            {"word": m.surface, "object": m.node, **place(m)}
             for m in found.mentions
             if m.hallucinated is wrong
         ]
