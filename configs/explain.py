@@ -44,6 +44,8 @@ def get_config() -> ConfigDict:
                 "draws": 2000,
                 "seed": 0,
             },
+            # Mass on the image where a caption benchmark's objects are named.
+            "evidence": {"answers": 100, "max_new_tokens": 128, "draws": 2000, "seed": 0},
             # How alike the heads of two models attend.
             "patterns": {
                 "other": "",  # a folder or a name; "" is the model without its images

@@ -12,7 +12,7 @@ from typing import Any
 from vlm_jax.api import VLM
 from vlm_jax.calls import ImagesOf, read_call
 from vlm_jax.errors import PromptError
-from vlm_jax.evals.base import Example
+from vlm_jax.evals.base import Example, Suite
 from vlm_jax.explaining.base import Analysis, Finding, Subject
 from vlm_jax.plugins import Plugins
 from vlm_jax.settings import read
@@ -37,14 +37,19 @@ def find(name: str) -> Analysis:
 
 
 def explain(
-    model: VLM, name: str, images: ImagesOf | None = None, prompts: Any = None, **settings: Any
+    model: VLM,
+    name: str,
+    images: ImagesOf | Suite | None = None,
+    prompts: Any = None,
+    **settings: Any,
 ) -> Finding:
     """Returns what an analysis finds of a model.
 
     Args:
         model: edited or not.
         name: of the analysis; `--help` lists them.
-        images, prompts: what it is asked, as for `VLM.generate`; analyses of weights need none.
+        images, prompts: what it is asked, as for `VLM.generate`, or a benchmark
+            (`vlm_jax.benchmark`) alone; analyses of weights need none.
         settings: of the analysis.
 
     Raises:
@@ -55,6 +60,8 @@ def explain(
     chosen = read(analysis.settings, settings, f"analysis {name!r}")
     if not analysis.asks:
         return analysis.run(Subject.of_model(model), chosen)
+    if isinstance(images, Suite):
+        return analysis.run(Subject.of_model(model, list(images.examples()), images), chosen)
     if prompts is None:
         raise PromptError(f"analysis {name!r} asks the model; give images and prompts.")
     call = read_call(images, prompts)

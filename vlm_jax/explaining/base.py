@@ -13,7 +13,7 @@ from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.config import VLMConfig
 from vlm_jax.edits.qk.folder import LAYER_ARRAYS, read_layer
 from vlm_jax.errors import ConfigError, PromptError
-from vlm_jax.evals.base import Example
+from vlm_jax.evals.base import Example, Suite
 from vlm_jax.report.tables import Table
 
 
@@ -28,6 +28,7 @@ class Subject:
         model: gives the model, which loads it if it is not loaded yet.
         examples: what it is asked, for analyses that ask.
         heads: file that `heads="identified"` stands for; "" if there is none.
+        suite: the benchmark that the examples are of, if they are of one.
     """
 
     name: str
@@ -36,17 +37,25 @@ class Subject:
     model: Callable[[], VLM]
     examples: Sequence[Example] = ()
     heads: str = ""
+    suite: Suite | None = None
 
     @classmethod
     def of_folder(
-        cls, folder: ModelFolder, load: Callable[[], VLM], examples: Sequence[Example], heads: str
+        cls,
+        folder: ModelFolder,
+        load: Callable[[], VLM],
+        examples: Sequence[Example],
+        heads: str,
+        suite: Suite | None,
     ) -> "Subject":
         """A model folder that is loaded only if an analysis asks the model."""
         layer = lambda index: read_layer(folder, index)
-        return cls(folder.path.name, folder.config, layer, load, examples, heads)
+        return cls(folder.path.name, folder.config, layer, load, examples, heads, suite)
 
     @classmethod
-    def of_model(cls, model: VLM, examples: Sequence[Example] = ()) -> "Subject":
+    def of_model(
+        cls, model: VLM, examples: Sequence[Example] = (), suite: Suite | None = None
+    ) -> "Subject":
         """A loaded model, edits of its weights included."""
 
         def layer(index: int) -> dict[str, np.ndarray]:
@@ -55,7 +64,7 @@ class Subject:
 
         found = None if model.folder is None else model.folder.path / "heads.json"
         heads = str(found) if found is not None and found.is_file() else ""
-        return cls(model.name, model.config, layer, lambda: model, examples, heads)
+        return cls(model.name, model.config, layer, lambda: model, examples, heads, suite)
 
 
 class Finding(Protocol):

@@ -15,7 +15,7 @@ from vlm_jax.analysis.sources import SOURCES, SourceSupport
 from vlm_jax.api import VLM, Answer
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.errors import ConfigError, PromptError
-from vlm_jax.evals.base import Example
+from vlm_jax.evals.base import Example, Suite
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.explaining import Subject, find, names
@@ -75,9 +75,10 @@ def run(request: Request) -> None:
     source = checkpoint.open_folder(request.need("source"))
     load = functools.cache(lambda: load_model(request, source))
     asks = any(name == CONTRIBUTIONS or find(name).asks for name in chosen)
-    examples = _examples(config, source.config.family) if asks else []
+    examples, suite = _examples(config, source.config.family) if asks else ([], None)
     heads = pathlib.Path(str(config.heads).replace("{source}", str(source.path)))
-    subject = Subject.of_folder(source, load, examples, str(heads) if heads.is_file() else "")
+    found = str(heads) if heads.is_file() else ""
+    subject = Subject.of_folder(source, load, examples, found, suite)
     for name in chosen:
         if name == CONTRIBUTIONS:
             write_contributions(request, source, load(), examples)
@@ -172,19 +173,20 @@ def measure(
     return {"tokens": targets, "support": np.asarray(found, np.float32)}
 
 
-def _examples(config: Any, family: str) -> Sequence[Example]:
+def _examples(config: Any, family: str) -> tuple[Sequence[Example], Suite | None]:
     if not len(config.benchmarks):
         examples, malformed = read_requests(config.requests, config.prompt, list(config.images))
         for line, reason in malformed.items():
             raise PromptError(f"{config.requests} {line} {reason}")
-        return examples
+        return examples, None
     if len(config.benchmarks) > 1:
         raise ConfigError(
-            f"contributions are of one benchmark, but config.benchmarks has "
+            f"explain asks one benchmark, but config.benchmarks has "
             f"{len(config.benchmarks)}; leave one, or none to answer config.requests."
         )
     ((name, section),) = config.benchmarks.items()
-    return list(read_benchmark(name, section, family).examples())
+    suite = read_benchmark(name, section, family)
+    return list(suite.examples()), suite
 
 
 def _asked(example: Example) -> dict[str, Any]:
