@@ -75,14 +75,15 @@ def test_only_plain_weights_and_texts_are_asked_for(monkeypatch, tmp_path):
     hub.resolve(f"{REPO}@v1.0")
     assert (asked["repo"], asked["revision"]) == (REPO, "v1.0")
     offered = [
-        "config.json", "model-00001-of-2.safetensors", "model.safetensors.index.json", "merges.txt",
+        "README.md", "LICENSE.txt", "config.json", "model-00001-of-2.safetensors",
+        "model.safetensors.index.json", "merges.txt",
         "chat_template.jinja", "pytorch_model.bin", "modeling_x.py", "x.pkl", "x.pt", "x.gguf",
-        "consolidated.safetensors", "original/model.safetensors", "README.md", "picture.png",
+        "consolidated.safetensors", "original/model.safetensors", "picture.png",
     ]  # fmt: skip
     kept = huggingface_hub.utils.filter_repo_objects(
         offered, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
-    assert list(kept) == offered[:5]
+    assert list(kept) == offered[:7]
 
 
 def _response(status: int):

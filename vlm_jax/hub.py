@@ -9,7 +9,8 @@ from vlm_jax.settings import nearest
 
 SHIPPED = pathlib.Path(__file__).parent / "testbed" / "models"
 # Weights as plain arrays, JSON, and the texts of tokenizers and templates: never pickles or code.
-_WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+# The card and the licence go where the model goes.
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "README.md", "LICENSE*")
 # Second copies of the weights in other layouts.
 _UNWANTED = ("consolidated*", "*/*.safetensors")
 _NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")

@@ -120,7 +120,7 @@ def test_strength_zero_changes_no_byte(made, family, dtype, form, control, tmp_p
     assert differing(source, tmp_path / "same") == set()
     if form == "huggingface":
         after = files(tmp_path / "same")
-        assert after.keys() - files(source).keys() == {CERTIFICATE, SIDECAR}
+        assert after.keys() - files(source).keys() == {CERTIFICATE, SIDECAR, "README.md"}
         assert {name: after[name] for name in files(source)} == files(source)
     numbers = certificate(tmp_path / "same")
     assert all(hashes["before"] == hashes["after"] for hashes in numbers["tensors"].values())

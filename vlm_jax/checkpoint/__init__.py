@@ -5,6 +5,7 @@ The room knows nothing of other formats: they register themselves as entry point
 """
 
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
+from vlm_jax.checkpoint.card import edited_card, original_card
 from vlm_jax.checkpoint.converted import SOURCE_LAYOUT, ConvertedFolder, FolderWriter, save
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
@@ -37,10 +38,12 @@ __all__ = [
     "check_finite",
     "companion_files",
     "digest",
+    "edited_card",
     "identity_of",
     "new_folder",
     "not_the_same",
     "open_folder",
+    "original_card",
     "place",
     "resumable_folder",
     "save",

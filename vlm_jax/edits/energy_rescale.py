@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.attention.parts.energy_rescale import ENERGY_FACTORS
-from vlm_jax.checkpoint import ModelFolder
+from vlm_jax.checkpoint import ModelFolder, edited_card
 from vlm_jax.edits.base import MadeEdit, Replacements, WeightEdit
 from vlm_jax.errors import EditError
 from vlm_jax.settings import number, one_of, setting
@@ -84,7 +84,10 @@ def fold_energy(
         CheckpointError: the target cannot be written.
     """
     replace, certificate, scale_ln = energy_edit(source, layers, energy, xi, about)
-    source.copy(target, replace, {CERTIFICATE: certificate}, recipe=certificate)
+    listed = ", ".join(map(str, layers))
+    what = f"Queries of layers {listed} rescaled by their heads' {energy} energy, xi={xi:g}."
+    card = edited_card(source, CERTIFICATE, what)
+    source.copy(target, replace, {CERTIFICATE: certificate, **card}, recipe=certificate)
     return scale_ln
 
 

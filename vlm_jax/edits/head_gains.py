@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.checkpoint import ModelFolder
+from vlm_jax.checkpoint import ModelFolder, edited_card
 from vlm_jax.edits.base import MadeEdit, Replacements, WeightEdit
 from vlm_jax.errors import ConfigError, EditError
 from vlm_jax.steering.combine import PARTS
@@ -40,7 +40,11 @@ def fold_gains(
         CheckpointError: the target cannot be written.
     """
     replace, certificate = gains_edit(source, gain_ln, about)
-    source.copy(target, replace, {CERTIFICATE: certificate}, recipe=certificate)
+    heads = int((np.asarray(gain_ln) != 1).sum())
+    methods = [str(one.get("method")) for one in (about or {}).get("methods", ())]
+    of = f", of {' and '.join(methods)}" if methods else ""
+    card = edited_card(source, CERTIFICATE, f"Fixed gains of {heads} heads{of}.")
+    source.copy(target, replace, {CERTIFICATE: certificate, **card}, recipe=certificate)
 
 
 def gains_edit(

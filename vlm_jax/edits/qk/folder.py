@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, ModelFolder, digest
+from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, Extra, ModelFolder, digest, edited_card
 from vlm_jax.config import DecoderConfig
 from vlm_jax.edits.base import MadeEdit, WeightEdit
 from vlm_jax.edits.qk import sidecar_file
@@ -66,9 +66,22 @@ def edit_folder(
     """
     with Progress(len(edited_layers(source, spec)), "layers", label="edit") as progress:
         edit = FolderEdit(source, spec, progress)
-        files = {CERTIFICATE: edit.certificate_bytes, SIDECAR: edit.sidecar_bytes}
+        files: dict[str, Extra] = {
+            CERTIFICATE: edit.certificate_bytes,
+            SIDECAR: edit.sidecar_bytes,
+            **edited_card(source, CERTIFICATE, f"Query-key edit: {_settings(spec)}."),
+        }
         source.copy(target, edit.replacements(), files, recipe=edit.recipe())
     return edit.certificate()
+
+
+def _settings(spec: QKEdit) -> str:
+    """An edit's settings, those that are as usual left out."""
+    fields = dataclasses.fields(spec)
+    values = {field.name: getattr(spec, field.name) for field in fields}
+    usual = {field.name: field.default for field in fields}
+    told = {n: v for n, v in values.items() if n in ("k", "strength", "band") or v != usual[n]}
+    return ", ".join(f"{name}={value!r}" for name, value in told.items())
 
 
 def revert_folder(source: ModelFolder, target: str | os.PathLike[str]) -> None:

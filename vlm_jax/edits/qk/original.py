@@ -17,6 +17,7 @@ from vlm_jax.checkpoint import (
     ModelFolder,
     Replacement,
     digest,
+    original_card,
     place,
 )
 from vlm_jax.edits.qk import sidecar_file
@@ -103,7 +104,12 @@ class OriginalFolder(ModelFolder):
         self._edited.copy(
             target,
             {**back, **replace},
-            {CERTIFICATE: None, SIDECAR: None, **(extra_files or {})},
+            {
+                CERTIFICATE: None,
+                SIDECAR: None,
+                **original_card(self._edited, CERTIFICATE),
+                **(extra_files or {}),
+            },
             restored={*restored, *(back.keys() - replace.keys())},
             recipe=recipe,
         )
@@ -115,6 +121,11 @@ class OriginalFolder(ModelFolder):
     def companions(self) -> dict[str, pathlib.Path]:
         """See `ModelFolder`."""
         files = self._edited.companions()
+        for name, content in original_card(self._edited, CERTIFICATE).items():
+            if content is None:
+                del files[name]
+            elif isinstance(content, pathlib.Path):
+                files[name] = content
         return {name: path for name, path in files.items() if name not in (CERTIFICATE, SIDECAR)}
 
     def _reader(self, path: str) -> Any:
