@@ -9,6 +9,7 @@ alike:
     vlm.apply("qk", k=4, strength=0.5).save("edited")
 """
 
+import contextlib
 import copy
 import logging
 import os
@@ -26,14 +27,14 @@ from vlm_jax import answering, checkpoint, hub
 from vlm_jax.answering import Answer, DeviceStore, Failure
 from vlm_jax.attention.steering import Reallocation, Steering
 from vlm_jax.batch import Batch
-from vlm_jax.calls import Call, ImagesOf, read_call
+from vlm_jax.calls import ImagesOf, read_call
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate
-from vlm_jax.errors import ConfigError, PromptError
+from vlm_jax.errors import ConfigError, PromptError, UserError
 from vlm_jax.listing import html_table
 from vlm_jax.masses import read_masses
 from vlm_jax.methods import check_method, methods, treat
@@ -228,7 +229,7 @@ class VLM:
         call = read_call(images, prompts)
         own = set(methods()[check_method(method)].settings)
         options = {name: settings.pop(name) for name in set(settings) & _OPTIONS - own}
-        limit = self._limit(call, options.pop("max_new_tokens", 128))
+        limit = self.room(call.images, call.prompts, options.pop("max_new_tokens", 128))
         return sweep(self, method, settings, call, {"max_new_tokens": limit, **options})
 
     def attention(
@@ -254,7 +255,7 @@ class VLM:
             ConfigError: the model classifies heads in a pass of its own.
         """
         call = read_call(images, prompts)
-        options = {"max_new_tokens": self._limit(call, max_new_tokens)}
+        options = {"max_new_tokens": self.room(call.images, call.prompts, max_new_tokens)}
         reading = self._steered(self._reading())
         assert reading is not None
         answers = self.ask(call.images, call.prompts, options)
@@ -368,9 +369,8 @@ class VLM:
         """
         call = read_call(images, prompts)
         settings = (settings or DecodeSettings()).replace(**changes)
-        options = {
-            "settings": settings.replace(max_new_tokens=self._limit(call, settings.max_new_tokens))
-        }
+        room = self.room(call.images, call.prompts, settings.max_new_tokens)
+        options = {"settings": settings.replace(max_new_tokens=room)}
         steering = self._reading() if return_readings else None
         answers = self.ask(call.images, call.prompts, options, steering=steering)
         results = answers if return_readings else [answer.text for answer in answers]
@@ -393,13 +393,32 @@ class VLM:
         answers = {made.index: made for made in found if isinstance(made, Answer)}
         return [answers[index] for index in range(len(prompts))]
 
-    def _limit(self, call: Call, asked: int) -> int:
-        """Returns how many tokens an answer may have: what was asked, or what there is room for."""
+    def room(
+        self,
+        images: Sequence[Sequence[ImageSource]] | None,
+        prompts: Sequence[str],
+        asked: int,
+    ) -> int:
+        """Returns how many tokens answers may have: what was asked, or what there is room for.
+
+        A model of 256 positions, asked for 256 tokens after prompts of 61 and 70 tokens, has room
+        for 186. What is cut is logged. Samples that cannot be read, or leave no room at all, fail
+        on their own later.
+
+        Args:
+            images, prompts: see `answer`.
+            asked: `max_new_tokens`; half of the model's positions are never cut.
+        """
         positions = self.config.decoder.max_positions
         if asked <= positions // 2:
             return asked
-        drafts = self.processor.drafts(call.images, call.prompts, max_length=positions - 1)
-        room = positions - max(draft.length for draft in drafts)
+        longest = 0
+        for index, prompt in enumerate(prompts):
+            group = None if images is None else [list(images[index])]
+            with contextlib.suppress(UserError):
+                (draft,) = self.processor.drafts(group, [prompt])
+                longest = max(longest, draft.length if draft.length < positions else 0)
+        room = positions - longest
         if asked > room:
             _log.warning(
                 "max_new_tokens=%d is cut to %d: the model has %d positions, of which the longest "
@@ -407,7 +426,7 @@ class VLM:
                 asked,
                 room,
                 positions,
-                positions - room,
+                longest,
             )
         return min(asked, room)
 

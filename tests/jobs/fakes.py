@@ -74,6 +74,10 @@ class FakeVLM:
     def keep_prefixes(self, limit_bytes):
         """Nothing is read, so nothing is kept."""
 
+    def room(self, images, prompts, asked):
+        """It has positions without end."""
+        return asked
+
     def treated(self, treatment, replace=None):
         changed = {path: make() for path, make in (replace or {}).items()}
         treatments = (*self.treatments, treatment)

@@ -132,7 +132,7 @@ def test_an_edited_folder_takes_part_as_it_is(config, fake, tiny_llava, tmp_path
     assert "changed is edited already, so arms that edit weights are left out of it" in said
     found = json.loads((work / "results.json").read_text())
     assert list(found["compared"]["broken"]) == ["plain", "changed"]
-    assert list(found["models"]["changed"]["arms"]) == ["unedited"]
+    assert list(found["models"]["changed"]["arms"]) == ["as edited"]
     assert len(found["models"]["plain"]["arms"]) == 4
 
 

@@ -7,6 +7,7 @@ import json
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import vlm_jax
@@ -21,6 +22,7 @@ from vlm_jax.jobs.identify import read_settings
 from vlm_jax.steering.methods import build
 from vlm_jax.study.chunks import Chunks
 from vlm_jax.study.request import Request
+from vlm_jax.testbed.scenes import draw_scenes
 
 SHAPE = (6, 8)
 
@@ -222,3 +224,33 @@ def test_a_damaged_chunk_is_made_again(chunks, tmp_path, capsys, damage):
     assert found.has(0)
     assert not found.has(1)
     assert "000001.npz is damaged" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_left_out_up_to_the_limit(tmp_path, capsys):
+    """One of five is cut short."""
+    config = config_file.get_config()
+    config.update({"compile_cache": "off", "max_new_tokens": 24})
+    config.identify.update({"chunk": 5, "rows": 32, "scopes": ("row",), "captions": "all"})
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    scenes = draw_scenes("broken", "dev", 0, np.arange(5))
+    for number, scene in enumerate(scenes.images):
+        PIL.Image.fromarray(scene).save(pictures / f"{number}.png")
+    whole = (pictures / "3.png").read_bytes()
+    (pictures / "3.png").write_bytes(whole[: len(whole) // 2])
+    truth = tmp_path / "truth.tsv"
+    truth.write_text("# categories: cup|dog\n" + "".join(f"{n}\t0\n" for n in range(5)))
+    config.benchmarks = {
+        "chair": {"kind": "chair", "images": str(pictures), "truth": (str(truth),)}
+    }
+    ask = lambda: identify.run(Request(config=config, source=model_folder(), workdir=tmp_path))
+    ask()
+    document = json.loads((tmp_path / "heads.json").read_text())
+    assert list(document["failures"]) == ["3"]
+    assert "3.png" in document["failures"]["3"]
+    assert document["captions"]["made"] == 4
+    assert "left out: 3: " in capsys.readouterr().out
+    ask()  # from its chunks
+    config.max_failures = 0.0
+    with pytest.raises(UserError, match=r"1 of 5 items failed and config\.max_failures allows 0"):
+        ask()

@@ -221,13 +221,11 @@ def answer_all(
         Every line by its id as a string, in the order of the examples, failures among them.
     """
     malformed = dict(malformed or {})
-    limit = failure_limit(max_failures, len(examples) + len(malformed))
+    guard = FailureGuard.of(max_failures, len(examples), malformed)
     known = share.union(lambda: log.find({str(example.id) for example in examples}))
     todo = [example for example in share.of(examples) if unanswered(str(example.id), known)]
     # Samples keep their random streams whatever part of the examples is asked.
     places = {str(example.id): place for place, example in enumerate(examples)}
-    guard = _Guard(limit, len(examples) + len(malformed), dict(malformed))
-    guard.check()
 
     def work() -> dict[str, Line]:
         made: dict[str, Line] = {}
@@ -242,7 +240,7 @@ def answer_all(
                 **settings,
             )
             for answer in answers:
-                example, reason = todo[answer.index], _reason(answer)
+                example, reason = todo[answer.index], why_not(answer)
                 line = row(example, answer) if reason is None else {ERROR: reason}
                 made[str(example.id)] = {"id": example.id, **line}
                 log.append(example.id, line)
@@ -250,12 +248,12 @@ def answer_all(
                 if reason is None:
                     show(example, answer)
                 else:
-                    guard.add(str(example.id), reason)
+                    guard.add({str(example.id): reason})
         return made if share.writes else {}
 
     new = share.union(lambda: share.in_step(work))
     failed = {**malformed, **{key: line[ERROR] for key, line in new.items() if ERROR in line}}
-    _Guard(limit, guard.total, failed).check()
+    FailureGuard(guard.limit, guard.total, failed).check()
     found = {**known, **new}
     if failed and all(unanswered(str(example.id), found) for example in examples):
         identifier, reason = next(iter(failed.items()))
@@ -285,18 +283,38 @@ def failure_limit(max_failures: float, total: int) -> int:
 
 
 @dataclass
-class _Guard:
-    """Counts items that failed, and stops at too many."""
+class FailureGuard:
+    """Counts items that failed, and stops at too many.
+
+    Attributes:
+        limit: how many may fail.
+        total: how many there are.
+        failed: id -> why.
+    """
 
     limit: int
     total: int
     failed: dict[str, str]
 
-    def add(self, identifier: str, reason: str) -> None:
-        self.failed[identifier] = reason
+    @classmethod
+    def of(cls, max_failures: float, count: int, malformed: Mapping[str, str]) -> "FailureGuard":
+        """A guard over `count` examples, and items that could not be read into one."""
+        total = count + len(malformed)
+        guard = cls(failure_limit(max_failures, total), total, dict(malformed))
+        guard.check()
+        return guard
+
+    def add(self, failed: Mapping[str, str]) -> None:
+        """Notes items that failed, and why.
+
+        Raises:
+            UserError: these are too many.
+        """
+        self.failed |= failed
         self.check()
 
     def check(self) -> None:
+        """Raises `UserError` if more failed than may."""
         if len(self.failed) <= self.limit:
             return
         identifier, reason = list(self.failed.items())[-1]
@@ -307,8 +325,8 @@ class _Guard:
         )
 
 
-def _reason(answer: Any) -> str | None:
-    """Why there is no answer, None if there is.
+def why_not(answer: Any) -> str | None:
+    """Returns why there is no answer, None if there is.
 
     Reasons begin with the sample's number in its call, which the line's id says better.
     """

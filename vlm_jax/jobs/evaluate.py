@@ -24,7 +24,7 @@ from vlm_jax.report.comparison import benchmark_table, comparison_tables
 from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
 from vlm_jax.report.tables import Section, Table, write_reports
-from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, pair_controls, slug
+from vlm_jax.study.arms import Arm, ArmReader, pair_controls, slug
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
 from vlm_jax.study.say_less import SayLess, read_say_less
@@ -117,10 +117,10 @@ class _Asked:
         if source.certificate is not None:
             kept = [arm for arm in arms if not arm.edits]
             if len(kept) < len(arms):
+                left_out = ", ".join(arm.name for arm in arms if arm.edits)
                 print(
                     f"{source.path.name} is edited already, so arms that edit weights are left out "
-                    f"of it: {', '.join(arm.name for arm in arms if arm.edits)}. {UNEDITED!r} is "
-                    "the folder as it is."
+                    f"of it: {left_out}. {arms[0].name!r} is the folder as it is."
                 )
             arms = kept
         for edit in (edit for arm in arms for edit in arm.edits):
@@ -181,10 +181,13 @@ def models_differ(found: Mapping[str, "Evaluation"]) -> str:
 
     The testbed's benchmarks, for example, differ for families that take images of other sizes.
     """
-    first, *others = (one.results for one in found.values())
+    first, *others = (
+        {name: arms[one.as_it_is].protocol_parts for name, arms in one.results.items()}
+        for one in found.values()
+    )
     for other in others:
         for name, own in first.items():
-            protocols = (own[UNEDITED].protocol_parts, other[name][UNEDITED].protocol_parts)
+            protocols = (own, other[name])
             what = differing(*protocols, without=MODEL_PARTS)
             if what:
                 return f"{name}: {what}"
@@ -196,7 +199,7 @@ def compare_models(found: Mapping[str, "Evaluation"], config: Any) -> Comparison
 
     Items that failed with any of them are left out.
     """
-    own = {name: one.measured.tables[UNEDITED] for name, one in found.items()}
+    own = {name: one.measured.tables[one.as_it_is] for name, one in found.items()}
     first = next(iter(found.values())).comparison
     shared = {}
     for benchmark, drawn in next(iter(own.values())).items():
@@ -273,7 +276,7 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        arms: the rows, unedited first.
+        arms: the rows, the source as it is first.
         measured: tallies and edits.
         comparison: of the arms.
         results: benchmark -> arm -> result document.
@@ -283,6 +286,11 @@ class Evaluation:
     measured: Measured
     comparison: Comparison
     results: Mapping[str, Mapping[str, Results]]
+
+    @property
+    def as_it_is(self) -> str:
+        """The name of the first arm, the source as it is."""
+        return self.arms[0].name
 
     @property
     def sizes(self) -> dict[str, list[Mapping[str, Any]]]:
@@ -371,7 +379,7 @@ def compare_arms(
     comparison = compare(
         measured.tables,
         {
-            name: benchmark.metrics(measured.tables[UNEDITED][name][0].totals())
+            name: benchmark.metrics(measured.tables[arms[0].name][name][0].totals())
             for name, benchmark in benchmarks.items()
         },
         sweep=measured.sweep,
@@ -470,16 +478,17 @@ def _publish(
 ) -> None:
     """Writes the top `results.json` and `answers.jsonl`, `report.md` and `report.html`."""
     first = next(iter(found.results))
-    entry = found.results[first][UNEDITED]
+    own = found.as_it_is
+    entry = found.results[first][own]
     everything = {
         name: {arm: result.document() for arm, result in entries.items()}
         for name, entries in found.results.items()
     }
     comparison = found.document()
-    top = {**entry.document(), "arm": UNEDITED, "all": everything, "comparison": comparison}
+    top = {**entry.document(), "arm": own, "all": everything, "comparison": comparison}
     top["made"] = made()
     write_json(workdir / "results.json", top)
-    answers = (workdir / slug(first) / slug(UNEDITED) / "answers.jsonl").read_bytes()
+    answers = (workdir / slug(first) / slug(own) / "answers.jsonl").read_bytes()
     replace_file(workdir / "answers.jsonl", answers)
     title = f"{request.need('source').name}: {title}"
     text = comparison_page(title, found.comparison, tables, entry, examples)

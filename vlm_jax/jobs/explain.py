@@ -125,7 +125,7 @@ def write_contributions(
     support = SourceSupport(model.config, settings.rows)
     with Progress(len(todo), "answers", label="contributions") as progress:
         for number in todo:
-            options = generation_settings(config)
+            options = {"settings": generation_settings(config, model, [examples[number]])}
             found = measure(model, support, examples[number], settings, number, options)
             chunks.write(number, found)
             progress.advance()

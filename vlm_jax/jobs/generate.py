@@ -1,6 +1,5 @@
 """Answers prompts about images."""
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from typing import Any
 
 from vlm_jax import checkpoint
 from vlm_jax.api import VLM, Answer
-from vlm_jax.decoding import DecodeSettings
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.errors import PromptError, UserError
 from vlm_jax.evals.answer_log import AnswerLog, Unkept
@@ -22,7 +20,7 @@ from vlm_jax.settings import plain, refuse_unknown
 from vlm_jax.study.arms import IDENTIFIED
 from vlm_jax.study.fingerprint import fingerprint, picture
 from vlm_jax.study.request import Request
-from vlm_jax.study.runtime import generation_identity, load_model, share
+from vlm_jax.study.runtime import generation_identity, generation_settings, load_model, share
 
 MAX_REQUESTS = 1 << 30
 EDIT = "qk"
@@ -44,9 +42,7 @@ def run(request: Request) -> None:
     source = checkpoint.open_folder(request.need("source"))
     model = treated(load_model(request, source), config)
     part = share(config)
-    settings = DecodeSettings.of_config(config)
-    room = _room(model, examples, settings.max_new_tokens)
-    settings = dataclasses.replace(settings, max_new_tokens=room)
+    settings = generation_settings(config, model, examples)
     log: AnswerLog | Unkept = Unkept()
     if request.workdir is not None:
         asked = [[e.id, e.prompt, [picture(image) for image in e.images]] for e in examples]
@@ -87,33 +83,6 @@ def _row(example: Example, answer: Answer) -> dict[str, Any]:
     names = [pathlib.Path(image).name for image in example.images]
     about = {"image": names[0]} if len(names) == 1 else {"images": names} if names else {}
     return {"prompt": example.prompt, **about, "text": answer.text}
-
-
-def _room(model: VLM, examples: Sequence[Example], asked: int) -> int:
-    """Returns how many tokens answers may have, and says so where it is less than was asked.
-
-    Requests that cannot be read, or that leave no room at all, fail on their own later.
-    """
-    positions = model.config.decoder.max_positions
-    if asked <= positions // 2:
-        return asked
-    longest = 0
-    for example in examples:
-        try:
-            (draft,) = model.processor.drafts([list(example.images)], [example.prompt])
-        except UserError:
-            continue
-        if draft.length < positions:
-            longest = max(longest, draft.length)
-    room = positions - longest
-    if asked <= room:
-        return asked
-    print(
-        f"config.max_new_tokens={asked} is cut to {room}: the model has {positions} positions, of "
-        f"which the longest prompt takes {longest}.",
-        file=sys.stderr,
-    )
-    return room
 
 
 def read_requests(

@@ -18,7 +18,7 @@ answers to the same question, a line of JSON each, what leads from the negative 
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash, write_json
+from vlm_jax.evals.runner import FailureGuard, why_not
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.files import replace_file
@@ -53,6 +54,7 @@ VECTORS = "vectors.npy"
 _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
 _LABELS = ("offsets", "string_match")
+_CHUNKS = 2  # the form of their files
 
 
 def _scopes(name: str, value: Any) -> tuple[str, ...]:
@@ -131,6 +133,7 @@ def run(request: Request) -> None:
     identity = {
         "source": fingerprint(source),
         "identify": dataclasses.asdict(settings),
+        "chunks": _CHUNKS,
         "protocol": protocol_hash(benchmark.protocol()),
         **{key: config[key] for key in ("max_new_tokens", "dtype", "seed")},
     }
@@ -141,24 +144,38 @@ def run(request: Request) -> None:
     means = Chunks(workdir / "chunks", identity, "mean")
     rounds = [chunks, means] if settings.mean_ablation else [chunks]
     todo = {each.kind: [n for n in numbers if not each.has(n)] for each in rounds}
+    guard = FailureGuard.of(config.max_failures, len(examples), benchmark.malformed)
+    for done in sorted(set(numbers) - set(todo[""])):
+        guard.add(_failures(chunks.read(done)))
     if any(todo.values()):
         model = load_model(request, source)
         ablation = HeadAblation(model.config, settings.rows)
-        captioner = {**generation_settings(config), "steering": classifier(classes)}
+        asked = generation_settings(config, model, examples)
+        captioner = {"settings": asked, "steering": classifier(classes)}
         work = lambda n: _Chunk(model, benchmark, ablation, settings, parts[n], n * settings.chunk)
-        _run_round(chunks, todo[""], parts, lambda n: work(n).measure(captioner))
+
+        def measure(number: int) -> dict[str, np.ndarray]:
+            found = work(number).measure(captioner)
+            guard.add(_failures(found))
+            return found
+
+        _run_round(chunks, todo[""], parts, measure)
         if settings.mean_ablation:
             mean_lnh = _mean_outputs([chunks.read(number) for number in numbers])
             again = lambda n: work(n).measure_means(chunks.read(n), mean_lnh)
             _run_round(means, todo["mean"], parts, again)
     found = chunks.join(numbers)
+    failures = {**benchmark.malformed, **_failures(found)}
     if settings.mean_ablation:
         found |= means.join(numbers)
     document = describe(found, settings.scopes, settings.count, shape_of(source.config))
     document |= {"benchmark": benchmark.name, "source": source.path.name, "identity": identity}
     document |= provenance(config)
+    document["failures"] = failures
     write_json(workdir / HEADS, document)
     show(document)
+    for identifier, reason in failures.items():
+        print(f"left out: {identifier}: {reason}")
     print(f"Head sets: {workdir / HEADS}")
 
 
@@ -217,6 +234,11 @@ def _find_vectors(request: Request, source: Any, settings: IdentifySettings) -> 
     workdir.mkdir(parents=True, exist_ok=True)
     replace_file(workdir / VECTORS, content.getvalue())
     print(f"Vectors of {len(pairs)} pairs: {workdir / VECTORS}")
+
+
+def _failures(found: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Id of an example that could not be read -> why, of a chunk or of several."""
+    return dict(zip(found["failed"].tolist(), found["reason"].tolist()))
 
 
 def _run_round(
@@ -278,18 +300,35 @@ class _Chunk:
     offset: int
 
     def measure(self, captioner: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Returns arrays by name: readings of the captions and drops of their naming tokens."""
+        """Returns arrays by name: readings of the captions and drops of their naming tokens.
+
+        `failed` and `reason` say which examples could not be read; they are left out of the others.
+        """
         images = [list(example.images) for example in self.examples]
         prompts = [example.prompt for example in self.examples]
-        made = self.model.answer(images, prompts, **captioner)
-        answers = sorted(
-            (one for one in made if isinstance(one, Answer)), key=lambda one: one.index
-        )
+        made = list(self.model.answer(images, prompts, on_error="yield", **captioner))
+        made.sort(key=lambda one: one.index)
+        answers = [one for one in made if isinstance(one, Answer)]
+        why = {str(self.examples[one.index].id): why_not(one) for one in made}
+        failed = {name: reason for name, reason in why.items() if reason is not None}
+        found = self._without(failed)._measured(answers)
+        texts = lambda values: np.array(list(values), "U")
+        return {**found, "failed": texts(failed), "reason": texts(failed.values())}
+
+    def _without(self, failed: Collection[Any]) -> "_Chunk":
+        """The chunk without some examples, by id."""
+        left = [example for example in self.examples if str(example.id) not in failed]
+        return dataclasses.replace(self, examples=left)
+
+    def _measured(self, answers: Sequence[Answer]) -> dict[str, np.ndarray]:
+        """What `measure` returns of examples that were all answered."""
         rows = list(self._tokens(answers))
         token_m4 = np.asarray(rows, np.int32).reshape(-1, 4)
         fields = [field.name for field in dataclasses.fields(Readings)]
         readings = {
-            name: np.stack([np.asarray(getattr(a.readings, name)) for a in answers])
+            name: np.array([np.asarray(getattr(a.readings, name)) for a in answers])
+            if answers
+            else self._nothing
             for name in fields
         }
         found = {"sample": self.offset + token_m4[:, 0], "hallucinated": token_m4[:, 3] > 0}
@@ -322,7 +361,7 @@ class _Chunk:
         tokens = _apart(first["tokens"], first["lengths"])
         sample_m = first["sample"] - self.offset
         token_m3 = np.stack([sample_m, first["index"], first["target"]], axis=1)
-        batch, places = self._asked(tokens, token_m3)
+        batch, places = self._without(_failures(first))._asked(tokens, token_m3)
         drops = self.ablation.drops(self.model.params, batch, places, "row", mean_lnh)
         return {"drop_mean": drops}
 

@@ -35,7 +35,7 @@ from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table, write_reports
 from vlm_jax.settings import number, read, setting, text
-from vlm_jax.study.arms import UNEDITED, Arm, ArmReader, Draw
+from vlm_jax.study.arms import Arm, ArmReader, Draw
 from vlm_jax.study.grids import Grid, read_grid
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
@@ -77,7 +77,7 @@ def run(request: Request) -> None:
         for edit in arm.edits:
             edit.layers(source.config.decoder.num_layers)
     session = Session(request, source)
-    arms = [Arm(UNEDITED), *grid.arms]
+    arms = [Arm(reader.as_it_is), *grid.arms]
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir / "dev")
     report = _Report.of(request, found, benchmarks, grid, rule)
     chosen = report.chosen
@@ -96,7 +96,7 @@ def run(request: Request) -> None:
     draw = next(arm.draws[0] for arm in grid.arms if arm.name == chosen)
     _only_once(workdir / "test" / "chosen.json", chosen, draw)
     controls = grid.controls(chosen, rule.controls, reader)
-    finalists = [Arm(UNEDITED), Arm(CHOSEN, (draw,)), *controls]
+    finalists = [Arm(reader.as_it_is), Arm(CHOSEN, (draw,)), *controls]
     print(f"\nTest split; {CHOSEN} is {chosen}")
     title = f"{chosen}, chosen on dev, on the test split"
     tested = evaluate(request, session, test, finalists, say_less, workdir / "test", title)
@@ -263,7 +263,7 @@ class _Report:
         plain = comparison.plain(self.pooled[0], self.metric)
         plots = _plots(self.doses, self.grid, plain, self.metric)
         if comparison.points:
-            named = [UNEDITED, self.chosen] if self.chosen else []
+            named = [self.found.as_it_is, self.chosen] if self.chosen else []
             plot = frontier_plot(comparison, named if len(comparison.arms) > 8 else ())
             plots.append(Section("The say-less frontier", plot, FRONTIER_NOTE))
         about = next(iter(self.found.results[self.pooled[0]].values()))
@@ -300,7 +300,7 @@ def _doses(
     tested: Sequence[str],
 ) -> list[Dose]:
     """The effects of all arms, those of `tested` corrected together."""
-    first = found.measured.tables[UNEDITED][pooled[0]][0]
+    first = found.measured.tables[found.as_it_is][pooled[0]][0]
     return dose_response(
         found.measured.tables,
         benchmarks[pooled[0]].metrics(first.totals()),

@@ -27,12 +27,12 @@ def across_tables(models: Models) -> list[Table]:
     lead = [(name, first.primary(name)) for name in metrics]
     captions = [name for name, names in metrics.items() if "recall" in names and "C_S" in names]
     lead += [(name, "recall") for name in captions[:1]]
-    tables = [change_table(models, lead, "Change from the unedited models", gaps=True)]
+    tables = [change_table(models, lead, "Change from the models as they are", gaps=True)]
     if first.contrasts:
         tables.append(contrast_table(models))
     for name, names in metrics.items():
         columns = [(name, metric) for metric in names if first.metrics[name][metric].shown]
-        tables.append(change_table(models, columns, f"{name}: change from the unedited models"))
+        tables.append(change_table(models, columns, f"{name}: change from the models as they are"))
     return tables
 
 

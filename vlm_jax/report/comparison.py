@@ -66,7 +66,13 @@ def summary_table(comparison: Comparison) -> Table:
         notes += _resample_notes(comparison)
     if any(arm.draws > 1 for arm in comparison.arms):
         notes.append("Random controls: mean over draws; gaps with the range over draws.")
-    return Table("Change from the unedited model", headers, rows, notes)
+    return Table(f"Change from {baseline_name(comparison)}", headers, rows, notes)
+
+
+def baseline_name(comparison: Comparison) -> str:
+    """What texts call the arm that others are compared with."""
+    name = comparison.baseline.name
+    return f"the model {name}" if name == "as edited" else f"the {name} model"
 
 
 def gap_cell(arm: ArmResult) -> str:
@@ -222,10 +228,10 @@ def frontier_table(comparison: Comparison) -> Table:
     ]
     pooled = " + ".join(comparison.pooled)
     return Table(
-        f"Say-less frontier of the unedited model ({pooled})",
+        f"Say-less frontier of {baseline_name(comparison)} ({pooled})",
         ["bias", "recall", "C_S", "length (words)"],
         rows,
-        ["A plain bias on the logits that end a caption; 0 is the unedited model."],
+        ["A plain bias on the logits that end a caption; 0 is the model without it."],
     )
 
 

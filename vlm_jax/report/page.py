@@ -20,6 +20,7 @@ from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.frontier import FrontierPoint
 from vlm_jax.evals.results import Results
 from vlm_jax.report.charts import COLOURS, INK, SHAPES, SOFT, Mark, Series, forest, scatter
+from vlm_jax.report.comparison import baseline_name
 from vlm_jax.report.tables import Section, Table, interval
 from vlm_jax.report.verdict import Verdict, verdicts
 
@@ -56,7 +57,7 @@ def comparison_page(
     if len(comparison.arms) > 1:
         for name in comparison.items:
             metric = comparison.primary(name)
-            heading = f"{name}: change of {metric} from the unedited model"
+            heading = f"{name}: change of {metric} from {baseline_name(comparison)}"
             sections.append(Section(heading, _forest(comparison, name, metric)))
     everything = [*sections, *examples, *(table.section() for table in tables)]
     return page(title, everything, about, verdicts(comparison))

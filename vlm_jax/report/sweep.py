@@ -7,7 +7,7 @@ from typing import Any
 from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.sweeps import Dose
 from vlm_jax.report.charts import COLOURS, Mark, Series, scatter
-from vlm_jax.report.comparison import gap_cell
+from vlm_jax.report.comparison import baseline_name, gap_cell
 from vlm_jax.report.tables import NONE, Table, interval, number, p_value
 
 
@@ -54,8 +54,8 @@ def dose_table(
     unit = comparison.unit(benchmarks[0], metric)
     paired = comparison.metrics[benchmarks[0]][metric].outcome
     notes = [
-        f"change: {unit} from the unedited model's {before}, [paired {level} bootstrap interval]; "
-        "* it excludes 0.",
+        f"change: {unit} from {baseline_name(comparison)}, {before}, [paired {level} bootstrap "
+        "interval]; * it excludes 0.",
         f"at once: intervals that hold for all {tested} settings together (max-T). p: "
         f"{'exact McNemar' if paired else 'from the bootstrap error'}, two-sided.",
         "detectable: least true change found with 80 % power. Controls are not tested.",

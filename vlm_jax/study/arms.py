@@ -13,6 +13,7 @@ from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import named
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.edits import energy_rescale, head_gains
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.edits.qk import QKEdit, Sidecar, edit_many
 from vlm_jax.edits.qk.certificate import summary
@@ -27,9 +28,10 @@ from vlm_jax.steering.config import entries, is_random, read_method, with_seed, 
 from vlm_jax.treatments import Decoded, Edited, Treatment, steering_of, strategy_of
 
 UNEDITED = "unedited"
+AS_EDITED = "as edited"
 IDENTIFIED = "identified"
 RANDOM_CONTROLS = ("R1", "R2", "R3", "R4", "R5", "C6")
-_RESERVED = (UNEDITED, "frontier")
+_RESERVED = (UNEDITED, AS_EDITED, "frontier")
 _FIELDS = tuple(field.name for field in dataclasses.fields(QKEdit))
 
 Section = Any
@@ -144,6 +146,7 @@ class ArmReader:
         seed: of the first draw; the next ones count up.
         draws: of a random control that does not say.
         heads: file that `heads='identified'` stands for.
+        as_it_is: name of the first arm, the source as it is.
     """
 
     edit: Mapping[str, Any]
@@ -151,20 +154,22 @@ class ArmReader:
     seed: int = 0
     draws: int = 1
     heads: str = ""
+    as_it_is: str = UNEDITED
 
     @classmethod
     def of(cls, config: Any, source: checkpoint.ModelFolder) -> "ArmReader":
         """A reader for a job's config and model."""
         heads = str(config.heads).replace("{source}", str(source.path))
-        return cls(config.edit, source.config, config.seed, config.control_draws, heads)
+        own = AS_EDITED if is_edited(source) else UNEDITED
+        return cls(config.edit, source.config, config.seed, config.control_draws, heads, own)
 
     def arms(self, sections: Mapping[str, Section]) -> list[Arm]:
-        """Returns the unedited arm and those of `config.arms`.
+        """Returns the arm of the source as it is and those of `config.arms`.
 
         Raises:
             ConfigError: a name, a key or a value is wrong.
         """
-        listed = [Arm(UNEDITED)]
+        listed = [Arm(self.as_it_is)]
         for name, section in sections.items():
             where = f"config.arms.{name}"
             if name in _RESERVED:
@@ -284,6 +289,12 @@ def _beside_controls(arms: Sequence[Arm]) -> list[Arm]:
         controls = [one for one in arms if one.is_control and one.stands_for == arm.stands_for]
         listed |= {one.name: one for one in (arm, *controls)}
     return list({**listed, **{arm.name: arm for arm in arms}}.values())
+
+
+def is_edited(source: checkpoint.ModelFolder) -> bool:
+    """Whether a folder's weights are those of an edit."""
+    folds = (head_gains.CERTIFICATE, energy_rescale.CERTIFICATE)
+    return source.certificate is not None or any((source.path / f).exists() for f in folds)
 
 
 def check_folders(arms: Iterable[Arm]) -> None:

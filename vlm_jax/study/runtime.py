@@ -1,5 +1,6 @@
 """What every job that runs a model needs: the model, the compile cache, settings, provenance."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax
 from vlm_jax.api import VLM, load
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.decoding import DecodeSettings
+from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
 from vlm_jax.files import cache_folder
@@ -51,9 +53,12 @@ def share(config: Any) -> Share:
     )
 
 
-def generation_settings(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `VLM.answer` that a config sets."""
-    return {"settings": DecodeSettings.of_config(config)}
+def generation_settings(config: Any, model: VLM, examples: Iterable[Example]) -> DecodeSettings:
+    """Returns how a config wants examples answered, with room behind all prompts (`VLM.room`)."""
+    settings, asked = DecodeSettings.of_config(config), list(examples)
+    images, prompts = [list(one.images) for one in asked], [one.prompt for one in asked]
+    room = model.room(images, prompts, settings.max_new_tokens)
+    return settings.replace(max_new_tokens=room)
 
 
 def generation_identity(config: Any, model: VLM) -> dict[str, Any]:

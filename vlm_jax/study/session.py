@@ -10,6 +10,7 @@ import jax
 
 from vlm_jax.api import VLM
 from vlm_jax.checkpoint import ModelFolder
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.results import protocol_hash
@@ -18,7 +19,7 @@ from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.progress import duration
 from vlm_jax.study.acted import acted, details
-from vlm_jax.study.arms import UNEDITED, Arm, Draw, Planned, plan_edits, slug
+from vlm_jax.study.arms import Arm, Draw, Planned, plan_edits, slug
 from vlm_jax.study.fingerprint import fingerprint, picture
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_identity, generation_settings, load_model, share
@@ -85,7 +86,7 @@ class Session:
 
     def __init__(self, request: Request, source: ModelFolder):
         self.source = source
-        self.settings = generation_settings(request.config)
+        self.config = request.config
         self.model = load_model(request, source)
         # Arms that leave an image's rows alone read it once for all.
         self.model.keep_prefixes(int(request.config.prefix_cache_mb * 2**20))
@@ -113,7 +114,9 @@ class Session:
         every = [*arms, *biased.values()]
         names = lambda arm: benchmarks if arm.benchmarks is None else arm.benchmarks
         clock = _Clock(sum(len(arm.draws) * len(names(arm)) for arm in every))
-        runs = _Runs(self, benchmarks, workdir, clock, planned)
+        asked = [example for suite in benchmarks.values() for example in suite.examples()]
+        settings = generation_settings(self.config, self.model, asked)
+        runs = _Runs(self, benchmarks, workdir, clock, planned, settings)
         found: dict[str, dict[str, list[Answered]]] = {}
         done: dict[str, list[Mapping[str, Any]]] = {}
         compiled: dict[str, int] = {"unedited": 0, "edited": 0, "steered": 0}
@@ -138,7 +141,7 @@ class Session:
             for bias, arm in biased.items()
         }
         if say_less is not None:
-            sweep[0.0] = {name: tables[UNEDITED][name][0] for name in say_less.benchmarks}
+            sweep[0.0] = {name: tables[arms[0].name][name][0] for name in say_less.benchmarks}
         acting = {jax.tree.structure((d.steering, d.strategy)) for arm in arms for d in arm.draws}
         kinds = len(acting - {jax.tree.structure((None, None))})
         programs = Compiled(**compiled, kinds=kinds)
@@ -177,6 +180,7 @@ class _Runs:
     workdir: pathlib.Path
     clock: "_Clock"
     planned: Mapping[QKEdit, Planned]
+    settings: DecodeSettings
     hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def draw(
@@ -229,7 +233,7 @@ class _Runs:
                 label=f"{self.clock} {name}, {label}",
                 max_failures=self.session.max_failures,
                 share=self.session.share,
-                **self.session.settings,
+                settings=self.settings,
                 **settings,
             )
 
