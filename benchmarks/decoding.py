@@ -15,6 +15,7 @@ from vlm_jax.attention.steering import Readings, State, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.generate import Generated
+from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.models import Cache, Params, Watched
 
 
@@ -44,6 +45,7 @@ class Decoding:
         batch: Batch,
         new_tokens: int,
         steering: Steering | None = None,
+        strategy: Strategy | None = None,
     ) -> Decoding:
         """Generates once and keeps what the loop was called with.
 
@@ -57,9 +59,8 @@ class Decoding:
 
         generator._decode = listen
         try:
-            made = generator(
-                params, batch, DecodeSettings(max_new_tokens=new_tokens + 1), steering=steering
-            )
+            settings = DecodeSettings(max_new_tokens=new_tokens + 1)
+            made = generator(params, batch, settings, steering=steering, strategy=strategy)
         finally:
             generator._decode = program
         tokens = made.tokens_bn[:, :new_tokens]

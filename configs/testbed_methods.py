@@ -10,6 +10,7 @@ seeds, make one table:
 `configs/testbed_methods.py:demo` is the same, smaller: 3 draws and the main methods.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -42,6 +43,13 @@ def get_config(size: str = "") -> ConfigDict:
         # Strategies, each beside itself with its information removed.
         arms |= {"vcd": {"method": "vcd"}, "vcd_clean": {"method": "vcd", "control": "clean"}}
         arms |= {"icd": {"method": "icd"}, "icd_same": {"method": "icd", "control": "same"}}
+        arms |= {"m3id": {"method": "m3id"}, "m3id_same": {"method": "m3id", "control": "same"}}
+        pai = {"method": "pai", "first_layer": 1}  # 2 of 32 as published; testbeds have 4
+        arms |= {"pai": pai, "pai_same": {**pai, "control": "same"}}
+        for name in ("dola", "first_logit"):
+            one = {"method": name, "control": "random"}
+            arms |= {name: {"method": name}, f"{name}_random": one}
+        arms["farsight"] = {"method": "farsight", "mode": "budget", "budget": 128}
     config.arms = ConfigDict(arms)
     if demo:
         config.frontier.biases = (*testbed.DEMO_FRONTIER, 6.0, 8.0)  # AIR loses much recall

@@ -158,13 +158,8 @@ def tokens(vlm, strategy, images=IMAGES, prompts=PROMPTS, **options) -> list[lis
 
 
 @pytest.fixture(scope="module")
-def plain(vlm):
-    return tokens(vlm, None)
-
-
-@pytest.fixture(scope="module", params=SETTINGS)
-def strategy(request):
-    return read_strategy(request.param, SETTINGS[request.param])
+def plain(llava_vlm):
+    return tokens(llava_vlm, None)
 
 
 def test_every_file_is_a_strategy():
@@ -172,15 +167,24 @@ def test_every_file_is_a_strategy():
     assert find("vcd").__name__ == "VCD"
 
 
-def test_answers_are_those_of_whole_passes_view_by_view(vlm, strategy, plain):
+CASES = [("llava_vlm", name) for name in SETTINGS] + [("qwen_vlm", "vcd")]
+CASES += [
+    pytest.param("qwen_vlm", name, marks=pytest.mark.slow) for name in SETTINGS if name != "vcd"
+]
+
+
+@pytest.mark.parametrize(("model", "name"), CASES)
+def test_answers_are_those_of_whole_passes_view_by_view(request, model, name):
     """And those of a sample alone are those in a batch."""
+    vlm, strategy = request.getfixturevalue(model), read_strategy(name, SETTINGS[name])
     found = tokens(vlm, strategy)
-    assert found == oracle(vlm, strategy.name)
-    assert found != plain
+    assert found == oracle(vlm, name)
+    assert found != tokens(vlm, None)
     assert tokens(vlm, strategy, IMAGES[1:2], PROMPTS[1:2]) == found[1:2]
 
 
-def test_the_published_bug_reads_the_second_image_once(vlm):
+def test_the_published_bug_reads_the_second_image_once(llava_vlm):
+    vlm = llava_vlm
     for name in ("vcd", "agla"):
         buggy = read_strategy(name, SETTINGS[name] | {"repo_bug": True})
         assert tokens(vlm, buggy) == oracle(vlm, name, bug=True)
@@ -194,8 +198,8 @@ def test_the_published_bug_reads_the_second_image_once(vlm):
      ("pai", {"gamma": 1}), ("pai", {"alpha": 1, "control": "same"}),
      ("first_logit", {"alpha": 0})],
 )  # fmt: skip
-def test_without_information_answers_are_greedy(vlm, plain, name, settings):
-    assert tokens(vlm, read_strategy(name, SETTINGS[name] | settings)) == plain
+def test_without_information_answers_are_greedy(llava_vlm, plain, name, settings):
+    assert tokens(llava_vlm, read_strategy(name, SETTINGS[name] | settings)) == plain
 
 
 def test_a_random_mask_keeps_the_area():
@@ -208,7 +212,8 @@ def test_a_random_mask_keeps_the_area():
     assert (pixels[:, :10] == 0).any()
 
 
-def test_other_numbers_compile_nothing(vlm):
+def test_other_numbers_compile_nothing(llava_vlm):
+    vlm = llava_vlm
     tokens(vlm, read_strategy("vcd", {}))
     before = vlm.generator.compilations
     tokens(vlm, read_strategy("vcd", {"alpha": 0.5, "beta": 0.2}))

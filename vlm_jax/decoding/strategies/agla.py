@@ -10,7 +10,7 @@ import PIL.Image
 from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
 from vlm_jax.decoding.traced import traced
 from vlm_jax.errors import ConfigError, PromptError
-from vlm_jax.settings import number, one_of, setting, switch
+from vlm_jax.settings import number, one_of, setting, switch, whole
 
 
 def _callable(name: str, value: Any) -> Callable[..., Any]:
@@ -37,6 +37,7 @@ class AGLA(Strategy):
         alpha: strength of the second view; 0 is none.
         beta: plausibility constraint, see `plausible`.
         control: "random" shuffles the pixels of every mask: equal area, no information.
+        seed: of the random masks.
         repo_bug: reads the masked image for the first token alone, as the released code does: later
             tokens come from the whole image's cache.
     """
@@ -45,6 +46,7 @@ class AGLA(Strategy):
     alpha: float = setting(2.0, number, low=0)
     beta: float = setting(0.5, number, low=0, high=1)
     control: str = setting("", one_of, known=("", "random"))
+    seed: int = setting(0, whole, low=0)
     repo_bug: bool = setting(False, switch)
 
     def views(self, images: Sequence[Any], prompt: Any) -> Sequence[View]:
@@ -61,7 +63,7 @@ class AGLA(Strategy):
                 f"image's height and width, not {mask.dtype} of shape {mask.shape}."
             )
         if self.control:
-            flat = np.random.default_rng(0).permutation(mask.reshape(-1))
+            flat = np.random.default_rng(self.seed).permutation(mask.reshape(-1))
             mask = flat.reshape(mask.shape)
         return PIL.Image.fromarray((pixels * mask[..., None]).astype(np.uint8))
 
