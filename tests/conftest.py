@@ -39,6 +39,15 @@ jaxtyping.install_import_hook(
 pytest_plugins = ["tests.tiny_fixtures", "tests.loaded_fixtures"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the bits of two programs to the test that compiles them as users do."""
+    if "optimization_level=0" in os.environ["XLA_FLAGS"]:
+        elsewhere = pytest.mark.skip(reason="tests/test_as_users_compile.py runs it")
+        for item in items:
+            if item.get_closest_marker("bits"):
+                item.add_marker(elsewhere)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Drops compiled programs after a file once there are many."""

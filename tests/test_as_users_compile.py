@@ -1,4 +1,4 @@
-"""The reference's numbers again, from programs that are compiled as users compile them."""
+"""Tests again, in a process whose programs are compiled as users compile them."""
 
 import os
 import pathlib
@@ -10,16 +10,25 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("room", ["attention", "families", "models"])
-def test_a_room_passes_with_every_optimisation(room):
-    command = ["pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"tests/{room}"]
+def passes(*words: str) -> None:
+    """Runs tests with every optimisation of the compiler."""
     done = subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.timeout(900)
+def test_programs_that_should_give_the_same_bits_do():
+    passes("-m", "bits", "tests/decoding/test_steered.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("room", ["attention", "families", "models"])
+def test_a_room_gives_the_numbers_of_the_reference(room):
+    passes("-m", "not slow", f"tests/{room}")

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS
@@ -111,6 +112,7 @@ def generate(vlm, batch, steering, count=STEPS):
     return made.tokens_bn[:, :count], made.readings
 
 
+@pytest.mark.bits
 def test_neutral_values_keep_every_bit_of_the_model(vlm):
     batch, steering = make_batch(vlm), neutral_values(vlm)
     tokens, _ = generate(vlm, batch, None)
@@ -118,6 +120,7 @@ def test_neutral_values_keep_every_bit_of_the_model(vlm):
     same(vlm, batch, steering, tokens)
 
 
+@pytest.mark.bits
 def test_unlisted_heads_keep_every_bit_of_the_model(vlm):
     batch = make_batch(vlm)
     same(vlm, batch, no_head_listed(vlm), generate(vlm, batch, None)[0])
