@@ -35,6 +35,7 @@ ROWS = {
     "R12": "start_up",
     "R13": "memory",
     "R14": "decode_strategies",
+    "R15": "decode_searches",
     "edit": "edit_folder",
     "convert": "conversion",
 }

@@ -15,6 +15,7 @@ from vlm_jax.attention.steering import Readings, State, Steering
 from vlm_jax.batch import Batch
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.generate import Generated
+from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.models import Cache, Params, Watched
 
@@ -45,7 +46,8 @@ class Decoding:
         batch: Batch,
         new_tokens: int,
         steering: Steering | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Search | None = None,
+        **asked: Any,
     ) -> Decoding:
         """Generates once and keeps what the loop was called with.
 
@@ -59,7 +61,7 @@ class Decoding:
 
         generator._decode = listen
         try:
-            settings = DecodeSettings(max_new_tokens=new_tokens + 1)
+            settings = DecodeSettings(max_new_tokens=new_tokens + 1, **asked)
             made = generator(params, batch, settings, steering=steering, strategy=strategy)
         finally:
             generator._decode = program

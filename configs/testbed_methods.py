@@ -1,4 +1,4 @@
-"""The testbed: attention methods and decoding strategies beside their controls, and saying less.
+"""The testbed: methods of attention and of decoding beside their controls, and saying less.
 
 Head sets come from `heads.json` in the model folder, which shipped models have; of another model
 make it by `--job=identify`, or name it by `--config.heads`. Several models, such as all training
@@ -8,6 +8,9 @@ seeds, make one table:
       --source=vlm_jax/testbed/models/llava-0,vlm_jax/testbed/models/llava-1
 
 `configs/testbed_methods.py:demo` is the same, smaller: 3 draws and the main methods.
+`configs/testbed_methods.py:papers` has the rows of the tables of AIR and of functional heads, each
+once and beside its control: every method that needs no other model. AGLA's masks, CGD's scorer and
+HALC's detector are functions, which a config cannot hold.
 """
 
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
@@ -23,11 +26,26 @@ DEMO = ("gains_last", "air", "air_mild", "text_half", "adhh_t50")
 NO_RANDOM = ("text_half", "gains_q", "air_R", "air_P", "adhh_t40")
 
 
+# Each beside itself with its information removed; OPERA without its penalty is beam search.
+DECODING = {
+    "vcd": "clean", "icd": "same", "dola": "random", "m3id": "same", "pai": "same",
+    "first_logit": "random", "opera": "off",
+}  # fmt: skip
+SETTINGS = {"pai": {"first_layer": 1}}  # 2 of 32 layers as published; these models have 6
+PAPERS = ("gains_last", "air", "air_star", "adhh_t40")
+
+
 def get_config(size: str = "") -> ConfigDict:
-    if size not in ("", "demo"):
-        raise ValueError(f"configs/testbed_methods.py takes no argument or 'demo', not {size!r}.")
+    if size not in ("", "demo", "papers"):
+        raise ValueError(
+            f"configs/testbed_methods.py takes no argument, 'demo' or 'papers', not {size!r}."
+        )
     demo = size == "demo"
-    config = testbed.get_config(size)
+    config = testbed.get_config("demo" if demo else "")
+    if size == "papers":
+        config.arms = ConfigDict(_papers())
+        config.control_draws = 3
+        return config
     arms: dict[str, Any] = {"qk": {}, "qk_R3": {"control": "R3"}}
     for name, method in testbed.METHODS.items():
         if demo and name not in DEMO:
@@ -40,17 +58,26 @@ def get_config(size: str = "") -> ConfigDict:
         arms["air_mild_other"] = {**testbed.METHODS["air_mild"], "control": "other"}
         arms["air_mild_all"] = {**testbed.METHODS["air_mild"], "control": "all"}
         arms["qk_and_air_mild"] = [{}, testbed.METHODS["air_mild"]]
-        # Strategies, each beside itself with its information removed.
-        arms |= {"vcd": {"method": "vcd"}, "vcd_clean": {"method": "vcd", "control": "clean"}}
-        arms |= {"icd": {"method": "icd"}, "icd_same": {"method": "icd", "control": "same"}}
-        arms |= {"m3id": {"method": "m3id"}, "m3id_same": {"method": "m3id", "control": "same"}}
-        pai = {"method": "pai", "first_layer": 1}  # 2 of 32 as published; testbeds have 4
-        arms |= {"pai": pai, "pai_same": {**pai, "control": "same"}}
-        for name in ("dola", "first_logit"):
-            one = {"method": name, "control": "random"}
-            arms |= {name: {"method": name}, f"{name}_random": one}
-        arms["farsight"] = {"method": "farsight", "mode": "budget", "budget": 128}
+        arms |= _decoding()
     config.arms = ConfigDict(arms)
     if demo:
         config.frontier.biases = (*testbed.DEMO_FRONTIER, 6.0, 8.0)  # AIR loses much recall
     return config
+
+
+def _decoding() -> dict[str, Any]:
+    """Methods of decoding, and FarSight, beside their controls."""
+    arms: dict[str, Any] = {"farsight": {"method": "farsight", "mode": "budget", "budget": 128}}
+    for name, control in DECODING.items():
+        arms[name] = {"method": name, **SETTINGS.get(name, {})}
+        arms[f"{name}_{control}"] = {**arms[name], "control": control}
+    return arms
+
+
+def _papers() -> dict[str, Any]:
+    """The rows of the papers' tables."""
+    arms: dict[str, Any] = {"qk": {}}
+    for name in PAPERS:
+        arms[name] = testbed.METHODS[name]
+        arms[f"{name}_random"] = {**testbed.METHODS[name], "control": "random"}
+    return arms | _decoding()

@@ -1,9 +1,12 @@
 """Searches: beam search against transformers, tokens and scores; rows that share a cache."""
 
+import numpy as np
 import pytest
 
+from tests.decoding import mesh_searches
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.decoding import DecodeSettings
+from vlm_jax.decoding.named import read_named
 from vlm_jax.errors import ConfigError
 
 STEPS = 10
@@ -80,6 +83,54 @@ def test_a_sample_alone_is_the_one_of_a_batch(llava_vlm, stops, monkeypatch):
     assert {one.ended for one in found.values()} == {True, False}
     (alone,) = llava_vlm.answer(IMAGES[1:2], PROMPTS[1:2], **options)
     assert (alone.tokens, alone.ended) == (found[1].tokens, found[1].ended)
+
+
+def test_beams_go_on_behind_shared_prefixes(llava_vlm):
+    images, prompts = [IMAGES[1]] * 2, ["Why?", "What is it?"]
+    options = {"max_new_tokens": 6, "num_beams": 3}
+    shared = llava_vlm.ask(images, prompts, options)
+    whole = llava_vlm.ask(images, prompts, options, share_prefix=False)
+    assert [one.tokens for one in shared] == [one.tokens for one in whole]
+    assert shared[0].tokens != shared[1].tokens
+
+
+def test_views_of_a_strategy_have_beams_of_their_own(llava_vlm):
+    """Without a contrast they are the beams of the model; with one, of a batch as of one sample."""
+    options, images, prompts = {"max_new_tokens": 6, "num_beams": 3}, IMAGES[:2], PROMPTS[:2]
+    ask = lambda rows, **settings: [
+        one.tokens
+        for one in llava_vlm.ask(
+            images[rows], prompts[rows], options, strategy=read_named("vcd", settings)
+        )
+    ]
+    every = slice(None)
+    plain = [one.tokens for one in llava_vlm.ask(images, prompts, options)]
+    assert ask(every, alpha=0.0, beta=0.0) == plain
+    contrasted = ask(every)
+    assert contrasted != plain
+    assert ask(slice(1, 2)) == contrasted[1:]
+
+
+def test_steering_acts_on_beams(llava_vlm):
+    options, images, prompts = {"max_new_tokens": 6, "num_beams": 3}, IMAGES[:2], PROMPTS[:2]
+    treated = llava_vlm.apply("adhh", heads="all", threshold=0.1)
+    found = treated.ask(images, prompts, options)
+    assert [one.tokens for one in found] != [
+        one.tokens for one in llava_vlm.ask(images, prompts, options)
+    ]
+    (alone,) = treated.ask(images[:1], prompts[:1], options)
+    assert alone.tokens == found[0].tokens
+    np.testing.assert_array_equal(alone.counts.fired, found[0].counts.fired)
+    assert len(alone.counts.fired) == 6
+    heads, fired = 4, np.mean(found[0].readings.fired_bn, axis=-1)
+    np.testing.assert_allclose(heads * fired, found[0].counts.fired.mean(0), rtol=1e-5)
+
+
+def test_eight_devices_find_what_one_does(eight, tiny_llava):
+    folder = str(tiny_llava)
+    one = eight(mesh_searches.found, folder, 1, 1)
+    assert eight(mesh_searches.found, folder, 4, 2) == one
+    assert one[0] != one[1]
 
 
 @pytest.mark.parametrize(
