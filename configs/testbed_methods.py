@@ -13,7 +13,7 @@ once and beside its control: every method that needs no other model. AGLA's mask
 HALC's detector are functions, which a config cannot hold.
 """
 
-# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from typing import Any
 
 from ml_collections import ConfigDict

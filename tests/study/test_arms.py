@@ -147,10 +147,13 @@ MODELS = sorted(path.parent for path in SHIPPED.glob("*/config.json"))
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-@pytest.mark.parametrize("module", [testbed, testbed_methods])
-def test_the_testbeds_arms_fit_every_shipped_model(folder, module):
+@pytest.mark.parametrize(
+    ("module", "size"),
+    [(testbed, "demo"), (testbed_methods, "demo"), (testbed_methods, "papers")],
+)
+def test_the_testbeds_arms_fit_every_shipped_model(folder, module, size):
     source = checkpoint.open_folder(folder)
-    config = module.get_config("demo")
+    config = module.get_config(size)
     arms = ArmReader.of(config, source).arms(config.arms)
     assert [arm.name for arm in arms][1:]
     assert {len(arm.draws) for arm in arms if arm.is_random} == {3}
