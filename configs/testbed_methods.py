@@ -9,8 +9,8 @@ seeds, make one table:
 
 `configs/testbed_methods.py:demo` is the same, smaller: 3 draws and the main methods.
 `configs/testbed_methods.py:papers` has the rows of the tables of AIR and of functional heads, each
-once and beside its control: every method that needs no other model. AGLA's masks, CGD's scorer and
-HALC's detector are functions, which a config cannot hold.
+once and beside its control: every method here that needs no other model. AGLA's masks and CGD's
+scorer are functions, which a config cannot hold; HALC is not implemented.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
@@ -24,8 +24,6 @@ DEMO = ("gains_last", "air", "air_mild", "text_half", "adhh_t50")
 # Random heads in the same layers are all of them where a method acts on all heads of a layer; parts
 # and variants of a method have no draws of their own, which would double the runs.
 NO_RANDOM = ("text_half", "gains_q", "air_R", "air_P", "adhh_t40")
-
-
 # Each beside itself with its information removed; OPERA without its penalty is beam search.
 DECODING = {
     "vcd": "clean", "icd": "same", "dola": "random", "m3id": "same", "pai": "same",
