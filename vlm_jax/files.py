@@ -159,7 +159,10 @@ def _is_plain(mode: int) -> bool:
 
 
 def _alive(pid: int) -> bool:
-    """Whether another process of this number runs; numbers come back, in containers at once."""
+    """True if a process with this PID runs and is not us.
+
+    PIDs are reused, in containers at once: ours may be that of the process that was killed.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -215,10 +215,10 @@ def test_documents_hold_no_nan_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not a results document"),
-        ("[]", "is not a results document"),
-        ('{"benchmark": "chair"}', "field 'metrics' is missing"),
-        (None, "cannot read results"),
+        ("{", "is not valid JSON"),
+        ("[]", "Expected `object`, got `array`"),
+        ('{"benchmark": "chair"}', "missing required field `metrics`"),
+        (None, "cannot be read"),
     ],
 )
 def test_bad_results(tmp_path, content, message):

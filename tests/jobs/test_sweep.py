@@ -206,7 +206,7 @@ def test_the_shipped_sweeps_of_methods_can_be(name):
         ("sweep", {"method": ("opera",), "k": (1,)}, "config.sweep has no setting 'k'.*candidates"),
         ("sweep", {"method": ("plain", "vcd")}, "lists 'vcd' and 'plain': one sweep is of edits"),
         ("sweep", {"soft": (0.1,)}, "controls, R1 of edit: control=R1 replaces the modes"),
-        ("test", {"nosuch": {}}, "config.test.nosuch is none of the benchmarks, broken"),
+        ("test", {"nosuch": {}}, "config.test has no setting 'nosuch'; it knows broken"),
         ("test", {"broken": {}}, "config.test.broken is the development split itself"),
         ("test", {"broken": {"offset": 9}}, "config.test lacks 'normal'"),
         ("frontier", {"biases": ()}, "config.choose.metric='gap' needs config.frontier.biases"),

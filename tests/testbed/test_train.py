@@ -122,9 +122,9 @@ def test_a_run_that_diverges_says_so():
 def test_recipes_survive_json_and_refuse_misspellings():
     recipe = tiny()
     assert Recipe.from_mapping(recipe.to_json()) == recipe
-    with pytest.raises(ConfigError, match="recipe has no key 'question_pair'"):
+    with pytest.raises(ConfigError, match="recipe has no setting 'question_pair'"):
         Recipe.from_mapping({"question_pair": 1})
-    with pytest.raises(ConfigError, match=r"recipe\.vision has no key 'lr'"):
+    with pytest.raises(ConfigError, match=r"recipe\.vision has no setting 'lr'"):
         Recipe.from_mapping({"vision": {"lr": 1}})
     with pytest.raises(ConfigError, match=r"recipe\.vision is incomplete"):
         Recipe.from_mapping({"vision": {"steps": 1}})

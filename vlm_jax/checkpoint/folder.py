@@ -138,7 +138,10 @@ class ModelFolder(abc.ABC):
 
     @abc.abstractmethod
     def sources(self) -> list[pathlib.Path]:
-        """Files that no two writings of a folder have in common."""
+        """Files whose size and time identify this folder.
+
+        They decide whether an interrupted copy of it may go on.
+        """
 
     @functools.cached_property
     def certificate(self) -> EditRecord | None:

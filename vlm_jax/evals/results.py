@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from vlm_jax.errors import UserError
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.files import replace_file
+from vlm_jax.foreign import read_json
 
 
 @dataclass(frozen=True)
@@ -93,37 +95,43 @@ class Results:
         return "\n".join(lines)
 
 
+class _StoredInterval(msgspec.Struct):
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class _Stored(msgspec.Struct):
+    """A results document, as it is read."""
+
+    benchmark: str
+    metrics: dict[str, _StoredInterval]
+    counts: dict[str, int]
+    n: int
+    config: dict[str, Any]
+    versions: dict[str, str]
+    seeds: dict[str, int]
+    device: str
+    differences: dict[str, _StoredInterval] = {}
+    units: dict[str, str] = {}
+    hidden: tuple[str, ...] = ()
+    tests: dict[str, float | None] = {}
+    protocol: str = ""
+    protocol_parts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+
 def read_results(path: str | Path) -> Results:
     """Reads a `results.json` back.
 
     Raises:
-        UserError: the file is missing, is not JSON, or lacks a field.
+        UserError: the file cannot be read, or is no such document; names the place in it.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Results(
-            benchmark=document["benchmark"],
-            metrics=_intervals(document["metrics"]),
-            differences=_intervals(document.get("differences", {})),
-            counts=document["counts"],
-            n=document["n"],
-            units=document.get("units", {}),
-            hidden=tuple(document.get("hidden", ())),
-            tests=document.get("tests", {}),
-            config=document["config"],
-            versions=document["versions"],
-            seeds=document["seeds"],
-            device=document["device"],
-            protocol=document.get("protocol", ""),
-            protocol_parts=document.get("protocol_parts", {}),
-            notes=tuple(document.get("notes", ())),
-        )
-    except OSError as error:
-        raise UserError(f"cannot read results {path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a results document: {error}") from error
-    except KeyError as error:
-        raise UserError(f"{path} is not a results document: field {error} is missing") from error
+    stored = read_json(Path(path), _Stored, error=UserError)
+    fields = {name: getattr(stored, name) for name in stored.__struct_fields__}
+    found: dict[str, Any] = {n: _intervals(fields.pop(n)) for n in ("metrics", "differences")}
+    found["tests"] = {n: math.nan if p is None else p for n, p in fields.pop("tests").items()}
+    return Results(**fields, **found)
 
 
 def interval_fields(interval: Interval) -> dict[str, float | None]:
@@ -237,12 +245,11 @@ def _cell(entry: Interval | None, plain: bool, signed: bool = False) -> str:
     return f"{text}{mark} [{scale * entry.low:{sign}.1f}, {scale * entry.high:{sign}.1f}]"
 
 
-def _intervals(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:
+def _intervals(stored: Mapping[str, _StoredInterval]) -> dict[str, Interval]:
+    known = lambda end: math.nan if end is None else end
     return {
-        name: Interval(
-            *(math.nan if entry[end] is None else entry[end] for end in ("value", "low", "high"))
-        )
-        for name, entry in fields.items()
+        name: Interval(known(one.value), known(one.low), known(one.high))
+        for name, one in stored.items()
     }
 
 

@@ -43,8 +43,8 @@ class Share:
         count: of how many.
         agree: does work in every process and gives the results (JSON values) of all; an error in
             one is an error in all.
-        in_step: the same among the processes of this part, which all do the work alike; gives this
-            one's result.
+        in_step: runs work on every process that shares this part (all must run the same programs)
+            and returns this one's result.
         writes: whether this process keeps the part's answers.
     """
 

@@ -20,6 +20,7 @@ from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.results import protocol_hash, write_json
 from vlm_jax.evals.sweeps import Dose, choose, dose_response
+from vlm_jax.foreign import read_json
 from vlm_jax.jobs.evaluate import (
     Evaluation,
     compare_arms,
@@ -34,7 +35,7 @@ from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page
 from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table, write_reports
-from vlm_jax.settings import number, read, setting, text
+from vlm_jax.settings import number, read, refuse_unknown, setting, text
 from vlm_jax.study.arms import Arm, ArmReader, Draw
 from vlm_jax.study.grids import Grid, read_grid
 from vlm_jax.study.request import Request
@@ -165,11 +166,10 @@ def read_test_benchmarks(
         ConfigError: a benchmark is unknown, or a test split is its development split.
     """
     sections = {}
+    refuse_unknown(config.test, benchmarks, "config.test")
     for name, changes in config.test.items():
-        if name not in benchmarks:
-            raise ConfigError(
-                f"config.test.{name} is none of the benchmarks, {', '.join(benchmarks)}."
-            )
+        if not hasattr(changes, "items"):
+            raise ConfigError(f"config.test.{name} must be a mapping of settings, not {changes!r}.")
         sections[name] = {**dict(config.benchmarks[name]), **dict(changes)}
     made = read_benchmarks(sections, family) if sections else {}
     for name, benchmark in made.items():
@@ -347,9 +347,10 @@ def _only_once(path: pathlib.Path, chosen: str, draw: Draw) -> None:
         ConfigError: the folder's test split was used for another setting.
     """
     record = json.loads(json.dumps({"setting": chosen, **draw.identity}, default=str))
-    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != record:
+    before = read_json(path, dict[str, Any], error=ConfigError) if path.exists() else record
+    if before != record:
         raise ConfigError(
-            f"the test split was used for {before['setting']!r} already ({path}); choosing again "
-            "after seeing it is tuning on it. Use another --workdir for another study."
+            f"the test split was used for {before.get('setting')!r} already ({path}); choosing "
+            "again after seeing it is tuning on it. Use another --workdir for another study."
         )
     write_json(path, record)

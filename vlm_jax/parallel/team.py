@@ -86,7 +86,7 @@ class Team:
         return [message["value"] for message in messages]
 
     def in_step(self, work: Callable[[], T]) -> T:
-        """Does work that every member does alike, and gives this member's result.
+        """Runs work on every member (all must run the same programs), returns this one's result.
 
         Raises:
             UserError: another member failed; an error of this one passes as it is.

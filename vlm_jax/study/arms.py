@@ -125,7 +125,7 @@ class Arm:
 
     @property
     def stands_for(self) -> str:
-        """What the arm is without its controls and seeds, equal for an arm and its controls."""
+        """Returns the key that an arm shares with its controls: all of it but control and seed."""
         edits = [dataclasses.asdict(edit) | {"control": "", "seed": 0} for edit in self.edits[:1]]
         return json.dumps([edits, without_control(self.methods)], sort_keys=True, default=str)
 

@@ -1,5 +1,6 @@
 """What every job that runs a model needs: the model, the compile cache, settings, provenance."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,16 +15,31 @@ from vlm_jax.evals.runner import Share
 from vlm_jax.files import cache_folder
 from vlm_jax.parallel import make_mesh, processes
 from vlm_jax.processing.images import pixel_limit
+from vlm_jax.settings import read, setting, whole
 from vlm_jax.study.request import Request
 
 PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """What `config.mesh` says.
+
+    Attributes:
+        data: replicas of the model; -1 is as many as there are devices for.
+        model: devices of a replica.
+    """
+
+    data: int = setting(-1, whole, low=-1)
+    model: int = setting(1, whole, low=1)
 
 
 def load_model(request: Request, source: ModelFolder) -> VLM:
     """Loads the job's source on the config's mesh, with compiled programs kept between runs."""
     config = request.config
     enable_compile_cache(config.compile_cache)
-    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    asked = read(MeshSettings, config.mesh, "config.mesh")
+    mesh = make_mesh(asked.data, asked.model)
     return load(
         source,
         dtype=config.dtype or None,
@@ -42,7 +58,7 @@ def enable_compile_cache(folder: str) -> None:
 
 def share(config: Any) -> Share:
     """This process's part of a run's answers; processes that share a replica have one together."""
-    team = processes.replica_team(config.mesh.model)
+    team = processes.replica_team(read(MeshSettings, config.mesh, "config.mesh").model)
     size = len(team.members)
     return Share(
         processes.index() // size,

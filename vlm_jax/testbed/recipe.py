@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.settings import refuse_unknown
 from vlm_jax.testbed.architecture import get_family
 from vlm_jax.testbed.scenes import SceneRules
 
@@ -90,16 +91,12 @@ _NESTED = {
 
 
 def _build(kind, values: Mapping[str, Any], where: str):
-    fields = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - fields)
-    if unknown:
-        raise ConfigError(
-            f"{where} has no key {', '.join(map(repr, unknown))}; its keys are "
-            f"{', '.join(sorted(fields))}."
-        )
+    refuse_unknown(values, [field.name for field in dataclasses.fields(kind)], where)
     built = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
+            if name not in _NESTED:
+                raise ConfigError(f"{where}.{name} must be one value, not {dict(value)!r}.")
             value = _build(_NESTED[name], value, f"{where}.{name}")
         built[name] = tuple(value) if isinstance(value, list) else value
     try:
