@@ -1,4 +1,4 @@
-"""R4: decoding against transformers on torch, vanilla and with AIR.
+"""R4: decoding against transformers on torch: vanilla, with AIR, and with q/k norms (Qwen3).
 
     python -m benchmarks R4
 
@@ -30,7 +30,8 @@ from vlm_jax.batch import Batch
 from vlm_jax.steering.methods.air import air
 
 QUANTITY = "transformers on torch, its best setting / ours, time of a decode step"
-GOALS = {"vanilla": 1.5, "AIR": 2.0}
+KINDS = {"q/k norms": "qwen3"}
+GOALS = {"vanilla": 1.5, "AIR": 2.0, "q/k norms": 1.5}
 
 
 def settings(quick: bool) -> dict[str, Any]:
@@ -46,10 +47,12 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
     def figures() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = pathlib.Path(scratch) / "model"
-            vlm = folder_model(folder, chosen["text"])
+            models: dict[str, Any] = {}
+            for kind in ("llama", "qwen3"):
+                folder = pathlib.Path(scratch) / kind
+                models[kind] = folder, folder_model(folder, chosen["text"] | {"model_type": kind})
             return [
-                one_case(folder, vlm, rows, name, chosen, judged=not quick)
+                one_case(models[KINDS.get(name, "llama")], rows, name, chosen, not quick)
                 for name in GOALS
                 for rows in chosen["batches"]
             ]
@@ -58,14 +61,14 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def one_case(
-    folder: pathlib.Path,
-    vlm: vlm_jax.VLM,
+    model: tuple[pathlib.Path, vlm_jax.VLM],
     rows: int,
     name: str,
     chosen: dict[str, Any],
     judged: bool,
 ) -> dict[str, Any]:
-    """Times both sides at one batch."""
+    """Times both sides of a folder and its model at one batch."""
+    folder, vlm = model
     steps = chosen["new_tokens"]
     batch, pixels = prompts(vlm, rows, chosen["prompt"])
     steering = air(vlm.config, heads="all") if name == "AIR" else None

@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
 
     # Images of more pixels than this, as they are or once resized, cannot be read.
     config.max_image_pixels = 89_478_485
+    # Tiles of an image's grid at most, of models that have one (InternVL); 0: as the model says.
+    config.max_tiles = 0
 
     # Generation: all settings of vlm_jax.decoding.DecodeSettings, which says what each means, such
     # as config.temperature, config.top_k, config.batch_size.

@@ -628,6 +628,7 @@ def load(
     dtype: Any = None,
     mesh: Mesh | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    max_tiles: int = 0,
 ) -> VLM:
     """Loads a model: one that ships with the package, a folder, or one of the hub.
 
@@ -641,6 +642,7 @@ def load(
             and bfloat16 elsewhere by default. Softmax, norms and logits are float32 always.
         mesh: where to put it; all devices as data replicas by default.
         max_image_pixels: images of more pixels, as they are or once resized, are refused.
+        max_tiles: tiles of an image's grid at most (InternVL); 0 is what the folder says.
 
     Raises:
         CheckpointError, ConfigError: naming what is wrong with the folder.
@@ -652,7 +654,8 @@ def load(
     chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     shardings = param_shardings(abstract(folder.config)[1], mesh)
     params = folder.load(jnp.dtype(chosen), shardings)
-    processor = Processor.from_folder(folder.path, folder.config, max_image_pixels=max_image_pixels)
+    limits = {"max_image_pixels": max_image_pixels, "max_tiles": max_tiles}
+    processor = Processor.from_folder(folder.path, folder.config, **limits)
     line = unfollowed(processor.generation)
     if line:
         _log.warning("%s", line)

@@ -239,7 +239,7 @@ def test_certificate_says_what_was_done(qwen, edited):
 @pytest.mark.parametrize("family", MAKERS)
 def test_offsets_are_those_of_text_behind_an_image(made, family):
     config = open_folder(made(family)).config
-    offsets = np.asarray(image_rope(config.decoder).offsets_oa)
+    offsets = np.asarray(image_rope(config).offsets_oa)
     grid = (24, 24)
     mrope = config.decoder.mrope_section is not None
     ids = [1, 9, *[2] * 80]

@@ -1,5 +1,7 @@
 """InternVL-3.5 in both layouts: tiles and thumbnail, pixel shuffle, normed queries and keys."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false
 import json
 
 import numpy as np
@@ -11,10 +13,12 @@ from convert import export_hf, import_hf
 from tests import tiny
 from tests.families import parity
 from tests.reference import IMAGES, PROMPTS, picture
+from vlm_jax.batch import Kind
 from vlm_jax.config import DynamicTilesConfig, parse_config
 from vlm_jax.errors import ConfigError
 from vlm_jax.families import find
 from vlm_jax.families.internvl_chat import SYSTEM
+from vlm_jax.processing import Processor
 from vlm_jax.processing.cutters import DynamicTiles
 
 
@@ -72,6 +76,15 @@ def test_pixels_are_the_references_bit_for_bit(pair, original, size):
         batch = processor.batch([[image]], ["What?"])
         ours = batch.images.patches_bgue[0, : len(tiles)]
         np.testing.assert_array_equal(ours, cells.reshape(len(tiles), 16, -1))
+
+
+def test_fewer_tiles_at_most(folder, pair):
+    image = picture(300, 30)
+    few = Processor.from_folder(folder, max_tiles=4).batch([[image]], ["What?"])
+    assert int((few.kinds_bt == Kind.IMAGE).sum()) == 4 * (4 + 1)
+    assert int((pair.vlm.processor.batch([[image]], ["What?"]).kinds_bt == Kind.IMAGE).sum()) > 20
+    with pytest.raises(ConfigError, match="max_tiles must be a whole number from 1 to 12"):
+        Processor.from_folder(folder, max_tiles=13)
 
 
 def test_the_original_layout_is_the_same_model(pair, original, tmp_path):

@@ -10,7 +10,9 @@ from safetensors.numpy import load_file, save_file
 import vlm_jax
 from convert import export_hf, import_hf
 from tests import tiny
+from tests.released import CONFIGS
 from vlm_jax.config import parse_config
+from vlm_jax.edits.qk.folder import image_rope
 from vlm_jax.errors import ConfigError
 from vlm_jax.families import base, families, find
 
@@ -50,6 +52,20 @@ def test_an_unknown_model_type_lists_the_known_ones():
     for odd in (None, 3, ["llava"], {}):
         with pytest.raises(ConfigError, match="is not supported"):
             parse_config({"model_type": odd})
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("LLaVA-1.5-7B", (24, 24)), ("LLaVA-NeXT-7B-vicuna", (1, 2340)), ("Shikra-7B", (16, 16)),
+        ("InternVL3.5-8B", (1, 3328)), ("InstructBLIP-7B", (1, 32)), ("MiniGPT-4-7B", (1, 32)),
+    ],
+)  # fmt: skip
+def test_an_image_of_usual_size_has_so_many_tokens(name, grid):
+    config = parse_config(CONFIGS[name])
+    assert find(config.family).image_grid(config) == grid
+    seen = image_rope(config).offsets_oa.ravel()
+    assert (seen.min(), seen.max()) == (1, grid[0] * grid[1] + 64)  # the last by the first word
 
 
 def test_a_family_of_another_package_converts_and_answers(installed, tmp_path):

@@ -1,5 +1,6 @@
 """What a tiny model answers on a mesh of eight host devices, and how it lies on it."""
 
+# pyright: reportAttributeAccessIssue=false
 import logging
 
 import jax
@@ -7,6 +8,7 @@ from absl import logging as absl_logging
 
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS
+from vlm_jax.families import find
 from vlm_jax.parallel import make_mesh, sharding
 
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4), (1, 8))
@@ -31,7 +33,8 @@ def on_mesh(folder, data: int, model: int):
 def answers(folder, data: int, model: int) -> dict:
     """Returns the tokens and the logits of eight samples."""
     vlm = on_mesh(folder, data, model)
-    images, prompts = IMAGES * 2, PROMPTS + PROMPTS[::-1]
+    most = find(vlm.config.family).most_images
+    images, prompts = [some[:most] for some in IMAGES] * 2, PROMPTS + PROMPTS[::-1]
     made = vlm.answer(images, prompts, max_new_tokens=8, batch_size=8)
     return {
         "tokens": [answer.tokens for answer in made],

@@ -48,6 +48,15 @@ def test_answers_of_eight_devices_are_those_of_one(eight, folders, alone, family
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=BAR, rtol=0)
 
 
+@SLOW
+@pytest.mark.parametrize("family", ["llava_next", "internvl", "instructblip"])
+def test_other_families_on_eight_devices(eight, tmp_path, family):
+    folder = getattr(tiny, family)(tmp_path / family)
+    expected, found = (eight(answers, folder, *mesh) for mesh in ((1, 1), (2, 4)))
+    assert found["tokens"] == expected["tokens"]
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=BAR, rtol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_lie_where_their_names_say(found, family):
     layer = "decoder/layers/0"

@@ -101,7 +101,7 @@ def run(subject: Subject, settings: SpectraSettings) -> FoundSpectra:
     chosen = range(depth)
     if settings.layers is not None:
         chosen = layer_range("layers", settings.layers, depth)
-    rope = image_rope(subject.config.decoder)
+    rope = image_rope(subject.config)
     layers = (subject.layer(index) for index in chosen)
     return FoundSpectra(spectra(layers, rope, indices=chosen, modes=settings.modes))
 

@@ -156,6 +156,14 @@ class Family:
         """Returns the places of the patches of one image of `rows` x `cols` patches."""
         raise NotImplementedError
 
+    def image_grid(self, config: VLMConfig) -> tuple[int, int]:
+        """Returns rows and columns of the tokens of an image of usual size, 640 x 480 pixels.
+
+        Averages over rotary offsets are taken there. Tokens without rows are one row; 24 x 24 is
+        LLaVA-1.5's, and about Qwen2.5-VL's.
+        """
+        return 24, 24
+
     def image_text(self, config: VLMConfig, image: str, token: Token) -> str:
         """Returns what one image looks like in a turn of plain text.
 

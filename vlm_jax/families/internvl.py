@@ -243,6 +243,10 @@ class InternVL(Family):
             rngs, vision.hidden_size, vision.merge_size, width, config.projector_act
         )
 
+    def image_grid(self, config):
+        """Returns one row of as many tokens as an image of 640 x 480 has: 3328 as released."""
+        return 1, self.cutter(config, None).extent(640, 480).tokens
+
     def cutter(self, config, image_processor):
         """Returns a cutter into a grid of tiles and a thumbnail."""
         from vlm_jax.processing.cutters import DynamicTiles

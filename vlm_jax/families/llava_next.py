@@ -70,6 +70,13 @@ class LlavaNext(Llava):
         """Returns two linear maps with an activation between, and a newline."""
         return self._projector(config, rngs, newline=True)
 
+    def image_grid(self, config):
+        """Returns one row of as many tokens as an image of 640 x 480 has: 2340 as released."""
+        from vlm_jax.processing.cutters.tiles import any_res_tokens
+
+        tiles = cast(AnyResConfig, config.tiles)
+        return 1, len(any_res_tokens(640, 480, vit_of(config), tiles)[1])
+
     def cutter(self, config, image_processor):
         """Returns a cutter into tiles of any resolution."""
         from vlm_jax.processing.cutters import AnyRes

@@ -175,6 +175,10 @@ class QFormerFamily(Family):
 
         return LinearProjector(rngs, q_former_of(config).hidden_size, config.decoder.hidden_size)
 
+    def image_grid(self, config):
+        """Returns one row of the queries."""
+        return 1, q_former_of(config).num_queries
+
     def cutter(self, config, image_processor):
         """Returns a cutter of square images, whose tokens are the queries."""
         from vlm_jax.processing.cutters import Square

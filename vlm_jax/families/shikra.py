@@ -77,6 +77,11 @@ class Shikra(Llava):
 
         return LinearProjector(rngs, vit_of(config).hidden_size, config.decoder.hidden_size)
 
+    def image_grid(self, config):
+        """Returns rows and columns of the patches."""
+        side = vit_of(config).image_size // vit_of(config).patch_size
+        return side, side
+
     def cutter(self, config, image_processor):
         """Returns a cutter of images that are made square with white."""
         from vlm_jax.processing.cutters import Square

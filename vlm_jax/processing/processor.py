@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.batch import Array, Batch
-from vlm_jax.config import VLMConfig, read_config
-from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.config import DynamicTilesConfig, VLMConfig, read_config
+from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.families import Family, find
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
@@ -24,6 +24,7 @@ from vlm_jax.processing.images import (
 )
 from vlm_jax.processing.reader import Part, SampleReader
 from vlm_jax.processing.samples import Draft, Sample, pad, shapes
+from vlm_jax.settings import whole
 
 
 class Processor:
@@ -39,6 +40,8 @@ class Processor:
         generation: fields of the folder's `generation_config.json`.
         max_image_pixels: images of more pixels, as they are or once resized, are refused before
             they are decoded.
+        max_tiles: tiles of an image's grid at most, of a model that cuts images into a grid of
+            tiles (InternVL); 0 is what config.json says.
 
     Attributes:
         pad_id: what fills a row behind its tokens.
@@ -61,12 +64,14 @@ class Processor:
         stop_ids: Sequence[int] = (),
         generation: Mapping[str, Any] | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        max_tiles: int = 0,
     ):
         family = find(config.family)
+        config = _with_tiles(config, max_tiles)
         self.image_token, self._image_id = _placeholder(family, config, tokenizer)
         config = dataclasses.replace(config, image_token_id=self._image_id)
         self.config, self.tokenizer, self._family = config, tokenizer, family
-        limits = {"max_image_pixels": max_image_pixels}
+        limits = {"max_image_pixels": max_image_pixels, "max_tiles": max_tiles}
         self.identity = {"template": template or "", "pixels": image_processor.to_dict() | limits}
         self._questions, self.stops = question_tokenizer, family.stops
         self.stop_ids, self.generation = tuple(stop_ids), dict(generation or {})
@@ -89,7 +94,7 @@ class Processor:
         Args:
             folder: holds `config.json`, tokenizer, image processor and chat template files.
             config: the architecture, if it was read already.
-            options: `max_image_pixels`.
+            options: `max_image_pixels`, `max_tiles`.
 
         Raises:
             CheckpointError: a file is missing, broken or of another model.
@@ -332,6 +337,24 @@ class Processor:
         samples = [self.read(draft, "all", made) for draft in drafts]
         words = self.bucket_words(max(len(draft.words) for draft in drafts))
         return pad(samples, length, groups, words, self._cut, self.pad_id)
+
+
+def _with_tiles(config: VLMConfig, most: int) -> VLMConfig:
+    """Returns a config whose images have so many tiles at most (0: as it is).
+
+    Raises:
+        ConfigError: the model has no grid of tiles, or fewer are asked for than it has at least.
+    """
+    if not most:
+        return config
+    tiles = config.tiles
+    if not isinstance(tiles, DynamicTilesConfig):
+        raise ConfigError(
+            f"max_tiles={most} is for models that cut images into a grid of tiles (InternVL), not "
+            f"for {config.family}; leave it 0."
+        )
+    most = whole("max_tiles", most, low=tiles.fewest, high=tiles.most)
+    return dataclasses.replace(config, tiles=dataclasses.replace(tiles, most=most))
 
 
 def _placeholder(family: Family, config: VLMConfig, tokenizer) -> tuple[str, int]:

@@ -354,9 +354,8 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
             f"{source.path} is edited already; compare edits of the original folder, or set "
             "config.arms={} to measure this one as it is."
         )
-    decoder = source.config.decoder
-    num_layers = decoder.num_layers
-    rope = image_rope(decoder) if any(spec.rope_avg for spec in wanted) else None
+    num_layers = source.config.decoder.num_layers
+    rope = image_rope(source.config) if any(spec.rope_avg for spec in wanted) else None
     touched = set().union(*(spec.layers(num_layers) for spec in wanted))
     sidecars: list[dict[int, Sidecar]] = [{} for _ in wanted]
     heads: list[list[dict[str, Any]]] = [[] for _ in wanted]

@@ -45,6 +45,7 @@ def load_model(request: Request, source: ModelFolder) -> VLM:
         dtype=config.dtype or None,
         mesh=mesh,
         max_image_pixels=pixel_limit("config.max_image_pixels", config.max_image_pixels),
+        max_tiles=whole("config.max_tiles", config.max_tiles, low=0),
     )
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR, Extra, ModelFolder, digest, edited_card
-from vlm_jax.config import DecoderConfig
+from vlm_jax.config import VLMConfig
 from vlm_jax.edits.base import MadeEdit, WeightEdit
 from vlm_jax.edits.qk import sidecar_file
 from vlm_jax.edits.qk.certificate import summary
@@ -27,6 +27,7 @@ from vlm_jax.edits.qk.sidecar import Sidecar
 from vlm_jax.edits.qk.spec import QKEdit
 from vlm_jax.errors import CheckpointError, EditError
 from vlm_jax.evals.results import package_versions
+from vlm_jax.families import find
 from vlm_jax.progress import Progress
 from vlm_jax.settings import refuse_unknown
 
@@ -119,10 +120,15 @@ def restrength_folder(
     return edit_folder(original, target, dataclasses.replace(spec, strength=strength))
 
 
-def image_rope(decoder: DecoderConfig) -> Rope:
-    """The decoder's rotation at the offsets text sees an image of 24 x 24 tokens at."""
+def image_rope(config: VLMConfig) -> Rope:
+    """The decoder's rotation at the offsets text sees an image of usual size at.
+
+    How many tokens that has is the family's to say (`Family.image_grid`): 24 x 24 in LLaVA-1.5,
+    3328 in a row in InternVL-3.5.
+    """
+    decoder, grid = config.decoder, find(config.family).image_grid(config)
     pairs = np.arange(0, decoder.head_dim, 2) / decoder.head_dim
-    return Rope.of_image(decoder.rope_theta**-pairs / decoder.rope_factor, decoder.rope_axes)
+    return Rope.of_image(decoder.rope_theta**-pairs / decoder.rope_factor, decoder.rope_axes, grid)
 
 
 def read_layer(source: ModelFolder, layer: int) -> dict[str, np.ndarray]:
@@ -147,7 +153,7 @@ class FolderEdit:
     def __init__(self, source: ModelFolder, spec: QKEdit, progress: Progress):
         self._source, self._spec, self._progress = source, spec, progress
         self._layers = edited_layers(source, spec)
-        self._rope = image_rope(source.config.decoder)
+        self._rope = image_rope(source.config)
         self._waiting: dict[str, np.ndarray] = {}
         self._hashes: dict[str, dict[str, str]] = {}
         self._sidecars: dict[int, Sidecar] = {}

@@ -79,9 +79,7 @@ class AnyRes(Cutter):
         """Returns what an image of a size becomes."""
         size = self.config.image_size
         high, wide = self._best(width, height)
-        grid, slots = _unpadded(
-            width, height, high // size, wide // size, size // self.config.patch_size
-        )
+        grid, slots = any_res_tokens(width, height, self.config, AnyResConfig(self._pinpoints))
         return Extent(grid, 1 + (high // size) * (wide // size), slots)
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
@@ -95,6 +93,15 @@ class AnyRes(Cutter):
                 "size and crop_size."
             )
         return tile_patches(tiles, self.config.patch_size)
+
+
+def any_res_tokens(
+    width: int, height: int, config: VitConfig, tiles: AnyResConfig
+) -> tuple[tuple[int, int], np.ndarray]:
+    """Returns what an image of a size becomes under a tower; see `_unpadded`."""
+    high, wide = select_best_resolution((height, width), list(tiles.pinpoints))
+    size = config.image_size
+    return _unpadded(width, height, high // size, wide // size, size // config.patch_size)
 
 
 @functools.lru_cache(maxsize=1024)
