@@ -355,6 +355,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         2048, 102400, intermediate_size=10944, moe_intermediate_size=1408, num_hidden_layers=27,
         num_attention_heads=16, num_key_value_heads=16, n_routed_experts=64, topk_method="greedy",
     ),
+    "Kimi-VL-A3B": {
+        "media_placeholder_token_id": 163605,
+        "model_type": "kimi_vl",
+        "text_config": {
+            "eos_token_id": 163585, "first_k_dense_replace": 1, "hidden_act": "silu",
+            "hidden_size": 2048, "intermediate_size": 11264, "kv_lora_rank": 512,
+            "max_position_embeddings": 131072, "moe_intermediate_size": 1408, "moe_layer_freq": 1,
+            "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": True,
+            "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
+            "num_key_value_heads": 16, "q_lora_rank": None, "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64, "rms_norm_eps": 1e-5, "rope_scaling": None,
+            "rope_theta": 800000.0, "routed_scaling_factor": 2.446, "scoring_func": "sigmoid",
+            "topk_group": 1, "topk_method": "noaux_tc", "v_head_dim": 128, "vocab_size": 163840,
+        },
+        "tie_word_embeddings": False,
+        "vision_config": {"model_type": "moonvit"},
+    },
     # Layers and heads are the defaults of the authors' class.
     "DeepSeek-VL2": _deepseek_vl2(
         2560, 129280, intermediate_size=12288, moe_intermediate_size=1536, n_routed_experts=72,
@@ -388,6 +405,7 @@ PARAMETERS = {
     "DeepSeek-VL2-Tiny": 3_355_263_088,
     "DeepSeek-VL2-Small": 16_133_111_152,
     "DeepSeek-VL2": 27_464_895_896,
+    "Kimi-VL-A3B": 16_407_656_048,
 }
 
 PUBLISHED = {name: root for name, root in CONFIGS.items() if "architectures" in root}

@@ -229,20 +229,29 @@ class QwenVisionConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen3VisionConfig(TowerConfig):
-    """A vision tower of full attention, whose learned positions are resampled for each image.
+class NativeVitConfig(TowerConfig):
+    """A vision transformer of images at their own resolution, full attention within each.
+
+    Qwen3-VL's tower and MoonViT are this with other values.
 
     Attributes:
-        position_side: rows and columns of the table of positions.
+        position_side: rows and columns of the table of learned positions.
+        position_kernel: how it is resampled to the grid of an image.
+        rope_neighbours: whether dims that turn together are neighbours, columns and rows in turns;
+            otherwise they are half a head apart, rows first.
         deep_layers: layers whose outputs also reach the decoder (DeepStack).
+        post_norm: whether a norm follows the last layer.
     """
 
     temporal_patch_size: int
     merge_size: int
     position_side: int
-    deep_layers: tuple[int, ...]
     out_hidden_size: int
     hidden_act: str
+    deep_layers: tuple[int, ...] = ()
+    position_kernel: Literal["bilinear", "bicubic"] = "bilinear"
+    rope_neighbours: bool = False
+    post_norm: bool = False
     rope_theta: float = 1e4
     layer_norm_eps: float = 1e-6
 

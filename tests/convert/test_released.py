@@ -49,7 +49,7 @@ def test_table_fills_our_model(name):
 def test_a_path_spells_its_dims(family):
     """The letters at the end of a path are the dims of its pattern, in order."""
     fused = {"e": {"e", "c y x", "c t y x", "p"}, "3": {"s"}}
-    fused |= {"d": {"d", "a b d"}, "p": {"p", "a p", "a q"}}
+    fused |= {"d": {"d", "a b d"}, "p": {"p", "a p", "a q", "p q"}}
     fused |= {"h": {"h", "o"}, "f": {"f", "m", "s"}}
     for row in families.find(family).rows:
         letters = row.path.rsplit("_", 1)[1]

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -180,6 +180,8 @@ class Reference:
     text: Any
     tower: Any
     image_token_id: int
+    head: ClassVar[str] = "language.lm_head.weight"
+    embedding: ClassVar[str] = "language.model.embed_tokens.weight"
 
     @classmethod
     def from_folder(cls, folder: str | pathlib.Path, dtype: str = "float32") -> "Reference":
@@ -254,12 +256,12 @@ class Reference:
 
         with torch.no_grad():
             tokens = torch.tensor(np.asarray(ids)).long()
-            x = self.tensors["language.model.embed_tokens.weight"][tokens].clone()
+            x = self.tensors[self.embedding][tokens].clone()
             if images:
                 x[tokens == self.image_token_id] = self.features(images)
             positions = torch.arange(len(tokens))[None]
             hidden = self.text(inputs_embeds=x[None], position_ids=positions).last_hidden_state[0]
-            head = self.tensors["language.lm_head.weight"]
+            head = self.tensors[self.head]
             return torch.nn.functional.linear(hidden, head).float().numpy()
 
     def greedy(self, ids, images, count: int, stop_ids=()) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import msgspec
 
-from vlm_jax.config import Qwen3VisionConfig, VLMConfig
+from vlm_jax.config import NativeVitConfig, VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.families.base import Family, Row
 from vlm_jax.families.decoders import Qwen3, decoder, decoder_letters, decoder_rows
@@ -57,7 +57,7 @@ class _Root(msgspec.Struct, kw_only=True):
     eos_token_id: Ids = None
 
 
-def _tower(tower: _Vision, where: str, width: int, layers: int) -> Qwen3VisionConfig:
+def _tower(tower: _Vision, where: str, width: int, layers: int) -> NativeVitConfig:
     if tower.out_hidden_size != width:
         raise ConfigError(
             f"{where}: out_hidden_size {tower.out_hidden_size} must be the hidden_size of the "
@@ -84,7 +84,7 @@ def _tower(tower: _Vision, where: str, width: int, layers: int) -> Qwen3VisionCo
             f"{where}: deepstack_visual_indexes {list(deep)} are more than the decoder's {layers} "
             "layers."
         )
-    return Qwen3VisionConfig(
+    return NativeVitConfig(
         hidden_size=tower.hidden_size,
         intermediate_size=tower.intermediate_size,
         num_layers=tower.depth,
@@ -171,13 +171,13 @@ class Qwen3VL(Family):
 
     def tower(self, config, rngs):
         """Returns a tower of full attention."""
-        from vlm_jax.models.qwen3_vision import Qwen3Vision
+        from vlm_jax.models.native_vit import NativeVit
 
-        return Qwen3Vision(_vision(config), rngs)
+        return NativeVit(_vision(config), rngs)
 
     def connector(self, config, rngs):
         """Returns the mergers of the last layer and of the deep ones."""
-        from vlm_jax.models.qwen3_vision import DeepMerger
+        from vlm_jax.models.native_vit import DeepMerger
 
         return DeepMerger(rngs, _vision(config))
 
@@ -225,8 +225,8 @@ class Qwen3VL(Family):
         }
 
 
-def _vision(config: VLMConfig) -> Qwen3VisionConfig:
-    return cast(Qwen3VisionConfig, config.vision)
+def _vision(config: VLMConfig) -> NativeVitConfig:
+    return cast(NativeVitConfig, config.vision)
 
 
 FAMILY = Qwen3VL()

@@ -12,7 +12,17 @@ from jaxtyping import Array, Float
 from vlm_jax.attention import Segment, Visibility
 from vlm_jax.config import MLA, DecoderConfig
 from vlm_jax.models.hooks import Attend
-from vlm_jax.models.layers import linear, matrix, ones, plus, rms_norm, rotate, weight, zeros
+from vlm_jax.models.layers import (
+    halves,
+    linear,
+    matrix,
+    ones,
+    plus,
+    rms_norm,
+    rotate,
+    weight,
+    zeros,
+)
 
 ExtendLayer = Callable[[Array, Array | None], Sequence[Segment]]
 """(a layer's new keys, its new values; None where these are the keys) -> segments to attend to."""
@@ -100,10 +110,10 @@ class Latent(nnx.Module):
         mla = self.mla
         q_btnh = self._queries(normed_btd)
         plain_btnh, turned_btnh = jnp.split(q_btnh, [mla.nope_dim], axis=-1)
-        turned_btnh = rotate(_halves(turned_btnh), angles)
+        turned_btnh = rotate(halves(turned_btnh), angles)
         down_bta = linear(normed_btd, self.wkv_down_ad[...])
         latent_btr = rms_norm(down_bta[..., : mla.rank], self.kv_norm_r[...], LATENT_EPSILON)
-        key_bt1h = rotate(_halves(down_bta[..., None, mla.rank :]), angles)
+        key_bt1h = rotate(halves(down_bta[..., None, mla.rank :]), angles)
         cached_bt1a = jnp.concatenate([latent_btr[:, :, None], key_bt1h], axis=-1)
         segments = extend_cache(cached_bt1a.transpose(0, 2, 1, 3), None)
         up_k_nur, up_v_nur = jnp.split(self.wkv_up_nur[...], [mla.nope_dim], axis=1)
@@ -138,15 +148,6 @@ class Latent(nnx.Module):
         k_bnsh = jnp.concatenate([plain_bnsh, turned_bnsh], axis=-1)
         v_bnsh = jnp.einsum("bsr,nur->bnsu", latent_bsr, up_v_nur)
         return Segment(k_bnsh, v_bnsh, segment.keys, segment.kinds_bs)
-
-
-def _halves(x: Array) -> Array:
-    """Puts neighbours that turn together, (0, 1), (2, 3), ..., H/2 apart, as `rotate` wants them.
-
-    Queries and keys alike, so that their products stay what they are.
-    """
-    pairs = x.reshape(*x.shape[:-1], -1, 2)
-    return jnp.concatenate([pairs[..., 0], pairs[..., 1]], axis=-1)
 
 
 def _join_heads(out_btnh: Array, wo_nhd: Array) -> Array:

@@ -133,6 +133,15 @@ def patch_angles(
     return angles.reshape(*positions.shape[:-1], head_dim // 2)
 
 
+def halves(x: Float[Array, "*b H"]) -> Float[Array, "*b H"]:
+    """Puts neighbours that turn together, (0, 1), (2, 3), ..., H/2 apart, as `rotate` wants them.
+
+    Of queries and keys alike, so that their products stay what they are.
+    """
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return jnp.concatenate([pairs[..., 0], pairs[..., 1]], axis=-1)
+
+
 @functools.partial(jax.jit, inline=True)
 def rotate(x_btnh: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Array:
     """Rotates each pair (i, i + H/2) of a head by its angle, in float32."""

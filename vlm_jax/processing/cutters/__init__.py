@@ -1,6 +1,7 @@
 """Images to groups of patches, one way of cutting a file. Pillow and NumPy only."""
 
 from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches, row_major
+from vlm_jax.processing.cutters.padded import Padded
 from vlm_jax.processing.cutters.square import Square
 from vlm_jax.processing.cutters.tiles import AnyRes, DynamicTiles, ViewTiles
 from vlm_jax.processing.cutters.windows import Runs, Windows, run_layout, window_layout
@@ -11,6 +12,7 @@ __all__ = [
     "DynamicTiles",
     "Extent",
     "Layout",
+    "Padded",
     "Patches",
     "Runs",
     "Square",

@@ -12,7 +12,7 @@ import PIL.Image
 from transformers import BaseImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from vlm_jax.config import Qwen3VisionConfig, QwenVisionConfig
+from vlm_jax.config import NativeVitConfig, QwenVisionConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches
 
@@ -71,7 +71,7 @@ class Windows(Cutter):
     group_multiple = 4
 
     def __init__(
-        self, config: QwenVisionConfig | Qwen3VisionConfig, image_processor: BaseImageProcessor
+        self, config: QwenVisionConfig | NativeVitConfig, image_processor: BaseImageProcessor
     ):
         self.config, self.image_processor = config, image_processor
         self.slots_per_group = self._units()

@@ -1,7 +1,8 @@
-"""The Qwen3-VL vision tower: full attention within each image, and the mergers of its outputs.
+"""Vision transformers of images at their own resolution, and the mergers of their outputs.
 
-Besides the last layer's, the outputs of a few layers reach the decoder, each through a merger of
-its own (DeepStack, arXiv 2406.04334).
+One module is Qwen3-VL's tower and MoonViT: `NativeVitConfig` says what each has. Besides the last
+layer's, the outputs of a few layers may reach the decoder, each through a merger of its own
+(DeepStack, arXiv 2406.04334).
 """
 
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ from jaxtyping import Array, Float
 
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Images
-from vlm_jax.config import Qwen3VisionConfig
+from vlm_jax.config import NativeVitConfig
 from vlm_jax.models.layers import (
     ACTIVATIONS,
+    halves,
     layer_norm,
     linear,
     matrix,
@@ -25,13 +27,14 @@ from vlm_jax.models.layers import (
 from vlm_jax.models.learned_positions import image_extents, resample
 
 
-class Qwen3VisionLayer(nnx.Module):
+class NativeVitLayer(nnx.Module):
     """Pre-norm attention and MLP with biases."""
 
-    def __init__(self, config: Qwen3VisionConfig, rngs: nnx.Rngs):
+    def __init__(self, config: NativeVitConfig, rngs: nnx.Rngs):
         d, f, n = config.hidden_size, config.intermediate_size, config.num_heads
         h = d // n
         self.eps, self.act = config.layer_norm_eps, config.hidden_act
+        self.neighbours = config.rope_neighbours
         self.norm1_scale_d, self.norm1_bias_d = ones(d), zeros(d)
         self.wqkv_d3nh, self.bqkv_3nh = weight(rngs, d, 3, n, h, fan_in=d), zeros(3, n, h)
         self.wo_nhd, self.bo_d = weight(rngs, n, h, d, fan_in=d), zeros(d)
@@ -46,6 +49,7 @@ class Qwen3VisionLayer(nnx.Module):
         normed = layer_norm(x_bpd, self.norm1_scale_d[...], self.norm1_bias_d[...], self.eps)
         qkv = jnp.einsum("bpd,dtnh->tbpnh", normed, self.wqkv_d3nh[...])
         q, k, v = qkv + self.bqkv_3nh[...][:, None, None]
+        q, k = (halves(q), halves(k)) if self.neighbours else (q, k)
         q, k = rotate(q, angles), rotate(k, angles)
         segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)
         out = attend(q, [segment], queries)
@@ -55,16 +59,18 @@ class Qwen3VisionLayer(nnx.Module):
         return x_bpd + linear(hidden, self.w_down_df[...]) + self.b_down_d[...]
 
 
-class Qwen3Vision(nnx.Module):
+class NativeVit(nnx.Module):
     """Runs of patches in, features of the last layer and of the deep ones side by side out."""
 
-    def __init__(self, config: Qwen3VisionConfig, rngs: nnx.Rngs):
+    def __init__(self, config: NativeVitConfig, rngs: nnx.Rngs):
         self.config = config
         d = config.hidden_size
         inputs = config.num_channels * config.temporal_patch_size * config.patch_size**2
         self.patch_de, self.patch_bias_d = matrix(rngs, d, inputs), zeros(d)
         self.positions_pd = weight(rngs, config.position_side**2, d, fan_in=d)
-        self.layers = nnx.List([Qwen3VisionLayer(config, rngs) for _ in range(config.num_layers)])
+        self.layers = nnx.List([NativeVitLayer(config, rngs) for _ in range(config.num_layers)])
+        if config.post_norm:
+            self.post_norm_scale_d, self.post_norm_bias_d = ones(d), zeros(d)
 
     def __call__(self, images: Images) -> Float[Array, "B G U E"]:
         """Returns features [B, groups, patches of a group, (1 + deep layers) D], the last first."""
@@ -75,10 +81,14 @@ class Qwen3Vision(nnx.Module):
         positions_bgu2 = jnp.asarray(images.positions_bgu2)
         extents = image_extents(jnp.asarray(images.ids_bgu), positions_bgu2)
         table_pd = self.positions_pd[...]
-        x = x + resample(table_pd, positions_bgu2, extents, c.position_side, "bilinear").astype(
-            x.dtype
-        )
+        kernel = c.position_kernel
+        learned = resample(table_pd, positions_bgu2, extents, c.position_side, kernel)
+        x = x + learned.astype(x.dtype)
         angles = patch_angles(positions_bgu2, c.hidden_size // c.num_heads, c.rope_theta)
+        if c.rope_neighbours:
+            # Column and row in turns: c0 r0 c1 r1 ... of r0 r1 ... c0 c1 ...
+            rows, cols = jnp.split(angles, 2, axis=-1)
+            angles = jnp.stack([cols, rows], axis=-1).reshape(angles.shape)
         whole = lambda a: a.reshape(batch, groups * count, *a.shape[3:])
         x, angles, queries = whole(x), whole(angles), Visibility(group=whole(images.ids_bgu))
         deep = []
@@ -86,6 +96,10 @@ class Qwen3Vision(nnx.Module):
             x = layer(x, angles, queries)
             if index in c.deep_layers:
                 deep.append(x)
+        if c.post_norm:
+            x = layer_norm(
+                x, self.post_norm_scale_d[...], self.post_norm_bias_d[...], c.layer_norm_eps
+            )
         return jnp.concatenate([x, *deep], axis=-1).reshape(batch, groups, count, -1)
 
 
@@ -98,7 +112,7 @@ class PatchMerger(nnx.Module):
         norm_units: whether the norm is over a unit's patches together, or over each.
     """
 
-    def __init__(self, rngs: nnx.Rngs, config: Qwen3VisionConfig, norm_units: bool):
+    def __init__(self, rngs: nnx.Rngs, config: NativeVitConfig, norm_units: bool):
         unit = config.hidden_size * config.merge_size**2
         self.unit, self.norm_units, self.eps = unit, norm_units, config.layer_norm_eps
         width = unit if norm_units else config.hidden_size
@@ -121,7 +135,7 @@ class PatchMerger(nnx.Module):
 class DeepMerger(PatchMerger):
     """Tokens of the last layer, and behind each what later layers of the decoder add to it."""
 
-    def __init__(self, rngs: nnx.Rngs, config: Qwen3VisionConfig):
+    def __init__(self, rngs: nnx.Rngs, config: NativeVitConfig):
         super().__init__(rngs, config, norm_units=False)
         self.deep = nnx.List(
             [PatchMerger(rngs, config, norm_units=True) for _ in config.deep_layers]
