@@ -46,6 +46,15 @@ class Pair:
         return jax.device_get(self.vlm.generator.logits(self.vlm.params, batch))
 
 
+CHECKS = ("logits", "greedy", "batches", "prefixes", "methods", "kinds")
+
+
+def checks(*daily: str) -> list:
+    """Returns the names of all checks, those that are not named here marked slow."""
+    marked = lambda name: name if name in daily else pytest.param(name, marks=pytest.mark.slow)
+    return [marked(name) for name in CHECKS]
+
+
 def check_logits(pair: Pair) -> None:
     """No further from the float64 reference than 1.25 times the float32 reference is."""
     batch = pair.batch()

@@ -20,11 +20,13 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.processing.cutters import ViewTiles
 
 # Small's checks are everybody's; the other kinds differ in attention or router alone.
-CHECKS = {
-    "small": ["logits", "greedy", "batches", "prefixes", "methods", "kinds"],
-    "tiny": ["logits", "methods"],
-    "base": ["logits", "greedy"],
-}
+CHECKS = [
+    *(("small", check) for check in ("logits", "batches", "prefixes", "kinds")),
+    ("base", "logits"),
+    *(pytest.param("small", check, marks=pytest.mark.slow) for check in ("greedy", "methods")),
+    *(pytest.param("tiny", check, marks=pytest.mark.slow) for check in ("logits", "methods")),
+    pytest.param("base", "greedy", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,7 @@ def pairs(tmp_path_factory):
     return pair
 
 
-@pytest.mark.parametrize(
-    ("kind", "check"), [(kind, check) for kind, checks in CHECKS.items() for check in checks]
-)
+@pytest.mark.parametrize(("kind", "check"), CHECKS)
 def test_it_is_the_reference(pairs, kind, check):
     getattr(parity, f"check_{check}")(pairs(kind))
 
