@@ -11,6 +11,7 @@ from vlm_jax.batch import Kind
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import Watch, abstract, merge
 from vlm_jax.steering.methods import build
+from vlm_jax.study.acted import acted, details
 
 IMAGES = [[picture(56, 70, 1)], [picture(84, 56, 2)]]
 ASKED = IMAGES, ["Describe it.", "What is this thing, please?"]
@@ -92,6 +93,20 @@ def test_identity_keeps_every_bit_and_methods_compose(llava_vlm, drawn, tmp_path
     both = steered.apply("air", heads="all", text_threshold=0, visual_gain=50, text_gain=0)
     assert said(both) != said(steered)
     assert said(vlm.apply("vti", vectors=drawn, strength=40)) != said(vlm)
+
+
+def test_what_was_done_is_known_of_new_parts(llava_vlm, drawn):
+    """As results of an evaluation say it: layers and heads that are acted on."""
+    for name, settings, heads in (
+        ("farsight", {"mode": "budget"}, 12),
+        ("activation_addition", {"vectors": drawn, "layers": (1, 2)}, 2),
+    ):
+        model = llava_vlm.apply(name, **settings)
+        (answer,) = model.ask(IMAGES[:1], ["Describe it."], {"max_new_tokens": 2})
+        assert model.steering is not None
+        found = acted(model.steering, {"one": [details(answer)]})
+        assert found["heads"] == heads
+        assert found["trigger_rate"] is None
 
 
 def test_a_random_control_keeps_norms(llava_vlm, drawn):

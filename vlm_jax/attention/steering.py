@@ -78,11 +78,6 @@ class Steering:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, index], self)
 
     @property
-    def attends(self) -> bool:
-        """Whether attention is not that of the model alone; with no part, its masses are read."""
-        return not self.parts or any(part.attends for part in self.parts.values())
-
-    @property
     def on_prefix(self) -> "Steering | None":
         """The parts that act up to a prompt's last image token, or count rows there; None: none do.
 

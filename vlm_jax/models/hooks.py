@@ -147,11 +147,8 @@ class Hooks:
         last_b = None if rows is None else rows.last_b
         if steering is None:
             return None if watch == Watch() else cls(watch=watch, last_b=last_b)
-        residual = _residual(steering, rows)
-        if not (steering.attends or watch.masses):
-            return cls(residual=residual, watch=watch, last_b=last_b)
         steer = Steer(steering, rows, before)
-        return cls(steer.attend, residual, watch, last_b, steer)
+        return cls(steer.attend, _residual(steering, rows), watch, last_b, steer)
 
     @property
     def states(self) -> tuple[State, ...]:

@@ -4,6 +4,7 @@ Each steered answer's line in `answers.jsonl` carries what happened in it, so th
 on after a kill knows it of the answers that were there already.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,22 +66,15 @@ def acted(steering: Steering, lines: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
 
 def touched(steering: Steering) -> np.ndarray:
-    """Bool [L, N], True for heads that a steering may act on."""
-    masks = [_reallocates(steering)] if steering.reallocation else []
-    if steering.projection:
-        masks.append(_leaf(steering.projection.on) > 0)
-    if steering.head_gains:
-        masks.append(_leaf(steering.head_gains.gain) != 1)
-    if steering.energy_rescale:
-        masks.append(_leaf(steering.energy_rescale.on) > 0)
-    if steering.lens:
-        masks.append(_leaf(steering.lens.strength) != 0)
-    if gains := steering.logit_gains:
-        masks.append((_leaf(gains.image) != 1) | (_leaf(gains.system) != 1))
-    if part := steering.visual_gains:
-        masks.append(np.isfinite(_leaf(part.perception_from)) & (_leaf(part.perception_gain) != 1))
-        masks.append(np.isfinite(_leaf(part.reasoning_to)) & (_leaf(part.reasoning_gain) != 1))
-    return np.logical_or.reduce(masks)
+    """Bool [L, N], True for heads that a steering may act on.
+
+    Vectors in the residual stream act on all heads of their layers; alone, on one column.
+    """
+    masks = []
+    for part in steering.parts.values():
+        acts = np.asarray(part.acts())[0]
+        masks.append(acts if part.attends else acts.any(axis=1, keepdims=True))
+    return functools.reduce(np.logical_or, masks)
 
 
 def _reallocates(steering: Steering) -> np.ndarray:
