@@ -3,6 +3,10 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["vlm_jax*", "convert*"]), "vlm_jax.configs"],
+    packages=[
+        *find_packages(include=["vlm_jax*", "convert*"]),
+        "vlm_jax.configs",
+        "vlm_jax.configs.papers",
+    ],
     package_dir={"vlm_jax.configs": "configs"},
 )

@@ -70,6 +70,10 @@ def get_config() -> ConfigDict:
     config.control_draws = 19  # seeds of a random control that does not say; 19 allow a p of .05
     config.bootstrap_draws = 2000
 
+    # What a paper reports, beside ours in a table: benchmark -> arm -> metric -> percent (or the
+    # metric's unit) in `values`, and where they are from in `source`.
+    config.published = ConfigDict()
+
     # The say-less frontier: biases on the logits of tokens that end a caption; no bias is none.
     # Tokens are words of one token each; "<stop>" stands for the ids that end an answer.
     config.frontier = ConfigDict({"biases": (), "tokens": ("<stop>",)})

@@ -4,6 +4,8 @@
 control, a minute or two on two cores. `configs/testbed_methods.py` compares all methods.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -16,7 +18,7 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "demo"):
         raise ValueError(f"configs/testbed.py takes no argument or 'demo', not {size!r}.")
     demo = size == "demo"
-    config = base.get_config()
+    config: Any = base.get_config()
     config.batch_size = 64
     config.max_new_tokens = 32
     config.control_draws = 3 if demo else 19
@@ -80,3 +82,31 @@ METHODS = {
     "adhh_t50": {"method": "adhh", "heads": "identified", "threshold": 0.5},
 }
 DEMO_METHODS = ("gains_last", "air_mild")
+
+
+def shrunk(config: Any, size: int = 40) -> ConfigDict:
+    """A comparison on testbed scenes, small enough for the shipped models and a CPU.
+
+    Methods keep their settings, but for what is of a large model: head sets are those found in the
+    shipped one, and classes of heads have its thresholds.
+    """
+    small: Any = get_config("demo")
+    names = list(config.benchmarks)
+    config.benchmarks = ConfigDict()
+    for name in names:
+        if name in ("chair", "pope") or not config.benchmarks:
+            section = small.benchmarks["broken" if name == "chair" else "pope"]
+            config.benchmarks[name] = ConfigDict({**section, "n": size})
+    for name, arm in config.arms.items():
+        entry = dict(arm)
+        if "heads" in entry:
+            entry["heads"] = "identified"
+        if entry.get("method") == "functional_heads":
+            entry |= CLASSES
+        config.arms[name] = ConfigDict(entry)
+    config.batch_size, config.max_new_tokens = small.batch_size, small.max_new_tokens
+    config.control_draws, config.bootstrap_draws = 1, 200
+    config.frontier.tokens, config.frontier.biases = small.frontier.tokens, ()
+    if "source" in config.published:
+        config.published.source += " Ours is on testbed scenes and cannot be held against it."
+    return config

@@ -32,8 +32,9 @@ _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 
 
 def names() -> list[str]:
-    """The names of the shipped configs."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+    """The names of the shipped configs; those of papers are "papers/air" and so on."""
+    files = (path for path in FOLDER.rglob("*.py") if path.stem != "__init__")
+    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in files)
 
 
 def read(named: str, changes: Changes = ()) -> ConfigDict:
@@ -174,8 +175,8 @@ def _find(named: str) -> tuple[pathlib.Path, str | None]:
     path = pathlib.Path(text).expanduser()
     if path.suffix == ".py" and path.is_file():
         return path, argument or None
-    name = path.name.removesuffix(".py")
-    if path.parent.name in ("", "configs") and (FOLDER / f"{name}.py").is_file():
+    name = path.as_posix().removesuffix(".py").removeprefix("configs/")
+    if name in names():
         return FOLDER / f"{name}.py", argument or None
     hint = nearest(name, names())
     raise ConfigError(

@@ -20,7 +20,7 @@ from vlm_jax.foreign import read_json
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.across import across_tables
-from vlm_jax.report.comparison import benchmark_table, comparison_tables
+from vlm_jax.report.comparison import benchmark_table, comparison_tables, published_table
 from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
 from vlm_jax.report.tables import Section, Table, write_reports
@@ -340,6 +340,8 @@ def evaluate(
     """
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
     tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
+    published = published_table(found.comparison, request.config.get("published", {}))
+    tables += [published] if published is not None else []
     tables += failure_tables(found.measured.failures)
     if processes.primary():
         _publish(request, workdir, found, tables, title, _examples(workdir, benchmarks, arms))

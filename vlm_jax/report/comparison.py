@@ -119,6 +119,33 @@ def benchmark_table(comparison: Comparison, benchmark: str) -> Table:
     return Table(f"{benchmark}, {comparison.items[benchmark]} items", headers, rows, notes)
 
 
+def published_table(comparison: Comparison, published: Mapping[str, Any]) -> Table | None:
+    """What a paper reports, beside ours; None where nothing is published.
+
+    Args:
+        comparison: what was measured.
+        published: `source`, and `values`: benchmark -> arm -> metric -> percent, or the metric's
+            own unit.
+    """
+    arms = {arm.name: arm for arm in comparison.arms}
+    rows = []
+    for benchmark, by_arm in (published.get("values") or {}).items():
+        for arm, values in by_arm.items():
+            levels = arms[arm].levels.get(benchmark, {}) if arm in arms else {}
+            for metric, value in values.items():
+                known = metric in levels
+                plain = known and comparison.plain(benchmark, metric)
+                ours = interval(levels[metric], plain=plain) if known else NONE
+                away = (1 if plain else 100) * levels[metric].value - value if known else None
+                moved = number(away, plain=True, signed=True)
+                rows.append([f"{benchmark}, {arm}: {metric}", f"{value:g}", ours, moved])
+    if not rows:
+        return None
+    notes = [str(published.get("source", "")), "-: not run here."]
+    headers = ["", "published", "ours", "ours - published"]
+    return Table("Published beside ours", headers, rows, notes)
+
+
 def control_table(comparison: Comparison) -> Table:
     """An arm and a control a row: the difference, and the arm's rank among the draws."""
     metrics = {name: comparison.primary(name) for name in comparison.items}
