@@ -99,6 +99,20 @@ def get_config() -> ConfigDict:
         }
     )
 
+    # Where `serve` listens and what it lets in (vlm_jax.jobs.serve.ServeSettings says more).
+    # Clients give the key that is in the environment variable VLM_JAX_API_KEY, where it is set.
+    config.serve = ConfigDict(
+        {
+            "host": "127.0.0.1",
+            "port": 8000,
+            "api_key_variable": "VLM_JAX_API_KEY",
+            "max_megabytes": 32.0,
+            "batch": 64,
+            "wait_ms": 10.0,
+            "max_waiting": 1024,
+        }
+    )
+
     # What `sweep` varies (see vlm_jax/study/grids.py): field of config.edit -> values; or, where
     # `method` lists attention methods, field of theirs -> values.
     config.sweep = ConfigDict()

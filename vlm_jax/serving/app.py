@@ -1,0 +1,189 @@
+"""The HTTP side: /v1/models and /v1/chat/completions, errors in OpenAI's form."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from vlm_jax.answering import Answer
+from vlm_jax.api import VLM
+from vlm_jax.decoding import DecodeSettings
+from vlm_jax.errors import UserError
+from vlm_jax.serving.batcher import Arms, Batcher
+from vlm_jax.serving.chat import ChatRequest, read_chat
+
+_METHODS_KEPT = 64  # treated models of requests' own methods
+_LOOK = 0.05  # seconds between two looks whether a client is still there
+
+
+class _Refused(Exception):
+    """A request that is answered by an error."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error"):
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+def make_app(
+    arms: Arms,
+    batcher: Batcher,
+    defaults: DecodeSettings,
+    *,
+    treat: Callable[[VLM, Any], VLM],
+    api_key: str = "",
+    max_bytes: int = 32 << 20,
+    max_waiting: int = 1024,
+) -> Starlette:
+    """The server's application.
+
+    Args:
+        arms: id -> model.
+        batcher: answers; it is closed, all answers given, when the server ends.
+        defaults: of decoding.
+        treat: applies the method of a request to a model, or raises a `UserError`.
+        api_key: what "Authorization: Bearer ..." must hold; "" asks for none.
+        max_bytes: of a request's body.
+        max_waiting: requests that may wait; more are told to come again (429).
+    """
+    started = int(time.time())
+    treated: OrderedDict[str, VLM] = OrderedDict()
+
+    def model_of(chat: ChatRequest) -> VLM:
+        if chat.model not in arms:
+            listed = ", ".join(arms)
+            raise _Refused(404, f"model {chat.model!r} is none of {listed}.", "not_found_error")
+        if chat.method is None:
+            return arms[chat.model]
+        key = f"{chat.model} {json.dumps(chat.method, sort_keys=True)}"
+        if key not in treated:
+            treated[key] = treat(arms[chat.model], chat.method)
+        treated.move_to_end(key)
+        while len(treated) > _METHODS_KEPT:
+            treated.popitem(last=False)
+        return treated[key]
+
+    async def models(request: Request) -> Response:
+        _allow(request, api_key)
+        about = {"object": "model", "created": started, "owned_by": "vlm_jax"}
+        return JSONResponse({"object": "list", "data": [{"id": one, **about} for one in arms]})
+
+    async def chat(request: Request) -> Response:
+        _allow(request, api_key)
+        if batcher.waiting >= max_waiting:
+            raise _Refused(429, f"{max_waiting} requests wait; come again.", "rate_limit_error")
+        asked = await asyncio.to_thread(read_chat, await _json(request, max_bytes), defaults)
+        model = await asyncio.to_thread(model_of, asked)
+        future = asyncio.wrap_future(batcher.ask(asked, model))
+        if asked.stream:
+            return StreamingResponse(_events(asked, future), media_type="text/event-stream")
+        while not future.done():
+            await asyncio.wait([future], timeout=_LOOK)
+            if not future.done() and await request.is_disconnected():
+                future.cancel()
+                return Response(status_code=499)
+        return JSONResponse(_completion(asked, future.result()))
+
+    async def refused(request: Request, error: Exception) -> Response:
+        known = error if isinstance(error, _Refused) else _Refused(400, str(error))
+        return JSONResponse(_error(known), status_code=known.status)
+
+    async def broke(request: Request, error: Exception) -> Response:
+        found = _Refused(500, f"{type(error).__name__}: {error}", "server_error")
+        return JSONResponse(_error(found), status_code=500)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+        ],
+        exception_handlers={_Refused: refused, UserError: refused, Exception: broke},
+        lifespan=lifespan,
+    )
+
+
+def _allow(request: Request, api_key: str) -> None:
+    """Refuses a request without the key, where there is one."""
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if api_key and not hmac.compare_digest(given.encode(), api_key.encode()):
+        raise _Refused(401, "the API key is missing or wrong.", "authentication_error")
+
+
+async def _json(request: Request, max_bytes: int) -> Any:
+    """The body of a request, bounded, as JSON."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise _Refused(415, "the body must be application/json.")
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > max_bytes:
+            raise _Refused(413, f"the body has more than {max_bytes} bytes.")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise _Refused(400, "the body is not JSON.") from None
+
+
+def _error(error: _Refused) -> dict[str, Any]:
+    return {"error": {"message": str(error), "type": error.kind, "code": error.status}}
+
+
+def _head(asked: ChatRequest, kind: str) -> dict[str, Any]:
+    name = f"chatcmpl-{secrets.token_hex(12)}"
+    return {"id": name, "object": kind, "created": int(time.time()), "model": asked.model}
+
+
+def _completion(asked: ChatRequest, answer: Answer) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.text}
+    reason = "stop" if answer.ended else "length"
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    count = len(answer.tokens)
+    usage = {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
+    return {**_head(asked, "chat.completion"), "choices": [choice], "usage": usage}
+
+
+async def _events(asked: ChatRequest, future: "asyncio.Future[Answer]") -> AsyncIterator[str]:
+    """The answer as events: its words one by one, once its batch is done.
+
+    A client that goes away cancels what still waits.
+    """
+    head = _head(asked, "chat.completion.chunk")
+
+    def event(delta: dict[str, Any], reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
+
+    try:
+        yield event({"role": "assistant", "content": ""})
+        try:
+            answer = await future
+        except Exception as error:
+            found = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            yield f"data: {json.dumps(_error(_Refused(400, str(found))))}\n\n"
+            return
+        for word in _words(answer.text):
+            yield event({"content": word})
+        yield event({}, "stop" if answer.ended else "length")
+        yield "data: [DONE]\n\n"
+    finally:
+        future.cancel()
+
+
+def _words(text: str) -> list[str]:
+    """A text in pieces that end before a blank: "A dog runs" -> ["A", " dog", " runs"]."""
+    pieces = text.split(" ")
+    return [pieces[0], *(f" {piece}" for piece in pieces[1:])] if text else []
