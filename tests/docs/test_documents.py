@@ -251,7 +251,7 @@ def test_python_of_a_page_prints_what_the_page_says(page, sandbox, tmp_path):
             assert shown == block.output.splitlines()
 
 
-def test_the_listings_for_contributors_are_what_the_seams_take():
+def test_the_listings_for_contributors_are_what_the_seams_take(tmp_path):
     made: dict = {}
     for block in blocks(ROOT / "CONTRIBUTING.md"):
         if block.language == "python":
@@ -262,6 +262,18 @@ def test_the_listings_for_contributors_are_what_the_seams_take():
     assert (gains[2] == 0.5).all()
     assert (np.delete(gains, 2, 0) == 1).all()
     assert isinstance(made["FAMILY"], Family)
+    question = {"id": 1, "image": "a.jpg", "question": "Is the number of cups even?"}
+    truth, images = tmp_path / "truth.jsonl", tmp_path / "images"
+    rows = [{**question, "id": n, "label": "yes"} for n in (1, 2)]
+    truth.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    images.mkdir()
+    PIL.Image.new("RGB", (4, 4)).save(images / "a.jpg")
+    suite = made["SUITE"].read({"images": str(images), "truth": str(truth)}, "config.benchmarks.p")
+    examples = list(suite.examples())
+    assert [one.id for one in examples] == [1, 2]
+    assert examples[0].images == (images / "a.jpg",)
+    judged = [suite.judge(*pair) for pair in zip(examples, ("Yes.", "no"))]
+    assert suite.report(suite.tally(judged)) == {"accuracy": 0.5}
     # Logits 3 with the image and 1 without it: 2 * 3 - 1.
     assert made["Blind"]().scores(np.array([[[3.0], [1.0]]]), None) == 5
 

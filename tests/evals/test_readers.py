@@ -14,7 +14,6 @@ from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.evals.truth import (
     ObjectTruth,
     Question,
-    object_table,
     read_object_truth,
     read_questions,
     read_truth,
@@ -173,16 +172,6 @@ def test_object_table(write):
     truth = read_object_truth(write("table.tsv", TABLE))
     assert truth.categories == ("dog", "cat", "cup")
     assert truth.objects == {1: {"dog", "cup"}, "scene-2": frozenset(), 3: {"cat"}}
-
-
-def test_object_table_round_trip(write):
-    truth = read_object_truth(write("table.tsv", TABLE))
-    assert read_object_truth(write("again.tsv", object_table(truth))) == truth
-
-
-def test_object_table_refuses_what_it_cannot_say():
-    with pytest.raises(ValueError, match=r"image 1 has objects \['cow'\]"):
-        object_table(ObjectTruth({1: frozenset({"cow"})}, ("dog",)))
 
 
 def test_real_object_table(coco_truth):

@@ -5,7 +5,6 @@ uniformly ("random"), by frequency over the set ("popular") or by co-occurrence 
 object ("adversarial").
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -84,15 +83,6 @@ def pope_questions(
                 number = len(questions) + 1
                 questions.append(Question(number, image_name(image), question_text(name), label))
     return questions
-
-
-def question_lines(questions: Iterable[Question]) -> str:
-    """Questions as JSON lines of question_id, image, text and label."""
-    rows = (
-        {"question_id": item.id, "image": item.image, "text": item.text, "label": item.label}
-        for item in questions
-    )
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _in_order(image: ImageId, present: Collection[str], seed: int) -> list[str]:

@@ -120,21 +120,6 @@ def read_questions(
     return truth
 
 
-def object_table(truth: ObjectTruth) -> str:
-    """Writes an object table: a header naming the categories, then "image id TAB category
-    indices"."""
-    index = {name: number for number, name in enumerate(truth.categories)}
-    lines = [f"{_TABLE_HEADER} {'|'.join(truth.categories)}"]
-    for image, objects in truth.objects.items():
-        unknown = sorted(objects - index.keys())
-        if unknown:
-            raise ValueError(
-                f"image {image} has objects {unknown} that are not among the categories"
-            )
-        lines.append(f"{image}\t{','.join(map(str, sorted(index[name] for name in objects)))}")
-    return "\n".join(lines) + "\n"
-
-
 class _ObjectBuilder:
     """Objects of images gathered over several files."""
 
