@@ -255,3 +255,23 @@ def test_an_address_open_to_others_needs_a_key(tmp_path, monkeypatch):
     config.serve.host = "0.0.0.0"
     with pytest.raises(ConfigError, match="is open to others: set the environment variable"):
         serve.run(Request(config=config, source=tiny.llava(tmp_path / "m")))
+
+
+def test_the_job_ends_by_sigterm_and_says_so(tiny_llava, monkeypatch, capsys):
+    """The signal comes to this very process, as soon as the server listens."""
+    from configs import base
+
+    config: Any = base.get_config()
+    config.serve.port = 0
+    startup = uvicorn.Server.startup
+
+    async def started_then_ended(self, sockets=None):
+        await startup(self, sockets=sockets)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", started_then_ended)
+    before = signal.getsignal(signal.SIGTERM)
+    serve.run(Request(config=config, source=tiny_llava))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "Serving unedited at" in (printed := capsys.readouterr().out)
+    assert printed.endswith("Ended; 0 requests in 0 batches.\n")

@@ -83,9 +83,14 @@ def run(request: Request) -> None:
         uvicorn.Config(app, host=chosen.host, port=chosen.port, log_level="warning")
     )
     print(f"Serving {', '.join(arms)} at http://{chosen.host}:{chosen.port}/v1", flush=True)
-    before = signal.getsignal(signal.SIGTERM)
-    server.run()
-    signal.signal(signal.SIGTERM, before)
+    # uvicorn raises the signal that ended it once more when all is answered; it did its work.
+    ends = (signal.SIGTERM, signal.SIGINT)
+    before = {one: signal.signal(one, lambda number, frame: None) for one in ends}
+    try:
+        server.run()
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     print(f"Ended; {sum(batcher.batches)} requests in {len(batcher.batches)} batches.")
 
 
