@@ -102,6 +102,26 @@ def test_a_score_is_a_product_of_a_column_down_from_the_diagonal():
     assert mode(jnp.array([[3, 1, 3, 2], [4, 1, 4, 1]])).tolist() == [3, 1]
 
 
+@pytest.mark.slow
+def test_it_acts_behind_prefixes_with_penalties_and_beside_steering(llava_vlm):
+    small = {"num_beams": 2, "candidates": 2, "threshold": 1}
+    treated, images, prompts = llava_vlm.apply("opera", **small), [IMAGES[1]] * 2, ["Why?", "What?"]
+    options = {"max_new_tokens": 12, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
+    shared = treated.ask(images, prompts, options)
+    whole = treated.ask(images, prompts, options, share_prefix=False)
+    assert [one.tokens for one in shared] == [one.tokens for one in whole]
+    for one in shared:
+        pairs = list(zip(one.tokens, one.tokens[1:]))
+        assert len(pairs) == len(set(pairs))
+    steered = llava_vlm.apply("adhh", heads="all", threshold=0.1).apply("opera", **small)
+    found = steered.ask(images, prompts, options)
+    assert found[0].counts.fired.shape == (12, 3)
+    assert np.all(found[0].readings.fired_bn <= 1)
+    counting = llava_vlm.apply("air", heads="all", zero_trace="running").apply("opera", **small)
+    with pytest.raises(ConfigError, match="takes tokens back"):
+        counting.ask(images, prompts, options)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"temperature": 0.5}, "'opera' has beams of its own.*temperature"),
