@@ -70,8 +70,10 @@ def reference(root: dict, folder) -> dict:
         "rms_norm_eps": text.rms_norm_eps,
         "rope_theta": rope["rope_theta"],
         "mrope_section": tuple(rope["mrope_section"]) if "mrope_section" in rope else None,
-        # InstructBLIP's root has no such field: the decoder's own word counts.
-        "tie_embeddings": getattr(config, "tie_word_embeddings", text.tie_word_embeddings),
+        # Only one of the two has the field in InstructBLIP (the decoder) and Qwen (the root).
+        "tie_embeddings": (
+            config if hasattr(config, "tie_word_embeddings") else text
+        ).tie_word_embeddings,
     }
     if config.model_type in ("llava", "llava_next"):
         fields = {
