@@ -127,6 +127,11 @@ class DecoderConfig:
         return self.head_dim if self.latent is None else self.latent.rope_dim
 
     @property
+    def row_dim(self) -> int:
+        """Width of what a head gives in decode rows: of latents where the cache holds these."""
+        return self.head_dim if self.latent is None else self.latent.rank + self.latent.rope_dim
+
+    @property
     def value_dim(self) -> int:
         """Width of a head's values."""
         return self.head_dim if self.latent is None else self.latent.value_dim

@@ -1,8 +1,10 @@
 """DeepSeek-VL2: latent attention, experts, tiles beside a whole view."""
 
+import dataclasses
 import json
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.ImageOps
@@ -14,9 +16,11 @@ from tests.families import parity
 from tests.families.tiny_deepseek import SIDE, Reference, deepseek_vl2
 from tests.reference import IMAGES, picture
 from tests.released import CONFIGS
+from vlm_jax.analysis.branch import branched_probabilities, head_outputs
 from vlm_jax.attention.steering import HeadGains, Steering
 from vlm_jax.config import parse_config
 from vlm_jax.errors import ConfigError
+from vlm_jax.models.network import abstract, merge
 from vlm_jax.processing.cutters import ViewTiles
 
 # Small's checks are everybody's; the other kinds differ in attention or router alone.
@@ -163,3 +167,23 @@ def test_what_cannot_be_is_said(tmp_path, section, changes, said):
     (root if section is None else root[section]).update(changes)
     with pytest.raises(ConfigError, match=said):
         parse_config(root)
+
+
+@pytest.mark.slow
+def test_heads_are_ablated_where_the_cache_holds_latents(pairs):
+    vlm = pairs("small").vlm
+    batch, graphdef = vlm.processor.batch([IMAGES[1]], ["What?"]), abstract(vlm.config)[0]
+    prompt = jax.jit(lambda params, batch: merge(graphdef, params).read(batch)[1])(
+        vlm.params, batch
+    )
+    rest = jax.tree.map(jnp.asarray, dataclasses.replace(batch, images=None))
+    query = jnp.int32(int(batch.lengths_b[0]) - 1)
+    asked = graphdef, vlm.params, rest, prompt, jnp.int32(0), query
+    outputs = head_outputs(*asked)
+    assert outputs.shape == (3, 4, vlm.config.decoder.row_dim)
+    found = branched_probabilities(*asked, jnp.int32(5))
+    whole = jax.nn.softmax(vlm.generator.logits(vlm.params, batch)[0, int(query)])[5]
+    np.testing.assert_allclose(found[0], whole, rtol=1e-4)
+    assert np.abs(np.asarray(found[1:]) - found[0]).max() > 1e-4
+    means = branched_probabilities(*asked, jnp.int32(5), 0 * outputs)
+    np.testing.assert_allclose(means, found, rtol=1e-5)

@@ -373,7 +373,7 @@ class _Chunk:
     def _said(self, answers: Sequence[Answer], token_m4: np.ndarray) -> dict[str, np.ndarray]:
         """What a second round needs of the captions, and no head's output yet."""
         tokens = [token for answer in answers for token in answer.tokens]
-        width = self.model.config.decoder.head_dim
+        width = self.model.config.decoder.row_dim
         return {
             "index": token_m4[:, 1],
             "target": token_m4[:, 2],
