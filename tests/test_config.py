@@ -1,6 +1,5 @@
 """Architectures out of every published layout, against transformers' own config classes."""
 
-# pyright: reportAttributeAccessIssue=false
 import copy
 import dataclasses
 import json

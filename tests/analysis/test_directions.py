@@ -1,6 +1,5 @@
 """Vectors that lead from some answers to others: their directions, and the file that is written."""
 
-# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 import json
 
 import numpy as np

@@ -1,6 +1,5 @@
 """Methods by name: what they do to a model, how they add up, what they leave in a folder."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false
 import html
 import importlib.metadata
 import json

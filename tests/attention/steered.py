@@ -1,6 +1,5 @@
 """Prompts with generated tokens, read by the streaming form and by the dense oracle of steering."""
 
-# pyright: reportArgumentType=false, reportOptionalOperand=false, reportCallIssue=false
 import dataclasses
 import functools
 

@@ -1,6 +1,5 @@
 """HF -> ours -> HF gives the very files back, whatever their names, dtype and shards."""
 
-# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
 import json
 import pathlib
 import shutil

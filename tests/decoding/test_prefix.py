@@ -1,6 +1,5 @@
 """Prompts that share prefixes against the same prompts read whole."""
 
-# pyright: reportOptionalMemberAccess=false
 import dataclasses
 
 import jax

@@ -1,6 +1,5 @@
 """Every control matches what it promises, and shows it."""
 
-# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 

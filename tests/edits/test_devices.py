@@ -1,6 +1,5 @@
 """Eight devices give the edit of one."""
 
-# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 

@@ -1,6 +1,5 @@
 """Edited folders of both formats: what changes, certificates, reverts, refusals."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import functools
 import hashlib
 import json

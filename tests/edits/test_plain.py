@@ -1,6 +1,5 @@
 """The plain edit against the dense route."""
 
-# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 

@@ -1,6 +1,5 @@
 """Edits of folders that were killed go on, and leave what an undisturbed one leaves."""
 
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import errno
 import os
 import pathlib

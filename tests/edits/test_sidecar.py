@@ -1,6 +1,5 @@
 """Sidecars: exact revert, other strengths, storage."""
 
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import numpy as np
 import pytest
 

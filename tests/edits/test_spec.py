@@ -1,6 +1,5 @@
 """Descriptions of edits, and everything they refuse."""
 
-# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 from hypothesis import given

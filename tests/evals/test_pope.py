@@ -1,7 +1,5 @@
 """Every POPE parser against its harness, and the construction of questions."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportOptionalSubscript=false
 import json
 import re
 from collections import Counter, defaultdict

@@ -1,6 +1,5 @@
 """Evidence of object words on the shipped model: masses of the steps that named them."""
 
-# pyright: reportAttributeAccessIssue=false
 import json
 
 import numpy as np

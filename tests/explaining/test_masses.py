@@ -1,6 +1,5 @@
 """Masses, imbalance and maps of a model's answers, in Python and as a job."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 
 import numpy as np

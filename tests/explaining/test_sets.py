@@ -1,6 +1,5 @@
 """Analyses of sets of heads: minimal editing and patterns, on a tiny model with head sets."""
 
-# pyright: reportAttributeAccessIssue=false
 import dataclasses
 import json
 

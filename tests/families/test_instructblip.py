@@ -1,6 +1,5 @@
 """InstructBLIP: EVA, a Q-Former that reads the question, image tokens before the first word."""
 
-# pyright: reportCallIssue=false
 import dataclasses
 import json
 import shutil

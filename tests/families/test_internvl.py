@@ -1,7 +1,5 @@
 """InternVL-3.5 in both layouts: tiles and thumbnail, pixel shuffle, normed queries and keys."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalMemberAccess=false
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Jobs on a fake model over a real tiny folder: edits are real, answers follow a rule."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalMemberAccess=false
 import pathlib
 import types
 

@@ -1,6 +1,5 @@
 """A model that names objects by rule, so that every expected number is known by hand."""
 
-# pyright: reportArgumentType=false
 import dataclasses
 import functools
 import types

@@ -1,6 +1,5 @@
 """What is refused before any work, several sources, and jobs of their own for edited folders."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 import shutil
 from typing import Any

@@ -1,6 +1,5 @@
 """Where answers come from, as a job: numbers, the page, resumption, and what it refuses."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 
 import numpy as np

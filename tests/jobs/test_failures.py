@@ -1,6 +1,5 @@
 """Items that cannot be read: arms stay paired, generate goes on, files say what failed."""
 
-# pyright: reportArgumentType=false
 import dataclasses
 import json
 

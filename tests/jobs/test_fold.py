@@ -1,6 +1,5 @@
 """Fixed gains in the weights, by the edit job."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 import json
 
 import numpy as np

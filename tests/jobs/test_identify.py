@@ -1,7 +1,5 @@
 """Head identification on a shipped testbed: head sets, resumption, and what it refuses."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalMemberAccess=false
 import dataclasses
 import json
 import pathlib

@@ -1,6 +1,5 @@
 """On a real model: arms compile nothing, and hold what an edited folder would."""
 
-# pyright: reportArgumentType=false
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The sweep: settings, their table, the choice, and the one look at the test split."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalMemberAccess=false
 import json
 import pathlib
 import re

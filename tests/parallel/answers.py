@@ -1,6 +1,5 @@
 """What a tiny model answers on a mesh of eight host devices, and how it lies on it."""
 
-# pyright: reportAttributeAccessIssue=false
 import logging
 
 import jax

@@ -1,6 +1,5 @@
 """AIR, AIR* and AD-HH: their leaves, their presets, and what they do to a model."""
 
-# pyright: reportOptionalMemberAccess=false, reportReturnType=false
 import jax
 import numpy as np
 import pytest

@@ -1,6 +1,5 @@
 """Methods by name, acting together, or each on its own examples of one batch."""
 
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import dataclasses
 
 import jax

@@ -1,6 +1,5 @@
 """Functional heads: the classification, the policies' identities, folding, and calibration."""
 
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import dataclasses
 import logging
 

@@ -1,7 +1,5 @@
 """Head sets as files: what is written is read back, and what is wrong is said."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false
-# pyright: reportOptionalOperand=false
 import json
 import os
 

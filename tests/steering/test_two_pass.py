@@ -1,6 +1,5 @@
 """Two passes: classes of the unsteered prompt, each example its own gains."""
 
-# pyright: reportArgumentType=false
 import dataclasses
 
 import numpy as np

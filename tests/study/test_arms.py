@@ -1,6 +1,5 @@
 """Arms as a config writes them: entries, lists of entries, draws, controls, mistakes."""
 
-# pyright: reportReturnType=false
 import dataclasses
 import json
 import pathlib

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-# pyright: reportOptionalMemberAccess=false
 import dataclasses
 import json
 import types
