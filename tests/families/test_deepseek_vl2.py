@@ -17,9 +17,11 @@ from tests.families.tiny_deepseek import SIDE, Reference, deepseek_vl2
 from tests.reference import IMAGES, picture
 from tests.released import CONFIGS
 from vlm_jax.analysis.branch import branched_probabilities, head_outputs
+from vlm_jax.analysis.rows import RowReader
 from vlm_jax.attention.steering import HeadGains, Steering
 from vlm_jax.config import parse_config
 from vlm_jax.errors import ConfigError
+from vlm_jax.models import Watch
 from vlm_jax.models.network import abstract, merge
 from vlm_jax.processing.cutters import ViewTiles
 
@@ -187,3 +189,21 @@ def test_heads_are_ablated_where_the_cache_holds_latents(pairs):
     assert np.abs(np.asarray(found[1:]) - found[0]).max() > 1e-4
     means = branched_probabilities(*asked, jnp.int32(5), 0 * outputs)
     np.testing.assert_allclose(means, found, rtol=1e-5)
+
+
+def test_rows_of_attention_are_those_that_hooks_watch(pairs):
+    """A prompt's last row, whose logits have a scale of their own."""
+    vlm, batch = pairs("small").vlm, pairs("small").batch([0])
+    depth, count = vlm.config.decoder.num_layers, vlm.config.decoder.num_heads
+    watch = Watch(weights=tuple(range(depth)))
+    graphdef = abstract(vlm.config)[0]
+    read = jax.jit(lambda params, batch: merge(graphdef, params).prefill(batch, 1, watch=watch)[2])
+    watched = read(vlm.params, batch)
+    last = int(batch.lengths_b[0]) - 1
+    heads = [(layer, head) for layer in range(depth) for head in range(count)]
+    rows = RowReader(vlm.config, rows=1)(vlm.params, batch, np.array([last]), heads)
+    largest_ls = rows.weights_qhs[0].reshape(depth, count, -1).max(axis=1)
+    length = largest_ls.shape[-1]
+    np.testing.assert_allclose(largest_ls, watched.weights_bjs[0, :, :length], atol=1e-6)
+    np.testing.assert_allclose(rows.masses_qlnc.sum(-1), 1, atol=1e-5)
+    assert (rows.value_norms_hs[:, : last + 1] > 0).all()

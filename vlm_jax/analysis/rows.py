@@ -126,30 +126,41 @@ class _Reading:
     norms: dict[Head, Array] = dataclasses.field(default_factory=dict)
 
     def attend(
-        self, q_btnh: Array, segments: Sequence[Segment], queries: Visibility, causal: bool
+        self,
+        q_btnh: Array,
+        segments: Sequence[Segment],
+        queries: Visibility,
+        causal: bool,
+        scale: float | None = None,
     ) -> Array:
         """Attends in the next layer."""
         layer, (segment,) = len(self.found), segments
         own = [head for at, head in self.heads if at == layer]
-        read = functools.partial(self._chunk, q_btnh[0], segment, own)
+        read = functools.partial(self._chunk, q_btnh[0], segment, own, scale)
         chunks = jax.lax.map(read, self.query_cr)
         self.found.append(tuple(a.reshape(self.query_cr.size, *a.shape[2:]) for a in chunks))
         for head in own:
             wo_hd = self.model.decoder.layers[layer].wo_nhd[...][head].astype(jnp.float32)
-            group = q_btnh.shape[2] // segment.v_bksh.shape[1]
-            v_sh = segment.v_bksh[0, head // group].astype(jnp.float32)
+            v_ksh = segment.values_bksh[0]
+            v_sh = v_ksh[head * len(v_ksh) // q_btnh.shape[2]].astype(jnp.float32)
             squares_s = jnp.einsum("sh,hg,sg->s", v_sh, wo_hd @ wo_hd.T, v_sh)
             self.norms[layer, head] = jnp.sqrt(jnp.maximum(squares_s, 0))
-        return attend(q_btnh, segments, queries, causal=causal)
+        return attend(q_btnh, segments, queries, causal=causal, scale=scale)
 
     def _chunk(
-        self, q_tnh: Array, segment: Segment, own: list[int], query_r: Array
+        self,
+        q_tnh: Array,
+        segment: Segment,
+        own: list[int],
+        scale: float | None,
+        query_r: Array,
     ) -> tuple[Array, ...]:
         """Masses, entropy, variance and kept weights of a few rows."""
         assert segment.keys.order is not None
         order_rs = jnp.broadcast_to(segment.keys.order, (len(query_r), segment.length))
         wide = dataclasses.replace(segment, keys=Visibility(order=order_rs))
-        logits_rns = row_logits(q_tnh[query_r][:, None], [wide], Visibility(order=query_r[:, None]))
+        queries = Visibility(order=query_r[:, None])
+        logits_rns = row_logits(q_tnh[query_r][:, None], [wide], queries, scale)
         weights_rns = jax.nn.softmax(logits_rns, axis=-1)
         visible_r = jnp.sum(order_rs <= query_r[:, None], axis=-1)[:, None]
         lse_rn = jax.nn.logsumexp(logits_rns, axis=-1)

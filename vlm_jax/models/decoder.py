@@ -24,6 +24,7 @@ Appends the new keys and values of a layer to the cache. Values are None where t
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and MLP with residuals; `decoder_layer` makes one of its parts."""
 
+    wo_nhd: nnx.Param
     declare_attention: Callable[..., None]
     attention: Callable[..., Array]
     declare_mlp: Callable[..., None]

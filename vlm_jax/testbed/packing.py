@@ -160,7 +160,8 @@ def turn_logits(
     order = jnp.where(turns.turns_bu < 0, NEVER, places[:, start:])
     turns_seen = Visibility(order=order, group=jnp.asarray(turns.turns_bu))
 
-    def extend_cache(layer: int, k_bksh: Array, v_bksh: Array) -> list[Segment]:
+    def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> list[Segment]:
+        assert v_bksh is not None  # the decoders that are trained here have values
         return [
             Segment(k_bksh[:, :, :start], v_bksh[:, :, :start], prefix_seen),
             Segment(k_bksh[:, :, start:], v_bksh[:, :, start:], turns_seen),
