@@ -7,7 +7,6 @@ import pytest
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.api import read_dtype
-from vlm_jax.calls import read_call
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 
@@ -129,10 +128,10 @@ def test_greedy_is_the_default(vlm, answers):
 
 
 def test_a_limit_beyond_the_positions_is_cut_and_said(qwen_vlm, caplog):
-    call = read_call(None, ["Hello", "Hello there"])
-    assert qwen_vlm._limit(call, 2048) == 2048
-    room = qwen_vlm._limit(call, 100_000)
-    longest = max(draft.length for draft in qwen_vlm.processor.drafts(None, call.prompts))
+    prompts = ["Hello", "Hello there"]
+    assert qwen_vlm.room(None, prompts, 2048) == 2048
+    room = qwen_vlm.room(None, prompts, 100_000)
+    longest = max(draft.length for draft in qwen_vlm.processor.drafts(None, prompts))
     assert room == 4096 - longest
     assert f"cut to {room}" in caplog.text
     assert len(caplog.records) == 1
