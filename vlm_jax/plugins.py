@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 from vlm_jax.errors import ConfigError
@@ -36,16 +37,21 @@ class Plugins:
         foreign = [entry.name for entry in importlib.metadata.entry_points(group=self.group)]
         return sorted({*self.own(), *foreign})
 
-    def find(self, name: Any, attribute: str) -> Any:
-        """Returns what the folder's module of a name has as an attribute, or an entry point names.
+    def find(self, name: Any, attribute: str | None = None) -> Any:
+        """Returns what the folder's module of a name has, or an entry point names.
 
         The folder's own comes first.
+
+        Args:
+            name: of the thing.
+            attribute: of the module; None: the only class with a public name that it defines.
 
         Raises:
             ConfigError: there is none; names the nearest and all.
         """
         if name in self.own():
-            return getattr(importlib.import_module(f"{self.package}.{name}"), attribute)
+            module = importlib.import_module(f"{self.package}.{name}")
+            return getattr(module, attribute) if attribute else _only_class(module)
         for entry in importlib.metadata.entry_points(group=self.group):
             if entry.name == name:
                 return entry.load()
@@ -53,3 +59,11 @@ class Plugins:
         raise ConfigError(
             f"there is no {self.what} {name!r}{nearest(name, known)}; there are {', '.join(known)}."
         )
+
+
+def _only_class(module: ModuleType) -> type:
+    """Returns the class of a module that defines one for others."""
+    classes = [one for one in vars(module).values() if isinstance(one, type)]
+    own = [one for one in classes if one.__module__ == module.__name__]
+    (found,) = [one for one in own if not one.__name__.startswith("_")]
+    return found

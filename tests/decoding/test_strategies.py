@@ -17,7 +17,7 @@ from tests.reference import picture
 from vlm_jax import models
 from vlm_jax.attention.steering import ImageBoost, Steering
 from vlm_jax.batch import Images
-from vlm_jax.decoding.strategies import find, names, read_strategy
+from vlm_jax.decoding.strategies import STRATEGIES, read_strategy
 from vlm_jax.decoding.strategies.base import Step
 from vlm_jax.decoding.strategies.dola import divergences
 from vlm_jax.decoding.strategies.icd import DISTURBANCE
@@ -163,8 +163,8 @@ def plain(llava_vlm):
 
 
 def test_every_file_is_a_strategy():
-    assert names() == sorted(SETTINGS)
-    assert find("vcd").__name__ == "VCD"
+    assert STRATEGIES.names() == sorted(SETTINGS)
+    assert STRATEGIES.find("vcd").__name__ == "VCD"
 
 
 CASES = [("llava_vlm", name) for name in SETTINGS] + [("qwen_vlm", "vcd")]

@@ -5,24 +5,22 @@ group `vlm_jax.searches`, is the search of that name, the only public class of i
 """
 
 import dataclasses
-import importlib
-import importlib.metadata
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.decoding import search, strategies
+from vlm_jax.decoding import search
 from vlm_jax.decoding.search import Search
-from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.decoding.strategies import STRATEGIES, Strategy
 from vlm_jax.errors import ConfigError
+from vlm_jax.plugins import Plugins
 from vlm_jax.settings import nearest, read
 
-SEARCHES = "vlm_jax.searches"
+SEARCHES = Plugins(search.__name__, "vlm_jax.searches", "search", but=search.UNNAMED)
 
 
 def names() -> list[str]:
     """Returns the names of all methods."""
-    return sorted({*strategies.names(), *_searches()})
+    return sorted({*STRATEGIES.names(), *SEARCHES.names()})
 
 
 def find(name: str) -> type[Strategy] | type[Search]:
@@ -36,16 +34,7 @@ def find(name: str) -> type[Strategy] | type[Search]:
             f"there is no strategy {name!r}{nearest(name, names())}; there are "
             f"{', '.join(names())}."
         )
-    if name in strategies.names():
-        return strategies.find(name)
-    for entry in importlib.metadata.entry_points(group=SEARCHES, name=name):
-        return entry.load()
-    module = importlib.import_module(f"{search.__name__}.{name}")
-    own = [one for one in vars(module).values() if isinstance(one, type)]
-    (found,) = [
-        one for one in own if one.__module__ == module.__name__ and not one.__name__.startswith("_")
-    ]
-    return found
+    return (STRATEGIES if name in STRATEGIES.names() else SEARCHES).find(name)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -73,9 +62,3 @@ def read_named(name: str, given: Mapping[str, Any], where: str = "") -> Strategy
         ConfigError: there is no such method or setting, or a value is out of range.
     """
     return read(find(name), given, where or f"method {name!r}")
-
-
-def _searches() -> list[str]:
-    own = [module.name for module in pkgutil.iter_modules(search.__path__)]
-    foreign = [entry.name for entry in importlib.metadata.entry_points(group=SEARCHES)]
-    return [name for name in (*own, *foreign) if name not in search.UNNAMED]

@@ -5,45 +5,16 @@ A file `<name>.py` here, or another package's entry point `<name>` of the group
 module.
 """
 
-import importlib
-import importlib.metadata
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
-from vlm_jax.errors import ConfigError
-from vlm_jax.settings import nearest, read
+from vlm_jax.plugins import Plugins
+from vlm_jax.settings import read
 
-GROUP = "vlm_jax.strategies"
+STRATEGIES = Plugins(__name__, "vlm_jax.strategies", "strategy")
 
-__all__ = ["GROUP", "Step", "Strategy", "View", "find", "names", "plausible", "read_strategy"]
-
-
-def names() -> list[str]:
-    """Returns the names of all strategies."""
-    own = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
-    foreign = [entry.name for entry in importlib.metadata.entry_points(group=GROUP)]
-    return sorted({*own, *foreign})
-
-
-def find(name: str) -> type[Strategy]:
-    """Returns a strategy by its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in names():
-        raise ConfigError(
-            f"there is no strategy {name!r}{nearest(name, names())}; there are "
-            f"{', '.join(names())}."
-        )
-    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
-        return entry.load()
-    module = importlib.import_module(f"{__name__}.{name}")
-    own = [one for one in vars(module).values() if isinstance(one, type)]
-    (found,) = [one for one in own if one.__module__ == module.__name__]
-    return found
+__all__ = ["STRATEGIES", "Step", "Strategy", "View", "plausible", "read_strategy"]
 
 
 def read_strategy(name: str, settings: Mapping[str, Any], where: str = "") -> Strategy:
@@ -57,4 +28,4 @@ def read_strategy(name: str, settings: Mapping[str, Any], where: str = "") -> St
     Raises:
         ConfigError: there is no such strategy or setting, or a value is out of range.
     """
-    return read(find(name), settings, where or f"method {name!r}")
+    return read(STRATEGIES.find(name), settings, where or f"method {name!r}")
