@@ -28,4 +28,5 @@ __all__ = ["HFFolder", "export_hf", "import_hf", "open_hf", "verify_hf"]
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'convert' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found

@@ -44,6 +44,9 @@ def package(name: str) -> ModuleType | None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
+        if theirs:  # what it imports when asked, it must find while it has its name
+            for public in getattr(module, "__all__", ()):
+                getattr(module, public)
     except BaseException:
         _forget(name)
         raise

@@ -25,7 +25,7 @@ def test_two_dims_on_one_axis_are_refused(mesh):
         spec("nf", (4, 8), mesh, "decoder/strange_nf")
 
 
-@pytest.mark.parametrize("dims", ["dn", "dnhh", "dxh"])
+@pytest.mark.parametrize("dims", ["dn", "dnhh", "dzh"])
 def test_letters_that_do_not_describe_the_shape_are_refused(mesh, dims):
     with pytest.raises(ValueError, match=f"odd: dims '{dims}'"):
         spec(dims, (64, 4, 16), mesh, "odd")

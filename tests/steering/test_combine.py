@@ -22,28 +22,37 @@ from vlm_jax.steering.methods import build, compose, names, settings_of
 
 SMALL = model_config(6, 8)
 HEADS = ((1, 2), (4, 0))
+VECTORS = "activation_addition", "vti"
+
+
+def needed(name: str) -> dict:
+    """Returns what a method has no default for."""
+    listed = settings_of(name)
+    given = {"heads": HEADS} if listed.get("heads", None) == () else {}
+    if "vectors" in listed:
+        given["vectors"] = np.ones((6, SMALL.decoder.hidden_size), np.float32)
+    return given
 
 
 def test_every_method_is_built_by_name():
     for name in names():
-        settings = {"heads": HEADS} if settings_of(name).get("heads", None) == () else {}
-        steering = build(name, SMALL, **settings)
-        leaves = jax.tree.leaves(steering)
+        leaves = jax.tree.leaves(build(name, SMALL, **needed(name)))
         assert leaves
-        assert all(leaf.shape == (1, 6, 8) and leaf.dtype == np.float32 for leaf in leaves)
+        wide = SMALL.decoder.hidden_size if name in VECTORS else 8
+        assert all(leaf.shape == (1, 6, wide) and leaf.dtype == np.float32 for leaf in leaves), name
 
 
 def test_no_method_looks_ahead_or_at_other_examples_unless_it_is_asked_to():
-    """But visual gains, which are by definition one number for all rows of a prompt."""
-    looks = lambda steering: not dataclasses.replace(steering, visual_gains=None).shares_prefix
+    """But visual gains, one number for all rows of a prompt, and what acts in rows of images."""
+    own = {"visual_gains": None, "vectors": None, "registers": None}
+    looks = lambda steering: not dataclasses.replace(steering, **own).shares_prefix
     for name in names():
-        listed = settings_of(name)
-        settings = {"heads": HEADS} if listed.get("heads", None) == () else {}
-        if "qk_rescale" in listed:
-            settings["qk_rescale"] = "logit"
-        steering = build(name, SMALL, **settings)
+        logit = {"qk_rescale": "logit"} if "qk_rescale" in settings_of(name) else {}
+        steering = build(name, SMALL, **needed(name), **logit)
         assert not looks(steering), name
         assert (steering.visual_gains is not None) == (name in ("functional_heads", "policy"))
+        assert (steering.vectors is not None) == (name in VECTORS)
+        assert (steering.registers is not None) == (name == "farsight")
     assert looks(build("air_star", SMALL, heads=HEADS, faithful=True))
     assert looks(build("air", SMALL, heads=HEADS, prefill="official"))
 
