@@ -156,6 +156,14 @@ def released(name: str) -> VLMConfig:
     return parse_config(CONFIGS[name])
 
 
+def sizes() -> list[str]:
+    """Names of released sizes whose layers are all alike, without latents or experts.
+
+    How much of these a step reads depends on which experts its rows choose.
+    """
+    return [name for name in CONFIGS if not released(name).decoder.layers]
+
+
 def chips_table() -> str:
     """Memory and floors of every released size on every chip."""
     lines = [
@@ -163,7 +171,7 @@ def chips_table() -> str:
         "| decode, ms a step: 1 row | 8 rows | 32 rows | prefill, ms: 640 | 1,500 | 4,096 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in CONFIGS:
+    for name in sizes():
         config = released(name)
         for label, chip in CHIPS.items():
             placed = smallest(config, chip)
@@ -185,7 +193,7 @@ def sizes_table() -> str:
         "| model | weights, GB | of them read a step, GB | KV a token, KiB | GFLOP a token |",
         "|---|---|---|---|---|",
     ]
-    for name in CONFIGS:
+    for name in sizes():
         config = released(name)
         placed = place(config, 1)
         lines.append(
@@ -199,7 +207,7 @@ def sizes_table() -> str:
 def meshes_table(*chips: str) -> str:
     """The fewest chips of some kinds for every released size; no machine has more than 8."""
     lines = [f"| model | {' | '.join(chips)} |", "|---" * (len(chips) + 1) + "|"]
-    for name in CONFIGS:
+    for name in sizes():
         counts = [smallest(released(name), CHIPS[chip]).model for chip in chips]
         cells = [str(count) if count <= 8 else f"({count})" for count in counts]
         lines.append(f"| {name} | {' | '.join(cells)} |")
