@@ -22,7 +22,7 @@ from vlm_jax.cli import configs, listing, main
 from vlm_jax.cli.main import _flags, _split
 from vlm_jax.config import read_config
 from vlm_jax.families import Family
-from vlm_jax.testbed.scenes import draw_scenes
+from vlm_jax.testbed.scenes import CLASSES, draw_scenes
 
 # Programs of others, which set up machines; nothing of ours is in a line of theirs, or it is found.
 OTHERS = (
@@ -51,7 +51,8 @@ def sandbox(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("reader")
     (folder / "docs").mkdir()
     shutil.copyfile(ROOT / "docs" / "kitchen.png", folder / "docs" / "kitchen.png")
-    scenes = draw_scenes("broken", "test", 0, np.arange(FEW)).images
+    drawn = draw_scenes("broken", "test", 0, np.arange(FEW))
+    scenes = drawn.images
     PIL.Image.fromarray(scenes[0]).save(folder / "photo.jpg")
     (folder / "val2014").mkdir()
     names = [f"COCO_val2014_{number:012}.jpg" for number in range(1, FEW + 1)]
@@ -63,10 +64,10 @@ def sandbox(tmp_path_factory) -> pathlib.Path:
         "instances_val2014.json",
         {
             "images": images,
-            "categories": [{"id": 1, "name": "oven"}],
+            "categories": [{"id": n, "name": name} for n, name in enumerate(CLASSES)],
             "annotations": [
-                {"id": i["id"], "image_id": i["id"], "category_id": 1, "bbox": [0, 0, 9, 9]}
-                for i in images
+                {"id": n, "image_id": int(image) + 1, "category_id": int(of), "bbox": [0, 0, 9, 9]}
+                for n, (image, of) in enumerate(np.argwhere(drawn.present))
             ],
         },
     )
