@@ -13,7 +13,7 @@ from vlm_jax.families.base import Family, Row
 from vlm_jax.families.decoders import decoder_letters, decoder_rows
 from vlm_jax.families.deepseek import DeepSeek, deepseek_decoder
 from vlm_jax.families.fields import Count, Depth, Factor, Ids, Object, divide, ids, one_of, read
-from vlm_jax.families.vit import vit_letters, vit_of
+from vlm_jax.families.vit import timm_rows, vit_letters, vit_of
 from vlm_jax.foreign import read_json
 
 
@@ -133,18 +133,7 @@ class DeepSeekVL2(Family):
         Row("vision.patch_embed.proj.weight", "vision/patch_de", "d c y x -> d (c y x)"),
         Row("vision.patch_embed.proj.bias", "vision/patch_bias_d", "d -> d"),
         Row("vision.pos_embed", "vision/positions_pd", "a p d -> (a p) d"),
-        Row(_BLOCK + "norm1.weight", _OURS + "norm1_scale_d", "d -> d"),
-        Row(_BLOCK + "norm1.bias", _OURS + "norm1_bias_d", "d -> d"),
-        Row(_BLOCK + "attn.qkv.weight", _OURS + "wqkv_d3nh", "(s n h) d -> d s n h"),
-        Row(_BLOCK + "attn.qkv.bias", _OURS + "bqkv_3nh", "(s n h) -> s n h"),
-        Row(_BLOCK + "attn.proj.weight", _OURS + "wo_nhd", "d (n h) -> n h d"),
-        Row(_BLOCK + "attn.proj.bias", _OURS + "bo_d", "d -> d"),
-        Row(_BLOCK + "norm2.weight", _OURS + "norm2_scale_d", "d -> d"),
-        Row(_BLOCK + "norm2.bias", _OURS + "norm2_bias_d", "d -> d"),
-        Row(_BLOCK + "mlp.fc1.weight", _OURS + "w_up_fd", "f d -> f d"),
-        Row(_BLOCK + "mlp.fc1.bias", _OURS + "b_up_f", "f -> f"),
-        Row(_BLOCK + "mlp.fc2.weight", _OURS + "w_down_df", "d f -> d f"),
-        Row(_BLOCK + "mlp.fc2.bias", _OURS + "b_down_d", "d -> d"),
+        *timm_rows(_BLOCK, _OURS),
         Row("vision.norm.weight", "vision/post_norm_scale_d", "d -> d"),
         Row("vision.norm.bias", "vision/post_norm_bias_d", "d -> d"),
         Row("projector.layers.0.weight", "projector/w1_fe", "f e -> f e"),

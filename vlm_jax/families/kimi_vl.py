@@ -24,6 +24,7 @@ from vlm_jax.families.fields import (
     one_of,
     read,
 )
+from vlm_jax.families.vit import merger_letters, tower_letters
 from vlm_jax.foreign import read_json
 
 
@@ -220,23 +221,10 @@ class KimiVL(Family):
     def letters(self, config):
         """Returns letter lengths; see `Family.letters`."""
         vision = _vision(config)
-        merged = vision.hidden_size * vision.merge_size**2
         return {
             "decoder": decoder_letters(config),
-            "vision": dict(
-                c=3,
-                y=vision.patch_size,
-                x=vision.patch_size,
-                d=vision.hidden_size,
-                s=3,  # query, key and value
-                n=vision.num_heads,
-                h=vision.hidden_size // vision.num_heads,
-                f=vision.intermediate_size,
-                p=vision.position_side,
-                q=vision.position_side,
-            ),
-            # The norm sees one patch's features (p), the map a merged unit's (e).
-            "projector": dict(p=vision.hidden_size, e=merged, f=merged, d=vision.out_hidden_size),
+            "vision": tower_letters(vision) | dict(p=vision.position_side, q=vision.position_side),
+            "projector": merger_letters(vision),
         }
 
 

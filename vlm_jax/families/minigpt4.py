@@ -21,6 +21,7 @@ from vlm_jax.families.q_former import (
     q_former,
     reads_image,
 )
+from vlm_jax.families.vit import timm_rows
 
 
 class _Root(msgspec.Struct, kw_only=True):
@@ -61,19 +62,13 @@ class MiniGPT4(QFormerFamily):
         Row("visual_encoder.pos_embed", "vision/positions_pd", "a p d -> (a p) d"),
         Row("visual_encoder.patch_embed.proj.weight", "vision/patch_de", "d c y x -> d (c y x)"),
         Row("visual_encoder.patch_embed.proj.bias", "vision/patch_bias_d", "d -> d"),
-        Row(_BLOCK + "norm1.weight", _OURS + "norm1_scale_d", "d -> d"),
-        Row(_BLOCK + "norm1.bias", _OURS + "norm1_bias_d", "d -> d"),
-        Row(_BLOCK + "attn.qkv.weight", _OURS + "wqkv_d3nh", "(s n h) d -> d s n h"),
-        Row(_BLOCK + "attn.q_bias", _OURS + "bq_nh", "(n h) -> n h"),
-        Row(_BLOCK + "attn.v_bias", _OURS + "bv_nh", "(n h) -> n h"),
-        Row(_BLOCK + "attn.proj.weight", _OURS + "wo_nhd", "d (n h) -> n h d"),
-        Row(_BLOCK + "attn.proj.bias", _OURS + "bo_d", "d -> d"),
-        Row(_BLOCK + "norm2.weight", _OURS + "norm2_scale_d", "d -> d"),
-        Row(_BLOCK + "norm2.bias", _OURS + "norm2_bias_d", "d -> d"),
-        Row(_BLOCK + "mlp.fc1.weight", _OURS + "w_up_fd", "f d -> f d"),
-        Row(_BLOCK + "mlp.fc1.bias", _OURS + "b_up_f", "f -> f"),
-        Row(_BLOCK + "mlp.fc2.weight", _OURS + "w_down_df", "d f -> d f"),
-        Row(_BLOCK + "mlp.fc2.bias", _OURS + "b_down_d", "d -> d"),
+        *timm_rows(
+            _BLOCK,
+            _OURS,
+            Row(_BLOCK + "attn.qkv.weight", _OURS + "wqkv_d3nh", "(s n h) d -> d s n h"),
+            Row(_BLOCK + "attn.q_bias", _OURS + "bq_nh", "(n h) -> n h"),
+            Row(_BLOCK + "attn.v_bias", _OURS + "bv_nh", "(n h) -> n h"),
+        ),
         Row("ln_vision.weight", "vision/post_norm_scale_d", "d -> d"),
         Row("ln_vision.bias", "vision/post_norm_bias_d", "d -> d"),
         Row("query_tokens", "qformer/queries_pd", "a q d -> (a q) d"),

@@ -24,6 +24,7 @@ from vlm_jax.families.fields import (
     read,
     square,
 )
+from vlm_jax.families.vit import merger_letters, tower_letters
 
 
 class _Text(Qwen2, kw_only=True):
@@ -221,22 +222,10 @@ class Qwen25VL(Family):
     def letters(self, config):
         """Returns letter lengths; see `Family.letters`."""
         vision = _vision(config)
-        merged = vision.hidden_size * vision.merge_size**2
         return {
             "decoder": decoder_letters(config),
-            "vision": dict(
-                c=vision.num_channels,
-                t=vision.temporal_patch_size,
-                y=vision.patch_size,
-                x=vision.patch_size,
-                d=vision.hidden_size,
-                s=3,  # query, key and value
-                n=vision.num_heads,
-                h=vision.hidden_size // vision.num_heads,
-                f=vision.intermediate_size,
-            ),
-            # The norm sees one patch's features (p), the map a merged unit's (e).
-            "projector": dict(p=vision.hidden_size, e=merged, f=merged, d=vision.out_hidden_size),
+            "vision": tower_letters(vision) | dict(t=vision.temporal_patch_size),
+            "projector": merger_letters(vision),
         }
 
 

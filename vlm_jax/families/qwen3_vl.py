@@ -25,6 +25,7 @@ from vlm_jax.families.fields import (
     read,
     square,
 )
+from vlm_jax.families.vit import merger_letters, timm_rows, tower_letters
 
 
 class _Text(Qwen3, kw_only=True):
@@ -127,18 +128,7 @@ class Qwen3VL(Family):
         Row(_TOWER + "patch_embed.proj.weight", "vision/patch_de", "d c t y x -> d (c t y x)"),
         Row(_TOWER + "patch_embed.proj.bias", "vision/patch_bias_d", "d -> d"),
         Row(_TOWER + "pos_embed.weight", "vision/positions_pd", "p d -> p d"),
-        Row(_BLOCK + "norm1.weight", _OURS + "norm1_scale_d", "d -> d"),
-        Row(_BLOCK + "norm1.bias", _OURS + "norm1_bias_d", "d -> d"),
-        Row(_BLOCK + "attn.qkv.weight", _OURS + "wqkv_d3nh", "(s n h) d -> d s n h"),
-        Row(_BLOCK + "attn.qkv.bias", _OURS + "bqkv_3nh", "(s n h) -> s n h"),
-        Row(_BLOCK + "attn.proj.weight", _OURS + "wo_nhd", "d (n h) -> n h d"),
-        Row(_BLOCK + "attn.proj.bias", _OURS + "bo_d", "d -> d"),
-        Row(_BLOCK + "norm2.weight", _OURS + "norm2_scale_d", "d -> d"),
-        Row(_BLOCK + "norm2.bias", _OURS + "norm2_bias_d", "d -> d"),
-        Row(_BLOCK + "mlp.linear_fc1.weight", _OURS + "w_up_fd", "f d -> f d"),
-        Row(_BLOCK + "mlp.linear_fc1.bias", _OURS + "b_up_f", "f -> f"),
-        Row(_BLOCK + "mlp.linear_fc2.weight", _OURS + "w_down_df", "d f -> d f"),
-        Row(_BLOCK + "mlp.linear_fc2.bias", _OURS + "b_down_d", "d -> d"),
+        *timm_rows(_BLOCK, _OURS, mlp="mlp.linear_fc"),
         *_merger_rows(_TOWER + "merger.", "projector/", "p"),
         *_merger_rows(_TOWER + "deepstack_merger_list.{i}.", "projector/deep/{i}/", "e"),
         *decoder_rows("model.language_model.", "lm_head.weight"),
@@ -205,23 +195,12 @@ class Qwen3VL(Family):
     def letters(self, config):
         """Returns letter lengths; see `Family.letters`."""
         vision = _vision(config)
-        merged = vision.hidden_size * vision.merge_size**2
         return {
             "decoder": decoder_letters(config),
-            "vision": dict(
-                c=vision.num_channels,
-                t=vision.temporal_patch_size,
-                y=vision.patch_size,
-                x=vision.patch_size,
-                d=vision.hidden_size,
-                s=3,  # query, key and value
-                n=vision.num_heads,
-                h=vision.hidden_size // vision.num_heads,
-                f=vision.intermediate_size,
-                p=vision.position_side**2,
-            ),
+            "vision": tower_letters(vision)
+            | dict(t=vision.temporal_patch_size, p=vision.position_side**2),
             # The first norm sees one patch's features (p), the others a merged unit's (e).
-            "projector": dict(p=vision.hidden_size, e=merged, f=merged, d=vision.out_hidden_size),
+            "projector": merger_letters(vision),
         }
 
 

@@ -1,11 +1,11 @@
-"""Vision transformers as transformers names them, which families share: fields, rows, letters."""
+"""Vision transformers as transformers and timm name them, for several families."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 
-from vlm_jax.config import VitConfig, VLMConfig
+from vlm_jax.config import NativeVitConfig, QwenVisionConfig, TowerConfig, VitConfig, VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.families.base import Row
 from vlm_jax.families.fields import Count, Depth, Epsilon, activation, divide, read
@@ -90,11 +90,9 @@ def vit_of(config: VLMConfig) -> VitConfig:
     return cast(VitConfig, config.vision)
 
 
-def vit_letters(vision: VitConfig) -> dict[str, int]:
-    """Returns the letter lengths of a tower."""
+def tower_letters(vision: TowerConfig) -> dict[str, int]:
+    """Returns the letter lengths of patches and blocks, which all towers have."""
     return dict(
-        a=1,
-        b=1,
         c=vision.num_channels,
         y=vision.patch_size,
         x=vision.patch_size,
@@ -103,7 +101,45 @@ def vit_letters(vision: VitConfig) -> dict[str, int]:
         n=vision.num_heads,
         h=vision.hidden_size // vision.num_heads,
         f=vision.intermediate_size,
-        p=vision.num_patches + vision.class_token,
+    )
+
+
+def vit_letters(vision: VitConfig) -> dict[str, int]:
+    """Returns the letter lengths of a tower."""
+    return tower_letters(vision) | dict(a=1, b=1, p=vision.num_patches + vision.class_token)
+
+
+def merger_letters(vision: QwenVisionConfig | NativeVitConfig) -> dict[str, int]:
+    """Returns the letter lengths of a merger: p one patch's features, e a merged unit's."""
+    merged = vision.hidden_size * vision.merge_size**2
+    return dict(p=vision.hidden_size, e=merged, f=merged, d=vision.out_hidden_size)
+
+
+def timm_rows(disk: str, ours: str, *attention: Row, mlp: str = "mlp.fc") -> tuple[Row, ...]:
+    """Returns the rows of a block whose parts are called as in timm.
+
+    Args:
+        disk: what its names begin with.
+        ours: what ours begin with.
+        attention: rows of its queries, keys and values; by default one matrix and one bias.
+        mlp: what its two maps are called, but for their number.
+    """
+    fused = (
+        Row(disk + "attn.qkv.weight", ours + "wqkv_d3nh", "(s n h) d -> d s n h"),
+        Row(disk + "attn.qkv.bias", ours + "bqkv_3nh", "(s n h) -> s n h"),
+    )
+    return (
+        Row(disk + "norm1.weight", ours + "norm1_scale_d", "d -> d"),
+        Row(disk + "norm1.bias", ours + "norm1_bias_d", "d -> d"),
+        *(attention or fused),
+        Row(disk + "attn.proj.weight", ours + "wo_nhd", "d (n h) -> n h d"),
+        Row(disk + "attn.proj.bias", ours + "bo_d", "d -> d"),
+        Row(disk + "norm2.weight", ours + "norm2_scale_d", "d -> d"),
+        Row(disk + "norm2.bias", ours + "norm2_bias_d", "d -> d"),
+        Row(disk + f"{mlp}1.weight", ours + "w_up_fd", "f d -> f d"),
+        Row(disk + f"{mlp}1.bias", ours + "b_up_f", "f -> f"),
+        Row(disk + f"{mlp}2.weight", ours + "w_down_df", "d f -> d f"),
+        Row(disk + f"{mlp}2.bias", ours + "b_down_d", "d -> d"),
     )
 
 
