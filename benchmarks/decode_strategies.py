@@ -15,7 +15,7 @@ from benchmarks.decoding import Decoding
 from benchmarks.protocol import in_turns
 from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import Bare, bare, prompts, text_of
-from vlm_jax.decoding.strategies import read_strategy
+from vlm_jax.decoding.named import read_named
 from vlm_jax.steering.methods.farsight import farsight
 
 QUANTITY = "strategy / vanilla, time of a decode step"
@@ -48,7 +48,7 @@ def one_case(
     model: Bare, rows: int, context: int, chosen: dict[str, Any], judged: bool
 ) -> list[dict[str, Any]]:
     """Times all strategies at one batch and context."""
-    vcd, dola = read_strategy("vcd", {}), read_strategy("dola", {})
+    vcd, dola = read_named("vcd", {}), read_named("dola", {})
     budget = farsight(model.config, mode="budget", budget=2 * context)
     start = lambda **acting: Decoding.record(
         model.generator,

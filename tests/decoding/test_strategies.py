@@ -17,7 +17,8 @@ from tests.reference import picture
 from vlm_jax import models
 from vlm_jax.attention.steering import ImageBoost, Steering
 from vlm_jax.batch import Images
-from vlm_jax.decoding.strategies import STRATEGIES, read_strategy
+from vlm_jax.decoding.named import read_named
+from vlm_jax.decoding.strategies import STRATEGIES
 from vlm_jax.decoding.strategies.base import Step
 from vlm_jax.decoding.strategies.dola import divergences
 from vlm_jax.decoding.strategies.icd import DISTURBANCE
@@ -176,7 +177,7 @@ CASES += [
 @pytest.mark.parametrize(("model", "name"), CASES)
 def test_answers_are_those_of_whole_passes_view_by_view(request, model, name):
     """And those of a sample alone are those in a batch."""
-    vlm, strategy = request.getfixturevalue(model), read_strategy(name, SETTINGS[name])
+    vlm, strategy = request.getfixturevalue(model), read_named(name, SETTINGS[name])
     found = tokens(vlm, strategy)
     assert found == oracle(vlm, name)
     assert found != tokens(vlm, None)
@@ -186,7 +187,7 @@ def test_answers_are_those_of_whole_passes_view_by_view(request, model, name):
 def test_the_published_bug_reads_the_second_image_once(llava_vlm):
     vlm = llava_vlm
     for name in ("vcd", "agla"):
-        buggy = read_strategy(name, SETTINGS[name] | {"repo_bug": True})
+        buggy = read_named(name, SETTINGS[name] | {"repo_bug": True})
         assert tokens(vlm, buggy) == oracle(vlm, name, bug=True)
 
 
@@ -199,11 +200,11 @@ def test_the_published_bug_reads_the_second_image_once(llava_vlm):
      ("first_logit", {"alpha": 0})],
 )  # fmt: skip
 def test_without_information_answers_are_greedy(llava_vlm, plain, name, settings):
-    assert tokens(llava_vlm, read_strategy(name, SETTINGS[name] | settings)) == plain
+    assert tokens(llava_vlm, read_named(name, SETTINGS[name] | settings)) == plain
 
 
 def test_a_random_mask_keeps_the_area():
-    control = read_strategy("agla", {"mask": left_half, "control": "random"})
+    control = read_named("agla", {"mask": left_half, "control": "random"})
     image = PIL.Image.new("RGB", (20, 10), "white")
     (view,) = control.views([image], "")
     assert view.images is not None
@@ -214,9 +215,9 @@ def test_a_random_mask_keeps_the_area():
 
 def test_other_numbers_compile_nothing(llava_vlm):
     vlm = llava_vlm
-    tokens(vlm, read_strategy("vcd", {}))
+    tokens(vlm, read_named("vcd", {}))
     before = vlm.generator.compilations
-    tokens(vlm, read_strategy("vcd", {"alpha": 0.5, "beta": 0.2}))
+    tokens(vlm, read_named("vcd", {"alpha": 0.5, "beta": 0.2}))
     assert vlm.generator.compilations == before
 
 
@@ -234,7 +235,7 @@ def test_numbers_are_those_of_the_released_code():
         golden = GOLDEN[f"{name}_combine"]
         other = golden["noised" if name == "vcd" else "augmented"]
         settings = {key: golden[key] for key in ("alpha", "beta")}
-        one = read_strategy(name, SETTINGS[name] | settings)
+        one = read_named(name, SETTINGS[name] | settings)
         scores = one.scores(jnp.asarray([[golden["orig"], other]]), step)[0]
         np.testing.assert_allclose(scores, as_scores(golden["result"]), rtol=1e-5)
     golden = GOLDEN["dola"]
@@ -243,7 +244,7 @@ def test_numbers_are_those_of_the_released_code():
     np.testing.assert_allclose(found, golden["js"], rtol=1e-4)
     decoder = types.SimpleNamespace(logits=lambda hidden: hidden)
     step = Step(np.int32(0), Watched(hidden_bjd=early[None, None]), decoder)
-    scores = read_strategy("dola", {}).scores(final[None, None], step)[0]
+    scores = read_named("dola", {}).scores(final[None, None], step)[0]
     np.testing.assert_allclose(scores, as_scores(golden["contrast"]), rtol=1e-4)
     assert int(np.argmax(scores)) == golden["argmax"]
     np.testing.assert_allclose(contrast_layers(early, final)[0], golden["js"], rtol=1e-6)
@@ -261,7 +262,7 @@ def watched_levels(strategy, depth: int) -> tuple[int, ...]:
 
 
 def test_layers_are_those_that_words_mean():
-    levels = lambda layers, depth: watched_levels(read_strategy("dola", {"layers": layers}), depth)
+    levels = lambda layers, depth: watched_levels(read_named("dola", {"layers": layers}), depth)
     assert levels("even", 32) == tuple(range(0, 32, 2))
     assert levels("low", 32) == tuple(range(0, 16, 2))
     assert levels("high", 32) == tuple(range(16, 32, 2))
@@ -273,7 +274,7 @@ def test_layers_are_those_that_words_mean():
 
 def test_a_random_layer_and_a_norm_are_other_answers(llava_vlm):
     """With one candidate there is nothing to choose, at random neither."""
-    ask = lambda **settings: tokens(llava_vlm, read_strategy("dola", settings))
+    ask = lambda **settings: tokens(llava_vlm, read_named("dola", settings))
     assert ask(layers=[1]) == ask(layers=[1], control="random")
     assert ask(layers=[0, 1, 2], control="random") != ask(layers=[0, 1, 2])
     assert ask(layers=[1], norm=True) != ask(layers=[1])
@@ -281,22 +282,22 @@ def test_a_random_layer_and_a_norm_are_other_answers(llava_vlm):
 
 def test_pai_raises_attention_on_the_image_too(llava_vlm):
     """Its two halves are the contrast, and a part of attention in layers from one on."""
-    vlm, whole = llava_vlm, read_strategy("pai", {"alpha": 3, "first_layer": 1})
+    vlm, whole = llava_vlm, read_named("pai", {"alpha": 3, "first_layer": 1})
     strength = np.zeros((1, vlm.config.decoder.num_layers, vlm.config.decoder.num_heads), "f")
     strength[:, 1:] = 3
     steering = Steering(image_boost=ImageBoost(strength))
-    contrast = read_strategy("pai", {"alpha": 0})
+    contrast = read_named("pai", {"alpha": 0})
     found = tokens(vlm, whole)
     assert found == tokens(vlm, contrast, steering=steering) != tokens(vlm, contrast)
     assert found == tokens(vlm.apply("pai", alpha=3, first_layer=1), None)
     with pytest.raises(ConfigError, match="both set image_boost"):
         tokens(vlm, whole, steering=steering)
     with pytest.raises(ConfigError, match="first_layer is 9, but the model has layers 0 to 2"):
-        tokens(vlm, read_strategy("pai", {"first_layer": 9}))
+        tokens(vlm, read_named("pai", {"first_layer": 9}))
 
 
 def test_frames_of_a_still_image_share_their_noise():
-    (view,) = read_strategy("vcd", {}).views([], "")
+    (view,) = read_named("vcd", {}).views([], "")
     assert view.pixels is not None
     changed = view.pixels(np.zeros((2, 3, 2, 16), np.float32), np.random.default_rng(0))
     np.testing.assert_array_equal(changed[:, :, 0], changed[:, :, 1])
@@ -313,12 +314,12 @@ def test_frames_of_a_still_image_share_their_noise():
 )  # fmt: skip
 def test_bad_settings_are_one_clear_error(name, settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        read_strategy(name, settings)
+        read_named(name, settings)
     assert "\n" not in str(caught.value)
 
 
 def test_a_sample_without_an_image_fails_alone(llava_vlm):
-    strategy = read_strategy("vcd", {})
+    strategy = read_named("vcd", {})
     with pytest.raises(PromptError, match=r"Sample 1: method 'vcd' contrasts images"):
         list(llava_vlm.answer([IMAGES[0], []], PROMPTS[:2], strategy=strategy))
     found = llava_vlm.answer(
@@ -328,19 +329,19 @@ def test_a_sample_without_an_image_fails_alone(llava_vlm):
 
 
 def test_a_mask_of_another_shape_is_named(llava_vlm):
-    wrong = read_strategy("agla", {"mask": lambda image, prompt: np.ones((3, 3))})
+    wrong = read_named("agla", {"mask": lambda image, prompt: np.ones((3, 3))})
     with pytest.raises(PromptError, match=r"mask must return .*\(70, 56\)"):
         list(llava_vlm.answer(IMAGES[:1], PROMPTS[:1], strategy=wrong))
 
 
 def test_a_strategy_is_applied_by_name(llava_vlm):
     treated = llava_vlm.apply("vcd", alpha=0.5)
-    expected = tokens(llava_vlm, read_strategy("vcd", {"alpha": 0.5}))
+    expected = tokens(llava_vlm, read_named("vcd", {"alpha": 0.5}))
     assert tokens(treated, None) == expected
     with pytest.raises(ConfigError, match="'vcd' and 'icd' both choose tokens"):
         treated.apply("icd")
     with pytest.raises(ConfigError, match="already"):
-        tokens(treated, read_strategy("icd", {}))
+        tokens(treated, read_named("icd", {}))
     with pytest.raises(ConfigError, match=r"vcd\(alpha=0.5\) acts while the model answers"):
         treated.save("nowhere")
     assert vlm_jax.methods()["vcd"].settings["noise_step"] == 500
