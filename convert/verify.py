@@ -129,10 +129,10 @@ def verify_hf(original: str | os.PathLike[str], edited: str | os.PathLike[str]) 
     faults = {name: "is missing" for name in before.entries if name not in after.entries}
     faults |= {n: "is not in the original" for n in after.entries if n not in before.entries}
     both = [name for name in before.entries if name in after.entries]
-    named = _named(record, before, both)
-    if record is not None:
-        for path in record.tensors.keys() - named.values():
-            faults[path] = f"of {CERTIFICATE} is not in {before.path}: it is of another model"
+    hashes = {} if record is None else record.tensors
+    named = _named(hashes, before, both)
+    for path in hashes.keys() - named.values():
+        faults[path] = f"of {CERTIFICATE} is not in {before.path}: it is of another model"
     equal, changes = 0, {}
     for name in both:
         old, new = before.entries[name], after.entries[name]
@@ -141,18 +141,17 @@ def verify_hf(original: str | os.PathLike[str], edited: str | os.PathLike[str]) 
             faults[name] = f"is {text} in the original"
             continue
         one, other = before.read(name), after.read(name)
-        if record is not None and name in named:
-            if digest(_ours(other)) != record.tensors[named[name]]["after"]:
-                faults[name] = f"is not the one that {CERTIFICATE} certifies"
-                continue
-        elif one.tobytes() != other.tobytes():
+        same = np.array_equal(_bytes(one), _bytes(other))
+        path = named.get(name)
+        if path is not None and digest(_ours(other)) != hashes[path]["after"]:
+            faults[name] = f"is not the one that {CERTIFICATE} certifies"
+        elif same:
+            equal += 1
+        elif path is not None:
+            changes[name] = one, other
+        else:
             lacks = "there is no" if record is None else "it is not in"
             faults[name] = f"was changed, and {lacks} {CERTIFICATE}"
-            continue
-        if one.tobytes() == other.tobytes():
-            equal += 1
-        else:
-            changes[name] = one, other
     heads = [] if record is None or not changes else _heads(changes, named, record, after.path)
     return Verification(before.path, after.path, len(both), equal, heads, faults, _left(changes))
 
@@ -173,21 +172,28 @@ class _Weights:
         return safetensors_io.read(*self._where[name], name)
 
 
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """Returns an array's bytes, by which a NaN equals itself."""
+    return array.reshape(-1).view(np.uint8)
+
+
 def _ours(array: np.ndarray) -> np.ndarray:
     """Returns query weights [N*H, D], or a bias [N*H], in the order that certificates hash."""
     return array.T
 
 
-def _named(record: EditRecord | None, before: _Weights, names: list[str]) -> dict[str, str]:
+def _named(
+    hashes: Mapping[str, Mapping[str, str]], before: _Weights, names: list[str]
+) -> dict[str, str]:
     """Returns name on disk -> the certificate's, of tensors that have the hash from before."""
     found = {}
-    for path, hashes in (record.tensors if record else {}).items():
+    for path, both in hashes.items():
         ours = _CERTIFIED.fullmatch(path)
         if ours is None:
             continue
         end = f"layers.{ours[1]}.self_attn.{_ENDS[ours[2]]}"
         alike = (name for name in names if name.endswith(end))
-        found |= {n: path for n in alike if digest(_ours(before.read(n))) == hashes["before"]}
+        found |= {n: path for n in alike if digest(_ours(before.read(n))) == both["before"]}
     return found
 
 
