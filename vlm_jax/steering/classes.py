@@ -18,7 +18,7 @@ from vlm_jax.steering.building import leaf
 from vlm_jax.steering.controls import CLASS_CONTROLS, layer_order, shuffled, sink_mask
 from vlm_jax.steering.heads import HeadSets, mask_of, shape_of
 from vlm_jax.steering.named import resolve_heads
-from vlm_jax.steering.presets import FUNCTIONAL
+from vlm_jax.steering.presets import FUNCTIONAL, FunctionalPreset
 
 MODES = ("dynamic", "prefill_cached", "dataset_static")
 ROWS = ("q", "last")
@@ -34,23 +34,13 @@ _FIELDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes:
+class Classes(FunctionalPreset):
     """How heads are classified, and the gains of the classes.
 
     Attributes:
-        shape: (layers, query heads).
-        reasoning_first_layer, reasoning_to, reasoning_gain: l_reas, tau_reas, g_reas.
-        perception_last_layer, perception_from, perception_gain: l_perc, tau_perc, g_perc.
         neutral_gain: of all other heads.
     """
 
-    shape: tuple[int, int]
-    reasoning_first_layer: int
-    reasoning_to: float
-    reasoning_gain: float
-    perception_last_layer: int
-    perception_from: float
-    perception_gain: float
     neutral_gain: float = 1.0
 
     def in_layers(self) -> tuple[np.ndarray, np.ndarray]:
