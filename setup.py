@@ -7,6 +7,9 @@ setup(
         *find_packages(include=["vlm_jax*", "convert*"]),
         "vlm_jax.configs",
         "vlm_jax.configs.papers",
+        # Folders of files alone, which Python could import as packages.
+        "vlm_jax.report.web",
+        "vlm_jax.testbed.models",
     ],
     package_dir={"vlm_jax.configs": "configs"},
 )
