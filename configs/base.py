@@ -26,6 +26,10 @@ def get_config() -> ConfigDict:
     config.max_image_pixels = 89_478_485
     # Tiles of an image's grid at most, of models that have one (InternVL); 0: as the model says.
     config.max_tiles = 0
+    # Fewest and most pixels that images are resized to, of models that take images of any shape
+    # (Qwen2.5-VL, Qwen3-VL); 0: as the model says.
+    config.min_pixels = 0
+    config.max_pixels = 0
 
     # Generation: all settings of vlm_jax.decoding.DecodeSettings, which says what each means, such
     # as config.temperature, config.top_k, config.batch_size.

@@ -629,6 +629,8 @@ def load(
     mesh: Mesh | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     max_tiles: int = 0,
+    min_pixels: int = 0,
+    max_pixels: int = 0,
 ) -> VLM:
     """Loads a model: one that ships with the package, a folder, or one of the hub.
 
@@ -643,6 +645,8 @@ def load(
         mesh: where to put it; all devices as data replicas by default.
         max_image_pixels: images of more pixels, as they are or once resized, are refused.
         max_tiles: tiles of an image's grid at most (InternVL); 0 is what the folder says.
+        min_pixels, max_pixels: fewest and most pixels that images are resized to (Qwen2.5-VL,
+            Qwen3-VL); 0 is what the folder says.
 
     Raises:
         CheckpointError, ConfigError: naming what is wrong with the folder.
@@ -655,6 +659,7 @@ def load(
     shardings = param_shardings(abstract(folder.config)[1], mesh)
     params = folder.load(jnp.dtype(chosen), shardings)
     limits = {"max_image_pixels": max_image_pixels, "max_tiles": max_tiles}
+    limits |= {"min_pixels": min_pixels, "max_pixels": max_pixels}
     processor = Processor.from_folder(folder.path, folder.config, **limits)
     line = unfollowed(processor.generation)
     if line:

@@ -8,9 +8,13 @@
 | a list | a text | one an entry of the list: an image, or a list of images that go together |
 | a list | a list as long | one an entry, each with its own text |
 
+A text may be several turns instead, a list or a tuple in the list of prompts: the user's, the
+assistant's, ..., the user's.
+
     read_call("a.jpg", "Describe.")               # one sample, one image
     read_call(["a.jpg", "b.jpg"], "Describe.")    # two samples
     read_call([["a.jpg", "b.jpg"]], "Compare.")   # one sample of two images
+    read_call("a.jpg", [["What is it?", "A cat.", "Sure?"]])   # one sample of three turns
 
 Nothing else is guessed. An image is a path, a PIL image or a NumPy array: uint8, [height, width, 3]
 in RGB or [height, width] in grey.
@@ -40,12 +44,12 @@ class Call:
 
     Attributes:
         images: a list a sample; None where no sample has any.
-        prompts: as many texts.
+        prompts: as many texts, or turns.
         single: whether one sample was asked as such, so that one answer is wanted and no list.
     """
 
     images: list[list[ImageSource]] | None
-    prompts: list[str]
+    prompts: list[Any]
     single: bool = False
 
 
@@ -91,7 +95,7 @@ def as_image(image: Any, where: str) -> ImageSource:
     )
 
 
-def _texts(prompts: Any) -> tuple[list[str], bool]:
+def _texts(prompts: Any) -> tuple[list[Any], bool]:
     """Returns the texts, and whether there was one that was no list."""
     if prompts is None:
         raise PromptError(
@@ -108,8 +112,10 @@ def _texts(prompts: Any) -> tuple[list[str], bool]:
     if not texts:
         raise PromptError("prompts must be a list of at least one text; it is empty.")
     for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise PromptError(f"prompts[{index}] must be a text, not {type(text).__name__}.")
+        turns = text if isinstance(text, list | tuple) else [text]
+        wrong = next((one for one in turns if not isinstance(one, str)), None)
+        if wrong is not None:
+            raise PromptError(f"prompts[{index}] must be a text, not {type(wrong).__name__}.")
     return texts, False
 
 

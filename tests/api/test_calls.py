@@ -20,6 +20,7 @@ CALLS = {
     "an image a text": ([CAT, DOG], ["p", "q"], [[CAT], [DOG]], ["p", "q"], False),
     "lists": ([[CAT, DOG], []], ["p", "q"], [[CAT, DOG], []], ["p", "q"], False),
     "one sample of two": ([[CAT, DOG]], "p", [[CAT, DOG]], ["p"], False),
+    "turns": (CAT, ["p", ["q", "r", "s"]], [[CAT], [CAT]], ["p", ["q", "r", "s"]], False),
     "mixed": (
         (CAT, None, (DOG, CAT)), ["p", "q", "r"],
         [[CAT], [], [DOG, CAT]], ["p", "q", "r"], False,
@@ -42,6 +43,7 @@ REFUSED = {
     "no text": (CAT, 5, "prompts must be a text or a list of texts, not int"),
     "no prompts": (None, [], "at least one"),
     "a prompt that is no text": (None, ["a", 5], r"prompts\[1\] must be a text, not int"),
+    "a turn that is no text": (None, ["a", ["b", 5, "c"]], r"prompts\[1\] must be a text, not int"),
     "a set": (None, {"a", "b"}, "not set"),
     "two images, a list of one prompt": ([CAT, DOG], ["p"], r"\[\[first, second\]\]"),
     "a list of one image, two prompts": ([CAT], ["p", "q"], "the image itself and no list"),

@@ -196,6 +196,15 @@ def test_what_is_wrong_with_a_request_is_said(tmp_path, row, message):
     assert message in malformed["line 2"]
 
 
+def test_a_request_may_hold_several_turns(tmp_path):
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"prompt": ["a", "b", "c"]}\n{"prompt": ["a", 5]}\n{"prompt": []}')
+    (example,), malformed = generate.read_requests(str(path), "", [])
+    assert example.prompt == ["a", "b", "c"]
+    assert sorted(malformed) == ["line 2", "line 3"]
+    assert "needs texts as turns" in malformed["line 2"]
+
+
 def test_generate_stops_at_too_many_failures(ask):
     with pytest.raises(UserError, match=r"2 of 6 items failed and config.max_failures allows 1"):
         ask()

@@ -9,6 +9,7 @@ from tests import tiny
 from tests.processing.conftest import picture, row
 from tests.tiny_tokenizers import TEXT_ONLY_TEMPLATE
 from vlm_jax.batch import Kind
+from vlm_jax.errors import ConfigError
 from vlm_jax.processing import Processor
 from vlm_jax.processing.cutters import window_layout
 
@@ -56,6 +57,37 @@ def test_tokens_and_pixels_equal_the_reference(qwen, sizes):
     )
     assert (batch.images.ids_bgu[0] >= 0).sum() == len(expected["pixel_values"])
     assert not batch.images.patches_bgue[0][batch.images.ids_bgu[0] < 0].any()
+
+
+def test_bounds_of_pixels_equal_the_reference(qwen):
+    """And are part of what makes answers comparable."""
+    image, bounds = picture(300, 200), {"min_pixels": 28 * 28 * 6, "max_pixels": 28 * 28 * 9}
+    kept = qwen.theirs.image_processor.size
+    ours = Processor.from_folder(qwen.folder, **bounds)
+    try:
+        qwen.theirs.image_processor.size = {
+            "shortest_edge": bounds["min_pixels"],
+            "longest_edge": bounds["max_pixels"],
+        }
+        expected = qwen.reference([image], "hi")
+    finally:
+        qwen.theirs.image_processor.size = kept
+    batch = ours.batch([[image]], ["hi"])
+    np.testing.assert_array_equal(row(batch, 0)["tokens"], expected["input_ids"][0])
+    assert len(row(qwen.ours.batch([[image]], ["hi"]), 0)["tokens"]) > len(expected["input_ids"][0])
+    assert (batch.images.ids_bgu[0] >= 0).sum() == len(expected["pixel_values"])
+    assert ours.identity != qwen.ours.identity
+    assert ours.identity["pixels"]["size"]["longest_edge"] == bounds["max_pixels"]
+
+
+def test_bounds_of_pixels_that_cannot_be_are_refused(qwen, llava):
+    for folder, bounds, message in (
+        (qwen.folder, {"min_pixels": 9000, "max_pixels": 8000}, "min_pixels=9000 is more than"),
+        (qwen.folder, {"max_pixels": -1}, "max_pixels must be a whole number, at least 0"),
+        (llava.folder, {"max_pixels": 9000}, "for models that take images of any shape"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Processor.from_folder(folder, **bounds)
 
 
 @pytest.mark.parametrize("sizes", SIZES[1:])

@@ -117,6 +117,7 @@ class _Ranked:
             [list(self.images)] * rows,
             [self.prompt] * rows,
             many,
+            system=self.settings.system,
             length=bucket(self._length + bucket(max(longest, 1))),
             first_sample=self.index,
         )
@@ -124,7 +125,9 @@ class _Ranked:
     @functools.cached_property
     def _length(self) -> int:
         """Tokens of the prompt."""
-        (draft,) = self.engine.processor.drafts([list(self.images)], [self.prompt])
+        (draft,) = self.engine.processor.drafts(
+            [list(self.images)], [self.prompt], system=self.settings.system
+        )
         return draft.length
 
     @functools.cached_property

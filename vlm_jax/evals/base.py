@@ -38,13 +38,14 @@ class Example:
         id: distinct within the benchmark; the key of its answer.
         images: paths or PIL images, in the order the prompt refers to them; none where a file of
             answers is scored.
-        prompt: the user's turn, before any chat template.
+        prompt: the user's turn, before any chat template; or turns that begin and end with the
+            user's.
         meta: what scoring or writing the answer needs besides, for example the label of a question.
     """
 
     id: int | str
     images: tuple[Any, ...]
-    prompt: str
+    prompt: Any
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 

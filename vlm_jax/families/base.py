@@ -58,6 +58,8 @@ class Family:
         question_tokenizer: folder, within a model's, of the tokenizer of questions, for a Q-Former
             that reads them; "" without one.
         most_images: images that a sample may have; None for any number.
+        bounds_pixels: whether images keep their shape and are resized to between a fewest and a
+            most number of pixels.
         stops: texts that end an answer, beside the ids that do.
     """
 
@@ -70,6 +72,7 @@ class Family:
     image_token: str = ""
     question_tokenizer: str = ""
     most_images: int | None = None
+    bounds_pixels: bool = False
     stops: tuple[str, ...] = ()
 
     def read(self, root: Mapping[str, Any], where: str) -> VLMConfig:

@@ -127,6 +127,7 @@ class Qwen25VL(Family):
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
     line = "Qwen2.5-VL: windowed tower, patch merger, Qwen2 decoder with m-rope"
+    bounds_pixels = True
     spellings = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
     rows = (
         Row("visual.patch_embed.proj.weight", "vision/patch_de", "d c t y x -> d (c t y x)"),

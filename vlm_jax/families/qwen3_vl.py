@@ -124,6 +124,7 @@ class Qwen3VL(Family):
     name = "qwen3_vl"
     model_types = ("qwen3_vl",)
     line = "Qwen3-VL (dense): DeepStack, Qwen3 decoder with interleaved m-rope"
+    bounds_pixels = True
     rows = (
         Row(_TOWER + "patch_embed.proj.weight", "vision/patch_de", "d c t y x -> d (c t y x)"),
         Row(_TOWER + "patch_embed.proj.bias", "vision/patch_bias_d", "d -> d"),

@@ -91,7 +91,8 @@ def read_requests(
     """Reads requests; images are relative to the request file.
 
     A line is an object with `prompt`, and with `images` (a list of paths) or `image` (one path)
-    where it is about any, and `id` where the answer is to be found again.
+    where it is about any, and `id` where the answer is to be found again. A `prompt` that is a list
+    holds several turns: the user's, the assistant's, ..., the user's.
 
     Returns:
         The requests, and what is wrong with those that are none, by line.
@@ -136,11 +137,13 @@ def _read_request(line: str, number: int, folder: pathlib.Path) -> Example:
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise PromptError("needs 'images' as a list of paths, or 'image' as one path.")
     prompt, name = row.get("prompt"), row.get("id", number)
-    if not isinstance(prompt, str) or not prompt:
-        raise PromptError(f"needs a text 'prompt', not {prompt!r}.")
+    turns = prompt if isinstance(prompt, list) else [prompt]
+    if not turns or not all(isinstance(one, str) and one for one in turns):
+        what = "texts as turns of its 'prompt'" if isinstance(prompt, list) else "a text 'prompt'"
+        raise PromptError(f"needs {what}, not {prompt!r}.")
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise PromptError(f"needs a number or a text as 'id', not {name!r}.")
-    for value in (prompt, name, *images):
+    for value in (*turns, name, *images):
         if isinstance(value, str) and not _is_text(value):
             raise PromptError(f"holds {value[:40]!r}, which is no valid Unicode text.")
     return Example(name, tuple(folder / image for image in images), prompt)

@@ -1,5 +1,6 @@
 """Images and prompts to a `Batch`, tokens back to text. No torch anywhere."""
 
+import copy
 import dataclasses
 import os
 import pathlib
@@ -42,6 +43,8 @@ class Processor:
             they are decoded.
         max_tiles: tiles of an image's grid at most, of a model that cuts images into a grid of
             tiles (InternVL); 0 is what config.json says.
+        min_pixels, max_pixels: fewest and most pixels that an image is resized to, of a model that
+            takes images of any shape (Qwen2.5-VL, Qwen3-VL); 0 is what the folder says.
 
     Attributes:
         pad_id: what fills a row behind its tokens.
@@ -65,9 +68,12 @@ class Processor:
         generation: Mapping[str, Any] | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         max_tiles: int = 0,
+        min_pixels: int = 0,
+        max_pixels: int = 0,
     ):
         family = find(config.family)
         config = _with_tiles(config, max_tiles)
+        image_processor = _with_pixels(family, image_processor, min_pixels, max_pixels)
         self.image_token, self._image_id = _placeholder(family, config, tokenizer)
         config = dataclasses.replace(config, image_token_id=self._image_id)
         self.config, self.tokenizer, self._family = config, tokenizer, family
@@ -94,7 +100,7 @@ class Processor:
         Args:
             folder: holds `config.json`, tokenizer, image processor and chat template files.
             config: the architecture, if it was read already.
-            options: `max_image_pixels`, `max_tiles`.
+            options: `max_image_pixels`, `max_tiles`, `min_pixels`, `max_pixels`.
 
         Raises:
             CheckpointError: a file is missing, broken or of another model.
@@ -184,6 +190,7 @@ class Processor:
         prompts: Sequence[str],
         answers: Sequence[str | Sequence[int]],
         *,
+        system: str = "",
         length: int | None = None,
         groups: int | None = None,
         max_length: int | None = None,
@@ -193,11 +200,12 @@ class Processor:
 
         Args:
             answers: per sample, the answer's text or its token ids.
+            system: a system message before the first turn; the template's own where it is empty.
 
         Returns:
             The batch, and int32 [B] the index of each answer's first token.
         """
-        texts, images = self._texts(images, prompts, first_sample)
+        texts, images = self._texts(images, prompts, first_sample, system)
         if len(answers) != len(prompts):
             raise PromptError(f"There are {len(answers)} answers for {len(prompts)} prompts.")
         starts, rows = [], []
@@ -293,11 +301,13 @@ class Processor:
         former = self.config.qformer
         return 0 if former is None else min(bucket(words), former.max_positions)
 
-    def _texts(self, images, prompts, first: int) -> tuple[list[str], list[list[ImageSource]]]:
+    def _texts(
+        self, images, prompts, first: int, system: str = ""
+    ) -> tuple[list[str], list[list[ImageSource]]]:
         prompts = _strings(prompts, "prompts")
         nested = check_nesting(images, len(prompts), first)
         texts = [
-            self._chat.render(prompt, len(group), f"Sample {index}: its prompt")
+            self._chat.render(prompt, len(group), f"Sample {index}: its prompt", system)
             for index, (prompt, group) in enumerate(zip(prompts, nested), first)
         ]
         return texts, nested
@@ -355,6 +365,32 @@ def _with_tiles(config: VLMConfig, most: int) -> VLMConfig:
         )
     most = whole("max_tiles", most, low=tiles.fewest, high=tiles.most)
     return dataclasses.replace(config, tiles=dataclasses.replace(tiles, most=most))
+
+
+def _with_pixels(family: Family, image_processor: Any, least: int, most: int) -> Any:
+    """Returns an image processor that resizes to between so many pixels (0: as it does).
+
+    Raises:
+        ConfigError: the model's images do not keep their shape, or the bounds leave nothing.
+    """
+    least = whole("min_pixels", least, low=0)
+    most = whole("max_pixels", most, low=0)
+    if not least and not most:
+        return image_processor
+    if not family.bounds_pixels:
+        raise ConfigError(
+            "min_pixels and max_pixels are for models that take images of any shape (Qwen2.5-VL, "
+            f"Qwen3-VL), not for {family.name}; leave them 0."
+        )
+    size = dict(image_processor.size)
+    least, most = least or size["shortest_edge"], most or size["longest_edge"]
+    if least > most:
+        raise ConfigError(
+            f"min_pixels={least} is more than max_pixels={most}; no image can have both."
+        )
+    bounded = copy.copy(image_processor)
+    bounded.size = {**size, "shortest_edge": least, "longest_edge": most}
+    return bounded
 
 
 def _placeholder(family: Family, config: VLMConfig, tokenizer) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from vlm_jax.api import VLM, load
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.evals.base import Example
+from vlm_jax.evals.protocol import parts_of
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
 from vlm_jax.files import cache_folder
@@ -46,6 +47,8 @@ def load_model(request: Request, source: ModelFolder) -> VLM:
         mesh=mesh,
         max_image_pixels=pixel_limit("config.max_image_pixels", config.max_image_pixels),
         max_tiles=whole("config.max_tiles", config.max_tiles, low=0),
+        min_pixels=whole("config.min_pixels", config.min_pixels, low=0),
+        max_pixels=whole("config.max_pixels", config.max_pixels, low=0),
     )
 
 
@@ -82,7 +85,7 @@ def generation_identity(config: Any, model: VLM) -> dict[str, Any]:
     """Returns what besides the weights makes an answer what it is, as JSON values."""
     dtype = str(next(iter(model.params.values())).dtype)
     settings = DecodeSettings.of_config(config).following(model.processor.generation)
-    return {**settings.identity, "dtype": dtype}
+    return {**settings.identity, "dtype": dtype, **parts_of(model.processor.identity)}
 
 
 def provenance(config: Any) -> dict[str, Any]:
