@@ -9,8 +9,8 @@ COPY vlm_jax vlm_jax
 RUN pip install --no-cache-dir . && rm -rf /src/*
 
 ENV HF_HOME=/cache/huggingface XDG_CACHE_HOME=/cache
-RUN useradd --create-home user && mkdir -p /work /cache && chown user /work /cache
-USER user
+RUN useradd --create-home --uid 1000 user && mkdir -p /work /cache && chown user /work /cache
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["vlm-jax"]
 CMD ["--help"]

@@ -26,6 +26,7 @@ from vlm_jax.checkpoint import (
     identity_of,
     open_folder,
     resumable_folder,
+    trained_card,
     write_files,
 )
 from vlm_jax.errors import CheckpointError
@@ -74,7 +75,7 @@ def export_hf(
 
     A folder that came from one gets its files back: names, headers, shards and index are the
     source's, byte for byte, with the parameters as they are now. One that was trained here gets hub
-    names and shards of at most 5 GB.
+    names and shards of at most 5 GB, and a model card.
 
     Args: as `import_hf`; a source that is a Hugging Face folder already is copied.
 
@@ -106,6 +107,8 @@ def export_hf(
         finished = Finished(temporary)
         _write_shards(folder, binding, layout, temporary, finished, progress)
         files: dict[str, bytes | pathlib.Path] = dict(folder.companions())
+        if folder.source_layout is None:  # what came from elsewhere is given back as it was
+            files |= trained_card(folder)
         if layout.index is not None:
             files[INDEX] = layout.index
         write_files(temporary, files)

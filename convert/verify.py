@@ -26,7 +26,7 @@ from convert.shards import read_headers
 from vlm_jax.edit_record import CERTIFICATE, EditRecord, digest, read_certificate
 from vlm_jax.errors import CheckpointError
 from vlm_jax.foreign import convert, read_json
-from vlm_jax.listing import text_table
+from vlm_jax.terminal import written
 
 _CERTIFIED = re.compile(r"decoder/layers/(\d+)/(wq_dnh|bq_nh)")
 _ENDS = {"wq_dnh": "q_proj.weight", "bq_nh": "q_proj.bias"}
@@ -94,12 +94,12 @@ class Verification:
                 [str(h.layer), str(h.head), f"{h.relative:.4f}", known(h.certified)]
                 for h in self.heads
             ]
-            parts.append(text_table(["layer", "head", "change", "certified"], rows))
+            parts.append(written(["layer", "head", "change", "certified"], rows))
         if self.left:
             rows = [[n, f"{x.share:.1%}", f"{x.noise:.1%}"] for n, x in self.left.items()]
-            parts.append(text_table(["rounded to", "of the edit left", "noise added"], rows))
+            parts.append(written(["rounded to", "of the edit left", "noise added"], rows))
         if self.faults:
-            parts.append(text_table(["tensor", "fault"], [list(x) for x in self.faults.items()]))
+            parts.append(written(["tensor", "fault"], [list(x) for x in self.faults.items()]))
         return "\n\n".join(parts)
 
     def check(self) -> None:

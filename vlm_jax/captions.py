@@ -14,10 +14,13 @@ from typing import Any
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals import chair as scoring
-from vlm_jax.evals.records import image_id
+from vlm_jax.evals.answers import ERROR
+from vlm_jax.evals.records import image_id, read_rows, row_image_id, row_text
+from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import read_object_truth
 from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
-from vlm_jax.listing import html_table, text_table
+from vlm_jax.listing import html_table
+from vlm_jax.terminal import folded, written
 
 _SHOWN = ("C_S", "C_I", "recall", "F1")
 
@@ -61,11 +64,13 @@ class ChairScore:
         per_caption: a verdict a caption, in the order that they were given.
         metrics: C_S, C_I, recall, F1 and more, of all of them; fractions, `length` in words.
         counts: the integers behind the metrics.
+        notes: what a reader must know, one sentence each.
     """
 
     per_caption: tuple[CaptionVerdict, ...]
     metrics: Mapping[str, float]
     counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> str:
         """Returns the metrics, and a row a caption with its hallucinated and grounded words."""
@@ -73,7 +78,9 @@ class ChairScore:
             [str(one.image), ", ".join(one.hallucinated), ", ".join(one.grounded)]
             for one in self.per_caption
         ]
-        return f"{self._headline()}\n{text_table(['image', 'hallucinated', 'grounded'], rows)}"
+        table = written(["image", "hallucinated", "grounded"], rows)
+        notes = [folded(f"note: {note}", "  ") for note in self.notes]
+        return "\n".join([self._headline(), table, *notes])
 
     def to_pandas(self) -> Any:
         """Returns a pandas `DataFrame`, a row a caption.
@@ -95,7 +102,8 @@ class ChairScore:
 
     def _repr_html_(self) -> str:
         rows = [[str(one.image), one, ", ".join(one.hallucinated)] for one in self.per_caption]
-        return html_table(["image", "caption", "hallucinated"], rows, self._headline())
+        table = html_table(["image", "caption", "hallucinated"], rows, self._headline())
+        return table + "".join(f"<p>Note: {html.escape(note)}</p>" for note in self.notes)
 
 
 def chair(
@@ -108,7 +116,8 @@ def chair(
 
     Args:
         captions: image id -> caption; or rows {"image_id": ..., "caption": ...}; or a list of
-            texts, the n-th of them about the n-th image of `truth`.
+            texts, the n-th of them about the n-th image of `truth`; or the path of a file of
+            captions, of any form that `--job=score` reads.
         truth: image id -> objects in the image, by any name that the vocabulary knows; or paths of
             object tables or COCO annotations.
         vocabulary: finds objects in text; by default our own table of COCO's.
@@ -117,7 +126,7 @@ def chair(
         AnswersError: an image has no truth, or something is no caption.
     """
     vocabulary = vocabulary or coco_vocabulary()
-    objects = _objects(truth, vocabulary)
+    objects, sources = _objects(truth, vocabulary)
     scorer = scoring.ChairScorer(objects, vocabulary)
     verdicts: list[CaptionVerdict] = []
     counts: dict[str, int] = {}
@@ -140,15 +149,18 @@ def chair(
         verdicts.append(verdict)
     if not verdicts:
         raise AnswersError("there is no caption to judge.")
-    return ChairScore(tuple(verdicts), scoring.report(counts), counts)
+    notes = (scoring.CAPTIONS_ALONE,) if sources == {"captions"} else ()
+    return ChairScore(tuple(verdicts), scoring.report(counts), counts, notes)
 
 
-def _objects(truth: Any, vocabulary: Vocabulary) -> dict[int | str, frozenset[str]]:
-    """Image id -> node words."""
+def _objects(
+    truth: Any, vocabulary: Vocabulary
+) -> tuple[dict[int | str, frozenset[str]], frozenset[str]]:
+    """Image id -> node words, and what named them (`ObjectTruth.sources`)."""
     if isinstance(truth, str | os.PathLike) or not isinstance(truth, Mapping):
         paths = [truth] if isinstance(truth, str | os.PathLike) else list(truth)
         found = read_object_truth([os.fspath(path) for path in paths], vocabulary)
-        return dict(found.objects)
+        return dict(found.objects), found.sources
     node = lambda word: vocabulary.node(word) or word
     objects = {}
     for image, words in truth.items():
@@ -157,18 +169,21 @@ def _objects(truth: Any, vocabulary: Vocabulary) -> dict[int | str, frozenset[st
                 f"truth of image {image!r} must list objects, not be {type(words).__name__}."
             )
         objects[_id(image)] = frozenset(map(node, words))
-    return objects
+    return objects, frozenset({"instances"})
 
 
 def _captions(captions: Any, objects: Mapping[int | str, Any]) -> Sequence[tuple[int | str, Any]]:
     """Pairs of image id and caption."""
+    forms = "a mapping of image ids, rows with image_id and caption, a list of texts or a file"
+    if isinstance(captions, str | os.PathLike):
+        if not os.path.exists(captions):
+            raise AnswersError(f"there is no file {captions!r}; captions must be {forms}.")
+        rows = [row for row in read_rows(os.fspath(captions)) if ERROR not in row.fields]
+        return [(row_image_id(row), row_text(row, Chair.answer_keys)) for row in rows]
     if isinstance(captions, Mapping):
         return [(_id(image), text) for image, text in captions.items()]
-    if isinstance(captions, str) or not isinstance(captions, Sequence):
-        raise AnswersError(
-            "captions must be a mapping of image ids, rows with image_id and caption, or a list "
-            f"of texts, not {type(captions).__name__}."
-        )
+    if not isinstance(captions, Sequence):
+        raise AnswersError(f"captions must be {forms}, not {type(captions).__name__}.")
     if all(isinstance(row, Mapping) for row in captions):
         lacking = next((row for row in captions if not {"image_id", "caption"} <= set(row)), None)
         if lacking is not None:

@@ -1,15 +1,15 @@
-"""How the Python door shows what it hands back: tables as text, and as HTML in a notebook.
+"""How the Python door shows what it hands back: as text, and as HTML in a notebook.
 
 All texts are escaped: what a model says is never markup.
 """
 
 import html
-import itertools
 import sys
-import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+
+from vlm_jax.terminal import written
 
 Entry = TypeVar("Entry")
 
@@ -23,23 +23,6 @@ def html_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: s
     body = "".join(f"<tr>{''.join(cell('td', value) for value in row)}</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int = 48) -> str:
-    """Returns columns aligned under a rule; long cells are wrapped to `width` characters.
-
-    model  answer
-    -----  -------------
-    plain  a cup
-    air    a cup, a fork
-    """
-    wrap = lambda text: textwrap.wrap(str(text), width, replace_whitespace=False) or [""]
-    lines: list[Sequence[str]] = [headers]
-    for row in rows:
-        lines += itertools.zip_longest(*map(wrap, row), fillvalue="")
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    lines.insert(1, ["-" * size for size in widths])
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _shown(value: Any) -> str:
@@ -73,7 +56,7 @@ class Listing(Mapping[str, Entry]):
         return [[name, *cells(entry)] for name, entry in self._entries.items()]
 
     def __repr__(self) -> str:
-        return text_table([self._title, *self._columns], self._rows())
+        return written([self._title, *self._columns], self._rows())
 
     def _repr_html_(self) -> str:
         return html_table([self._title, *self._columns], self._rows())

@@ -1,5 +1,6 @@
 """One line of progress for long work: done, rate and time left."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Progress:
         self._interval = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
         self._begun = self._shown = time.monotonic()
         self._width = 0
-        self._stdout: TextIO | None = None
+        self._printed: dict[str, TextIO] = {}
         self._bar: Any = None
         if enabled and stream is None and _in_notebook():
             import tqdm.auto
@@ -51,14 +52,16 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._begun = self._shown = time.monotonic()
-        if self._terminal and self.enabled and sys.stdout.isatty():
-            self._stdout = sys.stdout
-            sys.stdout = _Printed(sys.stdout, self._clear)
+        for name in ("stdout", "stderr") if self._terminal and self.enabled else ():
+            stream = getattr(sys, name)
+            if stream.isatty():
+                self._printed[name] = stream
+                setattr(sys, name, _Printed(stream, self._clear))
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._stdout is not None:
-            sys.stdout, self._stdout = self._stdout, None
+        while self._printed:
+            setattr(sys, *self._printed.popitem())
         self.close(failed=kind is not None)
 
     def advance(self, count: int = 1, *, failed: int = 0) -> None:
@@ -90,8 +93,8 @@ class Progress:
         seconds = now - self._begun
         parts = [self._amount(self.done)]
         if self.total:
-            parts = [f"{self._amount(self.done)} of {self._amount(self.total)}"]
-            parts.append(f"{self.done / self.total:.0%}")
+            done = _bytes(self.done) if self.unit == "B" else str(self.done)
+            parts = [f"{done} of {self._amount(self.total)}", f"{self.done / self.total:.0%}"]
         parts += [f"{self.failed} failed"] * bool(self.failed)
         parts.append(self._rate(seconds))
         if self.total and self.done:
@@ -107,10 +110,14 @@ class Progress:
         return f"{_bytes(rate)}/s" if self.unit == "B" else f"{rate:.3g} {self.unit}/s"
 
     def _amount(self, count: int) -> str:
-        return _bytes(count) if self.unit == "B" else f"{count} {self.unit}"
+        if self.unit == "B":
+            return _bytes(count)
+        return f"{count} {self.unit.removesuffix('s') if count == 1 else self.unit}"
 
     def _show(self, line: str, last: bool) -> None:
         if self._terminal:
+            if not last:  # a line that wraps cannot be written over
+                line = line[: shutil.get_terminal_size().columns - 1]
             # Spaces cover what a longer line left behind.
             self._write("\r" + line.ljust(self._width) + ("\n" if last else ""))
             self._width = len(line)

@@ -18,9 +18,10 @@ from typing import Any
 import PIL.Image
 
 from vlm_jax.errors import UserError
-from vlm_jax.listing import html_table, text_table
+from vlm_jax.listing import html_table
 from vlm_jax.processing import ImageSource
 from vlm_jax.processing.images import load_image
+from vlm_jax.terminal import written
 
 _THUMBNAIL = 160  # pixels of the longer side
 
@@ -54,7 +55,7 @@ class SideBySide:
         blocks = []
         for index, prompt in enumerate(self.prompts):
             rows = [[name, texts[index]] for name, texts in self.answers.items()]
-            blocks.append(f"[{index}] {prompt}\n{text_table(['', 'answer'], rows, 76)}")
+            blocks.append(f"[{index}] {prompt}\n{written(['', 'answer'], rows, 76)}")
         return "\n\n".join(blocks)
 
     def to_pandas(self) -> Any:

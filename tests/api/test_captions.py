@@ -61,7 +61,8 @@ def test_captions_are_never_markup():
         ({}, TRUTH, "no caption"),
         ({9: "a cup"}, TRUTH, "image 9 has no truth"),
         ({7: None}, TRUTH, "must be text, not NoneType"),
-        ("a cup", TRUTH, "not str"),
+        ("a cup", TRUTH, "there is no file 'a cup'; captions must be a mapping"),
+        (7, TRUTH, "or a file, not int"),
         (["a cup"], TRUTH, "1 texts are no captions of the 2 images"),
         ([{"image_id": 7}], TRUTH, "needs image_id and caption"),
         (CAPTIONS, {7: "cup", 8: ["dog"]}, "must list objects, not be str"),
@@ -73,3 +74,24 @@ def test_a_wrong_call_is_one_line(captions, truth, message):
     with pytest.raises(AnswersError, match=message) as caught:
         vlm_jax.chair(captions, truth)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_captions_will_do(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    rows = [{"image": f"{image}.jpg", "response": text} for image, text in CAPTIONS.items()]
+    path.write_text("\n".join(map(json.dumps, [*rows, {"id": 9, "error": "no picture"}])))
+    expected = vlm_jax.chair(CAPTIONS, TRUTH).per_caption
+    assert vlm_jax.chair(path, TRUTH).per_caption == expected
+    assert vlm_jax.chair(str(path), TRUTH).per_caption == expected
+    with pytest.raises(AnswersError, match="no-such-file"):
+        vlm_jax.chair("no-such-file", TRUTH)
+
+
+def test_truth_of_captions_alone_is_said_to_lack_instances(tmp_path):
+    path = tmp_path / "truth.jsonl"
+    path.write_text(json.dumps({"image_id": 7, "captions": ["A man with a cup."]}))
+    score = vlm_jax.chair({7: CAPTIONS[7]}, path)
+    assert "no instances" in score.notes[0]
+    assert "no instances" in repr(score)
+    assert "no instances" in score._repr_html_()
+    assert "note" not in repr(vlm_jax.chair(CAPTIONS, TRUTH)).lower()

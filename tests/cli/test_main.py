@@ -1,11 +1,25 @@
 """The words of a command, in this process: which job is called, and with what."""
 
+import logging
 import pathlib
+import subprocess
+import sys
 
+import absl.logging
 import pytest
 
 from vlm_jax import hub
-from vlm_jax.cli import listing, main
+from vlm_jax.cli import listing, logs, main
+
+
+@pytest.fixture(autouse=True)
+def root_logger():
+    """The command takes what libraries log; later tests have what was there before."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
 
 
 @pytest.fixture
@@ -63,6 +77,10 @@ def test_the_testbeds_questions_are_asked_of_other_models_only_if_named(asked, j
 def test_several_sources_are_all_found_first(asked):
     main(["--job=evaluate", "--source=llava-0,llava-1", "--num_processes=1"])
     assert asked[0][1].sources == (hub.SHIPPED / "llava-0", hub.SHIPPED / "llava-1")
+    main(["evaluate", "llava-0,llava-1", "--num_processes=1"])
+    main(["evaluate", "llava-0", "llava-1", "--num_processes=1"])
+    assert asked[0][1].sources == asked[1][1].sources == asked.pop()[1].sources
+    asked.pop()
     with pytest.raises(SystemExit, match="error: llava-9 is not a folder"):
         main(["--job=evaluate", "--source=llava-0,llava-9", "--num_processes=1"])
     assert len(asked) == 1
@@ -122,3 +140,24 @@ def test_helpfull_shows_the_settings_of_the_config_that_is_named(capsys):
     shown = capsys.readouterr().out
     assert "--config.edit.k=7" in shown
     assert "--config.restrength=None" in shown
+
+
+def test_what_is_logged_is_a_line_without_a_date(capsys):
+    logs.start(-1)
+    absl.logging.warning("the model has %d positions", 9)
+    logging.getLogger("vlm_jax.api").warning("cut")
+    logging.getLogger("vlm_jax.api").info("read")
+    assert capsys.readouterr().err == "warning: the model has 9 positions\nwarning: cut\n"
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = [sys.executable, "-m", "vlm_jax", "--help"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=hub.SHIPPED
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141

@@ -42,7 +42,7 @@ def test_what_is_printed_takes_a_line_of_its_own(clock, monkeypatch):
         meter.advance(2)
         print("[a] a cup")
         print("[b] a fork")
-    line = "2 answers of 4 answers, 50%, 1 answers/s, 2.0 s left"
+    line = "2 of 4 answers, 50%, 1 answers/s, 2.0 s left"
     blank = " " * len(line)
     assert both.getvalue().startswith(f"\r{line}\r{blank}\r[a] a cup\n[b] a fork\n\r2 answers in")
     assert sys.stdout is both
@@ -55,8 +55,8 @@ def test_files_get_plain_lines_every_ten_seconds(clock):
             clock[0] += 0.5
             meter.advance()
     assert out.getvalue().splitlines() == [
-        "20 images of 100 images, 20%, 2 images/s, 40 s left",
-        "40 images of 100 images, 40%, 2 images/s, 30 s left",
+        "20 of 100 images, 20%, 2 images/s, 40 s left",
+        "40 of 100 images, 40%, 2 images/s, 30 s left",
         "50 images in 25 s (2 images/s)",
     ]
 

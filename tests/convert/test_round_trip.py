@@ -139,6 +139,9 @@ def test_a_model_without_a_source_exports_to_what_torch_reads(
     files = folder.companions()
     checkpoint.save(tmp_path / "ours", folder.load(), folder.config, files)
     convert.export_hf(tmp_path / "ours", tmp_path / "theirs", progress=False)
+    card = (tmp_path / "theirs" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "# ours" in card
     index = tmp_path / "theirs" / "model.safetensors.index.json"
     assert index.exists() == (shard_bytes == 200_000)
     if index.exists():

@@ -13,7 +13,6 @@ from vlm_jax.errors import AnswersError, ConfigError, UserError
 from vlm_jax.evals.protocol import parts_of
 from vlm_jax.evals.results import (
     Results,
-    format_table,
     metric_table,
     protocol_hash,
     read_results,
@@ -237,16 +236,6 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="cannot write"):
         write_json(path / "below.json", {})
-
-
-def test_tables_align():
-    text = format_table(["", "C_S", "n"], [["base", "50.0", "2"], ["edited", "7.5", "200"]])
-    assert text.splitlines() == [
-        "         C_S    n",
-        "-----------------",
-        "base    50.0    2",
-        "edited   7.5  200",
-    ]
 
 
 def test_metric_tables_mark_what_excludes_zero():

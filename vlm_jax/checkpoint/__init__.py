@@ -5,7 +5,7 @@ The room knows nothing of other formats: they register themselves as entry point
 """
 
 from vlm_jax.checkpoint.atomic import identity_of, new_folder, resumable_folder
-from vlm_jax.checkpoint.card import edited_card, original_card
+from vlm_jax.checkpoint.card import edited_card, original_card, trained_card
 from vlm_jax.checkpoint.converted import SOURCE_LAYOUT, ConvertedFolder, FolderWriter, save
 from vlm_jax.checkpoint.folder import (
     MANIFEST,
@@ -47,6 +47,7 @@ __all__ = [
     "place",
     "resumable_folder",
     "save",
+    "trained_card",
     "with_extra",
     "write_files",
 ]

@@ -1,7 +1,7 @@
-"""The model card of an edited folder: what it was made from, what was done, how to load it.
+"""The model card of a folder: what it was made from, what was done, how to load it.
 
-The card is the folder's README.md. That of the base model stays beside it under another name, and
-comes back when the last edit is taken back:
+The card is the folder's README.md. In an edited folder the base model's stays beside ours under
+another name, and comes back when the last edit is taken back:
 
     README.md                 ->  README.md         (ours)
                                   README.base.md    (the base model's)
@@ -27,6 +27,17 @@ _CARRIED = re.compile(
     r"^(license|license_name|license_link): *([\w.:/+-][\w .:/+-]*)$", re.MULTILINE
 )
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a model's folder in the hub's cache
+
+_LOADING = (
+    "## How to load it",
+    "",
+    "    import vlm_jax",
+    '    vlm = vlm_jax.load("path/of/this/folder")',
+    "",
+    "Where the weights are `*.safetensors`, transformers and vLLM load it as they load the base "
+    "model; where they are under `params/`, `vlm-jax --job=export` writes such a folder.",
+    "",
+)
 
 
 def edited_card(source: ModelFolder, certificate: str, what: str) -> dict[str, Extra]:
@@ -70,6 +81,37 @@ def original_card(edited: ModelFolder, certificate: str) -> dict[str, Extra]:
     return {README: kept} if kept is None else {README: kept, found[1]: None}
 
 
+def trained_card(source: ModelFolder) -> dict[str, bytes]:
+    """Returns the card of the export of a model that was made here; none if it has one."""
+    if README in source.companions():
+        return {}
+    _, name = _origin(source)
+    recipe = source.path / "recipe.json"
+    how = " on the scenes of its testbed; `recipe.json` says how." if recipe.is_file() else "."
+    lines = [
+        *_front({}),
+        f"# {name}",
+        "",
+        f"A {source.config.family} model, made by vlm_jax{how} No weight of it was edited since.",
+        "",
+        *_LOADING,
+    ]
+    return {README: "\n".join(lines).encode()}
+
+
+def _origin(folder: ModelFolder) -> tuple[str, str]:
+    """A folder's path, and the name of the model in it: the hub's where it is of its cache."""
+    path = os.path.realpath(folder.path)
+    cached = _CACHED.search(path)
+    return path, f"{cached[1]}/{cached[2]}" if cached else os.path.basename(path)
+
+
+def _front(fields: Mapping[str, str]) -> list[str]:
+    """The lines at the head of a card that a hub reads."""
+    usual = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    return ["---", *(f"{name}: {value}" for name, value in ({**fields, **usual}).items()), "---"]
+
+
 def _text(folder: ModelFolder) -> str:
     """The folder's card; nothing where there is none that can be read."""
     path = folder.path / README
@@ -94,13 +136,10 @@ def _listing(text: str, entries: Sequence[str]) -> str:
 
 def _card(source: ModelFolder, base_card: str, kept: str) -> str:
     """A card without a line about edits yet."""
-    path = os.path.realpath(source.path)
-    cached = _CACHED.search(path)
-    base = f"{cached[1]}/{cached[2]}" if cached else os.path.basename(path)
+    path, base = _origin(source)
     front = _FRONT.match(base_card)
     carried: Mapping[str, str] = dict(_CARRIED.findall(front[1])) if front else {}
-    fields = dict(carried) | ({"base_model": base} if cached else {})
-    fields |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    fields = dict(carried) | ({"base_model": base} if _CACHED.search(path) else {})
     licence = carried.get("license_name", carried.get("license"))
     if licence:
         terms = f"That of the base model: {licence}."
@@ -110,9 +149,7 @@ def _card(source: ModelFolder, base_card: str, kept: str) -> str:
         terms += f" The base model's own card is [{kept}]({kept})."
     return "\n".join(
         [
-            "---",
-            *(f"{name}: {value}" for name, value in fields.items()),
-            "---",
+            *_front(fields),
             f"<!-- written by vlm_jax; card of the base model: {kept} -->",
             f"# {base}, edited",
             "",
@@ -124,15 +161,7 @@ def _card(source: ModelFolder, base_card: str, kept: str) -> str:
             "<!-- edits -->",
             "<!-- end of edits -->",
             "",
-            "## How to load it",
-            "",
-            "    import vlm_jax",
-            '    vlm = vlm_jax.load("path/of/this/folder")',
-            "",
-            "Where the weights are `*.safetensors`, transformers and vLLM load it as they load the "
-            "base model; where they are under `params/`, `vlm-jax --job=export` writes such a "
-            "folder.",
-            "",
+            *_LOADING,
             "## Licence",
             "",
             terms,

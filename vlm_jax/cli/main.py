@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from vlm_jax import __version__
-from vlm_jax.cli import configs, listing
+from vlm_jax.cli import configs, listing, logs
 from vlm_jax.cli.listing import Job
 from vlm_jax.errors import UserError
 from vlm_jax.settings import nearest
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from vlm_jax.study.request import Request
 
 _CONFIG = re.compile(r"--?config(?P<setting>\.[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
-_INTERRUPTED = 130  # exit code
+_INTERRUPTED = 130  # exit codes, as of a program that the signal ended
+_UNREAD = 141
 _HELP = ("-h", "--help", "-help", "--helpshort")
 
 
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(words)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # as in `vlm-jax --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_UNREAD)
     except OSError as error:
         if error.errno is None:
             raise
@@ -80,9 +84,8 @@ def _run(words: list[str]) -> None:
     # At once: configs and jobs import JAX, which takes a while.
     print(_opening(job, named, given.source), file=sys.stderr, flush=True)
     config = _read_config(named, changes, job)
-    logging.use_absl_handler()
-    # The checkpoint library reports every read.
-    logging.set_verbosity(logging.WARNING if given.verbosity is None else given.verbosity)
+    # Warnings alone: the checkpoint library reports every read.
+    logs.start(-1 if given.verbosity is None else given.verbosity)
     names = [name for name, _ in changes]
     work = lambda: _work(job, given, config, names, named)
     if job.alone:
@@ -172,7 +175,7 @@ def _parse(words: Sequence[str]) -> flags.FlagValues:
     if extra and known.job is None:
         known.job = extra.pop(0)
     if extra and not known.source:
-        known.source, extra = extra, []
+        known.source, extra = [part for word in extra for part in word.split(",")], []
     if extra:
         raise UserError(f"Unexpected word {extra[0]!r}: settings are flags, see --help.")
     for name in known:

@@ -13,6 +13,14 @@ from vlm_jax.evals.records import ImageId
 from vlm_jax.evals.tallies import Totals, f1, ratio
 from vlm_jax.evals.vocabulary import Mention, Vocabulary, coco_vocabulary
 
+CAPTIONS_ALONE = (
+    "The truth has reference captions and no instances: an object that is in the image but in none "
+    "of its captions counts as hallucinated, so C_S and C_I are too high and cannot be compared "
+    "with published ones, and recall is of the objects that captions name. Add the instances file "
+    "(instances_val2014.json) to the truth."
+)
+"""What truth of one kind cannot measure."""
+
 COUNTS = (
     "captions",
     "hallucinated_captions",

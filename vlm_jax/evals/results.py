@@ -17,6 +17,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.files import replace_file
 from vlm_jax.foreign import read_json
+from vlm_jax.terminal import folded, shown
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class Results:
     def table(self) -> str:
         """A readable table of the metrics, then the counts and the notes."""
         lines = [metric_table([(self.benchmark, self)])]
-        lines.append("  ".join(f"{n} {count}" for n, count in self.counts.items() if "/" not in n))
+        counts = (f"{n} {count}" for n, count in self.counts.items() if "/" not in n)
+        lines.append(folded("  ".join(counts)))
         lines.extend(f"{name}: exact McNemar p {p:.2g}" for name, p in self.tests.items())
-        lines.extend(f"note: {note}" for note in self.notes)
+        lines.extend(folded(f"note: {note}", "  ") for note in self.notes)
         return "\n".join(lines)
 
 
@@ -190,47 +192,7 @@ def metric_table(arms: Sequence[tuple[str, Results]], metrics: Sequence[str] | N
         if arm.differences:
             cells = [_cell(arm.differences.get(name), name in units, signed=True) for name in names]
             rows.append(["  vs baseline", *cells, ""])
-    return format_table(headers, rows)
-
-
-def format_table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None
-) -> str:
-    """Aligns a table of texts: first column left, others right, a rule under the headers.
-
-    Args:
-        headers: of the columns.
-        rows: cells by row.
-        width: of the terminal; columns that it has no room for are a further table below, with
-            the first column again.
-    """
-    cells = [list(headers), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    tables = []
-    for columns in _side_by_side(widths, width):
-        lines = ["  ".join(_align(row[i], widths[i], i) for i in columns).rstrip() for row in cells]
-        lines.insert(1, "-" * (sum(widths[i] for i in columns) + 2 * (len(columns) - 1)))
-        tables.append("\n".join(lines))
-    return "\n\n".join(tables)
-
-
-def _side_by_side(widths: Sequence[int], width: int | None) -> list[list[int]]:
-    """Columns that fit beside one another, the first column in each group.
-
-    ([5, 10, 10, 10], 30) -> [[0, 1, 2], [0, 3]]
-    """
-    groups, used = [[0]], widths[0]
-    for column in range(1, len(widths)):
-        if width is not None and len(groups[-1]) > 1 and used + 2 + widths[column] > width:
-            groups.append([0])
-            used = widths[0]
-        groups[-1].append(column)
-        used += 2 + widths[column]
-    return groups
-
-
-def _align(text: str, width: int, column: int) -> str:
-    return text.rjust(width) if column else text.ljust(width)
+    return shown(headers, rows)
 
 
 def _cell(entry: Interval | None, plain: bool, signed: bool = False) -> str:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm_jax import checkpoint
+from vlm_jax import checkpoint, terminal
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison, compare, statistics_of
@@ -24,6 +24,7 @@ from vlm_jax.report.comparison import benchmark_table, comparison_tables, publis
 from vlm_jax.report.examples import examples_section, read_items
 from vlm_jax.report.page import comparison_page, page
 from vlm_jax.report.tables import Section, Table, write_reports
+from vlm_jax.report.verdict import verdicts
 from vlm_jax.study.arms import Arm, ArmReader, pair_controls, slug
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
@@ -346,6 +347,8 @@ def evaluate(
     if processes.primary():
         _publish(request, workdir, found, tables, title, _examples(workdir, benchmarks, arms))
     show(tables, found.measured)
+    for verdict in verdicts(found.comparison):
+        print(terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
     return found
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_jax import terminal
 from vlm_jax.evals.answers import Keys
 from vlm_jax.evals.audit import audit, by_parser
 from vlm_jax.evals.base import paths
@@ -121,7 +122,7 @@ def write_audit(
     for table in tables[1:2]:
         print(f"\n{table.text()}")
     for verdict in [] if found is None else audit_verdict(found, scored.results):
-        print(f"\n{verdict.arm} {verdict.text}")
+        print("\n" + terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
     text = score_page(title, scored.results, tables, found, scored.table)
     write_reports(workdir, title, tables, text)
     return workdir / "report.html"

@@ -3,14 +3,12 @@
 import html
 import math
 import pathlib
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_jax.evals.results import format_table
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.files import replace_file
+from vlm_jax.terminal import folded, shown
 
 NONE = "-"
 
@@ -48,9 +46,8 @@ class Table:
 
     def text(self) -> str:
         """Aligned columns under a rule; on a terminal no wider than it."""
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        lines = [self.title, format_table(self.headers, self.rows, width)]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        lines = [folded(self.title), shown(self.headers, self.rows)]
+        return "\n".join([*lines, *(folded(f"  {note}", "  ") for note in self.notes)])
 
     def markdown(self) -> str:
         """A Markdown section with a pipe table."""

@@ -31,12 +31,6 @@ from vlm_jax.evals.vocabulary import (
 )
 from vlm_jax.settings import setting, text
 
-_CAPTIONS_ALONE = (
-    "The truth has reference captions and no instances: an object that is in the image but in none "
-    "of its captions counts as hallucinated, so C_S and C_I are too high and cannot be compared "
-    "with published ones, and recall is of the objects that captions name. Add the instances file "
-    "(instances_val2014.json) to the truth."
-)
 CAPTION_PROMPT = "Please describe this image in detail."
 
 
@@ -178,7 +172,7 @@ class Chair(Suite):
     def notes(self) -> tuple[str, ...]:
         """Says what truth of one kind cannot measure."""
         if self.truth_objects.sources == {"captions"}:
-            return (_CAPTIONS_ALONE,)
+            return (chair.CAPTIONS_ALONE,)
         return ()
 
     def identify(self, row: Record) -> ImageId:
