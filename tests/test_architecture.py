@@ -201,3 +201,17 @@ def test_no_deprecated_way_of_spreading_work():
 def test_importing_the_package_loads_no_jax():
     code = "import sys, vlm_jax, vlm_jax.evals; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_jobs_that_read_no_words_load_no_transformers(tmp_path):
+    """A start of a second, where transformers with torch beside it takes six."""
+    words = ["convert", "--source=llava-0", f"--target={tmp_path / 'model'}"]
+    code = f"""
+import sys
+from vlm_jax.cli import main
+from vlm_jax import methods
+methods.methods()
+main({words})
+sys.exit(any(name in sys.modules for name in ("torch", "transformers")))
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from transformers.image_processing_utils import select_best_resolution
 
 from tests import tiny
 from tests.families import parity
@@ -11,7 +12,7 @@ from tests.reference import picture
 from vlm_jax.batch import Kind
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing import Processor
-from vlm_jax.processing.cutters.tiles import _unpadded, select_best_resolution
+from vlm_jax.processing.cutters.tiles import _unpadded
 
 PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 

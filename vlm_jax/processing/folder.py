@@ -1,7 +1,8 @@
 """Reading tokenizer, image processor and stop ids from a model folder, without a network.
 
 The files are looked at before transformers gets them: regular ones of bounded size, JSON objects,
-settings of the types and ranges that make sense.
+settings of the types and ranges that make sense. transformers is imported where it is needed: it
+brings torch along where that is installed, and most jobs read neither words nor pixels.
 """
 
 import os
@@ -9,8 +10,6 @@ import pathlib
 from typing import Annotated, Any
 
 import msgspec
-import transformers
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
@@ -27,9 +26,6 @@ _JSON_FILES = (
     "video_preprocessor_config.json", "generation_config.json", "chat_template.json",
 )  # fmt: skip
 _OTHER_FILES = ("merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja")
-
-# Classes that transformers does not find by the name in the file (R1-Onevision's has this one).
-_RENAMED = {"Qwen2_5_VLImageProcessor": Qwen2VLImageProcessorPil}
 
 _Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -74,6 +70,8 @@ def read_tokenizer(folder: pathlib.Path):
     if not any(all(os.path.lexists(folder / name) for name in row) for row in _TOKENIZER_FILES):
         choices = ", or ".join(" with ".join(row) for row in _TOKENIZER_FILES)
         raise CheckpointError(f"{folder} has no tokenizer; it needs {choices}.")
+    import transformers
+
     _check_files(folder)
     return _load(transformers.AutoTokenizer.from_pretrained, folder, "tokenizer")
 
@@ -93,12 +91,13 @@ def read_image_processor(folder: pathlib.Path):
         settings += [] if nested is None else [nested]
     if not settings:
         raise CheckpointError(f"{folder} has no preprocessor_config.json.")
-    load, options = transformers.AutoImageProcessor.from_pretrained, {"backend": "pil"}
-    known = [_RENAMED[one.image_processor_type] for one in settings
-             if one.image_processor_type in _RENAMED]  # fmt: skip
-    if known:
-        load, options = known[0].from_pretrained, {}
-    return _load(load, folder, "image processor", **options)
+    from transformers import AutoImageProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    # A name that transformers does not know (R1-Onevision's file has it).
+    if any(one.image_processor_type == "Qwen2_5_VLImageProcessor" for one in settings):
+        return _load(Qwen2VLImageProcessorPil.from_pretrained, folder, "image processor")
+    return _load(AutoImageProcessor.from_pretrained, folder, "image processor", backend="pil")
 
 
 def _check_files(folder: pathlib.Path) -> None:

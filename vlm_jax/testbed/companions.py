@@ -5,12 +5,15 @@ The tokenizer is a word list in the published file format: lower-cased words and
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from vlm_jax.testbed.architecture import Architecture, hf_config
 from vlm_jax.testbed.pixels import CLIP_MEAN, CLIP_STD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def chat_template(family: Architecture) -> str:
@@ -32,8 +35,10 @@ def chat_template(family: Architecture) -> str:
     )
 
 
-def make_tokenizer(family: Architecture) -> PreTrainedTokenizerFast:
+def make_tokenizer(family: Architecture) -> "PreTrainedTokenizerFast":
     """Returns the family's word-level tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
     ids = {token: index for index, token in enumerate(family.tokens)}
     words = Tokenizer(models.WordLevel(ids, unk_token=family.unknown))
     words.normalizer = normalizers.Lowercase()

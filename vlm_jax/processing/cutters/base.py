@@ -114,3 +114,10 @@ def row_major(rows: int, cols: int) -> Layout:
     for array in (layout.index_gu, layout.positions_gu2, layout.slots_m):
         array.flags.writeable = False  # shared by every image of this size
     return layout
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns an image in RGB, transparency laid over white as transformers lays it."""
+    from transformers.image_transforms import convert_to_rgb  # late: see `processing.folder`
+
+    return PIL.Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from transformers.image_transforms import convert_to_rgb
 
 from vlm_jax.config import NativeVitConfig
-from vlm_jax.processing.cutters.base import Cutter, Extent, Patches
+from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, to_rgb
 from vlm_jax.processing.cutters.windows import RUN, run_layout
 
 MOST_PATCHES = 512
@@ -67,7 +66,7 @@ class Padded(Cutter):
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, pads, normalises and cuts up one image."""
         config, settings = self.config, self._settings
-        image = PIL.Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
+        image = to_rgb(image)
         wide, high = self.resized(*image.size)
         scaled = self._scaled(*image.size)
         if scaled != image.size:

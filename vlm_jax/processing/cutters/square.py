@@ -1,15 +1,17 @@
 """Square images in one group each."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
-from transformers import BaseImageProcessor
 
 from vlm_jax.config import VitConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, row_major
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 
 class Square(Cutter):
@@ -30,7 +32,7 @@ class Square(Cutter):
     def __init__(
         self,
         config: VitConfig,
-        image_processor: BaseImageProcessor,
+        image_processor: "BaseImageProcessor",
         slots: int | None = None,
         background: tuple[int, int, int] | None = None,
     ):

@@ -2,19 +2,18 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from transformers import BaseImageProcessor
-from transformers.image_processing_utils import select_best_resolution
-from transformers.image_transforms import convert_to_rgb
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from vlm_jax.config import AnyResConfig, DynamicTilesConfig, VitConfig
 from vlm_jax.errors import CheckpointError
-from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, row_major
+from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, row_major, to_rgb
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 
 def tile_patches(tiles_gchw: np.ndarray, patch: int) -> Patches:
@@ -54,7 +53,9 @@ class AnyRes(Cutter):
 
     group_multiple = 1
 
-    def __init__(self, config: VitConfig, tiles: AnyResConfig, image_processor: BaseImageProcessor):
+    def __init__(
+        self, config: VitConfig, tiles: AnyResConfig, image_processor: "BaseImageProcessor"
+    ):
         self.config, self.image_processor = config, image_processor
         self._pinpoints = tiles.pinpoints
         self.patches_per_group = self.slots_per_group = config.num_patches
@@ -66,19 +67,15 @@ class AnyRes(Cutter):
                 f"{[list(pair) for pair in tiles.pinpoints]}; they must be equal."
             )
 
-    def _best(self, width: int, height: int) -> tuple[int, int]:
-        """Returns height and width of the resolution that wastes least of an image."""
-        return select_best_resolution((height, width), list(self._pinpoints))
-
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns the width and height of all tiles together."""
-        high, wide = self._best(width, height)
+        high, wide = _resolution(width, height, self._pinpoints)
         return wide, high
 
     def extent(self, width: int, height: int) -> Extent:
         """Returns what an image of a size becomes."""
         size = self.config.image_size
-        high, wide = self._best(width, height)
+        high, wide = _resolution(width, height, self._pinpoints)
         grid, slots = any_res_tokens(width, height, self.config, AnyResConfig(self._pinpoints))
         return Extent(grid, 1 + (high // size) * (wide // size), slots)
 
@@ -95,11 +92,18 @@ class AnyRes(Cutter):
         return tile_patches(tiles, self.config.patch_size)
 
 
+def _resolution(width: int, height: int, pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Returns height and width of the resolution that wastes least of an image."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    return select_best_resolution((height, width), list(pinpoints))
+
+
 def any_res_tokens(
     width: int, height: int, config: VitConfig, tiles: AnyResConfig
 ) -> tuple[tuple[int, int], np.ndarray]:
     """Returns what an image of a size becomes under a tower; see `_unpadded`."""
-    high, wide = select_best_resolution((height, width), list(tiles.pinpoints))
+    high, wide = _resolution(width, height, tiles.pinpoints)
     size = config.image_size
     return _unpadded(width, height, high // size, wide // size, size // config.patch_size)
 
@@ -149,7 +153,7 @@ class DynamicTiles(Cutter):
         self,
         config: VitConfig,
         tiles: DynamicTilesConfig,
-        image_processor: BaseImageProcessor,
+        image_processor: "BaseImageProcessor",
     ):
         self.config, self.image_processor, self._tiles = config, image_processor, tiles
         self.patches_per_group = config.num_patches
@@ -159,6 +163,10 @@ class DynamicTiles(Cutter):
     def _grid(self, width: int, height: int) -> tuple[int, int]:
         """Returns columns and rows of tiles."""
         side = self.config.image_size
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+            get_optimal_tiled_canvas,
+        )
+
         return get_optimal_tiled_canvas(
             (height, width), (side, side), self._tiles.fewest, self._tiles.most
         )
@@ -179,7 +187,7 @@ class DynamicTiles(Cutter):
         """Resizes, cuts and normalises one image."""
         side = self.config.image_size
         cols, rows = self._grid(image.width, image.height)
-        image = PIL.Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
+        image = to_rgb(image)
         resized = image.resize((cols * side, rows * side), PIL.Image.Resampling.BICUBIC)
         tiles = [
             resized.crop((col * side, row * side, (col + 1) * side, (row + 1) * side))
@@ -245,7 +253,7 @@ class ViewTiles(Cutter):
         """Returns the width and height of all tiles together."""
         if not self._tiled:
             return self.config.image_size, self.config.image_size
-        high, wide = select_best_resolution((height, width), list(self._tiles.pinpoints))
+        high, wide = _resolution(width, height, self._tiles.pinpoints)
         return wide, high
 
     def extent(self, width: int, height: int) -> Extent:
@@ -258,7 +266,7 @@ class ViewTiles(Cutter):
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Pads, cuts up and normalises one image."""
         size = self.config.image_size
-        image = PIL.Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
+        image = to_rgb(image)
         grey = tuple(int(level * 255) for level in self._mean)
         pad = lambda shape: PIL.ImageOps.pad(image, shape, color=grey)
         whole, wide_high = pad((size, size)), self.resized(*image.size)

@@ -5,16 +5,17 @@ group, and image tokens point into the groups, so nothing is ever permuted back.
 """
 
 import functools
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import PIL.Image
-from transformers import BaseImageProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from vlm_jax.config import NativeVitConfig, QwenVisionConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.cutters.base import Cutter, Extent, Layout, Patches
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 
 @functools.lru_cache(maxsize=1024)
@@ -71,7 +72,7 @@ class Windows(Cutter):
     group_multiple = 4
 
     def __init__(
-        self, config: QwenVisionConfig | NativeVitConfig, image_processor: BaseImageProcessor
+        self, config: QwenVisionConfig | NativeVitConfig, image_processor: "BaseImageProcessor"
     ):
         self.config, self.image_processor = config, image_processor
         self.slots_per_group = self._units()
@@ -108,6 +109,8 @@ class Windows(Cutter):
         """
         if self._limits is None:
             return width, height
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
         unit = self.config.patch_size * self.config.merge_size
         height, width = smart_resize(height, width, unit, *self._limits)
         return width, height
