@@ -1,6 +1,5 @@
 """The command line: what is wrong with it is one line and exit code 1."""
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -9,8 +8,7 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+from tests.children import ENVIRONMENT, ROOT
 
 
 def run(

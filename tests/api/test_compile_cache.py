@@ -1,10 +1,10 @@
 """The persistent compilation cache: a second process finds the programs of the first."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
+
+from tests.children import ENVIRONMENT, ROOT
 
 SCRIPT = """
 import json, sys
@@ -25,7 +25,6 @@ vlm = vlm_jax.load(folder)
 text = vlm.generate(None, ["Hello"], max_new_tokens=4)
 print(json.dumps({"text": text, "hits": counts["/jax/compilation_cache/cache_hits"]}))
 """
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_second_process_compiles_less(tiny_llava, tmp_path):
@@ -34,7 +33,7 @@ def test_a_second_process_compiles_less(tiny_llava, tmp_path):
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": ""},  # what compiles in no time is not kept
+            env=ENVIRONMENT | {"XLA_FLAGS": ""},  # what compiles in no time is not kept
             check=True,
             timeout=200,
             capture_output=True,

@@ -1,11 +1,11 @@
 """Several processes: the first converts, and each reads what its devices need."""
 
-import os
 import socket
 import subprocess
 import sys
 
 from tests import tiny
+from tests.children import ENVIRONMENT
 
 PROCESS = """
 import pathlib, sys
@@ -44,7 +44,7 @@ def test_two_processes_convert_and_load(tmp_path):
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(source), str(tmp_path), str(port), str(number)],
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            env=ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -13,6 +13,7 @@ import pytest
 import convert
 from convert import safetensors_io
 from tests import tiny
+from tests.children import ENVIRONMENT
 from tests.convert.test_round_trip import assert_same_folder
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import atomic, orbax_store
@@ -131,7 +132,7 @@ def test_killed_at_any_moment(sharded, whole, tmp_path, small_groups, monkeypatc
     target = tmp_path / "target"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(sharded), str(target)],
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        env=ENVIRONMENT | {"PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
         timeout=200,

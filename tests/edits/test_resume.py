@@ -13,6 +13,7 @@ import pytest
 import convert
 from convert import safetensors_io
 from tests import tiny
+from tests.children import ENVIRONMENT
 from vlm_jax.checkpoint import CERTIFICATE, ModelFolder, open_folder, orbax_store
 from vlm_jax.edits.head_gains import fold_gains
 from vlm_jax.edits.qk import QKEdit
@@ -147,7 +148,7 @@ def test_an_edit_that_was_killed_goes_on(source, tmp_path):
     target, program = tmp_path / "edited", KILLED.format(group=GROUP)
     at = 20 if source.name == "huggingface" else 3
     command = [sys.executable, "-c", program, str(source), str(target), str(at)]
-    died = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    died = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert died.returncode == -9, died.stderr
     left = tmp_path / ".edited.partial"
     assert [p for p in left.rglob("*") if p.is_file()]

@@ -15,12 +15,12 @@ import time
 
 import pytest
 
+from tests.children import ENVIRONMENT, ROOT
 from tests.evals.fakes import COUNT, FakeModel, Numbers
 from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals import answer_log, runner
 from vlm_jax.files import replace_file
 
-ROOT = pathlib.Path(__file__).parents[2]
 IDENTITY = {"model": "fake"}
 
 
@@ -45,11 +45,10 @@ def test_a_run_killed_at_random_moments_leaves_what_an_undisturbed_one_leaves(tm
     path = tmp_path / "answers.jsonl"
     rng = random.Random(0)
     command = [sys.executable, "-m", "tests.evals.killed", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     kills = 0
     while True:
         target = _size(path) + rng.randrange(1, whole.stat().st_size // 4)
-        child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
         while child.poll() is None and _size(path) < target:
             time.sleep(0.0005)
         time.sleep(rng.random() * 0.01)

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.children import ENVIRONMENT, ROOT
+
 MODEL = ROOT / "vlm_jax/testbed/models/llava-0"
 # Every start of Python and jax takes seconds on a quiet machine, and many more on a crowded one.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -54,10 +55,9 @@ class Job:
             f"--source={MODEL}",
             f"--workdir={workdir}",
         ]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         with (self.folder / "said.txt").open("w") as said:
             command = [sys.executable, "launch.py", *flags]
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+            return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=said, stderr=said)
 
     def said(self) -> str:
         return (self.folder / "said.txt").read_text()

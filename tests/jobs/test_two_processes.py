@@ -4,7 +4,6 @@ They share the examples, or share one replica of the model.
 """
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from convert import import_hf
+from tests.children import ENVIRONMENT, ROOT
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import CERTIFICATE
 from vlm_jax.jobs import edit, evaluate
@@ -22,7 +22,6 @@ from vlm_jax.study.request import Request
 # Eight starts of Python and jax: seconds on a quiet machine, minutes on a crowded one.
 pytestmark = pytest.mark.timeout(900)
 SHARED = "shared_replica"
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 from configs import base
 
@@ -40,17 +39,18 @@ def get_config():
 """
 
 
-def both(*flags: str, timeout: int = 400) -> list[subprocess.CompletedProcess]:
-    """Runs `launch.py` in two processes."""
+def both(
+    *flags: str, timeout: int = 400, program: tuple[str, ...] = ("launch.py",)
+) -> list[subprocess.CompletedProcess]:
+    """Runs the command in two processes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     common = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
-            [sys.executable, "launch.py", *common, f"--process_id={n}", *flags],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *program, *common, f"--process_id={n}", *flags],
+            cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for n in range(2)
     ]  # fmt: skip
@@ -141,3 +141,25 @@ def test_what_fails_in_one_process_is_said_once_by_each(tmp_path):
     assert (first.returncode, second.returncode) == (1, 1)
     assert first.stderr.splitlines()[-1].startswith(f"error: {missing} is no Hugging Face folder")
     assert second.stderr.splitlines()[-1].startswith(f"error: process 0 failed: {missing} is no")
+
+
+def test_a_fault_of_ours_in_one_process_ends_them_all(tiny_llava, tmp_path):
+    program = """
+import sys
+import convert.jobs
+from vlm_jax.cli import main
+
+def fails(*_, **__):
+    raise RuntimeError("a fault")
+
+convert.jobs.import_hf = convert.import_hf = fails
+main()
+"""
+    first, second = both(
+        "--job=convert", f"--source={tiny_llava}", f"--target={tmp_path / 'new'}",
+        timeout=60, program=("-c", program),
+    )  # fmt: skip
+    assert first.returncode == second.returncode == 1
+    assert "RuntimeError: a fault" in first.stderr
+    assert "process 0 is gone" in second.stderr
+    assert "Traceback" not in second.stderr

@@ -1,8 +1,6 @@
 """Processes that do not come, or are gone, are one line and end the others."""
 
 import contextlib
-import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -10,10 +8,9 @@ import threading
 
 import pytest
 
+from tests.children import ENVIRONMENT, ROOT
 from vlm_jax.errors import ConfigError
 from vlm_jax.parallel import watch
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -67,12 +64,11 @@ def test_numbers_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_others_end_when_one_is_killed(killed):
     place = f"localhost:{free_port()}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.parallel.waiting", place]
     started = [
         subprocess.Popen(
             [*command, str(n), *(["sleep"] if n == killed else [])],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for n in range(2)
     ]  # fmt: skip

@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error.strerror}{where}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        parallel = sys.modules.get("vlm_jax.parallel.processes")
-        if parallel is not None and parallel.count() > 1:
-            os._exit(_INTERRUPTED)  # at once: the others are waiting for this one
+        if _others_wait():
+            os._exit(_INTERRUPTED)
         sys.exit(_INTERRUPTED)
+    except Exception:  # a fault of ours
+        if _others_wait():
+            traceback.print_exc()
+            os._exit(1)
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _others_wait() -> bool:
+    """Whether others wait for this process, which then ends at once: JAX would wait for them."""
+    parallel = sys.modules.get("vlm_jax.parallel.processes")
+    return parallel is not None and parallel.count() > 1
 
 
 def _leave(signal_number: int, frame: object) -> None:
