@@ -8,7 +8,7 @@ TESTBED = llava-0
 LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-all lint types bench clean
+.PHONY: demo test test-all plan-env lint types bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -42,6 +42,10 @@ test: $(VENV)/.test
 # All of it: also random kills, every mesh, every row of the benchmarks.
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What compiles for TPUs that are not there (half a gigabyte); `make test-all` then plans for some.
+plan-env: $(VENV)/.test
+	$(BIN)/python -m pip install -q -e '.[plan-tpu]'
 
 # All rows on an otherwise idle machine (about 20 minutes on two cores), then the tables of docs/.
 bench: $(VENV)/.test

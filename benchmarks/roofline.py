@@ -17,32 +17,11 @@ from collections.abc import Callable
 from tests.released import CONFIGS
 from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig, parse_config
 from vlm_jax.models import abstract
-from vlm_jax.parallel.sharding import AXES
+from vlm_jax.planning.chips import CHIPS, USABLE, Chip
+from vlm_jax.planning.sizes import shard_bytes
 
 WIDTH = 2
 """Bytes of a bfloat16 value."""
-
-USABLE = 0.9
-"""Share of a chip's memory for weights and caches; activations and the runtime take the rest."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peaks of a data sheet: dense bfloat16 FLOP/s, bytes/s of memory, bytes of memory."""
-
-    flops: float
-    bandwidth: float
-    memory: float
-
-
-CHIPS = {
-    "H100 SXM": Chip(989e12, 3.35e12, 80e9),
-    "H200": Chip(989e12, 4.8e12, 141e9),
-    "TPU v5e": Chip(197e12, 0.819e12, 16e9),
-    "TPU v5p": Chip(459e12, 2.765e12, 95e9),
-    "TPU v6e": Chip(918e12, 1.64e12, 32e9),
-}
-"""NVIDIA's and Google Cloud's data sheets."""
 
 
 def layer_weights(c: DecoderConfig) -> int:
@@ -131,9 +110,7 @@ def place(config: VLMConfig, model: int) -> Placed:
     weights = read = 0.0
     decoder = config.decoder
     for path, leaf in abstract(config)[1].items():
-        dims = zip(path.rsplit("_", 1)[-1], leaf.shape)
-        divides = any(AXES[letter] == "model" and size % model == 0 for letter, size in dims)
-        size = WIDTH * math.prod(leaf.shape) / (model if divides else 1)
+        size = shard_bytes(path, leaf, model, WIDTH)
         weights += size
         table = path.endswith("embed_vd") and not decoder.tie_embeddings
         read += size if path.startswith("decoder/") and not table else 0

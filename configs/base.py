@@ -117,6 +117,21 @@ def get_config() -> ConfigDict:
         }
     )
 
+    # What `plan` compiles (vlm_jax.planning.PlanSettings says more): for which hardware ("v5e:4x4",
+    # "v5p:2x2x1", "h100:8"; "": the smallest slice of TPU v5e that holds the weights), which
+    # programs, and prompts of what size. Rows are config.batch_size, the mesh is config.mesh.
+    config.plan = ConfigDict(
+        {
+            "topology": "",
+            "programs": ("prefill", "decode", "read_images", "read_prefix", "logits", "edit"),
+            "images": 1,
+            "image_size": (640, 480),  # pixels
+            "text_tokens": 64,  # of a prompt, besides its images'
+            "prefixes": 8,  # images that the rows of a batch share
+            "joint": False,  # whether the edit decomposes channels
+        }
+    )
+
     # What `sweep` varies (see vlm_jax/study/grids.py): field of config.edit -> values; or, where
     # `method` lists attention methods, field of theirs -> values.
     config.sweep = ConfigDict()

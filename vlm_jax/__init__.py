@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vlm_jax.explaining import explain
     from vlm_jax.families import families
     from vlm_jax.methods import methods
+    from vlm_jax.planning import plan
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOMES = {
     "compare": "vlm_jax.comparing",
     "chair": "vlm_jax.captions",
     "explain": "vlm_jax.explaining",
+    "plan": "vlm_jax.planning",
     "Answer": "vlm_jax.answering",
     "Failure": "vlm_jax.answering",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "families",
     "load",
     "methods",
+    "plan",
 ]
 
 

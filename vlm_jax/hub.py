@@ -11,6 +11,7 @@ SHIPPED = pathlib.Path(__file__).parent / "testbed" / "models"
 # Weights as plain arrays, JSON, and the texts of tokenizers and templates: never pickles or code.
 # The card and the licence go where the model goes.
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "README.md", "LICENSE*")
+_SMALL = ("config.json", "preprocessor_config.json", "processor_config.json")
 # Second copies of the weights in other layouts.
 _UNWANTED = ("consolidated*", "*/*.safetensors")
 _NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -21,11 +22,15 @@ def shipped() -> list[str]:
     return sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file())
 
 
-def resolve(name: str | os.PathLike[str]) -> pathlib.Path:
+def resolve(name: str | os.PathLike[str], weights: bool = True) -> pathlib.Path:
     """Returns the folder of a model.
 
     "out/edited" is a folder if there is one; "llava-0" a shipped model; "owner/name", or
     "owner/name@revision", a model of the hub, downloaded to the hub's cache unless it is there.
+
+    Args:
+        name: of the model.
+        weights: whether they are needed; without, only small files are downloaded.
 
     Raises:
         CheckpointError: it is none of these, or the hub cannot give it; says what to do.
@@ -46,10 +51,10 @@ def resolve(name: str | os.PathLike[str]) -> pathlib.Path:
             f"{folder} is not a folder{hint}; a model is a folder, a hub name (owner/name) or one "
             f"of {', '.join(shipped())}."
         )
-    return _download(found["repo"], found["revision"])
+    return _download(found["repo"], found["revision"], weights)
 
 
-def _download(repo: str, revision: str | None) -> pathlib.Path:
+def _download(repo: str, revision: str | None, weights: bool) -> pathlib.Path:
     """The folder of a hub model in the hub's cache; a download that was stopped goes on."""
     import huggingface_hub
     from huggingface_hub import errors
@@ -58,7 +63,7 @@ def _download(repo: str, revision: str | None) -> pathlib.Path:
         path = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=list(_WANTED),
+            allow_patterns=list(_WANTED if weights else _SMALL),
             ignore_patterns=list(_UNWANTED),
         )
     except errors.GatedRepoError:
@@ -86,7 +91,7 @@ def _download(repo: str, revision: str | None) -> pathlib.Path:
             "with what is there."
         ) from error
     folder = pathlib.Path(path)
-    if not _has_weights(folder):
+    if weights and not _has_weights(folder):
         raise CheckpointError(
             f"{repo} has no config.json with *.safetensors on the hub; weights in other formats "
             "are not read. A copy in safetensors may be found under another name."

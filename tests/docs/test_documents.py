@@ -32,6 +32,7 @@ OTHERS = (
 )  # fmt: skip
 # Jobs that take long even on shipped models, and what makes them short.
 SHORT = {
+    "plan": ["--config.plan.topology=cpu:1", "--config.plan.programs=decode"],
     "train": ["--config.measure=2"],
     "evaluate": ["--config.control_draws=1", "--config.bootstrap_draws=20"],
     "sweep": ["--config.control_draws=1", "--config.bootstrap_draws=20"],

@@ -23,6 +23,8 @@ _OTHERS = {
 _SHARED = ("evaluate", "generate", "sweep")
 # Jobs without a device to share: they do not start JAX.
 _ALONE = ("score", "verify")
+# Jobs that read no weights.
+_WEIGHTLESS = ("plan",)
 _CONVERTERS = ("convert", "export", "verify")
 
 
@@ -62,6 +64,11 @@ class Job:
     def shared(self) -> bool:
         """Whether several processes share its work."""
         return self.name in _SHARED
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether its sources need to hold any."""
+        return self.name not in _WEIGHTLESS
 
     def load(self) -> Callable[[Any], None]:
         """Its function, which takes a `Request`."""

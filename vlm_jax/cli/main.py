@@ -267,7 +267,7 @@ def _work(
     named: str | None,
 ) -> None:
     """Runs the job."""
-    request = _request(given, config, changed)
+    request = _request(given, config, changed, job.reads_weights)
     if named is None:
         _check_default(job, request)
     run = job.load()
@@ -296,12 +296,14 @@ def _check_default(job: Job, request: "Request") -> None:
             )
 
 
-def _request(given: flags.FlagValues, config: ConfigDict, changed: Sequence[str]) -> "Request":
+def _request(
+    given: flags.FlagValues, config: ConfigDict, changed: Sequence[str], weights: bool = True
+) -> "Request":
     """What the job is asked."""
     from vlm_jax import hub
     from vlm_jax.study.request import Request
 
-    sources = [hub.resolve(name) for name in given.source]
+    sources = [hub.resolve(name, weights) for name in given.source]
     path = lambda text: None if text is None else pathlib.Path(text)
     return Request(
         config=config,

@@ -237,6 +237,7 @@ class Generator:
         *,
         prefix: Batch | None = None,
         images_apart: bool = False,
+        compile: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
         """Compiles ahead of time what a call with arguments of these shapes will run.
@@ -249,10 +250,13 @@ class Generator:
             batch: arrays or `ShapeDtypeStruct`s.
             prefix: what `read_prefix` will be given, likewise; None if prompts are read whole.
             images_apart: whether the prefixes' images go through `read_images` first.
+            compile: called with each program's name, the jitted program and its arguments; returns
+                what the program will return, as shapes with shardings. `compile_ahead` by default.
             settings, options: of the call, except `prefix` and `owner_b`. Of their values only
                 those that make shapes or programs matter: room for tokens, the number of stop ids,
                 which settings act, the parts of the steering.
         """
+        compile = compile or compile_ahead
         call = GeneratorCall(settings, **options)
         inputs = call.inputs(self._like, batch.size // call.width)
         before = ()
@@ -260,11 +264,12 @@ class Generator:
             steering = self._like.steering(_prefix_steering(call.steering))
             placed = self._place_prefixes(self._like, prefix)
             if images_apart:
-                read = _compile(self._read_images, params, placed.images)
+                read = compile("read_images", self._read_images, params, placed.images)
                 placed = dataclasses.replace(placed, images=read)
-            read = _compile(self._read_prefix, params, placed, steering)
+            read = compile("read_prefix", self._read_prefix, params, placed, steering)
             before = read, self._like.rows(jax.ShapeDtypeStruct((batch.size,), np.int32))
-        logits_bv, cache, watched = _compile(
+        logits_bv, cache, watched = compile(
+            "prefill",
             self._prefill,
             params,
             self._like.rows(batch),
@@ -274,7 +279,8 @@ class Generator:
             watch=call.watch(self.depth),
             shared=call.shared,
         )
-        _compile(
+        compile(
+            "decode",
             self._decode,
             params,
             (logits_bv, watched),
@@ -282,6 +288,18 @@ class Generator:
             inputs,
             slots=call.room,
         )
+
+    def warm_logits(
+        self,
+        params: Mapping[str, Any],
+        batch: Batch,
+        steering: Steering | None = None,
+        *,
+        compile: Callable[..., Any] | None = None,
+    ) -> None:
+        """Compiles ahead of time what `logits` of whole prompts runs; arguments as of `warm`."""
+        rows, steering = self._like.rows(batch), self._like.steering(steering)
+        (compile or compile_ahead)("logits", self._forward, params, rows, steering)
 
     def _rows_or_whole(self, put: Placement, size: int) -> Callable[[Any], Any]:
         """How to place what leads with `size` prefixes: split over the data axis if they divide."""
@@ -314,10 +332,14 @@ class Generator:
         return prefix, self._put.rows(owners)
 
 
-def _compile(program: Any, *args: Any, **static: Any) -> Any:
+def compile_ahead(name: str, program: Any, *args: Any, **static: Any) -> Any:
     """Compiles a jitted program; returns what it will return, as shapes with shardings.
 
     Calls of the program find what was compiled here in JAX's own cache.
+
+    Args:
+        name: of the program, for others that take this function's place.
+        program, args, static: the program and its arguments.
     """
     lowered = program.lower(*args, **static)
     describe = lambda leaf, sharding: jax.ShapeDtypeStruct(

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -247,9 +247,9 @@ def _precision(route: str) -> contextlib.AbstractContextManager:
     return jax.enable_x64(route.endswith("64"))
 
 
-def _over_devices(one: Callable) -> Callable:
-    """Maps over this process's devices and the items of each; others may have no work."""
-    return jax.pmap(jax.vmap(one), devices=jax.local_devices())
+def _over_devices(one: Callable, devices: Sequence[Any] | None = None) -> Any:
+    """Maps over devices and the items of each: this process's, since others may have no work."""
+    return jax.pmap(jax.vmap(one), devices=devices or jax.local_devices())
 
 
 @functools.cache
@@ -257,8 +257,36 @@ def _decomposition(joint: bool):
     return _over_devices(_channels if joint else _svd_of)
 
 
+def lower_factoring(
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    devices: Sequence[Any],
+    joint: bool = False,
+) -> Any:
+    """Returns the program that accelerators factor layers by, lowered for some devices.
+
+    Args:
+        width, heads, kv_heads, head_dim: of the decoder.
+        devices: that the heads of a few layers are spread over; they need not be there.
+        joint: see `factor_layers`.
+    """
+    layers = -(-len(devices) // kv_heads)
+    share = -(-layers * kv_heads // len(devices))
+    shape = lambda *dims: jax.ShapeDtypeStruct((len(devices), share, *dims), jnp.float32)
+    arrays = shape(width, heads // kv_heads, head_dim), shape(width, head_dim)
+    item = _qr_item("qr32", joint, cross=True)
+    return _over_devices(item, devices).lower(*arrays, shape(head_dim, head_dim))
+
+
 @functools.cache
 def _by_qr(route: str, joint: bool, cross: bool):
+    return _over_devices(_qr_item(route, joint, cross))
+
+
+def _qr_item(route: str, joint: bool, cross: bool) -> Callable:
+    """What the QR routes do with the heads of one key head."""
     one = _joint_qr if joint else functools.partial(_separate_qr, with_cross=cross)
 
     def item(q_dgh, k_dh, metric_hh):
@@ -269,7 +297,7 @@ def _by_qr(route: str, joint: bool, cross: bool):
                 jnp.moveaxis(q_dgh, 0, 1).astype(dtype), k_dh.astype(dtype), metric_hh.astype(dtype)
             )
 
-    return _over_devices(item)
+    return item
 
 
 @functools.cache

@@ -1,0 +1,500 @@
+"""Compiles what a job would run for accelerators that are not there, and says what fits."""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vlm_jax import hub
+from vlm_jax.answering import batch_rows
+from vlm_jax.attention.steering import Steering
+from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.decoding import DecodeSettings, Generator
+from vlm_jax.decoding import named as decoding_methods
+from vlm_jax.decoding.search import Search
+from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.edits.qk.factor import lower_factoring
+from vlm_jax.errors import ConfigError
+from vlm_jax.listing import html_table, text_table
+from vlm_jax.methods import check_method, methods
+from vlm_jax.parallel import make_mesh
+from vlm_jax.planning.chips import CHIPS
+from vlm_jax.planning.compiled import CompiledProgram, compile_program
+from vlm_jax.planning.inputs import PromptSizes, batch_shapes, cutter, param_shapes, result_shapes
+from vlm_jax.planning.sizes import fewest_chips, token_bytes, weight_bytes
+from vlm_jax.planning.topologies import GENERATIONS, SLICES, Topology, parse, topology
+from vlm_jax.settings import one_of, read, setting, switch, text, whole
+from vlm_jax.steering.config import read_method
+from vlm_jax.steering.named import identified
+
+PROGRAMS = ("prefill", "decode", "read_images", "read_prefix", "logits", "edit")
+SHARED = ("shared_prefill", "shared_decode")
+ANSWERING = ("prefill", "decode", "read_images", "read_prefix", *SHARED)
+
+
+def _programs(name: str, value: Any) -> tuple[str, ...]:
+    """Returns the names of some programs."""
+    asked = (value,) if isinstance(value, str) else tuple(value)
+    if not asked:
+        raise ConfigError(f"{name} names no program of {', '.join((*PROGRAMS, *SHARED))}.")
+    return tuple(one_of(name, one, (*PROGRAMS, *SHARED)) for one in asked)
+
+
+def _pixels(name: str, value: Any) -> tuple[int, int]:
+    """Returns a width and a height."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ConfigError(f"{name} is a width and a height in pixels, not {value!r}.")
+    width, height = (whole(name, side, low=1, high=1 << 16) for side in value)
+    return width, height
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What `config.plan` says.
+
+    Attributes:
+        topology: that programs are compiled for, see `vlm_jax.planning.topologies`; "": the
+            smallest slice of TPU v5e that weights and caches fit by their sizes, with its mesh.
+        programs: which. `prefill` and `decode` answer whole prompts; `read_images`, `read_prefix`,
+            `shared_prefill` and `shared_decode` answer prompts that share images; `logits` reads
+            prompts alone; `edit` factors the heads of a few layers for the QK edit.
+        images: of a prompt.
+        image_size: width and height of each in pixels.
+        text_tokens: of a prompt, besides its images'.
+        prefixes: images that the rows of a batch share, in the shared programs.
+        joint: whether the edit decomposes channels (`symmetric` and the like) or the plain product.
+    """
+
+    topology: str = setting("", text)
+    programs: tuple[str, ...] = setting(PROGRAMS, _programs)
+    images: int = setting(1, whole, low=0, high=1 << 10)
+    image_size: tuple[int, int] = setting((640, 480), _pixels)
+    text_tokens: int = setting(64, whole, low=1, high=1 << 20)
+    prefixes: int = setting(8, whole, low=1, high=1 << 16)
+    joint: bool = setting(False, switch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """The least that holds what was planned.
+
+    Attributes:
+        topology: the smallest slice of the same generation.
+        data, model: replicas of the slice, and chips of each.
+        compiled: whether this is what was compiled; otherwise it is computed from sizes.
+    """
+
+    topology: str
+    data: int
+    model: int
+    compiled: bool
+
+    def __str__(self) -> str:
+        how = "as compiled" if self.compiled else "computed from sizes; plan it to be sure"
+        return (
+            f"{self.topology} with --config.mesh.model={self.model} "
+            f"({self.data} replicas of {self.model}; {how})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HardwarePlan:
+    """What some hardware makes of a model's programs.
+
+    Attributes:
+        identity: what was planned, as JSON values.
+        programs: by name.
+        suggestion: the least that holds it; None where nothing that is known does.
+    """
+
+    identity: Mapping[str, Any]
+    programs: Mapping[str, CompiledProgram]
+    suggestion: Suggestion | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program fits."""
+        return all(program.fits for program in self.programs.values())
+
+    def document(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        suggestion = None if self.suggestion is None else dataclasses.asdict(self.suggestion)
+        programs = {name: dataclasses.asdict(one) for name, one in self.programs.items()}
+        return {"identity": dict(self.identity), "programs": programs, "suggestion": suggestion}
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        headers = [
+            "program", "fits", "arguments", "temporary", "peak, GB", "GFLOP", "GB accessed",
+            "roofline, ms", "compiler, ms", "collectives", "compiled, s",
+        ]  # fmt: skip
+        return headers, [_row(name, program) for name, program in self.programs.items()]
+
+    def __str__(self) -> str:
+        what = self.identity
+        mesh, sizes = what["mesh"], what["sizes"]
+        head = (
+            f"{what['source']} on {what['topology']}, a machine's mesh of data {mesh['data']} x "
+            f"model {mesh['model']}: {what['rows']} rows of {sizes['length']} tokens "
+            f"({sizes['image_tokens']} of images), {what['new_tokens']} new; figures a chip, the "
+            "bodies of loops once."
+        )
+        lines = [head, "", text_table(*self._table()), ""]
+        why = [f"{name}: {one.reason}" for name, one in self.programs.items() if one.reason]
+        lines += [f"Does not fit: {'; '.join(why)}.", ""] if why else []
+        least = self.suggestion or "nothing that is known of this generation holds it"
+        return "\n".join([*lines, f"Smallest: {least}."])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
+
+
+def _row(name: str, program: CompiledProgram) -> list[str]:
+    show = lambda value, scale, digits=2: "-" if value is None else f"{value / scale:,.{digits}f}"
+    collectives = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items())
+    limit = "" if program.memory_bytes is None else f" of {program.memory_bytes / 1e9:.1f}"
+    return [
+        name,
+        "yes" if program.fits else "NO",
+        show(program.argument_bytes, 1e9),
+        show(program.temp_bytes, 1e9),
+        show(program.peak_bytes, 1e9) + limit,
+        show(program.flops, 1e9, 0),
+        show(program.bytes_accessed, 1e9),
+        show(program.roofline_seconds, 1e-3),
+        show(program.compiler_seconds, 1e-3),
+        collectives or ("-" if program.argument_bytes is None else "none"),
+        f"{program.compile_seconds:.0f}",
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """A model's programs on a mesh, ready to be compiled.
+
+    Attributes:
+        source: what the model is called.
+        config: its architecture.
+        folder: may hold an image processor's settings and head sets.
+        settings: what is planned.
+        decoding: settings of decoding.
+        devices: what it is planned for.
+        mesh: of a machine's devices, or of those of a replica.
+        dtype: of weights and activations.
+        method: what is done to the model, as `config.method` says it.
+    """
+
+    source: str
+    config: VLMConfig
+    folder: pathlib.Path
+    settings: PlanSettings
+    decoding: DecodeSettings
+    devices: Topology
+    mesh: Mesh
+    dtype: str
+    method: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        source: str | os.PathLike[str],
+        settings: PlanSettings,
+        decoding: DecodeSettings,
+        *,
+        data: int = -1,
+        model: int | None = None,
+        dtype: str = "",
+        method: Any = None,
+    ) -> "Planner":
+        """Returns what is to be planned.
+
+        Args:
+            source: a folder with a `config.json`, a shipped model or one of the hub.
+            settings, decoding: of the plan and of answers.
+            data, model: the mesh; `model` None is what the sizes say where no topology is named,
+                and 1 elsewhere.
+            dtype: "" is bfloat16.
+            method: a method's name, a mapping of `method` and its settings, or a list of such.
+
+        Raises:
+            ConfigError: the topology is unknown, or what compiles for it is not installed.
+        """
+        folder = hub.resolve(source, weights=False)
+        config = read_config(folder)
+        named = settings.topology
+        sizes = _sizes(config, folder, settings, decoding)
+        if not named:
+            context = sizes.length + decoding.max_new_tokens
+            chip, rows = CHIPS[GENERATIONS["v5e"]], decoding.batch_size or 32
+            fewest = fewest_chips(config, chip, rows, context)
+            if fewest is None:
+                raise ConfigError(
+                    f"{source}: no slice of TPU v5e holds {rows} rows of {context} tokens on one "
+                    "replica; set config.batch_size lower, or name config.plan.topology."
+                )
+            named, model = _slice("v5e", fewest), model or fewest
+            settings = dataclasses.replace(settings, topology=named)
+        devices = topology(named)
+        model = model or 1
+        mesh = make_mesh(data, model, devices=devices.of_replica(model))
+        return cls(
+            str(source), config, folder, settings, decoding, devices, mesh,
+            dtype or "bfloat16", method,
+        )  # fmt: skip
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch on the mesh."""
+        most = self.decoding.batch_size or 32
+        return batch_rows(most, most, self.mesh.shape["data"])
+
+    @property
+    def sizes(self) -> PromptSizes:
+        """Static sizes of the prompts."""
+        return _sizes(self.config, self.folder, self.settings, self.decoding)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is planned, as JSON values; programs are left out, so that more can be added."""
+        named = dataclasses.asdict(self.settings)
+        named = {key: value for key, value in named.items() if key != "programs"}
+        return {
+            "source": self.source,
+            "architecture": repr(self.config),
+            "topology": self.devices.name,
+            "mesh": dict(self.mesh.shape),
+            "rows": self.rows,
+            "new_tokens": self.decoding.max_new_tokens,
+            "decoding": sorted(self.decoding.traced()),
+            "sizes": dataclasses.asdict(self.sizes),
+            "dtype": self.dtype,
+            "method": repr(self.method) if self.method else "",
+            "plan": named,
+            "jax": jax.__version__,
+        }
+
+    def run(
+        self,
+        known: Mapping[str, CompiledProgram] | None = None,
+        done: Callable[[str, HardwarePlan], None] = lambda name, plan: None,
+    ) -> HardwarePlan:
+        """Compiles the programs.
+
+        Args:
+            known: those that were compiled before, which are left out.
+            done: called with each program's name and the plan so far.
+        """
+        recorder = _Recorder(self, dict(known or {}), done)
+        wanted = set(self.settings.programs)
+        if wanted & {"prefill", "decode"}:
+            recorder.answers(shared=False)
+        if wanted & {"read_images", "read_prefix", *SHARED} and self.settings.images:
+            recorder.answers(shared=True)
+        if "logits" in wanted:
+            recorder.logits()
+        if "edit" in wanted and self.config.decoder.latent is None:
+            recorder.edit()
+        return recorder.plan()
+
+    def suggestion(self, programs: Mapping[str, CompiledProgram]) -> Suggestion | None:
+        """Returns the least that holds programs that took so much here.
+
+        What they take besides weights and caches is supposed to be the same on other meshes.
+        """
+        chip, model, data = self.devices.chip, self.mesh.shape["model"], self.mesh.shape["data"]
+        peaks = [one.peak_bytes for one in programs.values() if one.peak_bytes is not None]
+        if chip is None or not peaks:
+            return None
+        fits = all(one.fits for one in programs.values())
+        rows, context = self.rows // data, self.sizes.length + self.decoding.max_new_tokens
+        held = weight_bytes(self.config, model) + rows * context * token_bytes(self.config, model)
+        beside = max(max(peaks) - held, 0.0)
+        fewest = fewest_chips(self.config, chip, rows, context, beside)
+        if fits and (fewest is None or fewest > model):
+            fewest = model  # what is there is proven
+        if fewest is None:
+            return None
+        named = _slice(self.devices.generation, fewest)
+        chips = math.prod(parse(named)[1])
+        return Suggestion(named, chips // fewest, fewest, compiled=fits and fewest == model)
+
+
+def _sizes(
+    config: VLMConfig, folder: pathlib.Path, settings: PlanSettings, decoding: DecodeSettings
+) -> PromptSizes:
+    return PromptSizes.of(
+        config,
+        cutter(folder, config),
+        settings.images,
+        settings.image_size,
+        settings.text_tokens,
+        decoding.max_new_tokens,
+    )
+
+
+def _slice(generation: str, chips: int) -> str:
+    """Returns the smallest slice of so many chips at least, or the largest."""
+    named = [f"{generation}:{shape}" for shape in SLICES[generation]]
+    return next((one for one in named if math.prod(parse(one)[1]) >= chips), named[-1])
+
+
+class _Recorder:
+    """Compiles programs one by one; goes on with shapes where one is not wanted, or too large."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        programs: dict[str, CompiledProgram],
+        done: Callable[[str, HardwarePlan], None],
+    ):
+        self.planner, self.programs, self.done = planner, programs, done
+        self.generator = Generator(planner.config, planner.mesh)
+        self.params = param_shapes(planner.config, planner.mesh, planner.dtype)
+        self.cut = cutter(planner.folder, planner.config)
+        self.steering, self.strategy = acting(planner.method, planner.config, planner.folder)
+
+    def plan(self) -> HardwarePlan:
+        """Returns what is known so far."""
+        order = [name for name in (*PROGRAMS, *SHARED) if name in self.programs]
+        programs = {name: self.programs[name] for name in order}
+        return HardwarePlan(self.planner.identity, programs, self.planner.suggestion(programs))
+
+    def answers(self, shared: bool) -> None:
+        """Compiles what answers whole prompts, or prompts that share images."""
+        planner, sizes = self.planner, self.planner.sizes
+        names = {"prefill": "shared_prefill", "decode": "shared_decode"} if shared else {}
+        last = max(
+            (at for at, name in enumerate(ANSWERING) if name in planner.settings.programs
+             and (name in ANSWERING[2:]) == shared),
+        )  # fmt: skip
+        ends = ANSWERING[last]
+
+        def compile(name: str, program: Any, *args: Any, **static: Any) -> Any:
+            name = names.get(name, name)
+            self._compile(name, lambda: program.lower(*args, **static))
+            if name == ends:
+                raise _Enough
+            return result_shapes(program, args, static, planner.config, planner.mesh)
+
+        width = 1 if not isinstance(self.strategy, Strategy) else self.strategy.width
+        rows, image_rows = planner.rows, planner.settings.prefixes
+        length = sizes.suffix if shared else sizes.length
+        whole_length = length + (sizes.prefix if shared else 0)
+        try:
+            self.generator.warm(
+                self.params,
+                batch_shapes(rows * width, length, sizes, self.cut, images=not shared),
+                planner.decoding,
+                prefix=batch_shapes(image_rows, sizes.prefix, sizes, self.cut, images=True)
+                if shared
+                else None,
+                images_apart=shared,
+                stop_ids=planner.config.eos_ids,
+                prompts=np.zeros((rows, whole_length), np.int32),
+                steering=self.steering,
+                strategy=self.strategy,
+                compile=compile,
+            )
+        except _Enough:
+            return
+
+    def logits(self) -> None:
+        """Compiles what reads prompts without answering."""
+        planner, sizes = self.planner, self.planner.sizes
+
+        def compile(name: str, program: Any, *args: Any, **static: Any) -> None:
+            self._compile("logits", lambda: program.lower(*args, **static))
+
+        batch = batch_shapes(planner.rows, sizes.length, sizes, self.cut, images=True)
+        self.generator.warm_logits(self.params, batch, self.steering, compile=compile)
+
+    def edit(self) -> None:
+        """Compiles what factors the heads of a few layers."""
+        decoder, devices = self.planner.config.decoder, list(self.planner.mesh.devices.flat)
+        shape = decoder.hidden_size, decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
+        joint = self.planner.settings.joint
+        self._compile("edit", lambda: lower_factoring(*shape, devices, joint=joint))
+
+    def _compile(self, name: str, lower: Callable[[], Any]) -> None:
+        if name not in self.planner.settings.programs or name in self.programs:
+            return
+        self.programs[name] = compile_program(lower(), self.planner.devices.chip)
+        self.done(name, self.plan())
+
+
+class _Enough(Exception):
+    """No further program is wanted."""
+
+
+def acting(
+    section: Any, config: VLMConfig, folder: pathlib.Path
+) -> tuple[Steering | None, Strategy | Search | None]:
+    """Returns what a config's `method` makes part of programs; edits of weights make nothing.
+
+    Raises:
+        ConfigError: a method or setting is unknown, or a value cannot be.
+    """
+    if not section:
+        return None, None
+    attention, strategy = [], None
+    single = isinstance(section, str) or hasattr(section, "items")
+    for entry in [section] if single else list(section):
+        given = {"method": entry} if isinstance(entry, str) else dict(entry.items())
+        if "method" not in given:
+            continue  # config.edit with some settings changed
+        name = given.pop("method")
+        kind = methods()[check_method(name)].kind
+        if kind == "attention":
+            attention.append({"method": name, **identified(given, folder)})
+        elif name in decoding_methods.names():
+            strategy = decoding_methods.read_named(name, given)
+        elif kind == "decoding":
+            raise ConfigError(
+                f"method {name!r} puts answers together of segments; plan the model without it."
+            )
+    return read_method(attention, config) if attention else None, strategy
+
+
+def plan(
+    source: str | os.PathLike[str],
+    *,
+    topology: str = "",
+    data: int = -1,
+    model: int | None = None,
+    dtype: str = "",
+    method: Any = None,
+    generation: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> HardwarePlan:
+    """Returns what some hardware makes of a model's programs, without weights or accelerators.
+
+        vlm_jax.plan("Qwen/Qwen2.5-VL-7B-Instruct", topology="v5e:2x2", model=4)
+
+    Args:
+        source: a folder with a `config.json`, a shipped model or one of the hub, of which nothing
+            but small files is downloaded.
+        topology: such as "v5e:4x4", "v5p:2x2x1", "h100:8"; "": the smallest slice of TPU v5e that
+            weights and caches fit.
+        data, model: the mesh; as `config.mesh`.
+        dtype: of weights and activations; "" is bfloat16.
+        method: what is done to the model: a name, a mapping of `method` and its settings, or a
+            list.
+        generation: settings of decoding (`DecodeSettings`): batch_size, max_new_tokens, ...
+        settings: of `PlanSettings`.
+
+    Raises:
+        ConfigError: the topology is unknown, or what compiles for it is not installed.
+    """
+    chosen = read(PlanSettings, {"topology": topology, **settings}, "plan")
+    decoding = read(DecodeSettings, dict(generation or {}), "generation")
+    planner = Planner.of(
+        source, chosen, decoding, data=data, model=model, dtype=dtype, method=method
+    )
+    return planner.run()

@@ -1,0 +1,67 @@
+"""Bytes of a model on one chip, by the sharding table: what is known before anything compiles."""
+
+import math
+from typing import Any
+
+from vlm_jax.config import VLMConfig
+from vlm_jax.models import abstract
+from vlm_jax.parallel.sharding import AXES
+from vlm_jax.planning.chips import USABLE, Chip
+
+MODELS = (1, 2, 4, 8, 16, 32, 64)
+"""Devices of a replica that are tried."""
+
+
+def shard_bytes(path: str, leaf: Any, model: int, width: int = 2) -> float:
+    """Returns the bytes of a parameter on each of `model` chips.
+
+    Args:
+        path: spells the dims, as in "decoder/layers/0/wq_dnh".
+        leaf: has a shape.
+        model: chips of a replica.
+        width: bytes of a value.
+    """
+    dims = zip(path.rsplit("_", 1)[-1], leaf.shape)
+    divides = any(AXES[letter] == "model" and size % model == 0 for letter, size in dims)
+    return width * math.prod(leaf.shape) / (model if divides else 1)
+
+
+def weight_bytes(config: VLMConfig, model: int, width: int = 2) -> float:
+    """Returns the bytes of all weights on each of `model` chips."""
+    return sum(shard_bytes(path, leaf, model, width) for path, leaf in abstract(config)[1].items())
+
+
+def token_bytes(config: VLMConfig, model: int, width: int = 2) -> float:
+    """Returns the bytes that the caches of one token take on each of `model` chips."""
+    decoder, found = config.decoder, 0.0
+    for index in range(decoder.num_layers):
+        latent = decoder.layer(index).attention
+        if latent is not None:
+            found += latent.rank + latent.rope_dim
+        else:
+            shared = model if decoder.num_kv_heads % model == 0 else 1
+            found += 2 * decoder.num_kv_heads * decoder.head_dim / shared
+    return width * found
+
+
+def fewest_chips(
+    config: VLMConfig, chip: Chip, rows: int, context: int, beside: float | None = None
+) -> int | None:
+    """Returns the fewest chips of a replica that hold the weights and the caches of some rows.
+
+    None if no number of `MODELS` does.
+
+    Args:
+        config: the architecture.
+        chip: of which they are.
+        rows: rows of a replica.
+        context: tokens of each.
+        beside: bytes that programs take besides, where they are known; otherwise a share of the
+            memory (`USABLE`) is kept for these.
+    """
+    room = USABLE * chip.memory if beside is None else chip.usable - beside
+    for model in MODELS:
+        held = weight_bytes(config, model) + rows * context * token_bytes(config, model)
+        if held <= room:
+            return model
+    return None
