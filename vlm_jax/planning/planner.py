@@ -21,7 +21,7 @@ from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits.qk.factor import lower_factoring
 from vlm_jax.errors import ConfigError
-from vlm_jax.listing import html_table, text_table
+from vlm_jax.listing import html_table
 from vlm_jax.methods import check_method, methods
 from vlm_jax.parallel import make_mesh
 from vlm_jax.planning.chips import CHIPS
@@ -32,6 +32,7 @@ from vlm_jax.planning.topologies import GENERATIONS, SLICES, Topology, parse, to
 from vlm_jax.settings import one_of, read, setting, switch, text, whole
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.named import identified
+from vlm_jax.terminal import shown
 
 PROGRAMS = ("prefill", "decode", "read_images", "read_prefix", "logits", "edit")
 SHARED = ("shared_prefill", "shared_decode")
@@ -144,7 +145,7 @@ class HardwarePlan:
             f"({sizes['image_tokens']} of images), {what['new_tokens']} new; figures a chip, the "
             "bodies of loops once."
         )
-        lines = [head, "", text_table(*self._table()), ""]
+        lines = [head, "", shown(*self._table()), ""]
         why = [f"{name}: {one.reason}" for name, one in self.programs.items() if one.reason]
         lines += [f"Does not fit: {'; '.join(why)}.", ""] if why else []
         least = self.suggestion or "nothing that is known of this generation holds it"
