@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vlm_jax.answering import Answer, Failure
-    from vlm_jax.api import VLM, load
+    from vlm_jax.api import VLM
     from vlm_jax.captions import chair
     from vlm_jax.comparing import benchmark, benchmarks, compare
     from vlm_jax.explaining import explain
     from vlm_jax.families import families
+    from vlm_jax.loading import load
     from vlm_jax.methods import methods
     from vlm_jax.planning import plan
 
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 # Where each name is found. The scorers need no JAX, so importing the package must not load it.
 _HOMES = {
     "VLM": "vlm_jax.api",
-    "load": "vlm_jax.api",
+    "load": "vlm_jax.loading",
     "methods": "vlm_jax.methods",
     "families": "vlm_jax.families",
     "benchmark": "vlm_jax.comparing",

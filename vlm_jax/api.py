@@ -9,64 +9,38 @@ alike:
     vlm.apply("qk", k=4, strength=0.5).save("edited")
 """
 
-import contextlib
 import copy
-import logging
 import os
-import pathlib
-import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm_jax import answering, checkpoint, hub
-from vlm_jax.answering import Answer, DeviceStore, Failure
-from vlm_jax.attention.steering import Reallocation, Steering
+from vlm_jax import asking, checkpoint, saving
+from vlm_jax.answering import Answer, Asking, DeviceStore, Failure
+from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch
 from vlm_jax.calls import ImagesOf, read_call
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding.search import Search
-from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate
-from vlm_jax.errors import ConfigError, PromptError, UserError
+from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
 from vlm_jax.masses import read_masses
 from vlm_jax.methods import check_method, methods, treat
-from vlm_jax.models import Params, Prefix, abstract
-from vlm_jax.parallel import fetch, make_mesh, param_shardings, put
-from vlm_jax.processing import MAX_IMAGE_PIXELS, ImageSource, Processor
+from vlm_jax.models import Params, Prefix
+from vlm_jax.parallel import put
+from vlm_jax.processing import ImageSource, Processor
 from vlm_jax.progress import Progress
-from vlm_jax.settings import nearest
 from vlm_jax.side_by_side import SideBySide
-from vlm_jax.steering.combine import identity_like, merge
 from vlm_jax.sweeping import sweep
-from vlm_jax.treatments import (
-    Edited,
-    Reranked,
-    Steered,
-    Treatment,
-    TwoPasses,
-    bias_of,
-    steering_of,
-    strategy_of,
-)
-
-DTYPES = {
-    "float32": "float32", "fp32": "float32", "float": "float32", "single": "float32",
-    "bfloat16": "bfloat16", "bf16": "bfloat16",
-    "float16": "float16", "fp16": "float16", "half": "float16",
-}  # fmt: skip
-"""What dtypes of weights and activations are called, and which they are."""
+from vlm_jax.treatments import Edited, Treatment, steering_of
 
 _OPTIONS = set(DecodeSettings.defaults())
-
-_log = logging.getLogger(__name__)
 
 
 class VLM:
@@ -256,7 +230,7 @@ class VLM:
         """
         call = read_call(images, prompts)
         options = {"max_new_tokens": self.room(call.images, call.prompts, max_new_tokens)}
-        reading = self._steered(self._reading())
+        reading = asking.all_steering(self, asking.reading_masses(self))
         assert reading is not None
         answers = self.ask(call.images, call.prompts, options)
         groups = call.images or [[] for _ in call.prompts]
@@ -313,21 +287,7 @@ class VLM:
             ConfigError: the model is steered, which no weights can hold.
             CheckpointError: the target exists or cannot be written.
         """
-        steered = [str(one) for one in self.treatments if not isinstance(one, Edited)]
-        if steered:
-            raise ConfigError(
-                f"{', '.join(steered)} acts while the model answers: steering is not weights, so a "
-                "saved folder would lose it. Save the model as it was before, and apply it again "
-                "after loading."
-            )
-        source = self.source_folder("save")
-        edits = [one for one in self.treatments if isinstance(one, Edited)]
-        if not edits:
-            source.copy(target, {})
-        elif len(edits) == 1:
-            edits[0].made.write(source, target)
-        else:
-            _save_edits(source, target, edits)
+        saving.save(self, target)
 
     def generate(
         self,
@@ -371,7 +331,7 @@ class VLM:
         settings = (settings or DecodeSettings()).replace(**changes)
         room = self.room(call.images, call.prompts, settings.max_new_tokens)
         options = {"settings": settings.replace(max_new_tokens=room)}
-        steering = self._reading() if return_readings else None
+        steering = asking.reading_masses(self) if return_readings else None
         answers = self.ask(call.images, call.prompts, options, steering=steering)
         results = answers if return_readings else [answer.text for answer in answers]
         return results[0] if call.single else results
@@ -409,34 +369,7 @@ class VLM:
             images, prompts: see `answer`.
             asked: `max_new_tokens`; half of the model's positions are never cut.
         """
-        positions = self.config.decoder.max_positions
-        if asked <= positions // 2:
-            return asked
-        longest = 0
-        for index, prompt in enumerate(prompts):
-            group = None if images is None else [list(images[index])]
-            with contextlib.suppress(UserError):
-                (draft,) = self.processor.drafts(group, [prompt])
-                longest = max(longest, draft.length if draft.length < positions else 0)
-        room = positions - longest
-        if asked > room:
-            _log.warning(
-                "max_new_tokens=%d is cut to %d: the model has %d positions, of which the longest "
-                "prompt takes %d.",
-                asked,
-                room,
-                positions,
-                longest,
-            )
-        return min(asked, room)
-
-    def _reading(self) -> Steering | None:
-        """Returns steering that changes nothing and has masses read, unless some is read anyway."""
-        if self.steering is not None and self.steering.reallocation is not None:
-            return None
-        shape = 1, self.config.decoder.num_layers, self.config.decoder.num_heads
-        blank = np.ones(shape, np.float32)
-        return Steering(reallocation=identity_like(Reallocation(blank, blank, blank)))
+        return asking.room(self, images, prompts, asked)
 
     def answer(
         self,
@@ -468,72 +401,9 @@ class VLM:
             streams: what seeds each sample's random stream; its index by default. Samples keep
                 their draws when a part of a longer list is asked.
         """
-        _check(images, prompts)
-        if on_error not in ("raise", "yield"):
-            raise ValueError(f"on_error must be 'raise' or 'yield', not {on_error!r}.")
         settings = (settings or DecodeSettings()).replace(**changes)
-        settings = settings.following(self.processor.generation)
-        merged, strategy = self._steered(steering), self._strategy(strategy)
-        logit_bias = _sum(logit_bias, bias_of(self.treatments))
-        for one in (one for one in self.treatments if isinstance(one, TwoPasses)):
-            plain = copy.copy(self)
-            plain.treatments, plain.steering = (), None
-            return one.answer(
-                plain,
-                images,
-                prompts,
-                steering=merged,
-                streams=streams,
-                settings=settings,
-                logit_bias=logit_bias,
-                share_prefix=share_prefix,
-                strategy=strategy,
-                on_error=on_error,
-            )
-        contrast = strategy if isinstance(strategy, Strategy) else None
-        if contrast is not None and (brought := contrast.steering(self.config)) is not None:
-            named = [] if merged is None else [("steering", merged)]
-            merged = merge([*named, (contrast.name, brought)])
-        engine = answering.Engine(
-            self.generator, self.params, self.processor, self.prefixes, self.images, self.buckets
-        )
-        for one in (one for one in self.treatments if isinstance(one, Reranked)):
-            if strategy is not None or logit_bias is not None:
-                raise ConfigError(
-                    f"method {one.method!r} ranks what the model itself draws: it takes neither a "
-                    "strategy nor a bias of logits."
-                )
-            return answering.answer_ranked(
-                engine,
-                [list(own) for own in images or [[]] * len(prompts)],
-                prompts,
-                settings,
-                one.reranker,
-                merged,
-                streams,
-                on_error,
-            )
-        asking = answering.Asking(
-            settings, logit_bias, merged, strategy, share_prefix, on_error, streams
-        )
-        return answering.answer(engine, images, prompts, asking)
-
-    def _steered(self, steering: Steering | None) -> Steering | None:
-        """Returns a call's steering with the model's own."""
-        if self.steering is None or steering is None:
-            return steering if self.steering is None else self.steering
-        names = " and ".join(one.method for one in self.treatments if isinstance(one, Steered))
-        return merge([(names, self.steering), ("steering", steering)])
-
-    def _strategy(self, strategy: Strategy | Search | None) -> Strategy | Search | None:
-        """Returns a call's strategy, or the model's own."""
-        own = strategy_of(self.treatments)
-        if own is not None and strategy is not None:
-            raise ConfigError(
-                f"this model is treated by {own.name!r} already; call one that is not with "
-                f"strategy={strategy.name!r}."
-            )
-        return strategy if own is None else own
+        asked = Asking(settings, logit_bias, steering, strategy, share_prefix, on_error, streams)
+        return asking.answer(self, images, prompts, asked)
 
     def _about(self) -> dict[str, str]:
         """What a model is, in words."""
@@ -567,101 +437,4 @@ class VLM:
             Float32 logits [B, T, V], T the longest prompt's length (what lies beyond a shorter
             prompt means nothing), and the int32 lengths [B].
         """
-        _check(images, prompts)
-        rows = answering.batch_rows(len(prompts), len(prompts), self.mesh.shape["data"])
-        fill = lambda samples: [*samples, *samples[-1:] * (rows - len(prompts))]
-        batch = self.processor.batch(None if images is None else fill(images), fill(prompts))
-        lengths = np.asarray(batch.lengths_b)[: len(prompts)]
-        logits = fetch(self.generator.logits(self.params, batch, self.steering), self.mesh)
-        return logits[: len(prompts), : lengths.max()], lengths
-
-
-def _check(images, prompts) -> None:
-    if isinstance(prompts, str) or not len(prompts):
-        raise PromptError("prompts must be a list of at least one string.")
-    if images is not None and len(images) != len(prompts):
-        raise PromptError(
-            f"There are {len(images)} lists of images for {len(prompts)} prompts; give each prompt "
-            "its own list, empty where it has no image."
-        )
-
-
-def _sum(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    return other if one is None else one if other is None else one + other
-
-
-def _save_edits(
-    source: checkpoint.ModelFolder, target: str | os.PathLike[str], edits: Sequence[Edited]
-) -> None:
-    """Writes several edits, which touch different tensors, by way of a folder each."""
-    target = pathlib.Path(target)
-    with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".vlm_jax-") as made:
-        for number, edit in enumerate(edits[:-1]):
-            step = pathlib.Path(made) / str(number)
-            edit.made.write(source, step)
-            source = checkpoint.open_folder(step)
-        edits[-1].made.write(source, target)
-
-
-def read_dtype(dtype: Any) -> str:
-    """Returns the name of a dtype of weights: "float32", "bfloat16" or "float16".
-
-    Args:
-        dtype: one of these, a usual short form ("bf16", "half"), or a dtype of NumPy or JAX.
-
-    Raises:
-        ConfigError: it is none that a model can run in.
-    """
-    name = str(dtype) if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
-    name = name.removeprefix("torch.").lower()
-    if name not in DTYPES:
-        raise ConfigError(
-            f"dtype must be 'float32', 'bfloat16' or 'float16', not {name!r}"
-            f"{nearest(name, DTYPES)}."
-        )
-    return DTYPES[name]
-
-
-def load(
-    source: str | os.PathLike | checkpoint.ModelFolder,
-    *,
-    dtype: Any = None,
-    mesh: Mesh | None = None,
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
-    max_tiles: int = 0,
-    min_pixels: int = 0,
-    max_pixels: int = 0,
-) -> VLM:
-    """Loads a model: one that ships with the package, a folder, or one of the hub.
-
-        vlm_jax.load("llava-0")                        # shipped, trained on drawn scenes
-        vlm_jax.load("models/Qwen2.5-VL-7B-Instruct")  # as published, or converted
-        vlm_jax.load("Qwen/Qwen2.5-VL-7B-Instruct")    # by its hub name; downloaded once
-
-    Args:
-        source: see `vlm_jax.hub.resolve`; or a folder that is open already.
-        dtype: of the weights and activations ("float32", "bfloat16", "float16"); float32 on CPU
-            and bfloat16 elsewhere by default. Softmax, norms and logits are float32 always.
-        mesh: where to put it; all devices as data replicas by default.
-        max_image_pixels: images of more pixels, as they are or once resized, are refused.
-        max_tiles: tiles of an image's grid at most (InternVL); 0 is what the folder says.
-        min_pixels, max_pixels: fewest and most pixels that images are resized to (Qwen2.5-VL,
-            Qwen3-VL); 0 is what the folder says.
-
-    Raises:
-        CheckpointError, ConfigError: naming what is wrong with the folder.
-    """
-    chosen = None if dtype is None else read_dtype(dtype)
-    opened = isinstance(source, checkpoint.ModelFolder)
-    folder = source if opened else checkpoint.open_folder(hub.resolve(source))
-    mesh = mesh or make_mesh()
-    chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    shardings = param_shardings(abstract(folder.config)[1], mesh)
-    params = folder.load(jnp.dtype(chosen), shardings)
-    limits = {"max_image_pixels": max_image_pixels, "max_tiles": max_tiles}
-    limits |= {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = Processor.from_folder(folder.path, folder.config, **limits)
-    line = unfollowed(processor.generation)
-    if line:
-        _log.warning("%s", line)
-    return VLM(folder.config, params, processor, mesh, folder=folder)
+        return asking.logits(self, images, prompts)

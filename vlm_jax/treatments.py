@@ -10,22 +10,25 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vlm_jax.answering import DeviceStore
 from vlm_jax.attention.steering import Steering
+from vlm_jax.batch import Batch
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.config import VLMConfig
+from vlm_jax.decoding import Generator
 from vlm_jax.decoding.rerankers import Reranker
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate, MadeEdit
 from vlm_jax.errors import ConfigError
-from vlm_jax.models import Params
+from vlm_jax.models import Params, Prefix
 from vlm_jax.processing import Processor
 from vlm_jax.settings import plain
 from vlm_jax.steering.combine import merge
@@ -41,6 +44,11 @@ class TreatedModel(Protocol):
     mesh: Mesh
     folder: ModelFolder | None
     treatments: "tuple[Treatment, ...]"
+    steering: Steering | None
+    generator: Generator
+    prefixes: DeviceStore[Prefix]
+    images: DeviceStore[Batch]
+    buckets: set[Hashable]
 
     @property
     def answer(self) -> Callable[..., Iterator[Any]]:

@@ -6,9 +6,9 @@ import pytest
 
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS, picture
-from vlm_jax.api import read_dtype
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+from vlm_jax.loading import read_dtype
 
 
 @pytest.fixture(scope="module")

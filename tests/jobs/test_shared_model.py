@@ -8,13 +8,13 @@ import pytest
 
 from tests.jobs.conftest import stand_in
 from vlm_jax import checkpoint
-from vlm_jax.api import load
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import EditError
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
 from vlm_jax.jobs import evaluate
+from vlm_jax.loading import load
 from vlm_jax.study.arms import plan_edits
 from vlm_jax.study.request import Request
 

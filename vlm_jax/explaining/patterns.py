@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.analysis.rows import RowReader, block_cosines
-from vlm_jax.api import VLM, load
+from vlm_jax.api import VLM
 from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
 from vlm_jax.explaining.base import Analysis, Subject, read_answers
+from vlm_jax.loading import load
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import setting, text, whole
 from vlm_jax.steering.controls import random_heads

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from vlm_jax.api import VLM, load
+from vlm_jax.api import VLM
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.evals.base import Example
@@ -14,6 +14,7 @@ from vlm_jax.evals.protocol import parts_of
 from vlm_jax.evals.results import package_versions
 from vlm_jax.evals.runner import Share
 from vlm_jax.files import cache_folder
+from vlm_jax.loading import load
 from vlm_jax.parallel import make_mesh, processes
 from vlm_jax.processing.images import pixel_limit
 from vlm_jax.settings import read, setting, whole
