@@ -353,7 +353,7 @@ def benchmark(kind: str, /, **settings: Any) -> Suite:
         ConfigError: there is no such kind or setting.
         AnswersError: a file of it cannot be read.
     """
-    return find(kind, "benchmark").read(settings, f"benchmark {kind!r}")
+    return find(kind).read(settings, f"benchmark {kind!r}")
 
 
 def benchmarks() -> Listing[str]:

@@ -1,9 +1,13 @@
 """One file adds one thing: what lies in a package's folder, or comes by entry point, by name."""
 
+import ast
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,45 +24,86 @@ class Plugins:
         group: of the entry points by which other packages add things of this kind.
         what: a thing of this kind is called, in errors.
         but: names of the package's files that are none.
+        also: further packages of ours whose files are such things.
     """
 
     package: str
     group: str
     what: str
     but: tuple[str, ...] = ("base",)
+    also: tuple[str, ...] = ()
 
-    def own(self) -> list[str]:
-        """Returns the names of what lies in the package's folder; imports none of it."""
-        modules = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
-        return sorted(module.name for module in modules if module.name not in self.but)
+    def modules(self) -> dict[str, str]:
+        """Returns the modules that lie in the packages' folders, by name; imports none of them."""
+        return {
+            module.name: f"{package}.{module.name}"
+            for package in (self.package, *self.also)
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
+            if module.name not in self.but
+        }
+
+    def others(self) -> dict[str, EntryPoint]:
+        """Returns what other packages add, by name; nothing of it is imported."""
+        return {entry.name: entry for entry in importlib.metadata.entry_points(group=self.group)}
 
     def names(self) -> list[str]:
         """Returns the names of all there is."""
-        foreign = [entry.name for entry in importlib.metadata.entry_points(group=self.group)]
-        return sorted({*self.own(), *foreign})
+        return sorted({*self.modules(), *self.others()})
 
-    def find(self, name: Any, attribute: str | None = None) -> Any:
+    def find(self, name: Any, attribute: str | None = None, where: str = "") -> Any:
         """Returns what the folder's module of a name has, or an entry point names.
 
-        The folder's own comes first.
+        The folder's own comes first: no package that is merely installed replaces it.
 
         Args:
             name: of the thing.
             attribute: of the module; None: the only class with a public name that it defines.
+            where: the setting that holds the name, for errors.
 
         Raises:
-            ConfigError: there is none; names the nearest and all.
+            ConfigError: there is none; names the nearest and all. Or another package's cannot be
+                imported.
         """
-        if name in self.own():
-            module = importlib.import_module(f"{self.package}.{name}")
+        own, others = self.modules(), self.others()
+        if isinstance(name, str) and name in own:
+            module = importlib.import_module(own[name])
             return getattr(module, attribute) if attribute else _only_class(module)
-        for entry in importlib.metadata.entry_points(group=self.group):
-            if entry.name == name:
-                return entry.load()
+        if isinstance(name, str) and name in others:
+            return self.load(others[name])
         known = self.names()
+        place = f"{where}: " if where else ""
         raise ConfigError(
-            f"there is no {self.what} {name!r}{nearest(name, known)}; there are {', '.join(known)}."
+            f"{place}there is no {self.what} {name!r}{nearest(name, known)}; there are "
+            f"{', '.join(known)}."
         )
+
+    def load(self, entry: EntryPoint) -> Any:
+        """Returns what an entry point of another package names.
+
+        Raises:
+            ConfigError: that package cannot be imported, or has no such thing.
+        """
+        try:
+            return entry.load()
+        except Exception as error:  # another package's code
+            raise ConfigError(
+                f"the {self.what} {entry.name!r} of {entry.value} cannot be imported: {error}; "
+                "mend or uninstall that package."
+            ) from error
+
+    def line(self, name: str) -> str:
+        """Returns the first line of the docstring of a thing's file, without importing it.
+
+        Of another package's it says which package that is.
+        """
+        own = self.modules()
+        if name not in own:
+            return f"from {self.others()[name].value.split(':')[0]}"
+        specification = importlib.util.find_spec(own[name])
+        assert specification is not None
+        assert specification.origin is not None
+        tree = ast.parse(Path(specification.origin).read_text(encoding="utf-8"))
+        return (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
 
 
 def _only_class(module: ModuleType) -> type:

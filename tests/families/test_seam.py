@@ -23,11 +23,11 @@ def installed(monkeypatch):
 
     def install(*targets: str) -> None:
         points = [
-            importlib.metadata.EntryPoint(name, value, base.GROUP)
+            importlib.metadata.EntryPoint(name, value, base.FAMILIES.group)
             for name, value in (target.split(" = ") for target in targets)
         ]
         real = importlib.metadata.entry_points
-        fake = lambda *, group: points if group == base.GROUP else real(group=group)
+        fake = lambda *, group: points if group == base.FAMILIES.group else real(group=group)
         monkeypatch.setattr(importlib.metadata, "entry_points", fake)
         base._others.cache_clear()
 

@@ -162,7 +162,7 @@ def test_no_arms_is_a_plain_evaluation(job, config):
         ("arms", {"unedited": {}}, r"config.arms.unedited: this name is taken"),
         ("arms", {"a b": {}, "a_b": {"k": 1}}, r"would share the folder a_b"),
         ("benchmarks", {}, r"config.benchmarks is empty"),
-        ("benchmarks", {"x": {"kind": "bleu"}}, r"x.kind must be one of .*not 'bleu'"),
+        ("benchmarks", {"x": {"kind": "bleu"}}, r"x.kind: there is no kind of benchmark 'bleu'"),
         ("benchmarks", {"x": {"kind": "chair", "m": 1}}, r"x has no setting 'm'; .*images, limit"),
         ("benchmarks", {"x": {"kind": "chair"}}, r"Set config.benchmarks.x.images: the chair"),
         ("benchmarks", {"x": {"kind": "fake_pope"}}, r"frontier needs a caption benchmark"),

@@ -9,6 +9,7 @@ import pytest
 from vlm_jax import checkpoint, hub
 from vlm_jax.cli import configs
 from vlm_jax.errors import ConfigError
+from vlm_jax.evals.suites import read_benchmarks
 from vlm_jax.jobs import evaluate
 from vlm_jax.study.arms import ArmReader
 from vlm_jax.study.request import Request
@@ -39,7 +40,7 @@ def test_every_form_is_read(name):
 def test_the_small_form_has_arms_that_the_shipped_model_takes(paper):
     config: Any = configs.read(f"papers/{paper}:testbed")
     source = checkpoint.open_folder(hub.resolve("llava-0"))
-    evaluate.read_benchmarks(config.benchmarks, source.config.family)
+    read_benchmarks(config.benchmarks, source.config.family)
     arms = ArmReader.of(config, source).arms(config.arms)
     assert {arm.name for arm in arms[1:]} == set(config.arms)
 

@@ -3,21 +3,20 @@
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import pathlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
+from vlm_jax.plugins import Plugins
 
 if TYPE_CHECKING:  # an architecture is read without Flax, JAX or transformers
     from flax import nnx
 
     from vlm_jax.processing.cutters import Cutter, Layout
 
-GROUP = "vlm_jax.families"
+FAMILIES = Plugins("vlm_jax.families", "vlm_jax.families", "model family")
 
 Token = Callable[[int | None, str], str]
 """(id, its name in config.json) -> its text; raises `CheckpointError` where there is no such id."""
@@ -216,11 +215,8 @@ def encode_pieces(
 
 @functools.cache
 def _own() -> dict[str, Family]:
-    """Returns the families of this package by name."""
-    import vlm_jax.families as package
-
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in sorted(names)]
+    """Returns the families of this package by name; its other modules are what they share."""
+    modules = [importlib.import_module(module) for module in FAMILIES.modules().values()]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     return {family.name: family for family in found}
 
@@ -228,17 +224,8 @@ def _own() -> dict[str, Family]:
 @functools.cache
 def _others() -> dict[str, Family]:
     """Returns the families that other packages bring, by name."""
-    found = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
-        try:
-            family = point.load()
-        except Exception as error:  # another package's code
-            raise ConfigError(
-                f"the model family {point.name!r} of {point.value} cannot be imported: {error}; "
-                "mend or uninstall that package."
-            ) from error
-        found[family.name] = family
-    return found
+    found = [FAMILIES.load(entry) for entry in FAMILIES.others().values()]
+    return {family.name: family for family in found}
 
 
 def families() -> dict[str, str]:

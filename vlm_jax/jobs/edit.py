@@ -4,12 +4,9 @@ An edited folder carries a certificate, which its weights are checked against wh
 read, and a sidecar, which takes the edit back or makes it at another strength without the source.
 """
 
-import pathlib
-from collections.abc import Mapping
-from typing import Any
-
 from vlm_jax import checkpoint
 from vlm_jax.checkpoint import CERTIFICATE
+from vlm_jax.edits.qk.certificate import sentence
 from vlm_jax.edits.qk.folder import edit_folder, read_edit, restrength_folder, revert_folder
 from vlm_jax.errors import ConfigError
 from vlm_jax.study.request import Request
@@ -44,15 +41,4 @@ def run(request: Request) -> None:
     else:
         spec = read_edit(request.config.edit, seed=request.config.seed)
         certificate = edit_folder(source, target, spec)
-    describe(certificate, target)
-
-
-def describe(certificate: Mapping[str, Any], target: pathlib.Path) -> None:
-    """Prints what an edit did."""
-    totals = certificate["summary"]
-    print(
-        f"Edited {totals['heads']} heads of layers {', '.join(map(str, certificate['layers']))}: "
-        f"||dW|| {totals['edit']['dw_norm']:.4g}, median energy removed "
-        f"{100 * totals['edit']['energy_removed']:.1f} %."
-    )
-    print(f"Edited model: {target} (certificate: {CERTIFICATE})")
+    print(f"{sentence(certificate)}\nEdited model: {target} (certificate: {CERTIFICATE})")

@@ -1,9 +1,10 @@
 """Makes the edit of an edited folder at another strength, as if from the original weights."""
 
 from vlm_jax import checkpoint
+from vlm_jax.checkpoint import CERTIFICATE
+from vlm_jax.edits.qk.certificate import sentence
 from vlm_jax.edits.qk.folder import restrength_folder
 from vlm_jax.errors import ConfigError
-from vlm_jax.jobs.edit import describe
 from vlm_jax.settings import number
 from vlm_jax.study.request import Request
 
@@ -15,4 +16,5 @@ def run(request: Request) -> None:
         raise ConfigError("Set config.restrength, the strength that the edit gets.")
     strength = number("config.restrength", given)
     source, target = checkpoint.open_folder(request.need("source")), request.need("target")
-    describe(restrength_folder(source, target, strength), target)
+    made = sentence(restrength_folder(source, target, strength))
+    print(f"{made}\nEdited model: {target} (certificate: {CERTIFICATE})")

@@ -19,16 +19,9 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.results import protocol_hash, write_json
+from vlm_jax.evals.suites import read_benchmarks
 from vlm_jax.evals.sweeps import Dose, choose, dose_response
 from vlm_jax.foreign import read_json
-from vlm_jax.jobs.evaluate import (
-    Evaluation,
-    compare_arms,
-    evaluate,
-    read_benchmarks,
-    refuse_edit,
-    show,
-)
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.comparison import comparison_tables
@@ -37,6 +30,7 @@ from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
 from vlm_jax.report.tables import Section, Table, write_reports
 from vlm_jax.settings import number, read, refuse_unknown, setting, text
 from vlm_jax.study.arms import Arm, ArmReader, Draw
+from vlm_jax.study.evaluation import Evaluation, compare_arms, evaluate, show
 from vlm_jax.study.grids import Grid, read_grid
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
@@ -68,7 +62,7 @@ def run(request: Request) -> None:
     )
     fields = {field for entry in grid.entries.values() for field in entry}
     own = {field.name for field in dataclasses.fields(QKEdit)}
-    refuse_edit(request, why, () if grid.steers else sorted(own - fields))
+    request.refuse_edit(why, () if grid.steers else sorted(own - fields))
     rule = Rule.read(config.choose, has_frontier=say_less is not None, known=grid.control_words)
     for arm in grid.tested:
         grid.controls(arm.name, rule.controls, reader)  # refused now, not after the sweep

@@ -2,9 +2,10 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.settings import number, one_of, read, setting, whole
 
 DTYPES = ("", "float32", "bfloat16", "float16")
@@ -68,3 +69,18 @@ class Request:
         if not value:
             raise UserError(f"This job needs --{name}.")
         return value
+
+    def refuse_edit(self, why: str, used: Sequence[str] = ()) -> None:
+        """Refuses a setting of `config.edit` on the command line that nothing would read.
+
+        Args:
+            why: nothing reads it.
+            used: settings of `config.edit` that are read nevertheless.
+
+        Raises:
+            ConfigError: naming the first such setting.
+        """
+        for name in self.changed:
+            section, _, setting = name.partition(".")
+            if section == "edit" and setting not in used:
+                raise ConfigError(f"config.{name} changes nothing: {why}.")

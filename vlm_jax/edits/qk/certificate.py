@@ -164,3 +164,13 @@ def _orthonormal(r_bh: np.ndarray) -> np.ndarray:
         return np.eye(r_bh.shape[0])
     basis, values, _ = np.linalg.svd(r_bh, full_matrices=False)
     return basis[:, values > 1e-10 * values[0]] if values[0] else basis[:, :0]
+
+
+def sentence(certificate: Mapping[str, Any]) -> str:
+    """Returns what an edit did to a folder, as a line for people."""
+    totals, layers = certificate["summary"], ", ".join(map(str, certificate["layers"]))
+    done = totals["edit"]
+    return (
+        f"Edited {totals['heads']} heads of layers {layers}: ||dW|| {done['dw_norm']:.4g}, median "
+        f"energy removed {100 * done['energy_removed']:.1f} %."
+    )

@@ -4,51 +4,52 @@
 parity = "my_package.parity:Parity"
 """
 
-import ast
-import importlib
-import importlib.metadata
-import importlib.util
-import pkgutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
-from vlm_jax.settings import nearest
+from vlm_jax.plugins import Plugins
 
-GROUP = "vlm_jax.benchmarks"
-_PACKAGES = ("vlm_jax.evals.suites", "vlm_jax.testbed.suites")
+SUITES = Plugins(
+    __name__, "vlm_jax.benchmarks", "kind of benchmark", also=("vlm_jax.testbed.suites",)
+)
 
 
 def benchmarks() -> dict[str, str]:
-    """Every kind of benchmark there is, with one line on it."""
-    found = {name: _first_line(module) for name, module in _modules().items()}
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        found.setdefault(entry.name, f"from {entry.value.split(':')[0]}")
-    return dict(sorted(found.items()))
+    """Returns every kind of benchmark there is, with one line on it."""
+    return {name: SUITES.line(name) for name in SUITES.names()}
 
 
-def find(kind: Any, where: str = "kind") -> type[Suite]:
-    """The class of a kind of benchmark.
+def find(kind: Any, where: str = "") -> type[Suite]:
+    """Returns the class of a kind of benchmark.
+
+    Args:
+        kind: its name.
+        where: the setting that holds it, for errors.
 
     Raises:
         ConfigError: there is none of that name; lists those there are.
     """
-    modules = _modules()
-    if isinstance(kind, str) and kind in modules:
-        return importlib.import_module(modules[kind]).SUITE
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.name == kind:
-            return entry.load()
-    known = list(benchmarks())
-    raise ConfigError(
-        f"{where} must be one of {', '.join(known)}, not {kind!r}{nearest(kind, known)}."
-    )
+    return SUITES.find(kind, "SUITE", where)
+
+
+def read_benchmarks(sections: Mapping[str, Any], family: str) -> dict[str, Suite]:
+    """Returns the benchmarks of a config by name.
+
+    Raises:
+        ConfigError: there is none, or one is misnamed or misdescribed.
+    """
+    if not sections:
+        raise ConfigError(
+            "config.benchmarks is empty; use --config=configs/testbed.py, configs/chair.py or "
+            "configs/pope.py."
+        )
+    return {name: read_benchmark(name, section, family) for name, section in sections.items()}
 
 
 def read_benchmark(name: str, section: Mapping[str, Any], family: str = "llava") -> Suite:
-    """Makes the benchmark that a config section describes.
+    """Returns the benchmark that a config section describes.
 
     Args:
         name: of the benchmark in the config.
@@ -61,21 +62,3 @@ def read_benchmark(name: str, section: Mapping[str, Any], family: str = "llava")
     values = dict(section)
     where = f"config.benchmarks.{name}"
     return find(values.pop("kind", None), f"{where}.kind").read(values, where, family)
-
-
-def _modules() -> dict[str, str]:
-    """Kind -> module, of this package's own."""
-    return {
-        module.name: f"{package}.{module.name}"
-        for package in _PACKAGES
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
-    }
-
-
-def _first_line(module: str) -> str:
-    """The first line of a module's docstring, without importing it."""
-    specification = importlib.util.find_spec(module)
-    assert specification is not None
-    assert specification.origin is not None
-    tree = ast.parse(Path(specification.origin).read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")

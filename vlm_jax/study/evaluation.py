@@ -1,0 +1,272 @@
+"""An evaluation: arms measured on benchmarks and compared, written and printed.
+
+The jobs `evaluate` and `sweep` share it.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_jax import terminal
+from vlm_jax.evals.base import Suite
+from vlm_jax.evals.comparison import Comparison, compare, statistics_of
+from vlm_jax.evals.power import foresight
+from vlm_jax.evals.protocol import parts_of
+from vlm_jax.evals.results import Results, protocol_hash, write_json
+from vlm_jax.evals.statistics import Interval, bootstrap_all
+from vlm_jax.evals.tallies import TallyTable
+from vlm_jax.files import replace_file
+from vlm_jax.made import made
+from vlm_jax.parallel import processes
+from vlm_jax.report.comparison import comparison_tables, published_table
+from vlm_jax.report.examples import examples_section, read_items
+from vlm_jax.report.page import comparison_page
+from vlm_jax.report.tables import Section, Table, write_reports
+from vlm_jax.report.verdict import verdicts
+from vlm_jax.study.arms import Arm, pair_controls, slug
+from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import provenance
+from vlm_jax.study.say_less import SayLess
+from vlm_jax.study.session import Measured, Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        arms: the rows, the source as it is first.
+        measured: tallies and edits.
+        comparison: of the arms.
+        results: benchmark -> arm -> result document.
+    """
+
+    arms: Sequence[Arm]
+    measured: Measured
+    comparison: Comparison
+    results: Mapping[str, Mapping[str, Results]]
+
+    @property
+    def as_it_is(self) -> str:
+        """The name of the first arm, the source as it is."""
+        return self.arms[0].name
+
+    @property
+    def sizes(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Arm -> certificate summary, one a draw."""
+        planned = self.measured.planned
+        return {
+            arm.name: [planned[edit].sizes for edit in arm.edits] for arm in self.arms if arm.edits
+        }
+
+    def document(self) -> dict[str, Any]:
+        """The comparison as JSON, with what every arm is.
+
+        How many programs were compiled is not part of it: a run that goes on after a kill compiles
+        others, and its files are those of an undisturbed one.
+        """
+        document = self.comparison.document()
+        for arm in self.arms:
+            entry = document["arms"][arm.name]
+            if arm.acts:
+                entry["seeds"] = [draw.seed for draw in arm.draws]
+            if arm.edits:
+                entry["edit"] = dataclasses.asdict(arm.edits[0])
+                entry["matched_quantities"] = [dict(sizes) for sizes in self.sizes[arm.name]]
+            if arm.methods:
+                entry["methods"] = [dict(method) for method in arm.methods]
+                entry["acted"] = list(self.measured.acted.get(arm.name, ()))
+        document["failures"] = {
+            name: dict(found) for name, found in self.measured.failures.items() if found
+        }
+        return document
+
+
+def evaluate(
+    request: Request,
+    session: Session,
+    benchmarks: Mapping[str, Suite],
+    arms: Sequence[Arm],
+    say_less: SayLess | None,
+    workdir: pathlib.Path,
+    title: str = "arms beside their controls",
+) -> Evaluation:
+    """Measures and compares arms, writes everything to `workdir` and prints the tables.
+
+    Args:
+        request, session, benchmarks, arms, say_less, workdir: see `Session.measure`.
+        title: of the report, behind the model's name.
+    """
+    found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
+    tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
+    published = published_table(found.comparison, request.config.get("published", {}))
+    tables += [published] if published is not None else []
+    tables += failure_tables(found.measured.failures)
+    if processes.primary():
+        _publish(request, workdir, found, tables, title, _examples(workdir, benchmarks, arms))
+    show(tables, found.measured)
+    for verdict in verdicts(found.comparison):
+        print(terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
+    print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
+    return found
+
+
+def failure_tables(failures: Mapping[str, Mapping[str, str]]) -> list[Table]:
+    """The items that could not be read, if any; they are left out of all arms."""
+    rows = [[name, key, why] for name, found in failures.items() for key, why in found.items()]
+    notes = ["Left out of every arm, so that all arms answer the same items."]
+    headers = ["benchmark", "item", "reason"]
+    return [Table("Items that could not be read", headers, rows, notes)] if rows else []
+
+
+def show(tables: Sequence[Table], measured: Measured) -> None:
+    """Prints tables, and how many programs were compiled."""
+    for table in tables:
+        print(f"\n{table.text()}")
+    print(f"\n{measured.compiled}")
+
+
+def compare_arms(
+    request: Request,
+    session: Session,
+    benchmarks: Mapping[str, Suite],
+    arms: Sequence[Arm],
+    say_less: SayLess | None,
+    workdir: pathlib.Path,
+) -> Evaluation:
+    """Measures and compares arms; writes each arm's answers and results."""
+    config = request.config
+    if len(arms) > 1 and processes.primary():
+        print("\n".join(foresight(name, one) for name, one in benchmarks.items()))
+    measured = session.measure(benchmarks, arms, workdir, say_less)
+    comparison = compare(
+        measured.tables,
+        {
+            name: benchmark.metrics(measured.tables[arms[0].name][name][0].totals())
+            for name, benchmark in benchmarks.items()
+        },
+        sweep=measured.sweep,
+        controls=pair_controls(arms),
+        draws=config.bootstrap_draws,
+        seed=config.seed,
+    )
+    results = _write_arms(request, benchmarks, arms, measured, comparison, workdir)
+    return Evaluation(arms, measured, comparison, results)
+
+
+def _write_arms(
+    request, benchmarks, arms: Sequence[Arm], measured: Measured, comparison: Comparison, workdir
+) -> dict[str, dict[str, Results]]:
+    """Returns the arms' results; process 0 writes them beside the answers of every draw."""
+    results: dict[str, dict[str, Results]] = {name: {} for name in benchmarks}
+    options = {"draws": request.config.bootstrap_draws, "seed": request.config.seed}
+    for arm, row in zip(arms, comparison.arms):
+        for name, benchmark in benchmarks.items():
+            tables = measured.tables[arm.name][name]
+            failed = len(measured.failures.get(name, {}))
+            describe = _Describe(request, benchmark, arm, measured.generation, failed)
+            entry = describe.results(row.levels[name], row.changes.get(name, {}), tables)
+            results[name][arm.name] = entry
+            if not processes.primary():
+                continue
+            folder = workdir / slug(name)
+            entry.write(folder / slug(arm.name) / "results.json")
+            for answered, place in zip(measured.answered[arm.name][name], arm.folders()):
+                answered.write_items(folder / place / "items.jsonl", measured.failures[name])
+            if arm.is_random:
+                statistics = statistics_of(benchmark.metrics(tables[0].totals()))
+                for table, place in zip(tables, arm.folders()):
+                    levels = bootstrap_all(statistics, table, **options)
+                    describe.results(levels, {}, [table]).write(folder / place / "results.json")
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Describe:
+    """What every result of an arm on a benchmark carries."""
+
+    request: Request
+    benchmark: Suite
+    arm: Arm
+    generation: Mapping[str, Any]
+    failed: int = 0
+
+    def results(
+        self,
+        metrics: Mapping[str, Interval],
+        differences: Mapping[str, Interval],
+        tables: Sequence[TallyTable],
+    ) -> Results:
+        """Returns the results of an arm; counts are summed over its draws."""
+        found = provenance(self.request.config)
+        counts: dict[str, int] = {}
+        for table in tables:
+            for field, count in table.totals().items():
+                counts[field] = counts.get(field, 0) + count
+        notes = [f"Metrics are means over {len(tables)} draws."] if len(tables) > 1 else []
+        if self.failed:
+            notes.append(f"{self.failed} items could not be read and are left out of all arms.")
+        notes += self.benchmark.notes()
+        known = self.benchmark.metrics(counts)
+        protocol = parts_of({**self.benchmark.protocol(), **self.generation})
+        edits = [dataclasses.asdict(edit) for edit in self.arm.edits[:1]]
+        arm = {"arm": self.arm.name, "edit_of_arm": edits[0] if edits else None}
+        if self.arm.methods:
+            arm["methods_of_arm"] = [dict(method) for method in self.arm.methods]
+        return Results(
+            benchmark=self.benchmark.name,
+            metrics=metrics,
+            counts=counts,
+            n=len(tables[0].ids),
+            differences=differences,
+            units={name: metric.unit for name, metric in known.items() if metric.plain},
+            hidden=tuple(name for name, metric in known.items() if not metric.shown),
+            config={**found["config"], "source": str(self.request.source), **arm},
+            versions=found["versions"],
+            seeds={**found["seeds"], "bootstrap": self.request.config.seed},
+            device=found["device"],
+            protocol=protocol_hash(protocol),
+            protocol_parts=protocol,
+            notes=tuple(notes),
+        )
+
+
+def _publish(
+    request: Request,
+    workdir: pathlib.Path,
+    found: Evaluation,
+    tables: Sequence[Table],
+    title: str,
+    examples: Sequence[Section],
+) -> None:
+    """Writes the top `results.json` and `answers.jsonl`, `report.md` and `report.html`."""
+    first = next(iter(found.results))
+    own = found.as_it_is
+    entry = found.results[first][own]
+    everything = {
+        name: {arm: result.document() for arm, result in entries.items()}
+        for name, entries in found.results.items()
+    }
+    comparison = found.document()
+    top = {**entry.document(), "arm": own, "all": everything, "comparison": comparison}
+    top["made"] = made()
+    write_json(workdir / "results.json", top)
+    answers = (workdir / slug(first) / slug(own) / "answers.jsonl").read_bytes()
+    replace_file(workdir / "answers.jsonl", answers)
+    title = f"{request.need('source').name}: {title}"
+    text = comparison_page(title, found.comparison, tables, entry, examples)
+    write_reports(workdir, title, tables, text)
+
+
+def _examples(
+    workdir: pathlib.Path, benchmarks: Mapping[str, Suite], arms: Sequence[Arm]
+) -> list[Section]:
+    """The examples of every benchmark with all arms' answers, of random ones the first draw."""
+    sections = []
+    for name, suite in benchmarks.items():
+        places = {arm.name: workdir / slug(name) / arm.folders()[0] for arm in arms}
+        rows = {arm: read_items(place / "items.jsonl") for arm, place in places.items()}
+        section = examples_section(name, suite, rows)
+        sections += [] if section is None else [section]
+    return sections
