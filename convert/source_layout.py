@@ -18,7 +18,7 @@ from convert.shards import INDEX, SINGLE, read_weight_map
 from convert.table import Binding
 from vlm_jax.checkpoint import TensorInfo
 from vlm_jax.errors import CheckpointError
-from vlm_jax.foreign import parse_json, plain_name
+from vlm_jax.foreign import parse_json, plain_name, utf8
 
 SHARD_BYTES = 5 * 10**9
 
@@ -76,7 +76,7 @@ def from_json(text: bytes, where: str) -> SourceLayout:
         plain_name(name, where, ".safetensors")
     if len({name.casefold() for name in fields.files}) != len(fields.files):
         raise CheckpointError(f"{where} names files that differ in upper and lower case alone.")
-    files = {n: parse_header(_encoded(t, where), f"{where}: {n}") for n, t in fields.files.items()}
+    files = {n: parse_header(utf8(t, where), f"{where}: {n}") for n, t in fields.files.items()}
     entries = [entry for header in files.values() for entry in header.entries.values()]
     sizes = {entry.name: entry.stop - entry.start for entry in entries}
     if len(sizes) != len(entries):
@@ -85,7 +85,7 @@ def from_json(text: bytes, where: str) -> SourceLayout:
     for name, raw in buffers.items():
         if len(raw) != sizes.get(name):
             raise CheckpointError(f"{where} has {len(raw)} bytes of tensor {name!r}, not its size.")
-    index = None if fields.index is None else _encoded(fields.index, where)
+    index = None if fields.index is None else utf8(fields.index, where)
     if index is not None:
         weight_map = read_weight_map(index, f"{where}: {INDEX}")
         if not files.keys() >= set(weight_map.values()):
@@ -93,13 +93,6 @@ def from_json(text: bytes, where: str) -> SourceLayout:
     elif files.keys() != {SINGLE}:
         raise CheckpointError(f"{where} has no {INDEX}, without which {SINGLE} must be the file.")
     return SourceLayout(files, index, buffers)
-
-
-def _encoded(text: str, where: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise CheckpointError(f"{where} holds half of a surrogate pair: no text.") from None
 
 
 def _decoded(text: str, name: str, where: str) -> bytes:

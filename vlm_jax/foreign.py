@@ -150,6 +150,23 @@ def _refuse_infinite(found: Any, where: str, error: type[UserError]) -> None:
             stack += value
 
 
+def utf8(text: str, where: str, error: type[UserError] = CheckpointError) -> bytes:
+    """Returns a string's bytes in UTF-8.
+
+    JSON and file names may hold "\\ud83d" alone, half of the pair that stands for one character.
+
+    Raises:
+        UserError: of class `error`, naming `where`: the string has half of a surrogate pair.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as failure:
+        raise error(
+            f"{where} holds {text[failure.start]!r} (character {failure.start}), half of a "
+            "surrogate pair, which is no text."
+        ) from None
+
+
 def plain_name(
     name: Any, where: str, suffix: str = "", error: type[UserError] = CheckpointError
 ) -> str:

@@ -13,6 +13,7 @@ from vlm_jax.errors import AnswersError, ConfigError, PromptError, UserError
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
 from vlm_jax.jobs import evaluate, generate
+from vlm_jax.study.prompts import read_requests
 from vlm_jax.study.request import Request
 
 
@@ -182,7 +183,7 @@ def test_too_many_new_tokens_are_cut_with_a_word(ask, caplog):
         ('{"prompt": 3}', "needs a text 'prompt', not 3"),
         ('{"images": []}', "needs a text 'prompt', not None"),
         ('{"prompt": "a", "id": [1]}', "as 'id', not [1]"),
-        (r'{"prompt": "\ud800"}', "no valid Unicode"),
+        (r'{"prompt": "\ud800"}', "half of a surrogate"),
         ("[" * 100_000, "nested too deeply"),
         ("3", "Expected"),
     ],
@@ -190,7 +191,7 @@ def test_too_many_new_tokens_are_cut_with_a_word(ask, caplog):
 def test_what_is_wrong_with_a_request_is_said(tmp_path, row, message):
     path = tmp_path / "requests.jsonl"
     path.write_text('\ufeff{"prompt": "a\u2028b", "image": "x.png"}\r\n' + row)
-    (example,), malformed = generate.read_requests(str(path), "", [])
+    (example,), malformed = read_requests(str(path), "", [])
     assert example.images == (tmp_path / "x.png",)
     assert example.prompt == "a\u2028b"
     assert message in malformed["line 2"]
@@ -199,7 +200,7 @@ def test_what_is_wrong_with_a_request_is_said(tmp_path, row, message):
 def test_a_request_may_hold_several_turns(tmp_path):
     path = tmp_path / "requests.jsonl"
     path.write_text('{"prompt": ["a", "b", "c"]}\n{"prompt": ["a", 5]}\n{"prompt": []}')
-    (example,), malformed = generate.read_requests(str(path), "", [])
+    (example,), malformed = read_requests(str(path), "", [])
     assert example.prompt == ["a", "b", "c"]
     assert sorted(malformed) == ["line 2", "line 3"]
     assert "needs texts as turns" in malformed["line 2"]
@@ -221,4 +222,4 @@ def test_a_request_file_without_distinct_requests_is_refused(tmp_path, content, 
     path = tmp_path / "requests.jsonl"
     path.write_text(content)
     with pytest.raises(PromptError, match=message):
-        generate.read_requests(str(path), "", [])
+        read_requests(str(path), "", [])

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from vlm_jax.errors import CheckpointError
 from vlm_jax.files import MARK, clear_leftovers, is_own_folder, links_in, partial_name
+from vlm_jax.foreign import utf8
 
 _MARKS = re.compile(r"vlm_jax \S+\n")
 
@@ -207,10 +208,7 @@ def _absolute(
     target: str | os.PathLike[str], source: str | os.PathLike[str] | None
 ) -> pathlib.Path:
     name = os.fspath(target)
-    try:
-        name.encode()  # the storage library takes no other names
-    except UnicodeEncodeError:
-        raise CheckpointError(f"the target's name {name!r} is not UTF-8; name another.") from None
+    utf8(name, f"the target's name {name!r}")  # the storage library takes no other names
     if "\0" in name:
         raise CheckpointError(f"the target's name {name!r} has a zero byte; name another.")
     target = pathlib.Path(os.path.abspath(target))

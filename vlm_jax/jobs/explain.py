@@ -20,7 +20,6 @@ from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.explaining import Subject, find, names
 from vlm_jax.files import replace_file
-from vlm_jax.jobs.generate import read_requests
 from vlm_jax.progress import Progress
 from vlm_jax.report.contributions import Support, sections
 from vlm_jax.report.contributions import table as shares_table
@@ -28,6 +27,7 @@ from vlm_jax.report.page import page
 from vlm_jax.settings import one_of, plain, read, refuse_unknown, setting, whole
 from vlm_jax.study.chunks import Chunks
 from vlm_jax.study.fingerprint import fingerprint
+from vlm_jax.study.prompts import read_requests
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_identity, generation_settings, load_model, provenance
 

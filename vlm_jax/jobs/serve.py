@@ -10,7 +10,6 @@ from vlm_jax.api import VLM
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.errors import ConfigError
-from vlm_jax.jobs.generate import EDIT, treated
 from vlm_jax.methods import methods
 from vlm_jax.serving.batcher import Arms, Batcher
 from vlm_jax.serving.chat import refuse_files
@@ -18,6 +17,7 @@ from vlm_jax.settings import number, plain, read, setting, text, whole
 from vlm_jax.study.arms import ArmReader, plan_edits
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import load_model
+from vlm_jax.study.treated import EDIT, treated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vlm_jax.errors import CheckpointError, PromptError
-from vlm_jax.foreign import read_bytes, read_json
+from vlm_jax.foreign import read_bytes, read_json, utf8
 from vlm_jax.processing.templates import TemplateError, renderer
 
 _MAX_TEMPLATE_BYTES = 1 << 20
@@ -16,21 +16,6 @@ _PROBE = "probe of the template"
 
 Turns = str | Sequence[str]
 """What a sample asks: the user's words, or several turns that begin and end with the user's."""
-
-
-def check_text(text: str, where: str) -> None:
-    """Refuses a string that is no text: one with half of a surrogate pair in it.
-
-    Raises:
-        PromptError: naming `where` and the character.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{where} holds {text[error.start]!r} (character {error.start}), half of a surrogate "
-            "pair, which is no text."
-        ) from None
 
 
 class _Template(msgspec.Struct):
@@ -118,7 +103,7 @@ class Chat:
         if not all(one.strip() for one in turns):
             raise PromptError(f"{where} is empty; a prompt needs at least one word.")
         for words in (*turns, system):
-            check_text(words, where)
+            utf8(words, where, PromptError)
         placed = sum(one.count(self._image_token) for one in turns)
         if placed and placed != images:
             raise PromptError(

@@ -13,9 +13,10 @@ from vlm_jax.batch import Array, Batch
 from vlm_jax.config import DynamicTilesConfig, VLMConfig, read_config
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.families import Family, find
+from vlm_jax.foreign import utf8
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.buckets import bucket
-from vlm_jax.processing.chat import Chat, Turns, check_text, read_template
+from vlm_jax.processing.chat import Chat, Turns, read_template
 from vlm_jax.processing.cutters import Extent, Patches
 from vlm_jax.processing.images import (
     MAX_IMAGE_PIXELS,
@@ -129,7 +130,7 @@ class Processor:
 
         The beginning of sequence is added unless the text begins with it.
         """
-        check_text(text, "The templated text")
+        utf8(text, "The templated text", PromptError)
         text = self._family.written(text, self.image_token)
         return self._family.encode(self.tokenizer, text, self.image_token, self._image_id)
 
@@ -212,7 +213,7 @@ class Processor:
         for text, answer in zip(texts, answers):
             row = self.encode(text)
             if isinstance(answer, str):
-                check_text(answer, "An answer")
+                utf8(answer, "An answer", PromptError)
                 answer = self.tokenizer.encode(answer, add_special_tokens=False)
             starts.append(len(answer))
             rows.append(([*row, *map(int, answer)], self.words(text)))
