@@ -74,6 +74,10 @@ def get_config() -> ConfigDict:
     config.control_draws = 19  # seeds of a random control that does not say; 19 allow a p of .05
     config.bootstrap_draws = 2000
 
+    # Layouts of other harnesses in which `evaluate` and `score` write the answers too, each in a
+    # folder of its name beside items.jsonl: lmms_eval, vlmevalkit.
+    config.export = ()
+
     # What a paper reports, beside ours in a table: benchmark -> arm -> metric -> percent (or the
     # metric's unit) in `values`, and where they are from in `source`.
     config.published = ConfigDict()

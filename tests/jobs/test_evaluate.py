@@ -42,6 +42,18 @@ def test_every_arm_of_every_benchmark_has_its_metrics_and_differences(top):
     assert top["all"]["pope"]["edited"]["metrics"]["accuracy"]["value"] == 1
 
 
+def test_every_arm_has_its_answers_in_the_layout_asked_for(job, config):
+    config.export, config.benchmarks = ("lmms_eval",), {"pope": {"kind": "fake_pope"}}
+    config.arms, config.frontier.biases = {"edited": {}}, ()
+    folder = job(evaluate.run) / "pope"
+    for arm in ("unedited", "edited"):
+        own = (folder / arm / "answers.jsonl").read_text().splitlines()
+        made = (folder / arm / "lmms_eval" / "samples_pope.jsonl").read_text().splitlines()
+        assert [json.loads(row)["resps"][0][0] for row in made] == [
+            json.loads(row)["text"] for row in own
+        ]
+
+
 def test_the_gap_is_read_off_the_frontier_at_equal_recall(top):
     arms = top["comparison"]["arms"]
     points = [

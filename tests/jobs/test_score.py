@@ -1,11 +1,13 @@
 """The score job: CHAIR's words and POPE's parser as a config says."""
 
+import dataclasses
 import json
 
 import pytest
 
 from configs import base
 from vlm_jax.errors import ConfigError
+from vlm_jax.evals.score import score as score_files
 from vlm_jax.jobs import score
 from vlm_jax.study.request import Request
 
@@ -41,6 +43,18 @@ def test_the_words_are_those_of_the_file(asked, capsys):
     asked.config.score.double_words = str(asked.workdir / "none.json")
     assert found(asked)["metrics"]["C_S"]["value"] == 0  # a hot dog is a dog without the rule
     assert "C_S" in capsys.readouterr().out
+
+
+def test_answers_come_in_the_layouts_of_other_harnesses_too(asked):
+    asked.config.export = ("lmms_eval", "vlmevalkit")
+    own = found(asked)
+    again = dataclasses.replace(asked, workdir=None)
+    for name in ("lmms_eval/samples_coco_cap_chair.jsonl", "vlmevalkit/answers_COCO_VAL.xlsx"):
+        read = score_files(asked.workdir / name, list(again.truth)).results
+        assert read.metrics["C_S"].value == own["metrics"]["C_S"]["value"]
+    asked.config.export = "lmms"
+    with pytest.raises(ConfigError, match="config.export must list some of lmms_eval, vlmevalkit"):
+        found(asked)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,13 @@ def _named(suite: Suite, rows: list[Record], keys: Keys) -> list[tuple[Any, Reco
 def _by_order(
     rows: list[Record], examples: Mapping[Any, Example], path: Path
 ) -> list[tuple[Any, Record]]:
-    """Rows of a question and an answer without ids, in the order of the truth (RUCAIBox's form)."""
+    """Rows of a question and an answer without ids, in the order of the truth (RUCAIBox's form).
+
+    lmms-eval's samples say by "doc_id" which row of the truth theirs is, and what was asked by
+    "input".
+    """
+    if all("doc_id" in row.fields for row in rows):
+        return _by_place(rows, list(examples.values()))
     asked = [one for one in examples.values() if "question" in one.meta]
     if not asked or not all("question" in row.fields for row in rows):
         raise rows[0].error(
@@ -141,12 +147,35 @@ def _by_order(
         )
     for row, example in zip(rows, asked):
         question = str(row.fields["question"]).strip()
-        if not question.startswith(example.meta["question"].strip()):
-            raise row.error(
-                f"question {shorten(question)} is not the truth's "
-                f"{shorten(example.meta['question'])}; rows without ids must be in its order"
-            )
+        _same_question(row, example, question.startswith(example.meta["question"].strip()))
     return [(example.id, row) for row, example in zip(rows, asked)]
+
+
+def _by_place(rows: list[Record], examples: list[Example]) -> list[tuple[Any, Record]]:
+    """Rows by the place in the truth that their "doc_id" names, from 0 on."""
+    found = []
+    for row in rows:
+        place = row.fields["doc_id"]
+        if not isinstance(place, int) or not 0 <= place < len(examples):
+            raise row.error(
+                f"doc_id {shorten(place)} is no row of the truth, which has {len(examples)}; name "
+                "the truth that was asked"
+            )
+        example, said = examples[place], row.fields.get("input")
+        if isinstance(said, str) and "question" in example.meta:
+            row = row._replace(fields={**row.fields, "question": said})
+            _same_question(row, example, str(example.meta["question"]).strip() in said)
+        found.append((example.id, row))
+    return found
+
+
+def _same_question(row: Record, example: Example, same: bool) -> None:
+    """Refuses a row whose question is not the truth's at its place."""
+    if not same:
+        raise row.error(
+            f"question {shorten(row.fields['question'])} is not the truth's "
+            f"{shorten(example.meta['question'])}; rows without ids must be in its order"
+        )
 
 
 def _text(row: Record, wanted: tuple[str, ...], sure: bool, numbers: bool) -> str:

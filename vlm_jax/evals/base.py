@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.evals.records import Record
+from vlm_jax.evals.records import MAX_DIGITS, Record
+from vlm_jax.evals.sheets import ANSWERS
 from vlm_jax.evals.tallies import Statistic, Totals
 from vlm_jax.settings import read, setting, text, whole
 
@@ -143,6 +144,8 @@ class Suite:
             all of its rows.
         numbers_are_text: whether an answer in a file may be a number, or nothing.
         whole_items: whether an item counts only if all of its examples were answered.
+        harness_names: harness -> what it calls the benchmark.
+        sheet_names: field of `document` -> VLMEvalKit's column, where they differ.
         malformed: rows of the question file that could not be read -> what is wrong with them.
     """
 
@@ -150,14 +153,12 @@ class Suite:
     Settings: ClassVar[Any] = SuiteSettings
     truth: ClassVar[str] = "truth"
     answer_key: ClassVar[str] = "text"
-    answer_keys: ClassVar[tuple[str, ...]] = (
-        *("prediction", "model_prediction", "response", "output", "answer", "caption", "text"),
-    )
-    sure_keys: ClassVar[tuple[str, ...]] = (
-        *("prediction", "model_prediction", "response", "output"),
-    )
+    answer_keys: ClassVar[tuple[str, ...]] = (*ANSWERS, "answer", "caption", "text")
+    sure_keys: ClassVar[tuple[str, ...]] = ANSWERS
     numbers_are_text: ClassVar[bool] = False
     whole_items: ClassVar[bool] = False
+    harness_names: ClassVar[Mapping[str, str]] = {}
+    sheet_names: ClassVar[Mapping[str, str]] = {}
     malformed: Mapping[str, str] = {}
     _examples: Sequence[Example] = ()
 
@@ -244,6 +245,16 @@ class Suite:
         """The line of `answers.jsonl` for an answer, in the form that `score` reads back."""
         return {"question_id": example.id, "prompt": example.prompt, self.answer_key: answer}
 
+    def document(self, example: Example) -> dict[str, Any]:
+        """What a harness's data says of an example, pictures left out, by the harness's names."""
+        asked = str(example.meta.get("question", example.prompt))
+        label = example.meta.get("label", example.meta.get("answer", ""))
+        return {"question_id": example.id, "question": asked, "answer": label}
+
+    def lmms_metrics(self) -> Mapping[str, str]:
+        """Our metric -> lmms-eval's, of those that mean the same as judged here."""
+        return {}
+
     def rules(self) -> dict[str, Any]:
         """What decides a verdict: the parser, the vocabulary; JSON values."""
         return {}
@@ -283,7 +294,8 @@ def row_id(row: Record, keys: Sequence[str] = ID_KEYS) -> int | str:
     for key in keys:
         value = row.fields.get(key)
         if isinstance(value, str) and value.strip():
-            return int(value) if value.isascii() and value.isdigit() else value
+            digits = value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS
+            return int(value) if digits else value
         if isinstance(value, float) and value.is_integer():
             return int(value)
         if isinstance(value, int) and not isinstance(value, bool):

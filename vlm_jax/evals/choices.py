@@ -3,7 +3,7 @@
 import re
 import string
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.final_answer import final, infer_letter, letter
@@ -19,6 +19,7 @@ class ChoiceSuite(QuestionSuite):
     """Questions with lettered options."""
 
     parsers = ("vlmevalkit", "reasoning", "first")
+    sheet_names: ClassVar[Mapping[str, str]] = {"l2_category": "l2-category"}
     layout = (
         "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
     )
@@ -42,6 +43,18 @@ class ChoiceSuite(QuestionSuite):
             "image": str(row.fields.get("data_id", row.fields.get("image_path", "")) or ""),
         }
         return Example(self.identify(row), (), prompt.replace("\n\n", "\n"), meta)
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A question with an option a column."""
+        meta = example.meta
+        named = {"category": meta["category"], "l2_category": meta["axis"]}
+        return {
+            "index": example.id,
+            "question": meta["question"],
+            **meta["options"],
+            "answer": meta["label"],
+            **{name: value for name, value in named.items() if value},
+        }
 
     def item(self, example: Example) -> Any:
         """The image where rows name one, else the question."""

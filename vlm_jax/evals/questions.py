@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Suite, SuiteSettings, paths
 from vlm_jax.evals.pictures import EMBEDDED, embedded, find_images
-from vlm_jax.evals.records import Record, read_rows, some
+from vlm_jax.evals.records import Record, read_rows, shorten, some
 from vlm_jax.settings import setting, text
 
 
@@ -102,6 +102,18 @@ def need(row: Record, *keys: str) -> Any:
             return row.fields[key]
     have = ", ".join(map(repr, row.fields)) or "nothing"
     raise row.error(f"needs a field {' or '.join(map(repr, keys))}, has {have}")
+
+
+def need_list(row: Record, key: str) -> list[Any]:
+    """A field that is a list, or absent: then an empty one.
+
+    Raises:
+        AnswersError: it is something else.
+    """
+    found = row.fields.get(key)
+    if found is not None and not isinstance(found, list):
+        raise row.error(f"{key} must be a list, found {shorten(found)}")
+    return found or []
 
 
 def _with_files(examples: Sequence[Example], folder: str) -> tuple[Example, ...]:

@@ -27,6 +27,9 @@ _BLANK = re.compile(r"\s*")
 _BETWEEN = re.compile(r"[\s,]*")
 
 
+MAX_DIGITS = 18
+"""Digits of an id that is a number; more are a name."""
+
 MAX_BYTES = 1 << 30
 """What a file may hold, unpacked; COCO's largest annotation file has 0.45 GiB."""
 
@@ -297,19 +300,23 @@ def _unwrapped(row: Record) -> Sequence[Record]:
 
 
 def _flat(row: Record) -> Record:
-    """A row without what is absent (null cells of tables stay out already); lmms-eval's flat."""
+    """A row of an lmms-eval sample file with its answer as "response"; other rows as they are.
+
+    What it is about stands in "doc", or, as newer versions leave that out, in a metric's entry;
+    where neither says, "doc_id" is its place in the data and "input" what was asked.
+    """
     fields = row.fields
-    answers = fields.get("filtered_resps", fields.get("resps"))
-    if not isinstance(answers, list) or not answers or "doc_id" not in fields:
+    answer = fields.get("filtered_resps", fields.get("resps"))
+    if answer is None or "doc_id" not in fields:
         return row
-    answer = answers[0]
     while isinstance(answer, list) and answer:
         answer = answer[0]
-    document = fields.get("doc")
-    document = document if isinstance(document, dict) else {}
-    known = {key: document[key] for key in _IDENTITY if document.get(key) is not None}
-    known.setdefault("id", fields["doc_id"])
-    return row._replace(fields={**known, "response": answer})
+    known: dict[str, Any] = {}
+    for about in (fields.get("doc"), *fields.values()):
+        if isinstance(about, dict) and not known:
+            known = {key: about[key] for key in _IDENTITY if about.get(key) is not None}
+    kept = {key: fields[key] for key in ("doc_id", "input", "split") if key in fields}
+    return row._replace(fields={**kept, **known, "response": answer})
 
 
 def image_id(value: object) -> ImageId:
@@ -332,7 +339,7 @@ def image_id(value: object) -> ImageId:
     if name.lower().endswith(_IMAGE_SUFFIXES):
         name = name.rsplit(".", 1)[0]
     number = _IMAGE_NAME.fullmatch(name)
-    if number:
+    if number and len(number[1]) <= MAX_DIGITS:
         return int(number[1])
     if not name:
         raise ValueError(f"image id {shorten(value)} must be a whole number or a file name")

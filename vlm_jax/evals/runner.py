@@ -110,6 +110,11 @@ class Answered:
         texts = {str(row["id"]): row[self.suite.answer_key] for row in self.rows}
         write_items(os.fspath(path), self.suite, self.judged, texts, without)
 
+    def texts(self, without: Collection[str] = ()) -> dict[Any, str]:
+        """Id -> answer, of those that were judged."""
+        said = {str(row["id"]): row[self.suite.answer_key] for row in self.rows}
+        return {one.example.id: said[key] for key, one in self.judged.items() if key not in without}
+
 
 def run(
     model: AnsweringModel,

@@ -1,18 +1,27 @@
-"""Rows of tables: comma- and tab-separated text, xlsx sheets, parquet. Empty cells are absent."""
+"""Rows of tables: comma- and tab-separated text, xlsx sheets, parquet.
+
+Empty cells are absent, but where a column is of answers: what a model said is then nothing, and no
+other column is to be taken for it.
+"""
 
 import csv
 import io
+import itertools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_jax.errors import AnswersError
 
 _MAX_CELL = 1 << 28  # a picture in base64
-_MAX_SHEET = 1 << 30  # bytes of an unpacked xlsx
+_MAX_SHEET = 1 << 30  # bytes of an unpacked xlsx or parquet file
+_MAX_ROWS = 1 << 20  # as many as Excel has
 
 MME_NAMES = ("image", "question", "answer", "prediction")
+ANSWERS = ("prediction", "model_prediction", "response", "output")
+"""Columns that can only hold what a model said."""
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -69,8 +78,7 @@ def separated_rows(path: Path, text: str, separator: str) -> Rows:
                     "is a cell with the separator in it quoted?"
                 )
             count += 1
-            found = {n: cell for n, cell in zip(names, cells) if cell.strip()}
-            yield reader.line_num, found | more
+            yield reader.line_num, _filled(names, cells) | more
     except csv.Error as error:
         raise AnswersError(f"{path} line {reader.line_num}: {error}") from None
     if not count:
@@ -83,6 +91,22 @@ def _names(path: Path, cells: Any) -> list[str]:
     if len(set(named)) < len(named) or not named:
         raise AnswersError(f"{path} line 1: names of columns must be distinct; found {names}.")
     return names
+
+
+def _filled(names: Sequence[str], cells: Sequence[Any]) -> dict[str, Any]:
+    """The cells of a row by name, less empty ones; an empty answer is "".
+
+    (["index", "hint", "prediction"], [1, None, None]) -> {"index": 1, "prediction": ""}
+    """
+    found = {}
+    for name, cell in itertools.zip_longest(names, cells):
+        if not name:
+            continue
+        if cell is not None and not (isinstance(cell, str) and not cell.strip()):
+            found[name] = cell
+        elif name in ANSWERS:
+            found[name] = ""
+    return found
 
 
 def xlsx_rows(path: Path, content: bytes) -> Rows:
@@ -109,13 +133,17 @@ def xlsx_rows(path: Path, content: bytes) -> Rows:
     names: list[str] | None = None
     try:
         book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-        for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # what it says of its size need not be so
+        for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+            if number > _MAX_ROWS:
+                raise AnswersError(f"{path} says that it has more than {_MAX_ROWS} rows.")
             if all(cell is None for cell in cells):
                 continue
             if names is None:
                 names = _names(path, cells)
             else:
-                yield number, {n: c for n, c in zip(names, cells) if n and c is not None}
+                yield number, _filled(names, cells)
     except AnswersError:
         raise
     except Exception as error:  # whatever its XML reader makes of damaged parts
@@ -136,10 +164,18 @@ def parquet_rows(path: Path, content: bytes) -> Rows:
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        about = file.metadata
+        groups = (about.row_group(place) for place in range(about.num_row_groups))
+        size = sum(group.total_byte_size for group in groups)
+        if about.num_rows > _MAX_ROWS or size > _MAX_SHEET:
+            raise AnswersError(
+                f"{path} unpacks to {about.num_rows} rows of {size} bytes; at most {_MAX_ROWS} and "
+                f"{_MAX_SHEET} are read."
+            )
         for batch in file.iter_batches(batch_size=256):
             for fields in batch.to_pylist():
                 number += 1
-                yield number, {n: cell for n, cell in fields.items() if cell is not None}
+                yield number, _filled(list(fields), list(fields.values()))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())
         raise AnswersError(f"{path} is a parquet file that cannot be read: {text}.") from None

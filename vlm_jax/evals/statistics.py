@@ -101,10 +101,13 @@ def _resample_sums(counts: np.ndarray, draws: int, rng: np.random.Generator) -> 
 
 
 def percentile_interval(value: float, samples: np.ndarray, level: float = LEVEL) -> Interval:
-    """The interval between the tails of some resampled values; without values, no interval."""
+    """The interval between the tails of some resampled values; without values, no interval.
+
+    One value is one that no resample changes, such as a share of what no item has.
+    """
     if not 0 < level < 1:
         raise ValueError(f"an interval's level must lie between 0 and 1, found {level}")
-    if not len(samples):
+    if not np.size(samples):
         return Interval(float(value))
     tail = (1 - level) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])

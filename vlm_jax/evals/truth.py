@@ -310,6 +310,7 @@ def _add_question(row: Record, questions: dict[int | str, Question]) -> None:
     if not label:
         raise row.error(f"label must be 'yes' or 'no', found {value!r}")
     image = row_text(row, ("image_source", "image_path", "image"))
+    row_image_id(row, ("image_source", "image_path", "image"))
     text = row_text(row, ("text", "question"))
     listed = [name.strip() for name in str(row.fields.get("category", "")).split(",")]
     splits = listed if set(listed) <= set(_SPLITS) else [""]

@@ -9,6 +9,7 @@ from vlm_jax import terminal
 from vlm_jax.evals.answers import Keys
 from vlm_jax.evals.audit import audit, by_parser
 from vlm_jax.evals.base import paths
+from vlm_jax.evals.exports import export
 from vlm_jax.evals.results import Results
 from vlm_jax.evals.score import MAX_UNPARSABLE, ScoredFile, score
 from vlm_jax.evals.suites.chair import Chair
@@ -85,6 +86,9 @@ def run(request: Request) -> None:
         revised = score(answers, chosen.revised, kind, allow_extra=True, **options).results
     path = scored.results.write(request.workdir / "results.json")
     items = scored.write_items(request.workdir / "items.jsonl")
+    values = {name: one.value for name, one in scored.results.metrics.items()}
+    name = answers[0].name.split(".")[0]
+    export(request.workdir, scored.suite, scored.texts, values, request.exports, name)
     title = f"Score of {answers[0].name}"
     report = write_audit(scored, revised, request.workdir, title, **resampling)
     print(f"Results: {path}, {items}, {report}")

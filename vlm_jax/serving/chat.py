@@ -89,6 +89,8 @@ def read_chat(body: Any, defaults: DecodeSettings) -> ChatRequest:
     system, turns, images = _read_messages(body.get("messages"))
     asked = {_RENAMED.get(name, name): body[name] for name in (*_RENAMED, *_SETTINGS)
              if body.get(name) is not None}  # fmt: skip
+    if not asked.get("temperature", defaults.temperature):
+        asked = {name: value for name, value in asked.items() if name not in ("top_p", "top_k")}
     if isinstance(asked.get("stop"), str):
         asked["stop"] = (asked["stop"],)
     if system:

@@ -11,6 +11,7 @@ from typing import Any
 from vlm_jax import terminal
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.comparison import Comparison, compare, statistics_of
+from vlm_jax.evals.exports import export
 from vlm_jax.evals.power import foresight
 from vlm_jax.evals.protocol import parts_of
 from vlm_jax.evals.results import Results, protocol_hash, write_json
@@ -172,8 +173,13 @@ def _write_arms(
                 continue
             folder = workdir / slug(name)
             entry.write(folder / slug(arm.name) / "results.json")
-            for answered, place in zip(measured.answered[arm.name][name], arm.folders()):
-                answered.write_items(folder / place / "items.jsonl", measured.failures[name])
+            lost = measured.failures[name]
+            every = zip(measured.answered[arm.name][name], tables, arm.folders())
+            for answered, table, place in every:
+                answered.write_items(folder / place / "items.jsonl", lost)
+                values, texts = benchmark.report(table.totals()), answered.texts(lost)
+                called = slug(arm.name)
+                export(folder / place, benchmark, texts, values, request.exports, called)
             if arm.is_random:
                 statistics = statistics_of(benchmark.metrics(tables[0].totals()))
                 for table, place in zip(tables, arm.folders()):

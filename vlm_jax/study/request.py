@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.evals.exports import layouts
 from vlm_jax.settings import number, one_of, read, setting, whole
 
 DTYPES = ("", "float32", "bfloat16", "float16")
@@ -21,6 +22,7 @@ class RunSettings:
     max_failures: float = setting(0.01, number, low=0)
     control_draws: int = setting(19, whole, low=1, high=100_000)
     bootstrap_draws: int = setting(2000, whole, low=1, high=100_000)
+    export: tuple[str, ...] = setting((), layouts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Request:
         named = [field.name for field in dataclasses.fields(RunSettings)]
         given = {name: self.config[name] for name in named if name in (self.config or ())}
         read(RunSettings, given, "config")
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """Layouts of other harnesses in which answers are written too."""
+        return layouts("config.export", self.config.get("export", ()))
 
     def need(self, name: str) -> Any:
         """Returns a path that the job cannot do without.

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Amber(QuestionSuite):
 
     name = "amber"
     parsers = ("vlmevalkit", "exact", "reasoning")
+    harness_names: ClassVar[Mapping[str, str]] = {"lmms_eval": "amber_g", "vlmevalkit": "AMBER"}
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
@@ -96,6 +97,13 @@ class Amber(QuestionSuite):
     def missing_note(self, count: int) -> str | None:
         """One of the two tasks is often asked alone."""
         return f"{count} queries have no answer and were left out"
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A query, with the words of a caption's image or the label of a question."""
+        meta = example.meta
+        truth = meta["truth"] if meta["kind"] == "generative" else meta["label"]
+        found = {"id": example.id, "image_id": meta["image"], "question": example.prompt}
+        return {**found, "type": meta["kind"], "answer": truth}
 
     def item(self, example: Example) -> Any:
         """The image, where queries name it."""

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals import chair
@@ -105,6 +105,10 @@ class Chair(Suite):
     name = "chair"
     Settings = ChairSettings
     answer_key = "caption"
+    harness_names: ClassVar[Mapping[str, str]] = {
+        "lmms_eval": "coco_cap_chair",
+        "vlmevalkit": "COCO_VAL",
+    }
     answer_keys = ("caption", "prediction", "response", "output", "answer", "text")
 
     def __init__(
@@ -178,6 +182,16 @@ class Chair(Suite):
     def identify(self, row: Record) -> ImageId:
         """The image that a row captions."""
         return row_image_id(row, IMAGE_KEYS)
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """An image with its objects."""
+        objects = sorted(self.truth_objects.objects[example.id])
+        return {"image_id": example.id, "question": example.prompt, "gt_object": objects}
+
+    def lmms_metrics(self) -> Mapping[str, str]:
+        """lmms-eval extracts words by WordNet forms, as variant C does."""
+        names = {"C_S": "coco_cap_chair_s", "C_I": "coco_cap_chair_i", "recall": "coco_cap_recall"}
+        return names if self.vocabulary.variant == "wordnet" else {}
 
     def item(self, example: Example) -> Any:
         """The image."""

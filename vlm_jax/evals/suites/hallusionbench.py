@@ -7,7 +7,7 @@ one, which harnesses ask.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
@@ -37,6 +37,10 @@ class HallusionBench(QuestionSuite):
     Settings = HallusionSettings
     parsers = ("vlmevalkit", "reasoning", "contains_yes")
     whole_items = True
+    harness_names: ClassVar[Mapping[str, str]] = {
+        "lmms_eval": "hallusion_bench_image",
+        "vlmevalkit": "HallusionBench",
+    }
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
@@ -67,10 +71,14 @@ class HallusionBench(QuestionSuite):
         return Example("_".join(parts), (), question, meta)
 
     def identify(self, row: Record) -> str:
-        """Category, subcategory, set, figure and question, apart or joined in "index"."""
+        """Category, subcategory, set, figure and question, apart or joined in "index".
+
+        VLMEvalKit's has one more, behind the subcategory: "VD_chart_1_0_2_1" is "VD_chart_0_2_1".
+        """
         if row.fields.keys() >= set(_KEYS):
             return "_".join(str(row.fields[key]) for key in _KEYS)
-        return str(need(row, "index", "id", "question_id"))
+        parts = str(need(row, "index", "id", "question_id")).split("_")
+        return "_".join(parts[:2] + parts[3:] if len(parts) == 6 else parts)
 
     def item(self, example: Example) -> Any:
         """The set."""
@@ -148,6 +156,20 @@ class HallusionBench(QuestionSuite):
                 of = share(f"{top}@{category}", f"{pair}@{category}")
                 found[f"{name}/{category}"] = Metric(of, shown=False)
         return found
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A question in the fields of the official file."""
+        meta, parts = example.meta, str(example.id).split("_")
+        return {
+            "index": "_".join((*parts[:2], meta["visual_input"], *parts[2:])),
+            **dict(zip(_KEYS, parts)),
+            "l2-category": "_".join(parts[:2]),
+            "visual_input": meta["visual_input"],
+            "question": meta["question"],
+            "gt_answer": str(int(meta["label"] == "yes")),
+            "answer": meta["label"].capitalize(),
+            "filename": meta["image"],
+        }
 
     def rules(self) -> dict[str, Any]:
         """The parser and the subset."""

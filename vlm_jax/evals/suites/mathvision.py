@@ -7,12 +7,12 @@ as text, as a tuple part by part, or as a number to two decimals. Numbers are re
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.final_answer import final
 from vlm_jax.evals.latex import value
-from vlm_jax.evals.questions import QuestionSuite, need
+from vlm_jax.evals.questions import QuestionSuite, need, need_list
 from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, ratio
 
@@ -29,6 +29,10 @@ class MathVision(QuestionSuite):
     name = "mathvision"
     parsers = ("official", "reasoning")
     sure_keys = ("response", "prediction")
+    harness_names: ClassVar[Mapping[str, str]] = {
+        "lmms_eval": "mathvision_test",
+        "vlmevalkit": "MathVision",
+    }
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
@@ -38,7 +42,7 @@ class MathVision(QuestionSuite):
     def example(self, row: Record) -> Example | None:
         """A problem."""
         question = str(need(row, "question"))
-        options = row.fields.get("options") or []
+        options = need_list(row, "options")
         listed = "\n".join(f"({chr(65 + n)}) {option}" for n, option in enumerate(options))
         meta = {
             "question": question,
@@ -50,6 +54,11 @@ class MathVision(QuestionSuite):
         }
         prompt = PROMPT + question + (f"\nChoices:\n{listed}" if listed else "")
         return Example(self.identify(row), (), prompt, meta)
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A problem in the fields of the official file."""
+        named = ("question", "options", "answer", "level", "subject")
+        return {"id": example.id, **{name: example.meta[name] for name in named}}
 
     def item(self, example: Example) -> Any:
         """The problem."""

@@ -8,12 +8,12 @@ own rules find in the whole answer ("rules").
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.final_answer import final, last_number, letter
-from vlm_jax.evals.questions import QuestionSuite, need
-from vlm_jax.evals.records import Record
+from vlm_jax.evals.questions import QuestionSuite, need, need_list
+from vlm_jax.evals.records import Record, shorten
 from vlm_jax.evals.tallies import Totals, ratio
 
 _GROUPS = ("question_type", "answer_type", "task", "language")
@@ -27,6 +27,10 @@ class MathVista(QuestionSuite):
     parsers = ("auto", "extraction", "rules")
     sure_keys = ("extraction", "response", "model_response", "prediction")
     numbers_are_text = True
+    harness_names: ClassVar[Mapping[str, str]] = {
+        "lmms_eval": "mathvista_testmini",
+        "vlmevalkit": "MathVista_MINI",
+    }
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
@@ -38,13 +42,15 @@ class MathVista(QuestionSuite):
         question = str(row.fields.get("query", row.fields.get("question", "")))
         about = row.fields.get("metadata")
         about = about if isinstance(about, dict) else {}
-        choices = row.fields.get("choices") or []
+        choices = need_list(row, "choices")
         precision = row.fields.get("precision")
+        if precision is not None and precision not in range(16):
+            raise row.error(f"precision must be decimals from 0 to 15, found {shorten(precision)}")
         meta = {
             "question": question,
             "choices": [str(choice) for choice in choices],
             "answer": str(need(row, "answer")),
-            "precision": int(precision) if isinstance(precision, int | float) else None,
+            "precision": None if precision is None else int(precision),
             "image": str(row.fields.get("image") or ""),
         }
         for name in _GROUPS:
@@ -54,6 +60,13 @@ class MathVista(QuestionSuite):
     def identify(self, row: Record) -> Any:
         """The problem's number."""
         return str(need(row, "pid", "question_id", "id", "index"))
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A problem in the fields of the official file."""
+        meta = example.meta
+        kept = ("choices", "answer", "precision", *_GROUPS)
+        found = {name: meta[name] for name in kept if meta[name] not in (None, "")}
+        return {"pid": example.id, "question": meta["question"], **found}
 
     def item(self, example: Example) -> Any:
         """The picture, which problems may share."""

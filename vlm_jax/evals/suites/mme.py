@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example, Judged, Metric
@@ -14,10 +14,13 @@ from vlm_jax.evals.yes_no import verdict
 from vlm_jax.settings import setting
 
 HALLUCINATION = ("existence", "count", "position", "color")
-SUBSETS = (
+PERCEPTION = (
     *HALLUCINATION,
-    *("posters", "celebrity", "scene", "landmark", "artwork", "OCR", "commonsense_reasoning"),
-    *("numerical_calculation", "text_translation", "code_reasoning"),
+    *("posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
+)
+SUBSETS = (
+    *PERCEPTION,
+    *("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 )
 
 
@@ -47,6 +50,8 @@ class Mme(QuestionSuite):
     Settings = MmeSettings
     parsers = ("lmms_mme", "vlmevalkit", "reasoning")
     whole_items = True
+    harness_names: ClassVar[Mapping[str, str]] = {"lmms_eval": "mme", "vlmevalkit": "MME"}
+    sheet_names: ClassVar[Mapping[str, str]] = {"question_id": "image_path"}
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
@@ -143,6 +148,21 @@ class Mme(QuestionSuite):
             "unparsable_rate": Metric(lambda t: ratio(t["unparsable"], t["questions"]), "low"),
             "truncated_rate": Metric(lambda t: ratio(t["truncated"], t["questions"]), "low"),
         }
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A row of MME, whose id is its image."""
+        meta = example.meta
+        return {
+            "question_id": meta["image"],
+            "question": meta["question"],
+            "answer": meta["label"].capitalize(),
+            "category": meta["category"],
+        }
+
+    def lmms_metrics(self) -> Mapping[str, str]:
+        """The score is lmms-eval's where all perception subsets are asked by its parser."""
+        every = self.parser == "lmms_mme" and self.chosen.subsets == PERCEPTION
+        return {"score": "mme_perception_score"} if every else {}
 
     def rules(self) -> dict[str, Any]:
         """The parser and the subsets."""

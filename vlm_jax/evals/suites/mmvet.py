@@ -6,7 +6,7 @@ one nothing is scored: results of different judges do not compare.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Judged, Metric
@@ -38,6 +38,7 @@ class MmVet(QuestionSuite):
 
     name = "mmvet"
     Settings = MmVetSettings
+    harness_names: ClassVar[Mapping[str, str]] = {"lmms_eval": "mmvet", "vlmevalkit": "MMVet"}
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
@@ -57,9 +58,15 @@ class MmVet(QuestionSuite):
         meta = {
             "question": question,
             "answer": str(need(row, "answer")),
-            "image": need(row, "imagename"),
+            "image": str(need(row, "imagename")),
         }
         return Example(self.identify(row), (), question, {**meta, "abilities": abilities})
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A question with what it wants and by which capabilities."""
+        meta = example.meta
+        named = {"question": meta["question"], "answer": meta["answer"]}
+        return {"question_id": example.id, **named, "capability": meta["abilities"]}
 
     def identify(self, row: Record) -> Any:
         """The question's name, such as "v1_0"."""

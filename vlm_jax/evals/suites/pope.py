@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_jax.evals import pope
 from vlm_jax.evals.base import Example, Judged, Metric, Suite, SuiteSettings, paths, row_id
@@ -52,6 +52,7 @@ class Pope(Suite):
     name = "pope"
     Settings = PopeSettings
     truth = "questions"
+    harness_names: ClassVar[Mapping[str, str]] = {"lmms_eval": "pope", "vlmevalkit": "POPE"}
 
     def __init__(
         self,
@@ -155,6 +156,26 @@ class Pope(Suite):
             "text": answer,
             "image": example.meta["image"],
         }
+
+    def document(self, example: Example) -> dict[str, Any]:
+        """A row of POPE; the number alone is its id, the category its split."""
+        key, meta = example.id, example.meta
+        split = meta.get("split", "")
+        number = str(key).removeprefix(f"{split}/") if split else key
+        return {
+            "question_id": int(number) if str(number).isdigit() else number,
+            "question": meta["question"],
+            "answer": meta["label"],
+            "image_source": str(meta["image"]),
+            **({"category": split} if split else {}),
+        }
+
+    def lmms_metrics(self) -> Mapping[str, str]:
+        """lmms-eval's figures are those of its own parser; its yes ratio is of the labels."""
+        if self.parser != "lmms" or len(self.splits) > 1:
+            return {}
+        names = {"accuracy": "accuracy", "precision": "precision", "recall": "recall"}
+        return {ours: f"pope_{name}" for ours, name in {**names, "F1": "f1_score"}.items()}
 
     def rules(self) -> dict[str, Any]:
         """The parser."""

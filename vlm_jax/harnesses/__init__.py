@@ -1,0 +1,1 @@
+"""Our models inside the harnesses of others, ONE FILE A HARNESS."""
