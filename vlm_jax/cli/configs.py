@@ -61,12 +61,13 @@ def change(config: ConfigDict, name: str, value: str) -> None:
 
     Sections that are empty in configs/base.py (arms, benchmarks, ...) hold what is named freely, so
     a new name there adds an entry: `arms.mild.method`, "air" gives {"mild": {"method": "air"}}.
+    `score` also takes the settings of any benchmark; its job knows which there are.
 
     Raises:
         ConfigError: the setting is unknown, or the value is none for it.
     """
     *sections, last = name.split(".")
-    free = bool(sections) and sections[0] in _free_sections()
+    free = bool(sections) and sections[0] in ("score", *_free_sections())
     section: Any = config
     for depth, part in enumerate(sections):
         if part not in section and free and depth:

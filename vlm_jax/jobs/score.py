@@ -12,6 +12,7 @@ from vlm_jax.evals.base import paths
 from vlm_jax.evals.exports import export
 from vlm_jax.evals.results import Results
 from vlm_jax.evals.score import MAX_UNPARSABLE, ScoredFile, score
+from vlm_jax.evals.suites import benchmarks, find
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.made import made
@@ -24,7 +25,7 @@ from vlm_jax.report.audit import (
     score_table,
 )
 from vlm_jax.report.tables import write_reports
-from vlm_jax.settings import number, plain, read, setting, switch, text
+from vlm_jax.settings import number, plain, read, refuse_unknown, setting, switch, text
 from vlm_jax.study.request import Request
 
 
@@ -135,7 +136,10 @@ def write_audit(
 def split_section(section: Mapping[str, Any]) -> tuple[ScoreSettings, dict[str, Any]]:
     """The settings of any benchmark, and the benchmark's own."""
     own = {field.name for field in dataclasses.fields(ScoreSettings)}
+    kinds = [find(name).Settings for name in benchmarks()]
+    theirs = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     values = {key: plain(value) for key, value in section.items()}
+    refuse_unknown(values, [*own, *sorted(theirs - own)], "config.score")
     general = {key: value for key, value in values.items() if key in own}
     rules = {key: value for key, value in values.items() if key not in own and value != ""}
     return read(ScoreSettings, general, "config.score"), rules
