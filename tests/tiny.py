@@ -684,7 +684,7 @@ def _weights(model_class, folder, naming, dtype, shards, nested, seed) -> None:
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             value = 0.2 * noise
-        elif parameter.ndim == 1 and "class_embedding" not in name and "newline" not in name:
+        elif parameter.ndim < 2 and "class_embedding" not in name and "newline" not in name:
             value = 1 + 0.2 * noise
         else:
             # Unit-variance outputs, but louder queries and keys, so that attention has preferences.

@@ -155,18 +155,13 @@ def _pre_norm(config: VLMConfig, layer: int) -> bool:
     return vit_of(config).pre_norm
 
 
-def vit_rows(tower: str) -> tuple[Row, ...]:
-    """Returns the rows of a CLIP or SigLIP tower whose names begin with `tower`."""
-    disk, ours = tower + "encoder.layers.{i}.", "vision/layers/{i}/"
-    patch, first = tower + "embeddings.patch_embedding.", tower + "embeddings.class_embedding"
+def block_rows(disk: str, ours: str) -> tuple[Row, ...]:
+    """Returns the rows of a block of CLIP or SigLIP, of either tower.
+
+    Args:
+        disk, ours: what its names on disk and our paths begin with.
+    """
     return (
-        Row(patch + "weight", "vision/patch_de", "d c y x -> d (c y x)"),
-        Row(patch + "bias", "vision/patch_bias_d", "d -> d", when=_patch_bias),
-        Row(first, "vision/class_d", "d -> d", when=_class_token),
-        Row(tower + "embeddings.position_embedding.weight", "vision/positions_pd", "p d -> p d"),
-        # "layrnorm" is how CLIP spells it.
-        Row(tower + "pre_layrnorm.weight", "vision/pre_norm_scale_d", "d -> d", when=_pre_norm),
-        Row(tower + "pre_layrnorm.bias", "vision/pre_norm_bias_d", "d -> d", when=_pre_norm),
         Row(disk + "layer_norm1.weight", ours + "norm1_scale_d", "d -> d"),
         Row(disk + "layer_norm1.bias", ours + "norm1_bias_d", "d -> d"),
         Row(disk + "self_attn.q_proj.weight", ours + "wq_dnh", "(n h) d -> d n h"),
@@ -183,6 +178,22 @@ def vit_rows(tower: str) -> tuple[Row, ...]:
         Row(disk + "mlp.fc1.bias", ours + "b_up_f", "f -> f"),
         Row(disk + "mlp.fc2.weight", ours + "w_down_df", "d f -> d f"),
         Row(disk + "mlp.fc2.bias", ours + "b_down_d", "d -> d"),
+    )
+
+
+def vit_rows(tower: str) -> tuple[Row, ...]:
+    """Returns the rows of a CLIP or SigLIP tower whose names begin with `tower`."""
+    disk, ours = tower + "encoder.layers.{i}.", "vision/layers/{i}/"
+    patch, first = tower + "embeddings.patch_embedding.", tower + "embeddings.class_embedding"
+    return (
+        Row(patch + "weight", "vision/patch_de", "d c y x -> d (c y x)"),
+        Row(patch + "bias", "vision/patch_bias_d", "d -> d", when=_patch_bias),
+        Row(first, "vision/class_d", "d -> d", when=_class_token),
+        Row(tower + "embeddings.position_embedding.weight", "vision/positions_pd", "p d -> p d"),
+        # "layrnorm" is how CLIP spells it.
+        Row(tower + "pre_layrnorm.weight", "vision/pre_norm_scale_d", "d -> d", when=_pre_norm),
+        Row(tower + "pre_layrnorm.bias", "vision/pre_norm_bias_d", "d -> d", when=_pre_norm),
+        *block_rows(disk, ours),
         Row(tower + "post_layernorm.weight", "vision/post_norm_scale_d", "d -> d"),
         Row(tower + "post_layernorm.bias", "vision/post_norm_bias_d", "d -> d"),
     )

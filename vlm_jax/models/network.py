@@ -229,7 +229,7 @@ def _watched(hooks: Hooks | None) -> Watched:
     return Watched() if hooks is None else hooks.watched()
 
 
-def split(model: Network) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Splits a model into its static definition and a flat dict of arrays (or their shapes)."""
     graphdef, state = nnx.split(model)
     flat = {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
@@ -238,6 +238,11 @@ def split(model: Network) -> tuple[nnx.GraphDef, dict[str, Any]]:
 
 def merge(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Network:
     """Puts arrays back into a definition. Cheap: inside jit it runs at trace time only."""
+    return merge_any(graphdef, params)
+
+
+def merge_any(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Any:
+    """Puts arrays back into the definition of any module; see `merge`."""
     flat = [
         (tuple(int(key) if key.isdigit() else key for key in path.split("/")), nnx.Param(array))
         for path, array in params.items()

@@ -5,9 +5,9 @@ One module is CLIP, SigLIP, EVA and InternViT: `VitConfig` says what each has.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from vlm_jax.attention import Segment, attend
+from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Images
 from vlm_jax.config import VitConfig
 from vlm_jax.models.layers import ACTIVATIONS, layer_norm, linear, matrix, ones, weight, zeros
@@ -39,11 +39,19 @@ class VitLayer(nnx.Module):
         self.w_up_fd, self.b_up_f = matrix(rngs, f, d), zeros(f)
         self.w_down_df, self.b_down_d = matrix(rngs, d, f), zeros(d)
 
-    def __call__(self, x_bpd: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        """Maps the states of all patches of each image."""
+    def __call__(
+        self, x_bpd: Float[Array, "B P D"], order_bp: Int[Array, "B P"] | None = None
+    ) -> Float[Array, "B P D"]:
+        """Maps the states of all patches of each image; each sees those of its order or less.
+
+        Args:
+            x_bpd: states.
+            order_bp: of words, which see those before them alone; None: all see all.
+        """
         normed = layer_norm(x_bpd, self.norm1_scale_d[...], self.norm1_bias_d[...], self.eps)
         q_bpnh, k_bnph, v_bnph = self._heads(normed)
-        out = attend(q_bpnh, [Segment(k_bnph, v_bnph)])
+        seen = Visibility(order_bp)
+        out = attend(q_bpnh, [Segment(k_bnph, v_bnph, seen)], None if order_bp is None else seen)
         out = jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...])
         x_bpd = self._add(x_bpd, out, self.bo_d, self.scale1_d)
         normed = layer_norm(x_bpd, self.norm2_scale_d[...], self.norm2_bias_d[...], self.eps)
@@ -97,8 +105,12 @@ class Vit(nnx.Module):
         E is the width of the tower times the number of feature layers. Index 0 of the layers is
         the embedding, after the first norm where there is one, index i the output of layer i.
         """
+        return self.of_patches(images.patches_bgue)
+
+    def of_patches(self, patches_bgue: Float[Array, "B G P C"]) -> Float[Array, "B G M E"]:
+        """Returns features given the patches alone; see `__call__`."""
         c = self.config
-        patches_bgue = images.patches_bgue.astype(self.patch_de[...].dtype)
+        patches_bgue = patches_bgue.astype(self.patch_de[...].dtype)
         batch, groups, count, _ = patches_bgue.shape
         x_bpd = linear(patches_bgue, self.patch_de[...])
         if self.patch_bias_d is not None:

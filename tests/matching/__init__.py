@@ -1,0 +1,1 @@
+"""CLIP, SigLIP and BLIP beside transformers."""

@@ -1,0 +1,161 @@
+"""What a matching model is, and how its weights are read."""
+
+import pathlib
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+import safetensors
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vlm_jax.errors import CheckpointError
+from vlm_jax.families.base import Row
+from vlm_jax.foreign import open_regular, plain_name, read_json
+from vlm_jax.models.network import split
+from vlm_jax.processing.cutters.tiles import tile_patches
+from vlm_jax.processing.folder import read_image_processor, read_tokenizer
+from vlm_jax.processing.images import MAX_IMAGE_PIXELS, ImageSource, image_key, load_image
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class ModelType(msgspec.Struct):
+    """The field of `config.json` that says what a model is."""
+
+    model_type: str
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class Matcher:
+    """How well texts fit an image, by a model of a folder.
+
+    Args:
+        folder: an HF folder: config.json, safetensors, tokenizer and image processor.
+
+    Raises:
+        CheckpointError: a file is missing, broken or of another model.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.tokenizer = read_tokenizer(folder)
+        self.image_processor = read_image_processor(folder)
+        self._last: tuple[Hashable, Any] = (None, None)
+
+    def __call__(self, texts: Sequence[str], image: ImageSource) -> list[float]:
+        """Returns a number for each text, the larger the better it fits."""
+        raise NotImplementedError
+
+    def once(self, image: ImageSource, make: Callable[[], Any]) -> Any:
+        """Returns what is made of an image; of the image before, it is there already."""
+        key = image_key(image, "The image")
+        if key != self._last[0]:
+            self._last = key, make()
+        return self._last[1]
+
+    def patches(self, image: ImageSource, size: int, patch: int) -> Float[Array, "1 1 P E"]:
+        """Returns the normalised patches of an image, row by row.
+
+        Args:
+            image: as the processor takes it.
+            size: side of what the tower sees.
+            patch: side of a patch.
+
+        Raises:
+            CheckpointError: the image processor makes images of another size.
+        """
+        loaded = load_image(image, "The image", MAX_IMAGE_PIXELS)
+        pixels = np.asarray(
+            self.image_processor(images=[loaded], return_tensors="np")["pixel_values"]
+        )
+        if pixels.shape[-2:] != (size, size):
+            raise CheckpointError(
+                f"{self.folder}: preprocessor_config.json makes images of {pixels.shape[-2:]}, but "
+                f"the tower of config.json sees {size} x {size}."
+            )
+        return jnp.asarray(tile_patches(pixels.astype(np.float32), patch).patches_pe)[None, None]
+
+
+def few_rows(count: int) -> int:
+    """Returns the rows that so many texts are padded to: of few sizes, each compiled once."""
+    return max(4, 1 << (count - 1).bit_length())
+
+
+def read_params(
+    folder: pathlib.Path,
+    make: Callable[[], nnx.Module],
+    rows: Sequence[Row],
+    parts: Mapping[str, tuple[int, int]],
+    config: Any = None,
+) -> tuple[nnx.GraphDef, dict[str, jax.Array]]:
+    """Returns a model's definition and its float32 parameters by path.
+
+    Args:
+        folder: holds the safetensors.
+        make: makes the model; called for shapes alone.
+        rows: names on disk and our paths.
+        parts: what paths begin with -> its layers and its heads.
+        config: what the rows' `when` is asked about.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape, naming it.
+    """
+    graphdef, shapes = split(nnx.eval_shape(make))  # type: ignore[arg-type]
+    stored, params = _read_tensors(folder), {}
+    for row in rows:
+        layers, heads = parts.get(row.path.split("/")[0], (0, 0))
+        sizes = {"n": heads, "s": 3}
+        grouped = {
+            name: sizes[name] for name in "ns" if re.search(rf"\([^)]*\b{name}\b", row.pattern)
+        }
+        for layer in range(layers) if "{i}" in row.path else [0]:
+            if row.when is not None and not row.when(config, layer):
+                continue
+            name, path = (text.replace("{i}", str(layer)) for text in (row.name, row.path))
+            if name not in stored:
+                raise CheckpointError(f"{folder} lacks the tensor {name}.")
+            try:
+                array = einops.rearrange(stored[name], row.pattern, **grouped)
+            except einops.EinopsError:
+                array = stored[name]
+            if array.shape != shapes[path].shape:
+                raise CheckpointError(
+                    f"{folder}: the tensor {name} of shape {stored[name].shape} does not fit "
+                    "config.json."
+                )
+            params[path] = jnp.asarray(array)
+    assert params.keys() == shapes.keys(), params.keys() ^ shapes.keys()
+    return graphdef, params
+
+
+def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns all tensors of a folder by name, as float32."""
+    names = [SINGLE]
+    if not (folder / SINGLE).exists():
+        if not (folder / INDEX).exists():
+            raise CheckpointError(f"{folder} has no {SINGLE}.")
+        named = read_json(folder / INDEX, _Index).weight_map.values()
+        names = [
+            plain_name(name, str(folder / INDEX), ".safetensors") for name in dict.fromkeys(named)
+        ]
+    found = {}
+    for name in names:
+        with open_regular(folder / name):
+            pass
+        try:
+            with safetensors.safe_open(folder / name, "flax") as file:
+                keys = file.keys()
+                for key in keys:
+                    found[key] = np.asarray(file.get_tensor(key), np.float32)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error}.") from None
+    return found
