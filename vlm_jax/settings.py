@@ -9,7 +9,7 @@
     read(Choice, {"metrik": "C_S"}, "config.choose")   # config.choose has no setting 'metrik' ...
 
 A check takes the name and the value, and returns the value or raises `ConfigError`: `number`,
-`whole`, `one_of`, `switch`, `text`, or a function of one's own.
+`whole`, `one_of`, `switch`, `text`, `section`, or a function of one's own.
 """
 
 import dataclasses
@@ -139,6 +139,22 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
         listed = ", ".join(repr(word) for word in words)
         raise ConfigError(f"{name} must be one of {listed}, not {value!r}{nearest(value, words)}.")
     return value
+
+
+def section(name: str, value: Any, of: type[T], optional: bool = False) -> T | None:
+    """Returns a section of a section as the dataclass `of`, which `read` makes of a mapping.
+
+    Args:
+        name, value: of the setting.
+        of: the dataclass.
+        optional: None may stand for no section.
+
+    Raises:
+        ConfigError: see `read`.
+    """
+    if isinstance(value, of) or (optional and value is None):
+        return value
+    return read(of, value, name)
 
 
 def switch(name: str, value: Any) -> bool:

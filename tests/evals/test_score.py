@@ -119,7 +119,12 @@ def test_the_protocol_is_of_the_comparison_not_of_the_answers(files, write):
 @pytest.mark.parametrize(
     ("answers", "truth", "suite", "message"),
     [
-        ("captions", "table", "poope", "must be one of .*did you mean 'pope'"),
+        (
+            "captions",
+            "table",
+            "poope",
+            r"config.score.suite: there is no .* 'poope' \(did you mean 'pope'",
+        ),
         ("captions", "questions", "chair", "holds yes/no questions; captions need"),
         ("answers", "table", "pope", "holds objects of images; a file of labelled questions"),
         ("answers", "table", "", "needs a field 'image_id' or 'image'"),

@@ -39,7 +39,7 @@ def test_every_mode_becomes_the_pixels_of_the_reference(llava, tmp_path, mode):
     image.save(path)
     for source in (str(path), image):
         expected = llava.theirs(images=[source], text="<image>", return_tensors="np")
-        batch = llava.ours.batch_texts([[source]], ["<image>"])
+        batch = llava.ours.batch([[source]], ["hi"])
         cells = expected["pixel_values"].reshape(3, 4, 14, 4, 14).transpose(1, 3, 0, 2, 4)
         np.testing.assert_array_equal(batch.images.patches_bgue[0, 0], cells.reshape(16, -1))
 

@@ -63,18 +63,6 @@ def test_decoding_equals_batch_decode_and_stops_at_a_stop_id(request, family):
     assert pair.ours.decode(padded, np.array([len(r) + 1 for r in rows])) == expected
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen"])
-def test_templated_texts_give_the_same_batch(request, family):
-    pair = request.getfixturevalue(family)
-    images, prompts = [[picture(60, 60)] * 2, []], ["what is it?", "hi"]
-    expected = pair.ours.batch(images, prompts)
-    texts = [pair.ours.template(p, len(i)) for p, i in zip(prompts, images)]
-    batch = pair.ours.batch_texts(images, texts)
-    for index in range(2):
-        for name, value in row(expected, index).items():
-            np.testing.assert_array_equal(row(batch, index)[name], value)
-
-
 def test_the_bucket_stops_at_the_longest_prompt_the_model_allows(llava):
     length = llava.ours.batch(None, ["word " * 20]).lengths_b[0]
     batch = llava.ours.batch(None, ["word " * 20], max_length=int(length) + 1)
@@ -125,6 +113,7 @@ def test_mistakes_are_one_clear_error(llava, mistake):
 def test_errors_count_samples_from_where_the_caller_says(llava):
     calls = [
         dict(images=None, prompts=["hi", ""]),
+        dict(images=None, prompts=["hi", "<image>"]),
         dict(images=[[], ["nowhere.png"]], prompts=["hi", "ho"]),
         dict(images=[[], 3], prompts=["hi", "ho"]),
         dict(images=None, prompts=["hi", "word " * 20], length=32),
@@ -132,13 +121,11 @@ def test_errors_count_samples_from_where_the_caller_says(llava):
     for arguments in calls:
         with pytest.raises(PromptError, match=r"^Sample 41"):
             llava.ours.batch(**arguments, first_sample=40)
-    with pytest.raises(PromptError, match=r"^Sample 41"):
-        llava.ours.batch_texts(None, ["hi", "<image>"], first_sample=40)
 
 
-def test_a_templated_text_without_its_placeholder_is_refused(llava):
-    with pytest.raises(PromptError, match=r"Sample 0: its text has 0 <image>.* but 1 image"):
-        llava.ours.batch_texts([[picture(9, 9)]], ["USER: hi ASSISTANT:"])
+def test_a_prompt_with_fewer_placeholders_than_images_is_refused(llava):
+    with pytest.raises(PromptError, match=r"Sample 0: its prompt has 1 <image>.* but 2 image"):
+        llava.ours.batch([[picture(9, 9)] * 2], ["<image> hi"])
 
 
 def _copy(pair, tmp_path):
@@ -208,17 +195,13 @@ def test_stop_ids_that_are_none_are_refused(llava, tmp_path, value):
 def test_half_a_surrogate_pair_is_no_prompt(llava, prompt):
     with pytest.raises(PromptError, match=r"Sample 0: its prompt holds .* half of a surrogate"):
         llava.ours.batch(None, [prompt])
-    with pytest.raises(PromptError, match="half of a surrogate pair"):
-        llava.ours.batch_texts(None, [prompt])
 
 
-def test_a_folder_without_a_template_still_takes_templated_texts(llava, tmp_path):
+def test_a_folder_without_a_template_asks_for_one(llava, tmp_path):
     folder = _copy(llava, tmp_path)
     (folder / "chat_template.jinja").unlink()
-    ours = Processor.from_folder(folder)
-    assert ours.batch_texts([[picture(9, 9)]], ["<image> hi"]).lengths_b[0] > 16
     with pytest.raises(CheckpointError, match="has no chat template"):
-        ours.batch(None, ["hi"])
+        Processor.from_folder(folder).batch(None, ["hi"])
 
 
 def test_the_template_of_an_older_folder_is_found(llava, tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.testbed.words import split_words
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.testbed import language
@@ -51,7 +52,7 @@ def test_pope_asks_right_questions_in_the_models_words(negatives, kind):
     assert len(examples) == 120
     assert sum(example.meta["label"] == "yes" for example in examples) == 60
     for example in examples:
-        name = next(w for w in language.split_words(example.prompt) if w in CLASSES)
+        name = next(w for w in split_words(example.prompt) if w in CLASSES)
         assert example.prompt == language.question(CLASSES.index(name))
         there = present[int(example.meta["image"]), CLASSES.index(name)]
         assert there == (example.meta["label"] == "yes")
@@ -59,7 +60,7 @@ def test_pope_asks_right_questions_in_the_models_words(negatives, kind):
 
 def test_adversarial_questions_about_broken_scenes_ask_for_partners():
     examples = list(TestbedPope("adversarial", "broken", "dev", 30).examples())
-    asked = [next(w for w in language.split_words(e.prompt) if w in CLASSES) for e in examples]
+    asked = [next(w for w in split_words(e.prompt) if w in CLASSES) for e in examples]
     pairs = [(CLASSES.index(a), CLASSES.index(b)) for a, b in zip(asked[::2], asked[1::2])]
     assert sum(partner(a) == b for a, b in pairs) >= 0.9 * len(pairs)
 

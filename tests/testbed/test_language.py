@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 from transformers import AutoTokenizer
 
+from tests.testbed.words import split_words
 from vlm_jax.config import read_config
 from vlm_jax.errors import ConfigError
 from vlm_jax.processing import Processor
@@ -41,7 +42,7 @@ def test_captions_name_what_is_there_larger_first_on_the_whole(scenes):
     texts = language.captions(scenes, "s", 0, SOME)
     areas, places = scenes.areas(), []
     for row, text in enumerate(texts):
-        named = [w for w in language.split_words(text) if w in CLASSES]
+        named = [w for w in split_words(text) if w in CLASSES]
         assert sorted(named) == sorted(CLASSES[c] for c in np.flatnonzero(scenes.present[row]))
         seen = areas[row, [CLASSES.index(name) for name in named]]
         places += [np.argsort(np.argsort(-seen))] if len(named) == 5 else []
@@ -64,7 +65,7 @@ def test_questions_are_half_positive_and_right(scenes):
         assert [answer for _, answer in turns].count("yes") == 2
         firsts.append(turns[0][1])
         for words, answer in turns:
-            name = next(w for w in language.split_words(words) if w in CLASSES)
+            name = next(w for w in split_words(words) if w in CLASSES)
             assert scenes.present[row, CLASSES.index(name)] == (answer == "yes")
             assert words == language.question(CLASSES.index(name))
     assert 0.35 < firsts.count("yes") / len(firsts) < 0.65
@@ -76,7 +77,7 @@ def test_the_tokenizer_round_trips_every_text(tokenizer, scenes):
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in ids
-        words = language.split_words(text)
+        words = split_words(text)
         assert tokenizer.convert_ids_to_tokens(ids) == words
         assert tokenizer.decode(ids) == " ".join(words)
 

@@ -124,12 +124,31 @@ def test_recipes_survive_json_and_refuse_misspellings():
         Recipe.from_mapping({"question_pair": 1})
     with pytest.raises(ConfigError, match=r"recipe\.vision has no setting 'lr'"):
         Recipe.from_mapping({"vision": {"lr": 1}})
-    with pytest.raises(ConfigError, match=r"recipe\.vision is incomplete"):
+    with pytest.raises(ConfigError, match=r"Set recipe\.vision\.batch"):
         Recipe.from_mapping({"vision": {"steps": 1}})
-    with pytest.raises(ConfigError, match="steps"):
-        StageRecipe(steps=0, batch=1, learning_rate=1)
-    with pytest.raises(ConfigError, match="must be positive"):
-        StageRecipe(steps=1, batch=1, learning_rate=0)
+    stage = {"steps": 1, "batch": 1, "learning_rate": 1}
+    wrong: dict[str, Any] = {
+        "steps": 0,
+        "batch": 2.5,
+        "learning_rate": 0,
+        "warmup": "x",
+        "b2": float("nan"),
+    }
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError, match=rf"config\.recipe\.text\.{name} must be a "):
+            Recipe.from_mapping({"text": {**stage, name: value}}, "config.recipe")
+    rules = {
+        "size": "56",
+        "pair_weights": [0.5, 0.2, 0.2],
+        "noise": 2,
+        "p_co": None,
+        "min_object": 0,
+    }
+    for name, value in rules.items():
+        with pytest.raises(ConfigError, match=rf"recipe\.scenes.*{name}"):
+            Recipe.from_mapping({"scenes": {name: value}})
+    with pytest.raises(ConfigError, match=r"recipe\.scenes must be a mapping"):
+        Recipe.from_mapping({"scenes": 3})
     with pytest.raises(ConfigError, match="scenes are 64 pixels wide"):
         Recipe(scenes=SceneRules(size=64))
     with pytest.raises(ConfigError, match="seed must be 0 or more"):

@@ -22,7 +22,7 @@ def run(request: Request) -> None:
         raise ConfigError("The config has no recipe; use --config=configs/train_llava.py.")
     if target.exists():
         raise CheckpointError(f"{target} exists already; remove it or name another target.")
-    recipe = Recipe.from_mapping(config.recipe.to_dict())
+    recipe = Recipe.from_mapping(config.recipe, "config.recipe")
     enable_compile_cache(config.compile_cache)
     workdir = request.workdir or target.with_name(target.name + ".training")
     _make(workdir)

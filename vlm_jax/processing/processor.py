@@ -171,20 +171,6 @@ class Processor:
         rows = [(self.encode(text), self.words(text)) for text in texts]
         return self._batch(images, rows, length, groups, max_length, first_sample)
 
-    def batch_texts(
-        self,
-        images: Sequence[Sequence[ImageSource]] | None,
-        texts: Sequence[str],
-        *,
-        length: int | None = None,
-        groups: int | None = None,
-        max_length: int | None = None,
-        first_sample: int = 0,
-    ) -> Batch:
-        """As `batch`, of texts that are templated already and hold a placeholder per image."""
-        rows = [(self.encode(text), self.words(text)) for text in _strings(texts, "texts")]
-        return self._batch(images, rows, length, groups, max_length, first_sample)
-
     def batch_answers(
         self,
         images: Sequence[Sequence[ImageSource]] | None,

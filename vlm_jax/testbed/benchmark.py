@@ -1,13 +1,16 @@
 """What the testbed's benchmarks share: which scenes there are, and pictures of them."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
 
 from vlm_jax import settings
-from vlm_jax.errors import ConfigError
+from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.evals.base import Suite
 from vlm_jax.evals.records import ImageId
 from vlm_jax.settings import setting
 from vlm_jax.testbed.architecture import get_family
@@ -34,6 +37,38 @@ class SceneSettings:
     n: int = setting(settings.REQUIRED, settings.whole, low=1)
     seed: int = setting(0, settings.whole, low=0)
     family: str = setting("", settings.text)
+
+
+class OnScenes(Suite):
+    """A benchmark on testbed scenes, before the benchmark that says what is asked about them.
+
+        class TestbedChair(OnScenes, Chair): ...
+
+    Attributes:
+        scene_set, split, seed: which scenes these are.
+    """
+
+    __test__ = False  # the names of subclasses are not tests'
+    Settings = SceneSettings
+    scene_set: str
+    split: str
+    seed: int
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any], where: str, family: str = "llava") -> Suite:
+        """Returns the benchmark that a config section describes; see `Suite.read`."""
+        values = dataclasses.asdict(settings.read(cls.Settings, section, where))
+        kind, count = values.pop("set"), values.pop("n")
+        family = values.pop("family") or family
+        try:
+            return cast(Callable[..., Suite], cls)(kind=kind, count=count, family=family, **values)
+        except UserError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns the protocol of what is asked, and which scenes these are."""
+        scenes = {"set": self.scene_set, "split": self.split, "seed": self.seed}
+        return super().protocol() | {"testbed": scenes}
 
 
 def names(present: np.ndarray) -> list[str]:

@@ -1,7 +1,5 @@
 """What is said about scenes: captions, yes/no questions, and the handful of words they take."""
 
-import re
-
 import numpy as np
 
 from vlm_jax.testbed.randoms import uniforms
@@ -23,11 +21,6 @@ _ORDER_NOISE = 1.2  # of the logarithm of the visible area, uniform between plus
 def article(name: str) -> str:
     """Returns "an" before a vowel letter and "a" otherwise."""
     return "an" if name[0] in "aeiou" else "a"
-
-
-def split_words(text: str) -> list[str]:
-    """Splits text into lower-case words and single punctuation marks, as the tokenizer does."""
-    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def caption(scene_type: int, objects: list[int]) -> str:

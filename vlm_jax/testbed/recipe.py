@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.settings import refuse_unknown
+from vlm_jax.settings import REQUIRED, number, read, section, setting, text, whole
 from vlm_jax.testbed.architecture import get_family
 from vlm_jax.testbed.scenes import SceneRules
 
@@ -21,19 +21,22 @@ class StageRecipe:
         weight_decay, b2: AdamW's decay and second momentum.
     """
 
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int = 50
-    weight_decay: float = 0.02
-    b2: float = 0.98
+    steps: int = setting(REQUIRED, whole, low=1)
+    batch: int = setting(REQUIRED, whole, low=1)
+    learning_rate: float = setting(REQUIRED, number, low=1e-12, high=1e3)
+    warmup: int = setting(50, whole, low=0)
+    weight_decay: float = setting(0.02, number, low=0)
+    b2: float = setting(0.98, number, low=0, high=1)
 
-    def __post_init__(self):
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} of a training stage must be 1 or more.")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}.")
+
+def _family(name: str, value: Any) -> str:
+    get_family(text(name, value))
+    return value
+
+
+_VISION = StageRecipe(steps=1500, batch=64, learning_rate=1.5e-3, warmup=100)
+_TEXT = StageRecipe(steps=60, batch=32, learning_rate=2e-3, warmup=20)
+_LANGUAGE = StageRecipe(steps=450, batch=32, learning_rate=2e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +54,14 @@ class Recipe:
         checkpoint_every: steps between checkpoints.
     """
 
-    family: str = "llava"
-    vision: StageRecipe = StageRecipe(steps=1500, batch=64, learning_rate=1.5e-3, warmup=100)
-    text: StageRecipe = StageRecipe(steps=60, batch=32, learning_rate=2e-3, warmup=20)
-    language: StageRecipe = StageRecipe(steps=450, batch=32, learning_rate=2e-3)
-    question_pairs: int = 1
-    question_weight: float = 0.3
-    scenes: SceneRules = dataclasses.field(default_factory=SceneRules)
-    checkpoint_every: int = 200
+    family: str = setting("llava", _family)
+    vision: StageRecipe = setting(_VISION, section, of=StageRecipe)
+    text: StageRecipe = setting(_TEXT, section, of=StageRecipe)
+    language: StageRecipe = setting(_LANGUAGE, section, of=StageRecipe)
+    question_pairs: int = setting(1, whole, low=1)
+    question_weight: float = setting(0.3, number, low=0)
+    scenes: SceneRules = setting(SceneRules(), section, of=SceneRules)
+    checkpoint_every: int = setting(200, whole, low=1)
 
     def __post_init__(self):
         family = get_family(self.family)
@@ -73,33 +76,14 @@ class Recipe:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Builds a recipe from nested mappings, such as a config or a `recipe.json`.
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """Returns the recipe of nested mappings, such as a config or a `recipe.json`.
+
+        Args:
+            values: what differs from the standard one; a stage is given whole.
+            where: what messages call it.
 
         Raises:
             ConfigError: a key is misspelt or a value is out of range.
         """
-        return _build(cls, values, "recipe")
-
-
-_NESTED = {
-    "vision": StageRecipe,
-    "text": StageRecipe,
-    "language": StageRecipe,
-    "scenes": SceneRules,
-}
-
-
-def _build(kind, values: Mapping[str, Any], where: str):
-    refuse_unknown(values, [field.name for field in dataclasses.fields(kind)], where)
-    built = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            if name not in _NESTED:
-                raise ConfigError(f"{where}.{name} must be one value, not {dict(value)!r}.")
-            value = _build(_NESTED[name], value, f"{where}.{name}")
-        built[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**built)
-    except TypeError as error:
-        raise ConfigError(f"{where} is incomplete: {error}.") from None
+        return read(cls, values, where)

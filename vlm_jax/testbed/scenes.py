@@ -13,10 +13,12 @@ Objects overlap, fade, turn and hide among clutter and noise: sight is imperfect
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.settings import number, setting, whole
 from vlm_jax.testbed import icons
 from vlm_jax.testbed.randoms import coarse_noise, uniforms
 
@@ -48,6 +50,15 @@ _CLUTTER = 4
 _CELLS = 3  # object centres are jittered cells of a 3 x 3 grid
 
 
+def _weights(name: str, value: Any) -> tuple[float, ...]:
+    """Returns three probabilities that sum to 1."""
+    listed = tuple(value) if isinstance(value, list | tuple) else ()
+    weights = tuple(number(name, one, low=0, high=1) for one in listed)
+    if len(weights) != 3 or abs(sum(weights) - 1) > 1e-6:
+        raise ConfigError(f"{name} must be three probabilities that sum to 1, not {value!r}.")
+    return weights
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneRules:
     """How scenes are composed and how hard they are to see.
@@ -62,25 +73,14 @@ class SceneRules:
         noise: half the range of the uniform pixel noise, of a brightness range of 1.
     """
 
-    size: int = 56
-    pair_weights: tuple[float, float, float] = (0.1, 0.4, 0.5)
-    p_co: float = 0.8
-    p_stray: float = 0.35
-    min_object: float = 11.0
-    max_object: float = 24.0
-    min_opacity: float = 0.45
-    noise: float = 0.12
-
-    def __post_init__(self):
-        if self.size < 28:
-            raise ConfigError(f"scene size {self.size} is too small to draw: use 28 or more.")
-        for name in ("p_co", "p_stray", "min_opacity", "noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1.")
-        if len(self.pair_weights) != 3 or abs(sum(self.pair_weights) - 1) > 1e-6:
-            raise ConfigError(
-                f"pair_weights {self.pair_weights} must be three probabilities that sum to 1."
-            )
+    size: int = setting(56, whole, low=28, high=1 << 12)
+    pair_weights: tuple[float, float, float] = setting((0.1, 0.4, 0.5), _weights)
+    p_co: float = setting(0.8, number, low=0, high=1)
+    p_stray: float = setting(0.35, number, low=0, high=1)
+    min_object: float = setting(11.0, number, low=1, high=56)
+    max_object: float = setting(24.0, number, low=1, high=56)
+    min_opacity: float = setting(0.45, number, low=0, high=1)
+    noise: float = setting(0.12, number, low=0, high=1)
 
 
 @dataclasses.dataclass(frozen=True)

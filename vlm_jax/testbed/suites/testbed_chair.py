@@ -1,21 +1,16 @@
 """CHAIR on the testbed's scenes, which were never trained on."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from vlm_jax import settings
-from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.evals.records import ImageId
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
-from vlm_jax.testbed.benchmark import SceneSettings, check, names, pictures, scene_rules
+from vlm_jax.testbed.benchmark import OnScenes, check, names, pictures, scene_rules
 from vlm_jax.testbed.language import CAPTION_PROMPT
 from vlm_jax.testbed.scenes import CLASSES, SceneRules, choose_objects, partner
 
 
-class TestbedChair(Chair):
+class TestbedChair(OnScenes, Chair):
     """CHAIR on testbed scenes, with hallucinations split into the expected partner and others.
 
     The partner is the missing half of a pair whose other half is in the scene.
@@ -31,9 +26,6 @@ class TestbedChair(Chair):
     Raises:
         ConfigError: no such set or split, or no scene.
     """
-
-    __test__ = False  # the name is not a test's
-    Settings = SceneSettings
 
     def __init__(
         self,
@@ -63,26 +55,6 @@ class TestbedChair(Chair):
         }
         images = pictures(kind, split, seed, indices, rules)
         super().__init__(images, ObjectTruth(truth, CLASSES), prompt=CAPTION_PROMPT, groups=groups)
-
-    @classmethod
-    def read(cls, section: Mapping[str, Any], where: str, family: str = "llava") -> "TestbedChair":
-        """Makes the benchmark that a config section describes; see `Suite.read`."""
-        chosen = settings.read(SceneSettings, section, where)
-        try:
-            return cls(
-                chosen.set,
-                chosen.split,
-                chosen.n,
-                seed=chosen.seed,
-                family=chosen.family or family,
-            )
-        except UserError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-    def protocol(self) -> dict[str, Any]:
-        """As CHAIR's, and which scenes these are."""
-        scenes = {"set": self.scene_set, "split": self.split, "seed": self.seed}
-        return super().protocol() | {"testbed": scenes}
 
 
 SUITE = TestbedChair

@@ -1,18 +1,17 @@
 """POPE on the testbed's scenes, its negatives chosen by the statistics of training scenes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vlm_jax import settings
-from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.errors import ConfigError
 from vlm_jax.evals.pope_questions import SPLITS, pope_questions
 from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.evals.truth import Question
 from vlm_jax.settings import setting
-from vlm_jax.testbed.benchmark import SceneSettings, check, names, pictures, scene_rules
+from vlm_jax.testbed.benchmark import OnScenes, SceneSettings, check, names, pictures, scene_rules
 from vlm_jax.testbed.scenes import CLASSES, SceneRules, choose_objects
 
 _STATISTICS = 2000  # training scenes that say which objects are frequent and go together
@@ -31,7 +30,7 @@ class SceneQuestionSettings(SceneSettings):
     pairs: int = setting(2, settings.whole, low=1)
 
 
-class TestbedPope(Pope):
+class TestbedPope(OnScenes, Pope):
     """POPE on testbed scenes, its negatives chosen by the statistics of training scenes.
 
     Args:
@@ -44,7 +43,6 @@ class TestbedPope(Pope):
         ValueError: no such negatives.
     """
 
-    __test__ = False
     Settings = SceneQuestionSettings
 
     def __init__(
@@ -67,28 +65,6 @@ class TestbedPope(Pope):
         asked = np.array(sorted({int(question.image) for question in questions}))
         images = pictures(kind, split, seed, asked, rules)
         super().__init__(images, questions, suffix="")
-
-    @classmethod
-    def read(cls, section: Mapping[str, Any], where: str, family: str = "llava") -> "TestbedPope":
-        """Makes the benchmark that a config section describes; see `Suite.read`."""
-        chosen = settings.read(SceneQuestionSettings, section, where)
-        try:
-            return cls(
-                chosen.negatives,
-                chosen.set,
-                chosen.split,
-                chosen.n,
-                pairs=chosen.pairs,
-                seed=chosen.seed,
-                family=chosen.family or family,
-            )
-        except UserError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-    def protocol(self) -> dict[str, Any]:
-        """As POPE's, and which scenes these are."""
-        scenes = {"set": self.scene_set, "split": self.split, "seed": self.seed}
-        return super().protocol() | {"testbed": scenes}
 
 
 def _questions(
