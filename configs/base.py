@@ -78,6 +78,9 @@ def get_config() -> ConfigDict:
     # folder of its name beside items.jsonl: lmms_eval, vlmevalkit.
     config.export = ()
 
+    # What a report looks like, and what it shows besides: vlm_jax.study.report.ReportSettings.
+    config.report = ConfigDict({"format": "html", "attention": 0, "maps": 8})
+
     # What a paper reports, beside ours in a table: benchmark -> arm -> metric -> percent (or the
     # metric's unit) in `values`, and where they are from in `source`.
     config.published = ConfigDict()

@@ -26,13 +26,13 @@ from vlm_jax.evals.statistics import DRAWS
 from vlm_jax.evals.suites import benchmarks as kinds
 from vlm_jax.evals.suites import find
 from vlm_jax.evals.tallies import TallyTable
+from vlm_jax.files import slug
 from vlm_jax.listing import Listing, html_table, lines
 from vlm_jax.methods import methods
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.tables import Table
 from vlm_jax.side_by_side import SideBySide, data_frame
 from vlm_jax.study.acted import acted, details
-from vlm_jax.study.arms import slug
 from vlm_jax.study.fingerprint import fingerprint
 from vlm_jax.treatments import Edited
 

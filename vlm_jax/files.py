@@ -28,6 +28,11 @@ def cache_folder() -> pathlib.Path:
     return cache / "vlm_jax"
 
 
+def slug(name: str) -> str:
+    """Returns a file or folder name for an arm, a benchmark or a title: "a/b c" -> "a_b_c"."""
+    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)
+
+
 def replace_file(path: str | os.PathLike, content: str | bytes, kept: str = "") -> None:
     """Writes a file under a temporary sibling name, puts it on disk, and renames it.
 

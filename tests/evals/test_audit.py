@@ -107,7 +107,7 @@ def test_the_page_of_captions(captions, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "is no better than saying less: +0.0 [+0.0, +0.0] points of C_S" in printed
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<figure class=chart") == 1
+    assert page.count('<figure class="chart"') == 1
     for heading in ("Against saying less", "Saying less without a model", "chair: score"):
         assert heading in page
     job.run(request(**files))

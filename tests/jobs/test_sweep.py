@@ -62,7 +62,7 @@ def test_the_chosen_setting_alone_is_on_the_test_split(job, fake, capsys):
     assert top["n"] == 50
     assert top["comparison"]["arms"]["chosen"]["edit"]["strength"] == 1.0
     assert top["comparison"]["arms"]["R4"]["draws"] == 2
-    assert (workdir / "report.html").read_text().count("<figure class=chart") == 2
+    assert (workdir / "report.html").read_text().count('<figure class="chart"') == 5
     test = read(workdir / "results.json")["test"]
     assert test["value"] == pytest.approx(0.3)  # of 2 x 50 captions
     assert test["change"]["value"] == pytest.approx(-0.3)
@@ -85,7 +85,7 @@ def test_many_lines_are_plotted_apart(job, config):
     config.test = {}
     workdir = job(sweep.run)
     page = (workdir / "report.html").read_text()
-    assert re.findall("<h2[^>]*>Change of C_S against ([^<]*)</h2>", page) == [
+    assert re.findall("<h3>Change of C_S against ([^<]*)</h3>", page) == [
         f"{axis}, heads={heads}" for axis in ("k", "strength") for heads in ("all", "0", "1")
     ]
 

@@ -13,15 +13,16 @@ from vlm_jax.report.charts import (
     Mark,
     Series,
     bars,
-    forest,
+    lines,
     maps,
+    multiples,
     scatter,
 )
 
 
-def spec(figure):
-    """The specification that a figure carries."""
-    found = re.search(r"<script type=application/json>(.*?)</script>", figure, re.DOTALL)
+def spec(chart):
+    """The specification that a chart's figure carries."""
+    found = re.search(r'<script type="application/json">(.*?)</script>', str(chart), re.DOTALL)
     return json.loads(found[1])
 
 
@@ -68,7 +69,9 @@ def test_higher_values_are_drawn_higher_and_to_the_right():
 
 
 def test_labels_that_would_cover_another_are_left_out():
-    marks = [Mark(0, 0, text="first"), Mark(0.01, 0.01, text="covered"), Mark(9, 9, text="far")]
+    marks = [
+        Mark(0, 0, label="first"), Mark(0.01, 0.01, label="covered"), Mark(9, 9, label="far")
+    ]  # fmt: skip
     found = texts(scatter([Series("a", marks, labels=True)], "x", "y"))
     assert "first" in found
     assert "far" in found
@@ -92,31 +95,41 @@ def test_every_named_series_has_a_switch_with_its_own_mark():
         Series(f"arm {n}", [Mark(n, n)], hollow=n > 0, shape=shape)
         for n, shape in enumerate(SHAPES)
     ]
-    figure = scatter([*series, Series("", [Mark(9, 9)])], "x", "y")
+    figure = str(scatter([*series, Series("", [Mark(9, 9)])], "x", "y"))
     assert re.findall('data-series="([^"]*)"', figure) == [f"arm {n}" for n in range(len(SHAPES))]
     assert len(set(re.findall(r'<path d="([^"]*)"', figure))) == len(SHAPES)
 
 
-def test_a_forest_shows_intervals_and_outlines():
-    rows = [
-        Series("arm", [Mark(-2.0, 0.0, -3.0, -1.0)], "#111111"),
-        Series("control", [Mark(0.5, 0.0, -0.5, 1.5)], "#222222", hollow=True),
-    ]
-    figure = forest(rows, "change")
-    arm, control = drawn(figure, "point")
-    assert arm["fill"] == "#111111"
-    assert control["stroke"] == "#222222"
-    assert control["fill"] != "#222222"
-    assert place(arm)[0] < place(control)[0]
-    assert [text for text in texts(figure) if text in ("arm", "control")] == ["arm", "control"]
-    wide = [float(rule["x2"]) for rule in drawn(figure, "rule mark")]
-    assert wide == pytest.approx([wide[0]] * 2)
+def test_small_multiples_share_their_rows_and_not_their_scale():
+    arm = Series("arm", [Mark(-2.0, 0.0, -3.0, -1.0)], "#111111")
+    control = Series("control", [Mark(0.5, 0.0, -0.5, 1.5)], "#222222", hollow=True)
+    bare = Series("arm", [Mark(70.0, 0.0)], "#111111")
+    figure = multiples({"C_S": [arm, control], "accuracy": [bare]})
+    one, other, alone = drawn(figure, "point")
+    assert one["fill"] == alone["fill"] == "#111111"
+    assert other["stroke"] == "#222222"
+    assert other["fill"] != "#222222"
+    assert place(one)[0] < place(other)[0]
+    assert place(one)[1] == place(alone)[1]  # rows of one height in both panels
+    found = [text for text in texts(figure) if text in ("arm", "control", "C_S", "accuracy")]
+    assert sorted(found) == ["C_S", "accuracy", "arm", "control"]
+    # Of two intervals: the third mark has none.
+    assert len([at for at in drawn(figure, "rule mark") if at["stroke"].startswith("#")]) == 2
 
 
-def test_a_mark_without_an_interval_has_no_rule():
-    figure = forest([Series("a", [Mark(1.0, 0.0)])], "x")
-    assert len(drawn(figure, "point")) == 1
-    assert not drawn(figure, "rule mark")
+def test_lines_have_bands_of_their_ends():
+    before = Series("before", [Mark(1, 2.0, 1.5, 2.5), Mark(2, 1.0, 0.5, 1.5)], "#111111")
+    figure = lines({"layer 3": [before]}, "mode", "singular value")
+    assert len(drawn(figure, "area mark")) == len(drawn(figure, "line mark")) == 1
+    first, second = drawn(figure, "point")
+    assert place(first)[1] < place(second)[1]
+
+
+def test_a_chart_is_a_picture_on_paper():
+    figure = scatter([Series("a", [Mark(1, 1), Mark(2, 2)], line=True)], "x", "y")
+    assert figure.image("png").startswith(b"\x89PNG")
+    assert figure.image("pdf").startswith(b"%PDF")
+    assert b"var(--" not in figure.image("svg")
 
 
 def test_bars_stack_both_ways_from_zero():
@@ -133,13 +146,16 @@ def test_bars_stack_both_ways_from_zero():
 
 def test_maps_share_one_scale_and_tell_signs_apart():
     panels = {"one": [[0.0, 2.0]], "two": [[-1.0, 0.5]]}
-    figure = maps(panels, "head", "layer", outlined=[(0, 1)])
+    figure = maps(panels, "head", "layer", outlined={"first": [(0, 1)], "second": [(0, 0)]})
     cells = drawn(figure, "rect mark")
     assert [float(c["fill-opacity"]) for c in cells] == [0, 1, 0.5, 0.25]
     assert cells[2]["fill"] != cells[1]["fill"] == cells[3]["fill"]
     assert [c["stroke-width"] for c in cells] == ["0.5", "2", "0.5", "2"]
+    assert len(drawn(figure, "point")) == 2  # a ring in the second set's head, in both panels
     assert {"one", "two"} <= set(texts(figure))
-    assert "deepest colour is 2" in figure
+    assert figure.note == "The deepest colour is 2; a frame: first heads; a ring: second heads."
+    apart = maps(panels, "head", "layer", alike=False)
+    assert [float(c["fill-opacity"]) for c in drawn(apart, "rect mark")] == [0, 1, 1, 0.5]
     assert drawn(maps({"one": [[0.0]]}, "head", "layer"), "rect mark")
 
 
@@ -149,16 +165,18 @@ HOSTILE = '</script><script>alert(1)</script><b onmouseover="alert(2)" \'>'
 @pytest.mark.parametrize(
     "figure",
     [
-        scatter([Series(HOSTILE, [Mark(0, 0, text=HOSTILE)], labels=True)], HOSTILE, HOSTILE),
-        forest([Series(HOSTILE, [Mark(0, 0, -1, 1, HOSTILE)])], HOSTILE, title=HOSTILE),
+        scatter([Series(HOSTILE, [Mark(0, 0, label=HOSTILE)], labels=True)], HOSTILE, HOSTILE),
+        multiples({HOSTILE: [Series(HOSTILE, [Mark(0, 0, -1, 1, HOSTILE)])]}, title=HOSTILE),
+        lines({HOSTILE: [Series(HOSTILE, [Mark(0, 0, -1, 1)])]}, HOSTILE, HOSTILE, title=HOSTILE),
         bars([HOSTILE], {HOSTILE: [1.0]}, HOSTILE, title=HOSTILE),
         maps({HOSTILE: [[1.0]]}, HOSTILE, HOSTILE, title=HOSTILE),
     ],
-    ids=["scatter", "forest", "bars", "maps"],
+    ids=["scatter", "multiples", "lines", "bars", "maps"],
 )
 def test_names_cannot_leave_their_place(figure):
-    assert figure.count("<script") == figure.count("</script") == 1
-    assert "<b " not in figure
+    text = str(figure)
+    assert text.count("<script") == text.count("</script") == 1
+    assert "<b " not in text
     vl_convert.vegalite_to_svg(spec(figure))
 
 

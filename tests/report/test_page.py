@@ -1,29 +1,21 @@
-"""The page of a comparison: whole, alone, escaped, and alive in a browser."""
+"""The report of a run on disk: whole, alone, escaped; and of runs side by side."""
 
-import dataclasses
 import html.parser
+import json
 import re
 
-import numpy as np
 import pytest
 
-from tests.report.browser import visit
-from vlm_jax.evals.base import Metric
+from tests.report.runs import HOSTILE, comparison, tallies, told_apart, write_run
+from vlm_jax.errors import UserError
 from vlm_jax.evals.comparison import compare
 from vlm_jax.evals.results import Results
-from vlm_jax.evals.tallies import TallyTable
-from vlm_jax.report.comparison import comparison_tables
-from vlm_jax.report.page import comparison_page, page
-from vlm_jax.report.tables import Section, Table
+from vlm_jax.report.page import page
+from vlm_jax.report.run import report_of
+from vlm_jax.report.stored import StoredRuns, read_run
+from vlm_jax.report.tables import Table
 from vlm_jax.report.verdict import verdicts
-
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
-FIELDS = ("captions", "hallucinated_captions", "gt_objects", "recalled_objects", "words")
-METRICS = {
-    "C_S": Metric(lambda t: t["hallucinated_captions"] / t["captions"], "low", primary=True),
-    "recall": Metric(lambda t: t["recalled_objects"] / t["gt_objects"]),
-    "length": Metric(lambda t: t["words"] / t["captions"], "", "words"),
-}
+from vlm_jax.study.report import ReportSettings, write_report
 
 
 class _Links(html.parser.HTMLParser):
@@ -42,78 +34,128 @@ def links(text):
     return parser.found
 
 
-def tallies(wrong: int, found: int, items: int = 200) -> TallyTable:
-    """Captions of one object each: the first `wrong` hallucinate, the last `found` recall."""
-    index = np.arange(items)
-    columns = [np.ones(items), index < wrong, np.ones(items), index >= items - found]
-    counts = np.stack([*columns, np.full(items, 10)], 1).astype(np.int64)
-    return TallyTable(tuple(range(items)), FIELDS, counts)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("run")
+    write_run(made)
+    return made
 
 
 @pytest.fixture(scope="module")
-def comparison():
-    tables = {
-        "unedited": {"broken": [tallies(120, 180)]},
-        HOSTILE: {"broken": [tallies(40, 178)]},
-        "R1": {"broken": [tallies(119, 180), tallies(121, 180)]},
-        "worse": {"broken": [tallies(160, 120)]},
-    }
-    sweep = {0.0: {"broken": tallies(120, 180)}, 2.0: {"broken": tallies(60, 90)}}
-    found = compare(
-        tables,
-        {"broken": METRICS},
-        sweep=sweep,
-        controls=[(HOSTILE, "R1", True)],
-        draws=200,
-    )
-    return found
+def report(folder):
+    return report_of(read_run(folder))
 
 
-@pytest.fixture(scope="module")
-def written(comparison, tmp_path_factory):
-    about = Results("broken", {}, {}, 200, config={"note": HOSTILE}, protocol="abc")
-    text = comparison_page(HOSTILE, comparison, comparison_tables(comparison), about)
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(text, "utf-8")
-    return path
+def test_a_run_is_read_back_as_it_was(folder):
+    found, run = comparison(), read_run(folder)
+    read = run.comparison
+    assert read.document() == found.document()
+    assert [one.levels for one in read.arms] == [one.levels for one in found.arms]
+    assert [one.changes for one in read.arms] == [one.changes for one in found.arms]
+    assert run.model == "llava-0"
+    assert run.rows("broken")["R1"][3]["missed"] == ["car"]  # of its first draw
 
 
-def test_the_page_is_whole_and_loads_nothing(written):
-    text = written.read_text("utf-8")
-    outside = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+def test_the_page_is_whole_and_loads_nothing(report):
+    outside = re.sub(r"<script.*?</script>", "", report.text, flags=re.DOTALL)
     assert "<img" not in outside
     assert all(link.startswith("#") for link in links(outside))
-    assert len(text) < 1_500_000
-    for landmark in ("<main>", "<header>", "<nav ", "<footer>", 'lang="en"', "viewport"):
+    assert len(report.text) < 1_500_000
+    for landmark in ("<main ", "<header>", "<nav ", "<footer>", 'lang="en"', "viewport"):
         assert landmark in outside
-    assert "abc" in outside  # the protocol's hash, to repeat it
+    headings = re.findall("<h2 id=[^>]*>([^<]*)</h2>", outside)
+    assert headings == [
+        "The say-less frontier", "Arms and controls", "Benchmarks", "Examples", "Heads", "Tables",
+        "How to repeat it",
+    ]  # fmt: skip
+    for told in ("abc123", "2026-01-02", "vlm-jax ", "c0", "llava-0 as it is against"):
+        assert told in outside  # what it takes to repeat it, and what was compared
 
 
-def test_a_verdict_says_what_was_told_apart(comparison):
-    first, second = verdicts(comparison)
+def test_every_script_of_the_page_is_its_own(report):
+    """Hostile names, captions, prompts and configs end no element and begin none."""
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", report.text, re.DOTALL)
+    islands = re.findall(r'<script type="application/json">(.*?)</script>', report.text, re.DOTALL)
+    assert len(scripts) == len(islands) + 2
+    for island in islands:
+        json.loads(island)
+        assert "<" not in island
+    assert "onerror=alert(1)>" not in re.sub(r"<script.*?</script>", "", report.text, flags=re.S)
+
+
+def test_tables_and_heads_are_there(report):
+    titles = [table.title for table in report.tables]
+    assert titles[0] == "Change from the unedited model"
+    assert "Items that could not be read" in titles
+    found = {section.heading: section for section in report.sections}
+    spectra = found[f"{HOSTILE}: query-key spectra before and after"].body
+    assert [value["y"] for value in spectra.spec["data"]["values"]] == [2, 1, 0.5, 1, 0.8, 0.5]
+    certificate = dict(found["Certificate"].body.rows)
+    assert certificate[f"{HOSTILE}: energy removed (median)"] == "38.0 %"
+    assert "ring" in found["What zeroing a head does to object words"].body.note
+
+
+def test_other_formats(report, folder):
+    (tables,) = write_report(report, folder, ReportSettings(format="md"))
+    assert tables.read_text().startswith("# llava-0: arms and their controls")
+    figures = write_report(report, folder, ReportSettings(format="pdf"))
+    assert "The_say-less_frontier.pdf" in [path.name for path in figures]
+    assert all(path.read_bytes().startswith(b"%PDF") for path in figures)
+
+
+def test_runs_side_by_side(folder, tmp_path):
+    write_run(tmp_path, "another")
+    runs = {"a": read_run(folder), HOSTILE: read_run(tmp_path)}
+    found = report_of(StoredRuns(runs))
+    assert found.tables[-1].title == "Every arm of every run"
+    assert [row[0] for row in found.tables[-1].rows][4:] == [
+        f"{HOSTILE}: {name}" for name in ("unedited", "another", "R1", "worse")
+    ]
+    assert found.text.count('<li class="') == 4  # two verdicts a run
+    assert "2 runs side by side" in found.text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is not valid JSON"),
+        ('{"benchmark": "x"}', "holds no comparison"),
+        ('{"comparison": {"items": 3}}', "comparison.items"),
+        ('{"models": {"../x": {}}}', "a plain file name is needed"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, content, says):
+    with pytest.raises(UserError, match=r"holds no results\.json"):
+        read_run(tmp_path)
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_verdict_says_what_was_told_apart():
+    first, second = verdicts(comparison())
     assert first.arm == HOSTILE
     assert first.text.startswith("-40.0 points of C_S on broken; ")
     assert "points better than saying less at the same recall" in first.text
     # Two draws of a control cannot give a small p, however far the arm is from them.
     assert first.text.endswith("not told apart from its control R1.")
     assert first.tone == ""
+    assert list(first.facts) == ["C_S, broken", "accuracy, pope", "against saying less"]
     assert second.tone == "worse"
     assert "+20.0 points of C_S" in second.text
     assert "no control stands beside it" in second.text
 
 
-def test_a_control_that_is_told_apart_makes_an_arm_better(comparison):
-    contrast = comparison.contrasts[0]
-    rank = dataclasses.replace(contrast.ranks["broken"], p=0.05)
-    sure = dataclasses.replace(contrast, ranks={"broken": rank})
-    (first, _) = verdicts(dataclasses.replace(comparison, contrasts=(sure,)))
+def test_a_control_that_is_told_apart_makes_an_arm_better():
+    (first, _) = verdicts(told_apart(comparison()))
     assert first.tone == "better"
     assert first.text.endswith("told apart from its control.")
 
 
-def test_nothing_found_is_said(comparison):
+def test_nothing_found_is_said():
     arms = {name: {"broken": [tallies(120, 180)]} for name in ("unedited", "arm")}
-    found = compare(arms, {"broken": METRICS}, draws=50)
+    found = compare(arms, {"broken": comparison().metrics["broken"]}, draws=50)
     (only,) = verdicts(found)
     assert only.text == (
         "+0.0 points of C_S on broken (not told apart from 0); no control stands beside it."
@@ -123,50 +165,7 @@ def test_nothing_found_is_said(comparison):
 
 def test_a_page_without_charts_carries_no_chart_library():
     table = Table("A table", ["name", "value"], [["<b>", "1.0"]], ["A note."])
-    text = page("title", [table.section(), Section("Other", "<p>x</p>")], Results("x", {}, {}, 1))
+    text = page("title", [table.section()], Results("x", {}, {}, 1))
     assert len(text) < 40_000
     assert "&lt;b&gt;" in text
     assert "A note." in text
-
-
-def test_a_browser_draws_it_without_complaint(written):
-    told, console = visit(
-        written,
-        """
-        tell("drawn", document.querySelectorAll("figure[data-drawn=true] .plot > svg").length);
-        tell("title", document.title);
-        tell("wide", document.documentElement.scrollWidth <= window.innerWidth);
-        const first = document.querySelector("figure.chart");
-        const points = () => first.querySelectorAll("[aria-roledescription=point]").length;
-        const before = points();
-        first.querySelector("[data-series=worse]").click();
-        await wait();
-        tell("hidden", before - points());
-        const table = document.querySelector("table");
-        const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
-        const original = names().join();
-        table.tHead.querySelectorAll("button")[1].click();
-        tell("sorted", names().join() !== original);
-        tell("says", table.tHead.rows[0].cells[1].getAttribute("aria-sort"));
-        """,
-    )
-    assert not console
-    assert told == {
-        "drawn": "2", "title": told["title"], "wide": "true", "hidden": "1", "sorted": "true",
-        "says": "descending",
-    }  # fmt: skip
-    assert "owned" in told["title"]  # as text: the script in it did not run
-    assert told["title"] != "owned"
-
-
-def test_a_phone_scrolls_in_one_direction(written):
-    script = """
-        tell("wide", document.documentElement.scrollWidth);
-        tell("small", [...document.querySelectorAll(".plot text")].every(
-            (t) => t.getBoundingClientRect().height >= 10 || !t.textContent));
-    """
-    # A window cannot be narrower than 500 pixels: the page is narrowed instead.
-    told, console = visit(written, f"document.body.style.maxWidth = '390px'; {script}", 500)
-    assert not console
-    assert int(told["wide"]) <= 500
-    assert told["small"] == "true"

@@ -131,7 +131,17 @@ class Comparison:
 
     def document(self) -> dict[str, Any]:
         """What `results.json` holds beside the arms' own metrics."""
+        kept = ("better", "unit", "primary", "shown")
         return {
+            "items": dict(self.items),
+            "level": self.level,
+            "metrics": {
+                benchmark: {
+                    name: {key: getattr(metric, key) for key in kept}
+                    for name, metric in metrics.items()
+                }
+                for benchmark, metrics in self.metrics.items()
+            },
             "frontier": {
                 "benchmarks": list(self.pooled),
                 "points": [vars(point) for point in self.points],

@@ -97,30 +97,38 @@ class Results:
         return "\n".join(lines)
 
 
-class _StoredInterval(msgspec.Struct):
+class StoredInterval(msgspec.Struct):
+    """An interval as JSON; null is no number."""
+
     value: float | None
     low: float | None = None
     high: float | None = None
+
+    def interval(self) -> Interval:
+        """Returns what was written."""
+        ends = (self.value, self.low, self.high)
+        return Interval(*(math.nan if end is None else end for end in ends))
 
 
 class _Stored(msgspec.Struct):
     """A results document, as it is read."""
 
     benchmark: str
-    metrics: dict[str, _StoredInterval]
+    metrics: dict[str, StoredInterval]
     counts: dict[str, int]
     n: int
     config: dict[str, Any]
     versions: dict[str, str]
     seeds: dict[str, int]
     device: str
-    differences: dict[str, _StoredInterval] = {}
+    differences: dict[str, StoredInterval] = {}
     units: dict[str, str] = {}
     hidden: tuple[str, ...] = ()
     tests: dict[str, float | None] = {}
     protocol: str = ""
     protocol_parts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
+    made: dict[str, Any] = {}
 
 
 def read_results(path: str | Path) -> Results:
@@ -131,7 +139,10 @@ def read_results(path: str | Path) -> Results:
     """
     stored = read_json(Path(path), _Stored, error=UserError)
     fields = {name: getattr(stored, name) for name in stored.__struct_fields__}
-    found: dict[str, Any] = {n: _intervals(fields.pop(n)) for n in ("metrics", "differences")}
+    found: dict[str, Any] = {
+        part: {name: one.interval() for name, one in fields.pop(part).items()}
+        for part in ("metrics", "differences")
+    }
     found["tests"] = {n: math.nan if p is None else p for n, p in fields.pop("tests").items()}
     return Results(**fields, **found)
 
@@ -205,14 +216,6 @@ def _cell(entry: Interval | None, plain: bool, signed: bool = False) -> str:
         return text
     mark = "*" if signed and entry.excludes_zero else ""
     return f"{text}{mark} [{scale * entry.low:{sign}.1f}, {scale * entry.high:{sign}.1f}]"
-
-
-def _intervals(stored: Mapping[str, _StoredInterval]) -> dict[str, Interval]:
-    known = lambda end: math.nan if end is None else end
-    return {
-        name: Interval(known(one.value), known(one.low), known(one.high))
-        for name, one in stored.items()
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -15,10 +15,9 @@ from vlm_jax.evals.suites import read_benchmarks
 from vlm_jax.foreign import read_json
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
-from vlm_jax.report.across import across_tables
-from vlm_jax.report.comparison import benchmark_table
-from vlm_jax.report.page import page
-from vlm_jax.report.tables import Table, write_reports
+from vlm_jax.report.run import report_of
+from vlm_jax.report.stored import read_run
+from vlm_jax.study import report as reports
 from vlm_jax.study.arms import Arm, ArmReader
 from vlm_jax.study.evaluation import Evaluation, evaluate
 from vlm_jax.study.request import Request
@@ -56,28 +55,19 @@ def run(request: Request) -> None:
     compared = None if what else compare_models(found, request.config)
     if what:
         print(f"\nThe models are not compared, for they were not asked alike: {what}.")
-    tables = [] if compared is None else models_tables(compared)
-    shown = len(tables)
-    # An edited folder has no arms that edit weights: only models of the same arms make one table.
-    full = {name: one.comparison for name, one in found.items() if len(one.arms) > 1}
-    if len(full) > 1 and len({tuple(a.name for a in one.arms) for one in full.values()}) == 1:
-        tables += across_tables(full)
     document = {
         "models": {name: one.document() for name, one in found.items()},
         "compared": None if compared is None else models_document(compared),
     }
-    facts = {**provenance(request.config), "made": made()}
     if processes.primary():
+        facts = {**provenance(request.config), "made": made()}
         write_json(workdir / "results.json", {**document, **facts})
-    title = f"{len(found)} models"
-    about = next(iter(next(iter(next(iter(found.values())).results.values())).values()))
-    page_text = page(title, [table.section() for table in tables], about)
-    if processes.primary():
-        write_reports(workdir, title, tables, page_text)
-    print(f"\n{len(found)} models: {', '.join(found)}")
-    for table in tables[: shown + 2]:
-        print(f"\n{table.text()}")
-    print(f"\nResults: {workdir / 'results.json'}, {workdir / 'report.html'}")
+        report = report_of(read_run(workdir))
+        files = reports.write_report(report, workdir, reports.read_settings(request.config))
+        print(f"\n{len(found)} models: {', '.join(found)}")
+        for table in report.tables[: (0 if compared is None else len(compared.items)) + 2]:
+            print(f"\n{table.text()}")
+        print(f"\nResults: {', '.join(map(str, [workdir / 'results.json', files[0]]))}")
 
 
 def evaluate_model(request: Request) -> Evaluation:
@@ -204,19 +194,6 @@ def models_document(compared: Comparison) -> dict[str, Any]:
         }
         for benchmark in compared.items
     }
-
-
-def models_tables(compared: Comparison) -> list[Table]:
-    """Levels of every model, and their paired differences from the first one."""
-    first = compared.arms[0].name
-    return [
-        dataclasses.replace(
-            table,
-            title=f"{table.title}: models, and changes from {first}",
-            headers=("model", *table.headers[1:]),
-        )
-        for table in (benchmark_table(compared, name) for name in compared.items)
-    ]
 
 
 def _folders(sources: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:

@@ -211,8 +211,10 @@ def _write(
     plots = [plot for one in answers for plot in sections(one)]
     text = page(title, [summary.section(), *plots], Results(PAGE, {}, {}, len(answers), **about))
     replace_file(workdir / PAGE, text.encode())
+    means = np.mean([one.support_mlns.mean(0, dtype=np.float64) for one in answers], axis=0)
     document = {
         "kind": "contributions",
+        "by_head": {name: means[..., n].round(6).tolist() for n, name in enumerate(SOURCES)},
         "source": source,
         "scope": settings.scope,
         "sources": SOURCES,

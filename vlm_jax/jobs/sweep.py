@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from vlm_jax import checkpoint
@@ -24,13 +23,13 @@ from vlm_jax.evals.sweeps import Dose, choose, dose_response
 from vlm_jax.foreign import read_json
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
-from vlm_jax.report.comparison import comparison_tables
-from vlm_jax.report.page import FRONTIER_NOTE, frontier_plot, page
-from vlm_jax.report.sweep import chosen_table, dose_plots, dose_table
-from vlm_jax.report.tables import Section, Table, write_reports
+from vlm_jax.report.stored import read_run
+from vlm_jax.report.sweep import chosen_table, dose_table
+from vlm_jax.report.tables import Table
 from vlm_jax.settings import number, read, refuse_unknown, setting, text
+from vlm_jax.study import report as reports
 from vlm_jax.study.arms import Arm, ArmReader, Draw
-from vlm_jax.study.evaluation import Evaluation, compare_arms, evaluate, show
+from vlm_jax.study.evaluation import Evaluation, compare_arms, evaluate, keep, show
 from vlm_jax.study.grids import Grid, read_grid
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
@@ -76,6 +75,8 @@ def run(request: Request) -> None:
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir / "dev")
     report = _Report.of(request, found, benchmarks, grid, rule)
     chosen = report.chosen
+    if processes.primary():
+        keep(request, session, found, benchmarks, workdir / "dev")
     report.write(workdir)
     show([report.table], found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
@@ -93,8 +94,7 @@ def run(request: Request) -> None:
     controls = grid.controls(chosen, rule.controls, reader)
     finalists = [Arm(reader.as_it_is), Arm(CHOSEN, (draw,)), *controls]
     print(f"\nTest split; {CHOSEN} is {chosen}")
-    title = f"{chosen}, chosen on dev, on the test split"
-    tested = evaluate(request, session, test, finalists, say_less, workdir / "test", title)
+    tested = evaluate(request, session, test, finalists, say_less, workdir / "test")
     both = report.with_test(tested, test)
     both.write(workdir)
     print(f"\n{both.both_splits().text()}")
@@ -246,23 +246,11 @@ class _Report:
         return chosen_table(self.chosen, splits, self.metric, len(self.grid.tested))
 
     def write(self, workdir: pathlib.Path) -> None:
-        """Writes `results.json`, `report.md` and `report.html`; process 0 does."""
+        """Writes `results.json` and the report; process 0 does."""
         if not processes.primary():
             return
-        comparison = self.found.comparison
         write_json(workdir / "results.json", self._document())
-        tables = [self.table, *comparison_tables(comparison, self.found.sizes)]
-        front = [] if self.test is None else [self.both_splits()]
-        title = f"{self.request.need('source').name}: sweep"
-        plain = comparison.plain(self.pooled[0], self.metric)
-        plots = _plots(self.doses, self.grid, plain, self.metric)
-        if comparison.points:
-            named = [self.found.as_it_is, self.chosen] if self.chosen else []
-            plot = frontier_plot(comparison, named if len(comparison.arms) > 8 else ())
-            plots.append(Section("The say-less frontier", plot, FRONTIER_NOTE))
-        about = next(iter(self.found.results[self.pooled[0]].values()))
-        sections = [*(t.section() for t in front), *plots, *(t.section() for t in tables)]
-        write_reports(workdir, title, [*front, *tables], page(title, sections, about))
+        reports.write(read_run(workdir), workdir, reports.read_settings(self.request.config))
 
     def _document(self) -> dict[str, Any]:
         test = None
@@ -319,19 +307,6 @@ def _judged(comparison: Comparison, wanted: str) -> tuple[tuple[str, ...], str]:
                 f"{', '.join(levels[name])}."
             )
     return pooled, metric
-
-
-def _plots(doses: Sequence[Dose], grid: Grid, plain: bool, metric: str) -> list[Section]:
-    """A dose-response plot for each swept field with several numbers for values."""
-    plots = []
-    for axis in dict.fromkeys(field for one in grid.settings.values() for field in one):
-        values = {one.get(axis) for one in grid.settings.values()}
-        numeric = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
-        if len(values) > 1 and numeric and axis != "seed":
-            for fixed, plot in dose_plots(doses, grid.settings, axis, metric, plain).items():
-                at = f", {fixed}" if fixed else ""
-                plots.append(Section(f"Change of {metric} against {axis}{at}", plot))
-    return plots
 
 
 def _only_once(path: pathlib.Path, chosen: str, draw: Draw) -> None:

@@ -1,16 +1,20 @@
-"""Charts as Vega-Lite specifications in HTML: points with intervals, bars, maps.
+"""Charts as Vega-Lite specifications: points with intervals, small multiples, bars, maps, lines.
 
-Each function returns a `<figure>` that carries its specification as JSON; the page's script draws
+In a page a chart is a `<figure>` that carries its specification as JSON; the page's script draws
 it as SVG when the page opens (`vlm_jax/report/page.py` inlines Vega-Lite once for all of them).
-Colours that follow the page's light or dark theme are CSS variables.
+Colours that follow the page's light or dark theme are CSS variables. `Chart.image` draws it
+without a page.
 """
 
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from markupsafe import Markup
+
+from vlm_jax.report.web import island, render
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b85c93", "#9a7400", "#7a6fd0", "#5b8fc9", "#808080")
 """Colours that stay apart for colour-blind readers, of contrast 3 and more in both themes."""
@@ -24,13 +28,14 @@ _TIP: Spec = {"tooltip": {"field": "text"}, "description": {"field": "text"}}
 
 @dataclass(frozen=True)
 class Mark:
-    """A point, with optional interval ends and what its tooltip says."""
+    """A point, with optional interval ends, what its tooltip says, and what stands beside it."""
 
     x: float
     y: float
     low: float = math.nan
     high: float = math.nan
     text: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Series:
         line: whether the points are joined.
         faint: whether it is background, such as single draws.
         hollow: whether its points are outlines, as those of controls.
-        labels: whether the marks' texts are written beside them, where there is room.
+        labels: whether the marks' labels are written beside them, where there is room.
         shape: of its points, one of `SHAPES`.
         of: the series that hides it too; its own name by default.
     """
@@ -60,9 +65,62 @@ class Series:
     of: str = ""
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A drawing; `str` of it, as in a template, is its figure in a page.
+
+    Attributes:
+        title: what it shows, for readers who do not see it.
+        spec: of Vega-Lite, with the page's CSS variables for colours of its theme.
+        series: those that a switch hides.
+        note: a line under it.
+    """
+
+    title: str
+    spec: Spec
+    series: tuple[Series, ...] = ()
+    note: str = ""
+
+    @property
+    def content(self) -> Markup:
+        """The specification as JSON that no element can be ended by."""
+        return island(self.spec)
+
+    def __html__(self) -> str:
+        return render("chart.html.jinja", chart=self, glyphs=_GLYPHS, paper=PAPER)
+
+    def __str__(self) -> str:
+        return self.__html__()
+
+    def image(self, kind: str) -> bytes:
+        """Returns it as a file of kind "png", "pdf" or "svg", in the colours of paper."""
+        import vl_convert
+
+        spec = json.loads(_on_paper(json.dumps(self.spec)))
+        if spec.get("width") == "container":
+            spec["width"] = _PAPER_WIDTH
+        spec |= {"background": "white", "padding": 12, "config": _PAPER_CONFIG}
+        if kind == "png":
+            return vl_convert.vegalite_to_png(spec, scale=2)
+        if kind == "svg":
+            return vl_convert.vegalite_to_svg(spec).encode()
+        return vl_convert.vegalite_to_pdf(spec)
+
+
+_PAPER_WIDTH = 640
+_PAPER_CONFIG = {"axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}}
+_ON_PAPER = {SOFT: "#5b6570", INK: "#1b1f24", PAPER: "#ffffff", "var(--line)": "#d9dee3"}
+
+
+def _on_paper(text: str) -> str:
+    for variable, colour in _ON_PAPER.items():
+        text = text.replace(variable, colour)
+    return text
+
+
 def scatter(
     series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False, title: str = ""
-) -> str:
+) -> Chart:
     """Draws series over two linear axes.
 
     Args:
@@ -88,48 +146,121 @@ def scatter(
             marks = _apart(one.marks, series)
             texts = {"values": [_point(one, mark) for mark in marks]}
             mark = {"type": "text", "align": "right", "dx": -8, "dy": -6, "color": SOFT}
-            encoding = {**_xy(x_label, y_label), "text": {"field": "text"}}
+            encoding = {**_xy(x_label, y_label), "text": {"field": "label"}}
             layers.append(
                 {"data": texts, "transform": [_unless_hidden()], "mark": mark, "encoding": encoding}
             )
-    return _figure({"height": 380, "layer": layers}, title, series)
+    return _chart({"height": 340, "layer": layers}, title, series)
 
 
-def forest(rows: Sequence[Series], x_label: str, *, title: str = "") -> str:
-    """Draws an interval a row around x = 0.
+def multiples(
+    panels: Mapping[str, Sequence[Series]], *, zero: bool = True, title: str = ""
+) -> Chart:
+    """Draws an interval a row, panels side by side that have the rows in common.
 
     Args:
-        rows: each with one mark, its value in x and its ends.
-        x_label: of the axis.
+        panels: what its axis says -> rows, each with one mark, its value in x and its ends.
+        zero: whether a line at 0 is drawn (and in range).
         title: what the chart shows, for readers who do not see it.
     """
-    order = [row.name for row in rows]
+    order = list(dict.fromkeys(row.name for rows in panels.values() for row in rows))
+    values = [
+        {
+            **_point(row, mark),
+            "panel": panel,
+            "colour": row.colour,
+            "fill": PAPER if row.hollow else row.colour,
+            "shape": row.shape,
+        }
+        for panel, rows in panels.items()
+        for row in rows
+        for mark in row.marks
+        if math.isfinite(mark.x)
+    ]
+    as_it_is = lambda field: {"field": field, "type": "nominal", "scale": None}
     y = {
         "field": "name",
         "type": "nominal",
         "sort": order,
         "title": None,
-        "axis": {"labelLimit": 220, "ticks": False, "domain": False, "grid": False},
+        "axis": {"labelLimit": 190, "ticks": False, "domain": False, "grid": True},
     }
-    axis = {"type": "quantitative", "title": x_label, "axis": {"tickCount": 8}}
-    layers: list[Spec] = [_zero("x")]
-    for row in rows:
-        shown = {
-            "data": {"values": [_point(row, mark) for mark in row.marks]},
-            "transform": [_unless_hidden()],
-        }
-        if all(math.isfinite(end) for mark in row.marks for end in (mark.low, mark.high)):
-            ends = {"y": y, "x": {"field": "low", **axis}, "x2": {"field": "high"}}
-            rule = {"type": "rule", "color": row.colour, "strokeWidth": 2}
-            layers.append({**shown, "mark": rule, "encoding": ends})
-        at = {"y": y, "x": {"field": "x", **axis}, **_TIP}
-        layers.append({**shown, "mark": _dot(row), "encoding": at})
-    return _figure({"height": 26 * len(rows) + 50, "layer": layers}, title, ())
+    axis = {"type": "quantitative", "title": None, "axis": {"tickCount": 5, "grid": False}}
+    free = {"scale": {"zero": False, "nice": True}}
+    rule = {
+        "mark": {"type": "rule", "strokeWidth": 2},
+        "transform": [{"filter": "isValid(datum.low)"}],
+    }
+    ends = {"y": y, "x": {"field": "low", **axis, **free}, "x2": {"field": "high"}}
+    dot = {"y": y, "x": {"field": "x", **axis, **free}, **_TIP, "shape": as_it_is("shape")}
+    dot |= {"fill": as_it_is("fill"), "stroke": as_it_is("colour")}
+    layers: list[Spec] = [
+        {**rule, "encoding": {**ends, "color": as_it_is("colour")}},
+        {"mark": {"type": "point", "size": 75, "strokeWidth": 2, "opacity": 1}, "encoding": dot},
+    ]
+    if zero:
+        line = {"type": "rule", "strokeDash": [4, 3], "color": SOFT, "strokeWidth": 1.5}
+        layers.insert(0, {"mark": line, "encoding": {"x": {"datum": 0, "type": "quantitative"}}})
+    header = {"labelColor": INK, "labelFontWeight": "bold", "labelFontSize": 12}
+    facet = {"field": "panel", "type": "nominal", "title": None, "sort": list(panels)}
+    spec: Spec = {
+        "data": {"values": values},
+        "transform": [_unless_hidden()],
+        "facet": {**facet, "header": header},
+        "columns": min(3, len(panels)),
+        "resolve": {"scale": {"x": "independent"}},
+        "spec": {"width": _PANEL, "height": {"step": 24}, "layer": layers},
+    }
+    return _chart(spec, title, ())
+
+
+_PANEL = 200
+"""Width of a small multiple where nothing else says so; a page fits them to its own."""
+
+
+def lines(
+    panels: Mapping[str, Sequence[Series]], x_label: str, y_label: str, *, title: str = ""
+) -> Chart:
+    """Draws lines, a panel beside the other.
+
+    Args:
+        panels: name -> lines; the ends of a mark make a band about its line.
+        x_label, y_label: of the axes.
+        title: what the chart shows, for readers who do not see it.
+    """
+    values = [
+        {**_point(one, mark), "panel": panel, "colour": one.colour}
+        for panel, found in panels.items()
+        for one in found
+        for mark in one.marks
+    ]
+    colour = {"field": "colour", "type": "nominal", "scale": None}
+    x = {**_number("x", x_label), "axis": {"tickMinStep": 1}, "scale": {"zero": False}}
+    y = _number("y", y_label)
+    band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    layers = [
+        {"mark": {"type": "area", "opacity": 0.15}, "encoding": band},
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y, "color": colour}},
+        {
+            "mark": {"type": "point", "filled": True, "size": 30, "opacity": 1},
+            "encoding": {"x": x, "y": y, "color": colour, **_TIP},
+        },
+    ]
+    header = {"labelColor": INK, "labelFontWeight": "bold", "labelFontSize": 12}
+    facet = {"field": "panel", "type": "nominal", "title": None, "sort": list(panels)}
+    spec: Spec = {
+        "data": {"values": values},
+        "transform": [_unless_hidden()],
+        "facet": {**facet, "header": header},
+        "columns": min(3, len(panels)),
+        "spec": {"width": _PANEL, "height": 160, "layer": layers},
+    }
+    return _chart(spec, title, next(iter(panels.values()), ()))
 
 
 def bars(
     labels: Sequence[str], stacks: Mapping[str, Sequence[float]], y_label: str, *, title: str = ""
-) -> str:
+) -> Chart:
     """Draws stacked bars, what is positive above the line y = 0 and what is negative below.
 
     Args:
@@ -172,7 +303,7 @@ def bars(
             "encoding": encoding,
         }
     )
-    return _figure({"height": 280, "layer": layers}, title, series)
+    return _chart({"height": 280, "layer": layers}, title, series)
 
 
 def maps(
@@ -181,43 +312,58 @@ def maps(
     y_label: str,
     *,
     title: str = "",
-    outlined: Sequence[tuple[int, int]] = (),
-) -> str:
+    outlined: Mapping[str, Sequence[tuple[int, int]]] = {},
+    alike: bool = True,
+) -> Chart:
     """Draws tables of signed values side by side: blue above zero, orange below, deep far from it.
 
     Args:
         panels: name -> rows of values, all of one shape; one scale of colours for all.
         x_label, y_label: what columns and rows are.
         title: what the chart shows, for readers who do not see it.
-        outlined: (row, column) of cells that are framed, such as a selected set of heads.
+        outlined: name -> (row, column) of cells that are framed, such as a selected set of heads:
+            the first ones by a line, the others by a ring in them.
+        alike: whether the panels have one scale of colours, or each its own.
     """
-    largest = max((abs(v) for rows in panels.values() for row in rows for v in row), default=0.0)
-    framed = set(outlined)
+    own = {n: max((abs(v) for row in rows for v in row), default=0.0) for n, rows in panels.items()}
+    largest = dict.fromkeys(own, max(own.values())) if alike else own
+    framed = {cell: name for name, cells in [*outlined.items()][::-1] for cell in cells}
+    first = next(iter(outlined), None)
     values = [
         {
             "panel": name,
             "row": i,
             "column": j,
             "colour": COLOURS[0] if value >= 0 else COLOURS[1],
-            "depth": abs(value) / largest if largest else 0.0,
-            "framed": (i, j) in framed,
-            "text": f"{name}: {y_label} {i}, {x_label} {j}: {value:+.3g}",
+            "depth": abs(value) / largest[name] if largest[name] else 0.0,
+            "framed": framed.get((i, j), "") == first,
+            "ringed": framed.get((i, j), first) != first,
+            "text": f"{name}: {y_label} {i}, {x_label} {j}: {value:+.3g}"
+            + (f" ({framed[i, j]})" if (i, j) in framed else ""),
         }
         for name, rows in panels.items()
         for i, row in enumerate(rows)
         for j, value in enumerate(row)
     ]
     rows = next(iter(panels.values()))
-    cell = 18 if max(len(rows), len(rows[0])) <= 16 else 10
+    cell = 22 if max(len(rows), len(rows[0])) <= 16 else 10
     plain = {"labelAngle": 0, "grid": False}
-    encoding = {
+    places = {
         "x": {"field": "column", "type": "ordinal", "title": x_label, "axis": plain},
         "y": {"field": "row", "type": "ordinal", "title": y_label, "axis": plain},
+    }
+    encoding = {
+        **places,
         "color": {"field": "colour", "type": "nominal", "scale": None},
         "fillOpacity": {"field": "depth", "type": "quantitative", "scale": None},
         "stroke": {"condition": {"test": "datum.framed", "value": INK}, "value": "var(--line)"},
         "strokeWidth": {"condition": {"test": "datum.framed", "value": 2}, "value": 0.5},
         **_TIP,
+    }
+    ring = {
+        "transform": [{"filter": "datum.ringed"}],
+        "mark": {"type": "point", "shape": "circle", "size": 40, "strokeWidth": 1.5, "stroke": INK},
+        "encoding": {**places, **_TIP},
     }
     columns = max(1, min(len(panels), 880 // (cell * len(rows[0]) + 60)))
     spec: Spec = {
@@ -233,12 +379,14 @@ def maps(
         "spec": {
             "width": {"step": cell},
             "height": {"step": cell},
-            "mark": {"type": "rect"},
-            "encoding": encoding,
+            "layer": [{"mark": {"type": "rect"}, "encoding": encoding}, ring],
         },
     }
-    note = f"The deepest colour is {largest:.3g}."
-    return _figure(spec, title, (), note)
+    depths = [f"{largest[name]:.3g} of {name}" for name in panels]
+    depth = f"{max(own.values()):.3g}" if alike else ", ".join(depths)
+    words = [f"; {'a ring' if n else 'a frame'}: {name} heads" for n, name in enumerate(outlined)]
+    note = f"The deepest colour is {depth}{''.join(words)}."
+    return _chart(spec, title, (), note)
 
 
 def _xy(x_label: str, y_label: str, y: str = "y") -> Spec:
@@ -272,7 +420,8 @@ def _dot(one: Series) -> Spec:
 def _point(one: Series, mark: Mark) -> Spec:
     values = {"x": mark.x, "y": mark.y, "low": mark.low, "high": mark.high}
     known = {name: value for name, value in values.items() if math.isfinite(value)}
-    return {**known, "text": mark.text or one.name, "name": one.name, "of": one.of or one.name}
+    texts = {"text": mark.text or one.name, "name": one.name, "of": one.of or one.name}
+    return {**known, **texts, **({"label": mark.label} if mark.label else {})}
 
 
 def _unless_hidden() -> Spec:
@@ -287,26 +436,9 @@ def _apart(marks: Sequence[Mark], series: Sequence[Series]) -> list[Mark]:
     kept: list[Mark] = []
     for mark in marks:
         far = lambda other, m=mark: abs(m.x - other.x) > wide / 14 or abs(m.y - other.y) > high / 16
-        if mark.text and all(far(other) for other in kept):
+        if mark.label and all(far(other) for other in kept):
             kept.append(mark)
     return kept
-
-
-def _figure(spec: Spec, title: str, series: Sequence[Series], note: str = "") -> str:
-    """A chart with its legend of switches."""
-    hidden = {"name": "hidden", "value": []}
-    size = {"width": "container", "autosize": {"type": "fit", "contains": "padding"}}
-    whole = {"params": [hidden], **({} if "facet" in spec else size), **spec}
-    content = json.dumps(whole, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    named = {one.name: one for one in series if one.name}
-    switches = "".join(_switch(one) for one in named.values())
-    legend = f"<div class=legend role=group aria-label=series>{switches}</div>" if switches else ""
-    below = f"<figcaption>{html.escape(note)}</figcaption>" if note else ""
-    label = html.escape(title, quote=True)
-    return (
-        f'<figure class=chart aria-label="{label}"><div class=plot></div>{legend}{below}'
-        f"<script type=application/json>{content}</script></figure>"
-    )
 
 
 _GLYPHS = {
@@ -320,16 +452,10 @@ _GLYPHS = {
 }
 
 
-def _switch(one: Series) -> str:
-    """A button that hides and shows a series, with its mark."""
-    fill = PAPER if one.hollow else one.colour
-    glyph = (
-        '<svg viewBox="-8 -8 16 16" width=14 height=14 aria-hidden=true>'
-        f'<path d="{_GLYPHS[one.shape]}" fill="{fill}" stroke="{one.colour}" stroke-width=2 />'
-        "</svg>"
-    )
-    name = html.escape(one.name, quote=True)
-    return (
-        f'<button type=button aria-pressed=true data-series="{name}" title="show or hide">'
-        f"{glyph}{name}</button>"
-    )
+def _chart(spec: Spec, title: str, series: Sequence[Series], note: str = "") -> Chart:
+    """A chart with switches for its named series."""
+    hidden = {"name": "hidden", "value": []}
+    size = {"width": "container", "autosize": {"type": "fit", "contains": "padding"}}
+    whole = {"params": [hidden], **({} if "facet" in spec else size), **spec}
+    named = {one.name: one for one in series if one.name}
+    return Chart(title, whole, tuple(named.values()), note)

@@ -6,6 +6,7 @@ from typing import Any
 from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast
 from vlm_jax.evals.frontier import OUT_OF_RANGE
 from vlm_jax.evals.statistics import RankTest
+from vlm_jax.report.charts import COLOURS, INK, SHAPES, SOFT
 from vlm_jax.report.tables import NONE, Table, interval, number, p_value
 
 _SMALL_P = 0.05
@@ -73,6 +74,27 @@ def baseline_name(comparison: Comparison) -> str:
     """What texts call the arm that others are compared with."""
     name = comparison.baseline.name
     return f"the model {name}" if name == "as edited" else f"the {name} model"
+
+
+def styles_of(comparison: Comparison) -> dict[str, tuple[str, str, bool]]:
+    """Colour, shape and whether hollow, by arm.
+
+    A control has the colour of the first arm that it is a control of, and a shape that no other
+    control of that arm has.
+    """
+    own = {contrast.control: contrast.edit for contrast in reversed(comparison.contrasts)}
+    found = {comparison.arms[0].name: (INK, "circle", False)}
+    leads = [arm.name for arm in comparison.arms[1:] if arm.name not in own]
+    for place, name in enumerate(leads):
+        found[name] = (COLOURS[place % len(COLOURS)], "circle", False)
+    seen: dict[str, int] = {}
+    for arm in comparison.arms:
+        if arm.name in own:
+            edit = own[arm.name]
+            place = seen[edit] = seen.get(edit, -1) + 1
+            colour = found[edit][0] if edit in found else SOFT
+            found[arm.name] = (colour, SHAPES[place % len(SHAPES)], True)
+    return found
 
 
 def gap_cell(arm: ArmResult) -> str:
@@ -144,6 +166,14 @@ def published_table(comparison: Comparison, published: Mapping[str, Any]) -> Tab
     notes = [str(published.get("source", "")), "-: not run here."]
     headers = ["", "published", "ours", "ours - published"]
     return Table("Published beside ours", headers, rows, notes)
+
+
+def failure_tables(failures: Mapping[str, Mapping[str, str]]) -> list[Table]:
+    """The items that could not be read, if any; they are left out of all arms."""
+    rows = [[name, key, why] for name, found in failures.items() for key, why in found.items()]
+    notes = ["Left out of every arm, so that all arms answer the same items."]
+    headers = ["benchmark", "item", "reason"]
+    return [Table("Items that could not be read", headers, rows, notes)] if rows else []
 
 
 def control_table(comparison: Comparison) -> Table:

@@ -1,21 +1,24 @@
 """Examples to look at: each picture with the answers of every arm, words marked, mistakes told.
 
-An example browser holds at most `LIMIT` examples of a benchmark and `PICTURE_BYTES` of pictures;
-where there are more, examples are taken evenly and the section says so.
+A run keeps the pictures of its examples in a gallery beside its answers, so that a report can be
+made again without the benchmark: at most `LIMIT` examples of a benchmark and `PICTURE_BYTES` of
+pictures. Where there are more, examples are taken evenly and the report says so.
 """
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image
 
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.evals.pictures import FORMATS, MAX_PIXELS
-from vlm_jax.report.tables import Section
+from vlm_jax.report.stored import Rows
+from vlm_jax.report.web import island, render
 
 LIMIT = 300
 PICTURE_BYTES = 1_000_000  # a benchmark; two of them and the charts' script stay below 5 MB
@@ -23,54 +26,108 @@ _EDGES = (256, 192, 128, 96, 64)
 _SMALL = 96  # pictures of fewer pixels are enlarged, and kept sharper
 _MISSED = 12
 
-Rows = Mapping[Any, Mapping[str, Any]]
-"""Id -> a line of `items.jsonl`."""
+Gallery = Mapping[str, Any]
+"""`total` examples that there were, `pictures` as data URLs, and `examples`: id, number of the
+picture, what was asked, and the right answer where there is one."""
 
 
-def read_items(path: Path) -> Rows:
-    """Returns what was found in the answers of an arm, by id; none where the file is not there."""
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = (json.loads(line) for line in lines if line.strip())
-    return {row["id"]: row for row in rows}
-
-
-def examples_section(name: str, suite: Suite, arms: Mapping[str, Rows]) -> Section | None:
-    """A browser of a benchmark's examples; None where nothing was answered.
+def gallery_of(suite: Suite, answered: Sequence[Any]) -> Gallery | None:
+    """What a report shows of a benchmark's examples; None where nothing was answered.
 
     Args:
-        name: of the benchmark.
         suite: has the examples, with their pictures.
-        arms: arm -> what was found in its answers, the unedited model first.
+        answered: ids of the examples that some arm answered.
     """
-    answered = [one for one in suite.examples() if any(one.id in rows for rows in arms.values())]
-    if not answered:
+    known = set(answered)
+    asked = [one for one in suite.examples() if one.id in known]
+    if not asked:
         return None
-    shown = _evenly(answered, LIMIT)
+    shown = _evenly(asked, LIMIT)
     pictures = _pictures(shown)
     numbers = {picture: n for n, picture in enumerate(dict.fromkeys(pictures))}
-    items = [_item(one, numbers[pictures[n]], arms) for n, one in enumerate(shown)]
-    data = {"arms": list(arms), "pictures": list(numbers), "items": items}
-    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    note = "Keys: j and k or the arrows go from example to example, / searches."
-    if len(shown) < len(answered):
-        note = f"{len(shown)} of {len(answered)} examples, taken evenly. {note}"
-    body = f"<div class=examples><script type=application/json>{content}</script></div>"
-    return Section(f"{name}: examples", body, note)
+    examples = [_asked(one, numbers[pictures[n]]) for n, one in enumerate(shown)]
+    return {"total": len(asked), "pictures": list(numbers), "examples": examples}
 
 
-def _item(example: Example, picture: int, arms: Mapping[str, Rows]) -> dict[str, Any]:
-    found = {name: rows[example.id] for name, rows in arms.items() if example.id in rows}
+def shown_of(gallery: Gallery) -> str:
+    """How many of the examples are shown; "" where all are."""
+    shown, total = len(gallery["examples"]), gallery["total"]
+    return "" if shown == total else f"{shown} of {total} examples, taken evenly."
+
+
+def _asked(example: Example, picture: int) -> dict[str, Any]:
+    label = example.meta.get("label")
+    truth = {} if label is None else {"truth": str(label)}
+    return {"id": example.id, "picture": picture, "prompt": example.prompt, **truth}
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The examples of some benchmarks with every arm's answers; in a page, a browser of them.
+
+    Attributes:
+        data: what the page's script reads: `arms` and `benchmarks`.
+    """
+
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        found: Mapping[str, tuple[Gallery, Mapping[str, Rows], Mapping[str, Any] | None]],
+        styles: Mapping[str, tuple[str, str, bool]],
+    ) -> "Browser":
+        """A browser.
+
+        Args:
+            found: benchmark -> its gallery; arm -> what was found in its answers, the unedited
+                model first; where the model looked, if that was read.
+            styles: arm -> colour, shape and whether hollow.
+        """
+        arms = [
+            {"name": name, "colour": colour, "hollow": hollow}
+            for name, (colour, _, hollow) in styles.items()
+        ]
+        benchmarks = [
+            {
+                "name": name,
+                "pictures": gallery["pictures"],
+                "items": [_item(one, rows, looked or {}) for one in gallery["examples"]],
+                "maps": (looked or {}).get("maps", []),
+            }
+            for name, (gallery, rows, looked) in found.items()
+        ]
+        return cls({"arms": arms, "benchmarks": benchmarks})
+
+    @property
+    def content(self) -> Markup:
+        """The data as JSON that no element can be ended by."""
+        return island(self.data)
+
+    def __html__(self) -> str:
+        return render("examples.html.jinja", browser=self)
+
+
+def _item(
+    asked: Mapping[str, Any], arms: Mapping[str, Rows], looked: Mapping[str, Any]
+) -> dict[str, Any]:
+    identifier = asked["id"]
+    found = {name: rows[identifier] for name, rows in arms.items() if identifier in rows}
     item: dict[str, Any] = {
-        "id": str(example.id),
-        "picture": picture,
+        "id": str(identifier),
+        "picture": asked["picture"],
         "answers": {name: _answer(row) for name, row in found.items()},
     }
     if all("hallucinated" not in row for row in found.values()):
-        item["question"] = example.prompt
-        if "label" in example.meta:
-            item["truth"] = f"right answer: {example.meta['label']}"
+        item["question"] = asked["prompt"]
+        if "truth" in asked:
+            item["truth"] = asked["truth"]
+    seen = looked.get("images", {}).get(str(identifier))
+    if seen is not None:
+        item["seen"] = seen
+        for name, words in looked["arms"].items():
+            if name in item["answers"] and str(identifier) in words:
+                item["answers"][name]["looked"] = words[str(identifier)]
     return item
 
 

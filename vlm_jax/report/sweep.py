@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from vlm_jax.evals.comparison import Comparison
 from vlm_jax.evals.sweeps import Dose
-from vlm_jax.report.charts import COLOURS, Mark, Series, scatter
+from vlm_jax.report.charts import COLOURS, Chart, Mark, Series, scatter
 from vlm_jax.report.comparison import baseline_name, gap_cell
-from vlm_jax.report.tables import NONE, Table, interval, number, p_value
+from vlm_jax.report.tables import NONE, Section, Table, interval, number, p_value
 
 
 def dose_table(
@@ -111,13 +112,37 @@ def chosen_table(
     return Table(f"Chosen: {name}", headers, rows, notes)
 
 
+def dose_sections(
+    doses: Sequence[Dose],
+    settings: Mapping[str, Mapping[str, Any]],
+    metric: str,
+    plain: bool,
+    part: str = "",
+) -> list[Section]:
+    """A dose-response plot for each swept field with several numbers for values.
+
+    Args:
+        doses, settings, metric, plain: see `dose_plots`.
+        part: of the page.
+    """
+    found = []
+    for axis in dict.fromkeys(field for one in settings.values() for field in one):
+        values = [one.get(axis) for one in settings.values()]
+        numeric = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
+        if numeric and len(set(values)) > 1 and axis != "seed":
+            for fixed, plot in dose_plots(doses, settings, axis, metric, plain).items():
+                at = f", {fixed}" if fixed else ""
+                found.append(Section(f"Change of {metric} against {axis}{at}", plot, part=part))
+    return found
+
+
 def dose_plots(
     doses: Sequence[Dose],
     settings: Mapping[str, Mapping[str, Any]],
     axis: str,
     metric: str,
     plain: bool,
-) -> dict[str, str]:
+) -> dict[str, Chart]:
     """The change against one swept field; a line for each combination of the others.
 
     Args:
@@ -161,7 +186,7 @@ def _dose_plot(
     metric: str,
     plain: bool,
     fixed: str | None,
-) -> str:
+) -> Chart:
     scale = 1 if plain else 100
     lines: dict[str, list[Mark]] = {}
     for dose in doses:

@@ -1,13 +1,14 @@
 """Tables as data: plain text for a terminal, Markdown for a document, HTML for a page."""
 
-import html
 import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.files import replace_file
+from vlm_jax.report.web import render
 from vlm_jax.terminal import folded, shown
 
 NONE = "-"
@@ -19,13 +20,17 @@ class Section:
 
     Attributes:
         heading: plain text.
-        body: HTML, with every text of a model or a file escaped.
+        body: a table, a chart, or another thing that says by `__html__` what it is in a page.
         note: plain text under it.
+        part: of the page, by which its sections are grouped; its own heading by default.
+        folded: whether it is opened by a click.
     """
 
     heading: str
-    body: str
+    body: Any
     note: str = ""
+    part: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,26 +62,22 @@ class Table:
         lines += [row(cells) for cells in self.rows]
         return "\n".join([*lines, *(f"\n{_escaped(note)}" for note in self.notes), ""])
 
-    def section(self) -> "Section":
+    def section(self, part: str = "", *, folded: bool = False) -> "Section":
         """The table as a section of a page."""
-        return Section(self.title, self._html(), " ".join(self.notes))
+        return Section(self.title, self, " ".join(self.notes), part, folded)
 
-    def _html(self) -> str:
-        cells = lambda tag, row: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        body = "".join(
-            f"<tr><th scope=row>{html.escape(row[0])}</th>{cells('td', row[1:])}</tr>"
-            for row in self.rows
-        )
-        return (
-            f"<div class=scroll tabindex=0><table><thead><tr>{cells('th', self.headers)}</tr>"
-            f"</thead><tbody>{body}</tbody></table></div>"
-        )
+    def __html__(self) -> str:
+        return render("table.html.jinja", table=self)
+
+
+def markdown(title: str, tables: Sequence[Table]) -> str:
+    """Tables under a title, as Markdown."""
+    return "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
 
 
 def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:
     """Writes `report.md` and `report.html`."""
-    text = "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
-    replace_file(workdir / "report.md", text)
+    replace_file(workdir / "report.md", markdown(title, tables))
     replace_file(workdir / "report.html", page)
 
 

@@ -1,11 +1,13 @@
 """A sentence an arm: what it changed, against saying less, against its control."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vlm_jax.evals.comparison import ArmResult, Comparison, Contrast
 from vlm_jax.evals.statistics import Interval
+from vlm_jax.report.comparison import gap_cell
+from vlm_jax.report.tables import interval
 
 _SMALL_P = 0.05
 
@@ -18,11 +20,13 @@ class Verdict:
         arm: its name.
         text: the sentence after the name.
         tone: "better", "worse" or "" for neither, by what was told apart from nothing.
+        facts: name -> the numbers that it rests on.
     """
 
     arm: str
     text: str
     tone: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
@@ -68,7 +72,21 @@ def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
     else:
         parts.append("no control stands beside it")
         good = False
-    return Verdict(arm.name, f"{'; '.join(parts)}.", "worse" if bad else "better" if good else "")
+    tone = "worse" if bad else "better" if good else ""
+    return Verdict(arm.name, f"{'; '.join(parts)}.", tone, _facts(comparison, arm))
+
+
+def _facts(comparison: Comparison, arm: ArmResult) -> dict[str, str]:
+    """The change of every benchmark's metric, and the gap to saying less."""
+    found = {}
+    for benchmark in comparison.items:
+        metric = comparison.primary(benchmark)
+        plain = comparison.plain(benchmark, metric)
+        change = interval(arm.changes[benchmark][metric], plain=plain, signed=True)
+        found[f"{metric}, {benchmark}"] = change
+    if arm.gaps:
+        found["against saying less"] = gap_cell(arm)
+    return found
 
 
 def _change(comparison: Comparison, change: Interval, metric: str, benchmark: str) -> str:

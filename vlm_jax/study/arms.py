@@ -19,6 +19,7 @@ from vlm_jax.edits.qk import QKEdit, Sidecar, edit_many
 from vlm_jax.edits.qk.certificate import summary
 from vlm_jax.edits.qk.folder import image_rope, low_rank_edit, read_edit, read_layer
 from vlm_jax.errors import ConfigError, EditError
+from vlm_jax.files import slug
 from vlm_jax.methods import steered
 from vlm_jax.parallel import processes
 from vlm_jax.progress import Progress
@@ -309,11 +310,6 @@ def check_folders(arms: Iterable[Arm]) -> None:
             )
 
 
-def slug(name: str) -> str:
-    """A folder name for an arm or a benchmark."""
-    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in name)
-
-
 def pair_controls(arms: Iterable[Arm]) -> list[tuple[str, str, bool]]:
     """Pairs each control with the arm that it stands for: (arm, control, whether it is random)."""
     arms = list(arms)
@@ -332,10 +328,12 @@ class Planned:
     Attributes:
         treatment: makes the weights that an edited folder would hold, of changes in low-rank form.
         sizes: what the certificate's `summary` says of it.
+        spectra: the strongest singular values of every head's product, before and after.
     """
 
     treatment: Edited
     sizes: Mapping[str, Any]
+    spectra: Sequence[Mapping[str, Any]] = ()
 
 
 def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[QKEdit, Planned]:
@@ -359,6 +357,7 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
     touched = set().union(*(spec.layers(num_layers) for spec in wanted))
     sidecars: list[dict[int, Sidecar]] = [{} for _ in wanted]
     heads: list[list[dict[str, Any]]] = [[] for _ in wanted]
+    spectra: list[list[dict[str, Any]]] = [[] for _ in wanted]
     label, speaks = f"{len(wanted)} edits", processes.primary()
     with Progress(len(touched), "layers", label=label, enabled=speaks) as progress:
         read = lambda layer: read_layer(source, layer)
@@ -366,14 +365,27 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
             for index, layer in edited.items():
                 sidecars[index][layer.layer] = layer.sidecar
                 heads[index] += [_magnitudes(head) for head in layer.heads]
+                if not wanted[index].control:
+                    spectra[index] += [_spectrum(layer.layer, head) for head in layer.heads]
             progress.advance()
     return {
         spec: Planned(
             Edited("qk", dataclasses.asdict(spec), low_rank_edit(source, layers)),
             {"layers": sorted(layers), **summary(numbers)},
+            own,
         )
-        for spec, layers, numbers in zip(wanted, sidecars, heads)
+        for spec, layers, numbers, own in zip(wanted, sidecars, heads, spectra)
     }
+
+
+_MODES = 32
+"""Singular values of a head that are kept for a report."""
+
+
+def _spectrum(layer: int, head: Mapping[str, Any]) -> dict[str, Any]:
+    digits = lambda values: [float(f"{value:.4g}") for value in values[:_MODES]]
+    before, after = digits(head["spectrum_before"]), digits(head["spectrum_after"])
+    return {"layer": layer, "before": before, "after": after}
 
 
 def _magnitudes(head: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,15 @@ from vlm_jax.evals.protocol import parts_of
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.statistics import Interval, bootstrap_all
 from vlm_jax.evals.tallies import TallyTable
-from vlm_jax.files import replace_file
+from vlm_jax.files import replace_file, slug
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
-from vlm_jax.report.comparison import comparison_tables, published_table
-from vlm_jax.report.examples import examples_section, read_items
-from vlm_jax.report.page import comparison_page
-from vlm_jax.report.tables import Section, Table, write_reports
+from vlm_jax.report.run import report_of
+from vlm_jax.report.stored import read_run
+from vlm_jax.report.tables import Table
 from vlm_jax.report.verdict import verdicts
-from vlm_jax.study.arms import Arm, pair_controls, slug
+from vlm_jax.study import report as reports
+from vlm_jax.study.arms import Arm, pair_controls
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
 from vlm_jax.study.say_less import SayLess
@@ -91,34 +91,36 @@ def evaluate(
     arms: Sequence[Arm],
     say_less: SayLess | None,
     workdir: pathlib.Path,
-    title: str = "arms beside their controls",
 ) -> Evaluation:
     """Measures and compares arms, writes everything to `workdir` and prints the tables.
 
     Args:
         request, session, benchmarks, arms, say_less, workdir: see `Session.measure`.
-        title: of the report, behind the model's name.
     """
+    settings = reports.read_settings(request.config)
     found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
-    tables = comparison_tables(found.comparison, found.sizes, found.measured.acted)
-    published = published_table(found.comparison, request.config.get("published", {}))
-    tables += [published] if published is not None else []
-    tables += failure_tables(found.measured.failures)
     if processes.primary():
-        _publish(request, workdir, found, tables, title, _examples(workdir, benchmarks, arms))
-    show(tables, found.measured)
-    for verdict in verdicts(found.comparison):
-        print(terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
-    print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
+        _publish(workdir, found)
+        keep(request, session, found, benchmarks, workdir)
+        report = report_of(read_run(workdir))
+        files = reports.write_report(report, workdir, settings)
+        show(report.tables, found.measured)
+        for verdict in verdicts(found.comparison):
+            print(terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
+        print(f"Results: {', '.join(map(str, [workdir / 'results.json', files[0]]))}")
     return found
 
 
-def failure_tables(failures: Mapping[str, Mapping[str, str]]) -> list[Table]:
-    """The items that could not be read, if any; they are left out of all arms."""
-    rows = [[name, key, why] for name, found in failures.items() for key, why in found.items()]
-    notes = ["Left out of every arm, so that all arms answer the same items."]
-    headers = ["benchmark", "item", "reason"]
-    return [Table("Items that could not be read", headers, rows, notes)] if rows else []
+def keep(
+    request: Request,
+    session: Session,
+    found: Evaluation,
+    benchmarks: Mapping[str, Suite],
+    workdir: pathlib.Path,
+) -> None:
+    """Writes what a report shows besides results: pictures, head sets, spectra."""
+    path = str(request.config.heads).replace("{source}", str(session.source.path))
+    reports.keep(workdir, benchmarks, found.arms, found.measured.planned, pathlib.Path(path))
 
 
 def show(tables: Sequence[Table], measured: Measured) -> None:
@@ -238,15 +240,8 @@ class _Describe:
         )
 
 
-def _publish(
-    request: Request,
-    workdir: pathlib.Path,
-    found: Evaluation,
-    tables: Sequence[Table],
-    title: str,
-    examples: Sequence[Section],
-) -> None:
-    """Writes the top `results.json` and `answers.jsonl`, `report.md` and `report.html`."""
+def _publish(workdir: pathlib.Path, found: Evaluation) -> None:
+    """Writes the top `results.json` and `answers.jsonl`."""
     first = next(iter(found.results))
     own = found.as_it_is
     entry = found.results[first][own]
@@ -254,25 +249,8 @@ def _publish(
         name: {arm: result.document() for arm, result in entries.items()}
         for name, entries in found.results.items()
     }
-    comparison = found.document()
-    top = {**entry.document(), "arm": own, "all": everything, "comparison": comparison}
+    top = {**entry.document(), "arm": own, "all": everything, "comparison": found.document()}
     top["made"] = made()
     write_json(workdir / "results.json", top)
     answers = (workdir / slug(first) / slug(own) / "answers.jsonl").read_bytes()
     replace_file(workdir / "answers.jsonl", answers)
-    title = f"{request.need('source').name}: {title}"
-    text = comparison_page(title, found.comparison, tables, entry, examples)
-    write_reports(workdir, title, tables, text)
-
-
-def _examples(
-    workdir: pathlib.Path, benchmarks: Mapping[str, Suite], arms: Sequence[Arm]
-) -> list[Section]:
-    """The examples of every benchmark with all arms' answers, of random ones the first draw."""
-    sections = []
-    for name, suite in benchmarks.items():
-        places = {arm.name: workdir / slug(name) / arm.folders()[0] for arm in arms}
-        rows = {arm: read_items(place / "items.jsonl") for arm, place in places.items()}
-        section = examples_section(name, suite, rows)
-        sections += [] if section is None else [section]
-    return sections

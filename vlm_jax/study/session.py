@@ -17,9 +17,10 @@ from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.tallies import TallyTable
+from vlm_jax.files import slug
 from vlm_jax.progress import duration
 from vlm_jax.study.acted import acted, details
-from vlm_jax.study.arms import Arm, Draw, Planned, plan_edits, slug
+from vlm_jax.study.arms import Arm, Draw, Planned, plan_edits
 from vlm_jax.study.fingerprint import fingerprint, picture
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_identity, generation_settings, load_model, share

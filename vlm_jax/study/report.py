@@ -1,0 +1,121 @@
+"""Reports of runs on disk: what a run keeps for them, and how they are written."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vlm_jax.evals.base import Suite
+from vlm_jax.files import replace_file, slug
+from vlm_jax.report.charts import Chart
+from vlm_jax.report.examples import gallery_of
+from vlm_jax.report.run import Report, report_of
+from vlm_jax.report.stored import EDITS, GALLERY, HEADS, ITEMS, Run, StoredRuns, read_items
+from vlm_jax.report.tables import markdown
+from vlm_jax.settings import one_of, plain, read, setting, whole
+from vlm_jax.study.arms import Arm, Planned
+
+FORMATS = ("html", "md", "pdf", "png", "svg")
+FIGURES = "figures"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """What `config.report` says.
+
+    Attributes:
+        format: "html" is a page, with its tables in Markdown beside it; "md" the tables alone;
+            "pdf", "png" and "svg" each chart as a file, for a paper.
+        attention: captions of each benchmark whose object words show where the model looked when
+            it chose them; 0 reads none.
+        maps: at most so many layers, and so many heads, of these pictures.
+    """
+
+    format: str = setting("html", one_of, known=FORMATS)
+    attention: int = setting(0, whole, low=0, high=300)
+    maps: int = setting(8, whole, low=1, high=64)
+
+
+def read_settings(config: Any) -> ReportSettings:
+    """Returns what a config says of reports.
+
+    Raises:
+        ConfigError: a key is unknown or a value cannot be.
+    """
+    return read(ReportSettings, plain(config.get("report", {})), "config.report")
+
+
+def keep(
+    workdir: pathlib.Path,
+    benchmarks: Mapping[str, Suite],
+    arms: Sequence[Arm],
+    edits: Mapping[Any, Planned],
+    heads: pathlib.Path,
+) -> None:
+    """Writes what a report shows besides answers: pictures, spectra of edits, sets of heads.
+
+    Args:
+        workdir: the run's.
+        benchmarks: whose examples were answered.
+        arms: of the run.
+        edits: what every edit of weights is.
+        heads: the file of head sets that its methods were given; it need not exist.
+    """
+    for name, suite in benchmarks.items():
+        folder = workdir / slug(name)
+        rows = [read_items(folder / arm.folders()[0] / ITEMS) for arm in arms]
+        gallery = gallery_of(suite, list(dict.fromkeys(key for one in rows for key in one)))
+        if gallery is not None:
+            replace_file(folder / GALLERY, _json(gallery))
+    spectra = {
+        arm.name: edits[arm.edits[0]].spectra
+        for arm in arms
+        if arm.edits and not arm.is_control and edits[arm.edits[0]].spectra
+    }
+    if spectra:
+        replace_file(workdir / EDITS, _json(spectra))
+    if heads.is_file() and heads.resolve() != (workdir / HEADS).resolve():
+        replace_file(workdir / HEADS, heads.read_bytes())
+
+
+def write(
+    found: Run | StoredRuns, folder: pathlib.Path, settings: ReportSettings, name: str = "report"
+) -> list[pathlib.Path]:
+    """Writes the report of a run, or of runs side by side.
+
+    Returns:
+        The files, the one to open first.
+    """
+    return write_report(report_of(found), folder, settings, name)
+
+
+def write_report(
+    report: Report, folder: pathlib.Path, settings: ReportSettings, name: str = "report"
+) -> list[pathlib.Path]:
+    """Writes a report in the format that is wanted; returns its files."""
+    tables = folder / f"{name}.md"
+    files: list[tuple[pathlib.Path, str | bytes]] = []
+    if settings.format == "html":
+        files.append((folder / f"{name}.html", report.text))
+    if settings.format in ("html", "md"):
+        files.append((tables, markdown(report.title, report.tables)))
+    else:
+        files += [
+            (folder / FIGURES / f"{slug(one.heading)}.{settings.format}", drawn)
+            for one, drawn in _drawn(report, settings.format)
+        ]
+    for path, content in files:
+        replace_file(path, content)
+    return [path for path, _ in files]
+
+
+def _drawn(report: Report, kind: str) -> Iterable[tuple[Any, bytes]]:
+    for section in report.sections:
+        if isinstance(section.body, Chart):
+            yield section, section.body.image(kind)
+
+
+def _json(document: Any) -> str:
+    import json
+
+    return json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"
