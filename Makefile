@@ -8,7 +8,7 @@ TESTBED = llava-0
 LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test test-all plan-env lint types bench clean
+.PHONY: demo test test-all plan-env lint types docs bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -20,6 +20,10 @@ $(VENV)/.product: pyproject.toml
 $(VENV)/.test: $(VENV)/.product
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.product
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	@touch $@
 
 demo: $(VENV)/.product
@@ -57,6 +61,10 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/pyright
+
+# The site of docs/, without warnings: open out/site/index.html.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 clean:
 	rm -rf out build

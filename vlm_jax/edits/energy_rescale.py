@@ -138,7 +138,7 @@ class EnergySettings:
 
     Attributes:
         layers: first and last layer; None is all.
-        energy: a word of `ENERGIES`.
+        energy: "frobenius" is ||W||^2 of the product; "symmetrised" is tr(S^2), S = (W + W^T) / 2.
         xi: added to each energy.
     """
 

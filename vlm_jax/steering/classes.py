@@ -90,19 +90,23 @@ class Selection:
     """Which heads are of which class, and where that is read: what all methods with classes ask.
 
     Attributes:
-        preset: a key of `presets.FUNCTIONAL`.
-        reasoning_first_layer, reasoning_to: l_reas, tau_reas.
-        perception_last_layer, perception_from: l_perc, tau_perc.
-        rows: whose attention is read at prefill; see `VisualGains`.
-        mode: "dynamic" classifies at every call, "prefill_cached" at prefill only,
+        preset: of a published model, whose thresholds, layers and gains are taken; "" is Ocean-R1's
+            at the same relative depths.
+        reasoning_first_layer: first layer that may hold reasoning heads (l_reas).
+        reasoning_to: mass on images up to which a head is one (tau_reas).
+        perception_last_layer: last layer that may hold perception heads (l_perc).
+        perception_from: mass on images from which a head is one (tau_perc).
+        rows: whose attention is read in a prompt: "q", the mean over text rows after the last image
+            token, or "last", the last row; then each row's own.
+        mode: "dynamic" classifies at every call, "prefill_cached" in the prompt only,
             "dataset_static" takes the classes of `heads`.
         passes: 1 reads each layer on the stream that shallower gains have changed; 2 reads classes
             from an unsteered pass over the prompt, and gains hold for the whole answer
             (`two_pass`).
         heads: where the classes of a calibration set are (`resolve_heads`); used by the static
             mode and by the controls "random" and "no_sinks" alone. "random" is static always.
-        control: a word of `CLASS_CONTROLS`; "other" exchanges the gains of the classes, "all" gives
-            every head their mean.
+        control: "random" takes as many heads of the same layers, "other" exchanges the gains of the
+            classes, "all" gives every head their mean, "no_sinks" leaves attention sinks out.
         seed: of random heads.
 
     Raises:

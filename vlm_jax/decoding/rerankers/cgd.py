@@ -37,11 +37,13 @@ class Reranking(Reranker):
     Attributes:
         scorer: function of a list of sentences and an image; returns a number for each. The paper's
             is the cosine of a SigLIP model.
-        alpha, beta: weights, 0.01 and 1 as released.
+        alpha: weight of the mean log probability, 0.01 as released.
+        beta: weight of the mean score, 1 as released.
         samples: sentences drawn of each candidate.
-        candidates: of them kept.
-        temperature, top_k: of drawing.
-        segment_tokens: of a sentence at most.
+        candidates: how many beginnings are kept.
+        temperature: of drawing.
+        top_k: of drawing; 0 is all tokens.
+        segment_tokens: tokens of a sentence at most.
         control: "shuffled" gives the scores of a step to its sentences in a random order.
         seed: of the random order.
     """

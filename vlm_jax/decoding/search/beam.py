@@ -22,7 +22,7 @@ class Beam(Search):
     """Keeps the W likeliest beginnings, and the W best of the answers that have ended.
 
     Attributes:
-        num_beams: W.
+        num_beams: W, how many beginnings are kept.
         length_penalty: answers are compared by the sum of their log-probabilities over their
             length to this power.
         early_stopping: when a sample is done: True, with W answers; False, when its best beam as

@@ -64,7 +64,7 @@ class OPERA(Beam):
     Means of what attention did count the rows of these tokens too.
 
     Attributes:
-        num_beams: W.
+        num_beams: W, how many beginnings are kept.
         candidates: tokens of each beam that are read.
         penalty: strength of the penalty.
         scale: what attention is multiplied by.

@@ -35,7 +35,7 @@ class AGLA(Strategy):
         mask: function of a PIL image and a prompt; returns [height, width], 1 where the image stays
             and 0 where it turns black. The paper's comes from a BLIP matching model.
         alpha: strength of the second view; 0 is none.
-        beta: plausibility constraint, see `plausible`.
+        beta: least probability of a token, as a share of the likeliest one's.
         control: "random" shuffles the pixels of every mask: equal area, no information.
         seed: of the random masks.
         repo_bug: reads the masked image for the first token alone, as the released code does: later

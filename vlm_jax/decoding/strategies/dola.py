@@ -60,7 +60,7 @@ class DoLa(Strategy):
         layers: candidates, counted as levels of the residual stream: 0 is the embeddings, j what j
             layers left. "even" is 0, 2, 4, ... below the last, "low" and "high" those of them in
             the first and the second half.
-        relative_top: plausibility constraint, see `plausible`.
+        relative_top: least probability of a token, as a share of the likeliest one's.
         norm: whether candidates go through the final norm before the head; the released code leaves
             it out.
         control: "random" takes any candidate at each step, the same one for all samples.

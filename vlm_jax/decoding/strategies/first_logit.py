@@ -18,7 +18,7 @@ class FirstLogit(Strategy):
     Attributes:
         alpha: the strength that later tokens reach; 0 is none.
         decay: how fast they do, by token.
-        beta: plausibility constraint, see `plausible`.
+        beta: least probability of a token, as a share of the likeliest one's.
         control: "random" adds the first token's logits in a random order of the vocabulary.
         seed: of the random order.
     """

@@ -16,7 +16,7 @@ class ICD(Strategy):
 
     Attributes:
         alpha: strength of the contrast; 0 is none.
-        beta: plausibility constraint, see `plausible`.
+        beta: least probability of a token, as a share of the likeliest one's.
         prefix: put before the prompt of the second view.
         control: "same" leaves the second prompt as it is.
     """

@@ -24,7 +24,7 @@ class PAI(Strategy):
     Attributes:
         alpha: of attention; 0 is none. 0.5 as released for LLaVA-1.5 (0.2 to 0.6 elsewhere).
         gamma: of the contrast; 1 is none.
-        beta: plausibility constraint, see `plausible`.
+        beta: least probability of a token, as a share of the likeliest one's.
         first_layer: the first whose attention is raised, 2 as released.
         control: "same" keeps the images in the second view and leaves attention alone: nothing is
             left of it but the plausibility constraint.

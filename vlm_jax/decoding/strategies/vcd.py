@@ -31,7 +31,7 @@ class VCD(Strategy):
 
     Attributes:
         alpha: strength of the contrast; 0 is none.
-        beta: plausibility constraint, see `plausible`.
+        beta: least probability of a token, as a share of the likeliest one's.
         noise_step: how noisy, of 1000 steps of a diffusion.
         control: "clean" contrasts with a second copy of the clean image: nothing is left of it but
             the plausibility constraint.

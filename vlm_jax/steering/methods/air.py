@@ -43,18 +43,25 @@ def air(
 
     Args:
         config: the model.
-        heads: which heads; see `resolve_heads`.
-        count: how many of them; by default what their source says.
+        heads: which heads: "all", "identified" (the folder's heads.json), a file of
+            --job=identify, the name of a published list, or (layer, head) pairs.
+        count: how many of the list's first heads; by default what the list says, or all.
         modules: "full", "reallocation" (the paper's R-only) or "projection" (P-only).
         text_threshold: mass on text from which a row is reallocated (tau_text).
         visual_gain: factor on weights on the image (lambda).
         text_gain: factor on weights on text (gamma).
         shrinkage: how far a row moves to its mean (beta).
-        zero_trace, prefill: see `Projection`.
-        renormalise, text_includes_system: see `Reallocation`.
+        zero_trace: "skip" shrinks decode rows only; "running" also takes off the trace of the map
+            of all rows so far and restores its norm; see `Projection`.
+        prefill: rows of the prompt before its last: "off" leaves them, "causal" projects each with
+            the rows up to it, "official" all with the whole prompt, as the released AIR* does.
+        renormalise: whether a reallocated row is divided by its new sum.
+        text_includes_system: whether tokens before the image count and are damped as text.
         qk_rescale: "logit" brings listed heads to the mean energy of their layer, in decode rows;
-            see `EnergyRescale`.
-        control: a word of `CONTROLS`.
+            see `EnergyRescale`. "off" does not.
+        control: acts on other heads instead: "random" ones of the same layers, "other" (the least
+            sensitive), "inert" (the smallest effect), "all", or "no_sinks" (the same without
+            attention sinks).
         seed: of random heads.
 
     Raises:

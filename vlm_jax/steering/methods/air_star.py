@@ -42,19 +42,24 @@ def air_star(
 
     Args:
         config: the model.
-        heads, count, control, seed: as for `air`; they concern the AD-HH part alone, as the other
-            parts act on all heads of their layers.
+        heads: as for `air`; of the AD-HH part alone, as the other parts act on all heads of their
+            layers.
+        count, control, seed: as for `air`.
         faithful: whether prompts are projected (and rescaled) with later rows included and the
             trigger sums over the batch, as released; otherwise rows see what came before them and
             each example triggers for itself.
         threshold: mass on text from which a row's text weights become 0; the release's command line
             says 0.5 where its script and its README say 0.4.
-        shrinkage: beta.
-        image_gain, system_gain: factors on logits in `rebalance_layers` (g, d).
+        shrinkage: how far a row moves to its mean (beta).
+        image_gain: factor on the image's logits in `rebalance_layers` (g).
+        system_gain: factor on the logits of what stands before the image, there too (d).
         lens: strength of the cross-head lens in `projection_layers` (alpha).
-        rebalance_layers, projection_layers: first and last layer; by default 9 to 14 and 5 to 17
-            of 32, and the same relative depths of other models.
-        zero_trace, prefill: see `Projection`; `prefill` is "causal", or "official" if faithful.
+        rebalance_layers: first and last layer; by default 9 to 14 of 32, and the same relative
+            depths of other models.
+        projection_layers: first and last layer; by default 5 to 17 of 32, and the same relative
+            depths of other models.
+        zero_trace: as for `air`.
+        prefill: as for `air`; by default "causal", or "official" if faithful.
         qk_rescale: "logit" brings all heads of `projection_layers` to the mean energy of their
             layer; see `EnergyRescale`, whose `prefill` is "off", or "official" if faithful.
 

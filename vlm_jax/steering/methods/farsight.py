@@ -31,7 +31,8 @@ def farsight(
 
     Args:
         config: the model.
-        heads, count, control, seed: as for `air`; all heads by default, as published.
+        heads: as for `air`; all by default, as published.
+        count, control, seed: as for `air`.
         mode: "prefill" acts in a prompt, where a row's slots are the later tokens; "budget" in
             answers too, where a row has what is left of `budget`. Which of them the published
             figures are of is not known.

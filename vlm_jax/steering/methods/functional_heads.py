@@ -21,7 +21,8 @@ def functional_heads(
 
     Args:
         config: the model.
-        reasoning_gain, perception_gain: g_reas, g_perc.
+        reasoning_gain: factor on the outputs of reasoning heads (g_reas); None: the preset's.
+        perception_gain: factor on the outputs of perception heads (g_perc); None: the preset's.
         selection: fields of `Selection`.
 
     Raises:

@@ -57,8 +57,9 @@ def policy(
 
     Args:
         config: the model.
-        policy: a key of `POLICIES`.
-        enhance: the class that gets alpha, "perception" or "reasoning"; the other gets beta.
+        policy: "A": alpha on the enhanced class; "B": beta on the other class; "C": alpha, and beta
+            on all other heads; "D": alpha, and beta on the other class.
+        enhance: the class that is enhanced, "perception" or "reasoning"; the other is attenuated.
         alpha, beta: gains, alpha > 1 > beta >= 0. By default beta = 2 - alpha, which matches
             |gain - 1|.
         selection: fields of `Selection`.
