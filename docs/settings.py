@@ -46,7 +46,7 @@ def documented(name: str) -> list[Any]:
         return [edits.find(name).settings]
     if kind == "attention":
         return [attention.find(name), Selection]
-    if name in RERANKERS.own():
+    if name in RERANKERS.names():
         return [RERANKERS.find(name, "Reranking")]
     return list(named.find(name).__mro__[:-1])
 

@@ -58,6 +58,7 @@ def test_a_page_of_a_method_is_whole(page):
     assert says, "a source"
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_of_the_methods_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     vlm = vlm_jax.load("llava-0")
@@ -71,7 +72,9 @@ def test_the_lines_of_python_of_the_methods_run(monkeypatch):
 
 def test_the_reference_has_all_that_the_package_offers():
     text = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
-    named = {one.rpartition(".")[2] for one in re.findall(r"^::: vlm_jax\.(.*)$", text, re.MULTILINE)}
+    named = {
+        one.rpartition(".")[2] for one in re.findall(r"^::: vlm_jax\.(.*)$", text, re.MULTILINE)
+    }
     assert set(vlm_jax.__all__) <= named
 
 
