@@ -43,8 +43,8 @@ def air(
 
     Args:
         config: the model.
-        heads: which heads: "all", "identified" (the folder's heads.json), a file of
-            --job=identify, the name of a published list, or (layer, head) pairs.
+        heads: which heads: "all", "identified" (the folder's heads.json), a file that the job
+            identify wrote, the name of a published list, or (layer, head) pairs.
         count: how many of the list's first heads; by default what the list says, or all.
         modules: "full", "reallocation" (the paper's R-only) or "projection" (P-only).
         text_threshold: mass on text from which a row is reallocated (tau_text).
