@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import pathlib
-import re
 import shutil
 from typing import Any
 
