@@ -21,6 +21,7 @@ CSS = """
   stroke: currentColor !important; stroke-opacity: .5; }
 .cluster rect { fill: none !important; stroke: currentColor !important; stroke-opacity: .3;
   stroke-dasharray: 4 4; }
+g, text, tspan, span { color: inherit !important; }
 text, tspan { fill: currentColor !important; }
 .edgePaths path, .flowchart-link { stroke: currentColor !important; stroke-opacity: .6; }
 .marker, .arrowMarkerPath { fill: currentColor !important; stroke: currentColor !important; }

@@ -12,6 +12,7 @@ import pytest
 
 import vlm_jax
 from tests.docs.commands import ROOT, blocks, pages
+from tests.report.browser import chromium, visit
 from vlm_jax.decoding.rerankers import RERANKERS
 from vlm_jax.decoding.search.beam import Beam
 
@@ -167,3 +168,20 @@ def test_formulas_and_diagrams_are_part_of_the_pages(site):
             assert drawn.picture(source).exists(), f"run docs/diagrams.py: {page.name}"
     searched = (site / "search" / "search_index.json").read_text(encoding="utf-8")
     assert "say-less frontier" in searched
+
+
+@pytest.mark.slow
+def test_pages_are_quiet_and_no_wider_than_a_phone(site):
+    with chromium() as browser:
+        for path in sorted(site.rglob("*.html")):
+            if path.name != "404.html":
+                with visit(browser, path, width=390, color_scheme="dark") as page:
+                    assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+
+
+@pytest.mark.slow
+def test_the_site_is_searched_from_disk(site):
+    with chromium() as browser, visit(browser, site / "index.html") as page:
+        page.fill("input.md-search__input", "frontier")
+        page.wait_for_selector(".md-search-result__item")
+        assert "frontier" in page.inner_text(".md-search-result__list").lower()
