@@ -30,7 +30,8 @@ def frontier(results: pathlib.Path) -> bytes:
     """The frontier of a run as PNG, with the names of its arms beside their marks."""
     drawn = frontier_plot(read_run(results).comparison)
     chart = copy.deepcopy(drawn.spec)
-    chart["layer"] += [_names(layer) for layer in chart["layer"] if _is_arm(layer["mark"])]
+    line = chart["layer"][0]["data"]["values"]
+    chart["layer"] += [_names(layer, line) for layer in chart["layer"] if _is_arm(layer["mark"])]
     return Chart(drawn.title, chart | {"height": 360}).image("png")
 
 
@@ -39,10 +40,13 @@ def _is_arm(mark: dict) -> bool:
     return mark.get("size", 0) > 50 and mark.get("fill") not in (None, PAPER, SOFT)
 
 
-def _names(layer: dict) -> dict:
-    """A layer of the names of another's points, which the page has in its legend."""
-    colour = layer["mark"]["stroke"]
-    mark = {"type": "text", "align": "left", "dx": 8, "dy": 10, "color": colour}
+def _names(layer: dict, line: list[dict]) -> dict:
+    """A layer of the names of another's points, which stand on their side of the line."""
+    (point,) = layer["data"]["values"]
+    order = sorted((one["x"], one["y"]) for one in line)
+    above = point["y"] >= np.interp(point["x"], *zip(*order)) - 0.01
+    place = {"align": "right", "dx": -8, "dy": -8} if above else {"align": "left", "dx": 8, "dy": 9}
+    mark = {"type": "text", **place, "color": layer["mark"]["stroke"]}
     encoding = {**layer["encoding"], "text": {"field": "name"}}
     return {"data": layer["data"], "mark": mark, "encoding": encoding}
 

@@ -38,6 +38,9 @@ def test_a_block_may_show_some_paragraphs(tmp_path):
     page.write_text(f"```python\nprint({said})\n```\n\n```text\na 2\n\n...\n\nc 3\n```\n")
     (happened,) = walk(page, tmp_path / "reader")
     assert paragraphs(happened.shown) == ["a 1", "...", "c 4"]
+    page.write_text(f"```python\nprint({said})\n```\n\n```text\n...\n\nd 1\n```\n")
+    with pytest.raises(AssertionError, match="nothing was printed"):
+        check(page, tmp_path / "again")
 
 
 @pytest.mark.slow

@@ -44,8 +44,9 @@ class Happened:
         expected = paragraphs(self.block.output)
         if ELSEWHERE not in expected:
             return self.said
-        by_title = {title(one): one for one in paragraphs(self.said)}
-        return "\n\n".join(by_title.get(title(one), one) for one in expected)
+        said = {title(one): one for one in [ELSEWHERE, *paragraphs(self.said)]}
+        missing = "(nothing was printed that begins as: {})"
+        return "\n\n".join(said.get(title(one), missing.format(title(one))) for one in expected)
 
 
 def paragraphs(text: str) -> list[str]:
