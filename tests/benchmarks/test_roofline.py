@@ -80,3 +80,24 @@ def test_sharded_weights_add_up():
     assert one.weights < 4 * four.weights < 1.01 * one.weights
     assert four.kv == one.kv / 4
     assert eight.kv == one.kv
+
+
+def test_a_step_reads_the_experts_that_its_rows_choose():
+    """Kimi-VL: 26 layers of 64 experts of 1,408, 6 a token; a latent of 512 and 64 a token."""
+    config = released("Kimi-VL-A3B")
+    one = place(config, 1)
+    assert one.kv == 2 * 27 * (512 + 64)
+    assert one.experts == 2 * 26 * 64 * 3 * 2048 * 1408
+    assert one.read(1) - one.always == pytest.approx(one.experts * 6 / 64)
+    assert one.read(8) - one.always == pytest.approx(one.experts * 0.5451, rel=1e-3)
+    assert one.read(1) < one.read(8) < one.read(1000) <= one.always + one.experts
+    # All of it lies on the chips, divided over the experts' widths; the latent cache is not.
+    four = place(config, 4)
+    assert four.experts == one.experts / 4
+    assert four.kv == one.kv
+
+
+def test_a_token_is_multiplied_with_what_kimi_calls_its_activated_parameters():
+    decoder = released("Kimi-VL-A3B").decoder
+    table = decoder.vocab_size * decoder.hidden_size
+    assert (roofline.linear_weights(decoder) + table) / 1e9 == pytest.approx(2.9, abs=0.15)
