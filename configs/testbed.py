@@ -28,6 +28,7 @@ def get_config(size: str = "") -> ConfigDict:
     for name in DEMO_METHODS if demo else ():
         config.arms[name] = ConfigDict(METHODS[name])
         config.arms[f"{name}_random"] = ConfigDict({**METHODS[name], "control": "random"})
+    config.report.attention = 12 if demo else 0
     config.frontier.tokens = ("and", ".")  # what announces the last object, and what follows it
     config.frontier.biases = DEMO_FRONTIER if demo else FRONTIER
     for kind in ("broken", "normal"):

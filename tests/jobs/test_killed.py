@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -90,9 +91,13 @@ def _files(folder: pathlib.Path) -> dict[str, bytes]:
 
 def _undated(path: pathlib.Path) -> bytes:
     """A file's bytes; of results without when and by which command they were made."""
+    content = path.read_bytes()
+    if path.name == "report.html":
+        when = rb"\d{4}-\d\d-\d\d(T[\d:+]+)?|<dt>Command</dt><dd>[^<]*</dd>"
+        return re.sub(when, b"", content)
     if path.name != "results.json":
-        return path.read_bytes()
-    fields = json.loads(path.read_text())
+        return content
+    fields = json.loads(content)
     fields.pop("made", None)
     return json.dumps(fields).encode()
 

@@ -1,15 +1,20 @@
 """Makes the report of a run anew from what is on disk, or one page of several runs side by side.
 
-`--workdir` names the folder of an `evaluate` or a `sweep`, or several: a,b. No model is needed.
+`--workdir` names the folder of an `evaluate` or a `sweep`, or several: a,b. No model is needed, but
+with `--source` and `config.report.attention=24` so many captions of an evaluation are read again,
+to show where the model as it is looked when it chose their object words.
 """
 
 import pathlib
 from collections.abc import Sequence
 
+from vlm_jax import checkpoint
 from vlm_jax.errors import UserError
+from vlm_jax.evals.suites import read_benchmarks
 from vlm_jax.report.stored import Run, StoredRuns, read_run
-from vlm_jax.study.report import read_settings, write
+from vlm_jax.study.report import ReportSettings, keep_attention, read_settings, write
 from vlm_jax.study.request import Request
+from vlm_jax.study.runtime import load_model
 
 BESIDE = "side_by_side"
 
@@ -24,6 +29,8 @@ def run(request: Request) -> None:
     """
     settings = read_settings(request.config)
     folders = _folders(request.need("workdir"))
+    if settings.attention:
+        _look(request, folders, settings)
     if len(folders) == 1:
         files = write(read_run(folders[0]), folders[0], settings)
     else:
@@ -32,6 +39,21 @@ def run(request: Request) -> None:
         print(f"Report: {path}")
     if len(files) > 3:
         print(f"and {len(files) - 3} more files in {files[0].parent}")
+
+
+def _look(request: Request, folders: Sequence[pathlib.Path], settings: ReportSettings) -> None:
+    """Reads captions of one evaluation again.
+
+    Raises:
+        UserError: there are several runs, or it is none of one model.
+    """
+    found = read_run(folders[0])
+    if len(folders) > 1 or not isinstance(found, Run) or found.sweep is not None:
+        raise UserError("config.report.attention needs the --workdir of one evaluate of one model.")
+    source = checkpoint.open_folder(request.need("source"))
+    benchmarks = read_benchmarks(found.about.config.get("benchmarks", {}), source.config.family)
+    models = {found.comparison.baseline.name: load_model(request, source)}
+    keep_attention(folders[0], benchmarks, models, settings)
 
 
 def _folders(given: pathlib.Path) -> list[pathlib.Path]:

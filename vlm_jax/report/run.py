@@ -103,7 +103,7 @@ def run_tables(run: Run) -> list[Table]:
     return [*_both_splits(run), doses, *tables]
 
 
-def side_by_side(found: StoredRuns, title: str = "") -> Report:
+def side_by_side(found: StoredRuns) -> Report:
     """The report of several runs: what each found, and all of them in common tables."""
     runs = found.runs
     tables = []
@@ -130,7 +130,7 @@ def side_by_side(found: StoredRuns, title: str = "") -> Report:
             chart = frontier_plot(comparison)
             sections.append(Section(name, chart, part=FRONTIER))
     sections += [table.section(TABLES, folded=True) for table in tables]
-    title = title or f"{len(runs)} runs: {', '.join(runs)}"
+    title = f"{len(runs)} runs side by side"
     every = [
         replace(one, arm=f"{name}: {one.arm}")
         for name, run in runs.items()
@@ -138,7 +138,7 @@ def side_by_side(found: StoredRuns, title: str = "") -> Report:
     ]
     about = next(iter(runs.values())).about
     protocols = {run.about.protocol for run in runs.values()}
-    lead = f"{len(runs)} runs side by side: {', '.join(runs)}."
+    lead = f"{_and(list(runs))}, each against its own unedited model."
     if len(protocols) > 1:
         lead += " They were not asked alike (their protocol hashes differ)."
     return Report(title, tables, sections, page(title, sections, about, every, lead))

@@ -120,7 +120,14 @@ def keep(
 ) -> None:
     """Writes what a report shows besides results: pictures, head sets, spectra."""
     path = str(request.config.heads).replace("{source}", str(session.source.path))
-    reports.keep(workdir, benchmarks, found.arms, found.measured.planned, pathlib.Path(path))
+    planned = found.measured.planned
+    reports.keep(workdir, benchmarks, found.arms, planned, pathlib.Path(path))
+    models = {
+        arm.name: arm.draws[0].apply(session.model, planned)
+        for arm in found.arms
+        if not arm.is_control and arm.draws[0].steering is None and arm.draws[0].strategy is None
+    }
+    reports.keep_attention(workdir, benchmarks, models, reports.read_settings(request.config))
 
 
 def show(tables: Sequence[Table], measured: Measured) -> None:

@@ -1,19 +1,32 @@
 """Reports of runs on disk: what a run keeps for them, and how they are written."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vlm_jax.api import VLM
 from vlm_jax.evals.base import Suite
 from vlm_jax.files import replace_file, slug
 from vlm_jax.report.charts import Chart
 from vlm_jax.report.examples import gallery_of
 from vlm_jax.report.run import Report, report_of
-from vlm_jax.report.stored import EDITS, GALLERY, HEADS, ITEMS, Run, StoredRuns, read_items
+from vlm_jax.report.stored import (
+    ATTENTION,
+    EDITS,
+    GALLERY,
+    HEADS,
+    ITEMS,
+    Run,
+    StoredRuns,
+    read_items,
+    read_run,
+)
 from vlm_jax.report.tables import markdown
 from vlm_jax.settings import one_of, plain, read, setting, whole
 from vlm_jax.study.arms import Arm, Planned
+from vlm_jax.study.looking import look
 
 FORMATS = ("html", "md", "pdf", "png", "svg")
 FIGURES = "figures"
@@ -78,6 +91,37 @@ def keep(
         replace_file(workdir / HEADS, heads.read_bytes())
 
 
+def keep_attention(
+    workdir: pathlib.Path,
+    benchmarks: Mapping[str, Suite],
+    models: Mapping[str, VLM],
+    settings: ReportSettings,
+) -> None:
+    """Writes where models looked when they chose the object words of the captions that are shown.
+
+    Args:
+        workdir: of a run, with its galleries.
+        benchmarks: that were asked.
+        models: arm -> its model, unsteered.
+        settings: how many captions; none leaves what is there.
+    """
+    if not settings.attention:
+        return
+    run = read_run(workdir)
+    assert isinstance(run, Run)
+    sets = (run.document(HEADS) or {}).get("sets", {})
+    heads = [(int(n), int(m)) for n, m in sets.get("sensitive", ())[: sets.get("count", 0)]]
+    for name, suite in benchmarks.items():
+        gallery = run.document(GALLERY, name)
+        if gallery is None:
+            continue
+        shown = [one["id"] for one in gallery["examples"]]
+        rows = {arm: found for arm, found in run.rows(name).items() if arm in models}
+        found = look(models, suite, rows, shown, settings.attention, settings.maps, heads)
+        if found is not None:
+            replace_file(workdir / slug(name) / ATTENTION, _json(found))
+
+
 def write(
     found: Run | StoredRuns, folder: pathlib.Path, settings: ReportSettings, name: str = "report"
 ) -> list[pathlib.Path]:
@@ -116,6 +160,4 @@ def _drawn(report: Report, kind: str) -> Iterable[tuple[Any, bytes]]:
 
 
 def _json(document: Any) -> str:
-    import json
-
     return json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"

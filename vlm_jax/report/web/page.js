@@ -152,7 +152,7 @@ function looking(source, seen, names, word, shown, choose, close) {
     const image = context.createImageData(columns, rows);
     for (let cell = 0; cell < cells; cell++) {
       const value = bytes[at * cells + cell];
-      image.data.set([255, 120, 0, Math.round(0.85 * value)], 4 * cell);
+      image.data.set([255, 176, 0, Math.round(0.9 * value)], 4 * cell);
     }
     context.putImageData(image, 0, 0);
     bars.replaceChildren(...["image", "text", "before"].flatMap((name, n) => {
@@ -285,4 +285,4 @@ function browse(root) {
 document.querySelectorAll("figure.chart").forEach((figure) => drawChart(figure));
 document.querySelectorAll(".scroll > table").forEach((table) => { makeSortable(table); offerDownload(table); });
 document.querySelectorAll(".examples").forEach(browse);
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+addEventListener("beforeprint", () => document.querySelectorAll("main > section:not(#repeat) details").forEach((one) => { one.open = true; }));
