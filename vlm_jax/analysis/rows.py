@@ -79,11 +79,25 @@ class RowReader:
             heads: whose weights are kept.
         """
         count = len(query_q)
-        padded_q = np.resize(np.asarray(query_q, np.int32), -(-count // self.rows) * self.rows)
-        found = self._read(params, batch, jnp.asarray(padded_q), heads=tuple(heads))
+        found = self._read(params, batch, self._padded(query_q), heads=tuple(heads))
         cut = lambda leaf: np.asarray(leaf[:count])
         norms = np.asarray(found.value_norms_hs)
         return dataclasses.replace(jax.tree.map(cut, found), value_norms_hs=norms)
+
+    def lower(
+        self,
+        params: Params,
+        batch: Batch,
+        query_q: Int[np.ndarray, " q"],
+        heads: Sequence[Head] = (),
+    ) -> jax.stages.Lowered:
+        """Returns the program of a call, not yet compiled: its memory can be asked of it."""
+        return self._read.lower(params, batch, self._padded(query_q), heads=tuple(heads))
+
+    def _padded(self, query_q: Int[np.ndarray, " q"]) -> Int[Array, " p"]:
+        """Rows to read, repeated up to a whole number of chunks."""
+        size = -(-len(query_q) // self.rows) * self.rows
+        return jnp.asarray(np.resize(np.asarray(query_q, np.int32), size))
 
 
 def _read(
