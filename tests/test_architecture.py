@@ -193,6 +193,21 @@ def test_the_product_needs_no_torch_and_no_pickle():
     )
 
 
+def test_a_job_opens_its_source_once():
+    opens = {
+        module: sum(
+            isinstance(node, ast.Call) and ast.unparse(node.func).endswith("open_folder")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+        for module, path in MODULES.items()
+        if not inside(module, "vlm_jax.checkpoint", "vlm_jax.loading", "vlm_jax.saving", "convert")
+    }
+    assert {module: count for module, count in opens.items() if count > 1} == {}
+    assert [
+        m for m in opens if opens[m] and not inside(m, "vlm_jax.jobs", "vlm_jax.planning")
+    ] == []
+
+
 def test_no_deprecated_way_of_spreading_work():
     old = ("pjit", "shard_map", "maps")
     assert not breaches(list(MODULES), *(f"jax.experimental.{name}" for name in old))

@@ -9,7 +9,7 @@
     read(Choice, {"metrik": "C_S"}, "config.choose")   # config.choose has no setting 'metrik' ...
 
 A check takes the name and the value, and returns the value or raises `ConfigError`: `number`,
-`whole`, `one_of`, `switch`, `text`, `section`, or a function of one's own.
+`whole`, `one_of`, `switch`, `text`, `word`, `listed`, `section`, or a function of one's own.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import difflib
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vlm_jax.errors import ConfigError, UserError
@@ -104,6 +104,17 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def word(name: str, value: Any) -> str:
+    """Returns a string of at least one character.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not text(name, value):
+        raise ConfigError(f"{name} must be text of at least one character.")
+    return value
+
+
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """Returns a finite number between `low` and `high`, both included.
 
@@ -139,6 +150,29 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
         listed = ", ".join(repr(word) for word in words)
         raise ConfigError(f"{name} must be one of {listed}, not {value!r}{nearest(value, words)}.")
     return value
+
+
+def listed(
+    name: str, value: Any, each: Callable[..., T], least: int = 0, **bounds: Any
+) -> tuple[T, ...]:
+    """Returns a list as a tuple; a word is no list.
+
+        setting((), listed, each=whole, low=0)      # [3, 7] -> (3, 7)
+
+    Args:
+        name, value: of the setting.
+        each: check of a value of the list.
+        least: how many it must have.
+        bounds: further arguments of the check.
+
+    Raises:
+        ConfigError: it is no list, too short, or a value of it cannot be.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} must be a list, not {value!r}.")
+    if len(value) < least:
+        raise ConfigError(f"{name} must list {least} value{'s' * (least > 1)} or more.")
+    return tuple(each(name, one, **bounds) for one in value)
 
 
 def section(name: str, value: Any, of: type[T], optional: bool = False) -> T | None:

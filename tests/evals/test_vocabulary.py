@@ -108,8 +108,9 @@ def test_double_words_can_be_given(write):
     ("content", "message"),
     [
         ("{", "line 1"),
-        ("[]", "must be a JSON object"),
-        ('{"a b": 1}', "must be a JSON object"),
+        ("[]", "Expected `object`"),
+        ('{"a b": 1}', "Expected `str`"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_double_words(write, content, message):

@@ -80,12 +80,16 @@ def config():
 
 
 @pytest.fixture
-def job(tiny_llava, tmp_path, fake, config):
-    """Runs a job's function on the fake; returns the folder it wrote."""
+def job(tiny_llava, tmp_path, fake, config, monkeypatch):
+    """Runs a job's function on the fake; returns the folder it wrote. It opens its source once."""
+    opened, real = [], checkpoint.open_folder
+    monkeypatch.setattr(checkpoint, "open_folder", lambda path: opened.append(path) or real(path))
 
     def run(function, name: str = "work", **changes) -> pathlib.Path:
         workdir = tmp_path / name
+        opened.clear()
         function(Request(config=config, source=tiny_llava, workdir=workdir, **changes))
+        assert opened == [tiny_llava]
         return workdir
 
     return run

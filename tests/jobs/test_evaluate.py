@@ -6,7 +6,6 @@ import re
 import pytest
 
 from tests.jobs.conftest import IMAGES
-from vlm_jax import checkpoint
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.jobs import evaluate
 from vlm_jax.report.run import report_of
@@ -193,7 +192,7 @@ def test_no_arms_is_a_plain_evaluation(job, config):
         ),
         ("frontier", {"biases": (0.0,)}, r"needs a bias other than 0"),
         ("frontier", {"biases": (float("nan"),)}, r"biases must be a finite"),
-        ("frontier", {"biases": (1.0,), "tokens": ()}, r"tokens must list at least one word"),
+        ("frontier", {"biases": (1.0,), "tokens": ()}, r"tokens must list 1 value or more"),
         ("frontier", {"biases": (1.0,), "tokens": ("two",)}, r"'two' is 2 tokens of this model"),
         ("frontier", {"biases": (1.0,), "tokens": ("zz",)}, r"tokenizer does not know 'zz'"),
         ("frontier", {"bias": (1.0,)}, r"config.frontier has no setting 'bias'"),
@@ -206,10 +205,3 @@ def test_a_wrong_config_is_one_clear_error_before_any_answer(
     with pytest.raises(ConfigError, match=message):
         job(evaluate.run)
     assert not fake.calls
-
-
-def test_a_folder_is_opened_once_a_job(job, monkeypatch):
-    opened, real = [], checkpoint.open_folder
-    monkeypatch.setattr(checkpoint, "open_folder", lambda path: opened.append(path) or real(path))
-    job(evaluate.run)
-    assert len(opened) == 1

@@ -140,7 +140,7 @@ def test_results_of_other_settings_are_refused(workdir, small_config):
     [
         ({"scope": "row"}, "no setting 'scope'"),
         ({"scopes": ("rows",)}, "did you mean 'row'"),
-        ({"scopes": ()}, "names none of"),
+        ({"scopes": ()}, "must list 1 value or more"),
         ({"count": 25}, "from 1 to 24"),
         ({"captions": "some"}, "captions must be one of"),
         ({"subtokens": "last"}, "subtokens must be one of"),

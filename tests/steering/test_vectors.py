@@ -125,7 +125,7 @@ def test_a_random_control_keeps_norms(llava_vlm, drawn):
      ({"vectors": np.full((3, 64), np.nan)}, "not finite"),
      ({"vectors": np.ones((3, 64)), "where": "al"}, "did you mean 'all'"),
      ({"vectors": np.ones((3, 64)), "layers": (1, 3)}, "layers must be the first and last"),
-     ({"vectors": np.ones((3, 64)), "positions": "end"}, "positions must list")],
+     ({"vectors": np.ones((3, 64)), "positions": "end"}, "positions must be a list")],
 )  # fmt: skip
 def test_bad_vectors_are_one_clear_error(llava_vlm, settings, message):
     with pytest.raises(ConfigError, match=message) as caught:

@@ -5,13 +5,13 @@ identity of answers and the programs take it from the field.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.settings import number, read, setting, text, whole
+from vlm_jax.settings import listed, number, read, setting, text, whole, word
 
 
 def _share(name: str, value: Any) -> float:
@@ -33,15 +33,6 @@ def _positive(name: str, value: Any) -> float:
 def _or_folder(check: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a check that lets None through, which stands for what the model folder says."""
     return lambda name, value, **bounds: None if value is None else check(name, value, **bounds)
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...]:
-    """Returns strings of at least one character."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name} must list strings, not {value!r}.")
-    if not all(isinstance(one, str) and one for one in value):
-        raise ConfigError(f"{name} must hold strings of at least one character, not {value!r}.")
-    return tuple(value)
 
 
 def stopping(name: str, value: Any) -> bool | str:
@@ -106,7 +97,7 @@ class DecodeSettings:
     num_beams: int = setting(1, whole, low=1)
     length_penalty: float = setting(1.0, number)
     early_stopping: bool | str = setting(False, stopping)
-    stop: tuple[str, ...] = setting((), _strings)
+    stop: tuple[str, ...] = setting((), listed, each=word)
     system: str = setting("", text)
     seed: int = setting(0, whole, low=0)
     batch_size: int = setting(0, whole, low=0)

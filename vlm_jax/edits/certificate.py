@@ -2,14 +2,35 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from vlm_jax.edits.qk.spec import QKEdit
+from vlm_jax.foreign import convert, parse_json
 from vlm_jax.listing import html_table
 
 _SHOWN = ("k", "strength", "method")
 _USUAL = json.loads(json.dumps({field.name: field.default for field in dataclasses.fields(QKEdit)}))
+
+
+class _Done(msgspec.Struct):
+    energy_removed: float | None = None
+    dw_norm: float | None = None
+
+
+class _Totals(msgspec.Struct):
+    heads: int | None = None
+    edit: _Done = msgspec.field(default_factory=_Done)
+
+
+class _Shown(msgspec.Struct):
+    """What is shown of a certificate."""
+
+    kind: str = ""
+    edit: dict[str, Any] = {}
+    layers: list[int] | None = None
+    summary: _Totals = msgspec.field(default_factory=_Totals)
 
 
 class Certificate(dict[str, Any]):
@@ -17,28 +38,31 @@ class Certificate(dict[str, Any]):
 
     Attributes:
         content: the bytes of its file.
+
+    Raises:
+        CheckpointError: it is no certificate.
     """
 
     def __init__(self, content: bytes):
-        super().__init__(json.loads(content))
+        super().__init__(parse_json(content, dict[str, Any], "the certificate"))
         self.content = content
+        self._shown = convert(dict(self), _Shown, "the certificate")
 
     def _summary(self) -> dict[str, str]:
-        shown = {"kind": str(self.get("kind", ""))}
-        edit = self.get("edit", {})
-        for name, value in edit.items() if isinstance(edit, Mapping) else ():
+        known = self._shown
+        shown = {"kind": known.kind}
+        for name, value in known.edit.items():
             if name in _SHOWN or value != _USUAL.get(name):
                 shown[name] = str(value)
-        if "layers" in self:
-            shown["layers"] = ", ".join(map(str, self["layers"]))
-        totals = self.get("summary", {})
-        done = totals.get("edit", {})
-        if "heads" in totals:
-            shown["heads"] = str(totals["heads"])
-        if "energy_removed" in done:
-            shown["energy removed, median"] = f"{100 * done['energy_removed']:.1f} %"
-        if "dw_norm" in done:
-            shown["norm of the change"] = f"{done['dw_norm']:.4g}"
+        if known.layers is not None:
+            shown["layers"] = ", ".join(map(str, known.layers))
+        if known.summary.heads is not None:
+            shown["heads"] = str(known.summary.heads)
+        done = known.summary.edit
+        if done.energy_removed is not None:
+            shown["energy removed, median"] = f"{100 * done.energy_removed:.1f} %"
+        if done.dw_norm is not None:
+            shown["norm of the change"] = f"{done.dw_norm:.4g}"
         return shown
 
     def __repr__(self) -> str:

@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals.object_words import COCO_OBJECT_WORDS
 from vlm_jax.evals.words import CHUNK, lower_in_place, normaliser, split_chunk
-from vlm_jax.foreign import read_bytes
+from vlm_jax.foreign import convert, read_bytes, read_json
 
 
 class Mention(NamedTuple):
@@ -249,21 +249,16 @@ def read_surface_forms(path: str | Path) -> dict[str, str]:
     "seat"); others stay. The reference asks a tagger, which differs in one caption of forty.
 
     Raises:
-        ValueError: the file is not such JSON.
+        AnswersError: the file is not such JSON.
     """
-    try:
-        document = json.loads(_read_text(path))
-        table = document.get("map", document)
-        found = {}
-        for word, lemmas in table.items():
-            if "n" in lemmas:
-                found[word] = str(lemmas["n"])
-            elif "v" in lemmas and word.endswith(("ing", "ed")):
-                found[word] = str(lemmas["v"])
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"surface forms {path} must be JSON of word -> part of speech -> lemma: {error}"
-        ) from error
+    document = read_json(Path(path), dict[str, Any], error=AnswersError)
+    table = document.get("map", document)
+    found = {}
+    for word, lemmas in convert(table, dict[str, dict[str, str]], str(path), AnswersError).items():
+        if "n" in lemmas:
+            found[word] = lemmas["n"]
+        elif "v" in lemmas and word.endswith(("ing", "ed")):
+            found[word] = lemmas["v"]
     return found
 
 
@@ -271,18 +266,11 @@ def read_double_words(path: str | Path) -> dict[str, str]:
     """Reads two-word rules from JSON: a mapping, or an object holding it under `double_word_dict`.
 
     Raises:
-        ValueError: the file is not such JSON.
+        AnswersError: the file is not such JSON.
     """
-    try:
-        document = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"two-word rules {path}: line {error.lineno}: {error.msg}") from error
-    rules = document.get("double_word_dict", document) if isinstance(document, dict) else None
-    if not isinstance(rules, dict) or not all(isinstance(word, str) for word in rules.values()):
-        raise ValueError(
-            f'two-word rules {path} must be a JSON object of "word word": "word" entries'
-        )
-    return rules
+    document = read_json(Path(path), dict[str, Any], error=AnswersError)
+    rules = document.get("double_word_dict", document)
+    return convert(rules, dict[str, str], str(path), AnswersError)
 
 
 def _read_text(path: str | Path) -> str:

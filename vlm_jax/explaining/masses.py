@@ -11,7 +11,7 @@ from vlm_jax.analysis.rows import KINDS, AttentionRows, RowReader, dominance, im
 from vlm_jax.errors import ConfigError
 from vlm_jax.explaining.base import Analysis, Subject, read_answers
 from vlm_jax.report.tables import Table
-from vlm_jax.settings import one_of, setting, whole
+from vlm_jax.settings import listed, one_of, setting, whole
 from vlm_jax.steering.heads import Head, HeadSets, check_heads, mask_of, shape_of
 from vlm_jax.steering.named import IDENTIFIED, resolve_heads
 
@@ -20,12 +20,6 @@ CONTRIBUTIONS = {
     "uniform": "the same for every token",
 }
 _TOP = 8  # tokens of a table
-
-
-def _steps(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name} must list steps of an answer, not {value!r}.")
-    return tuple(whole(name, step, 0) for step in value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +42,7 @@ class MassesSettings:
     heads: Any = ()
     count: int = setting(4, whole, low=1, high=1 << 12)
     contribution: str = setting("value", one_of, known=CONTRIBUTIONS)
-    maps: tuple[int, ...] = setting((), _steps)
+    maps: tuple[int, ...] = setting((), listed, each=whole, low=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ from vlm_jax.files import replace_file
 from vlm_jax.foreign import parse_json, read_bytes
 from vlm_jax.parallel import batch_sharding, put
 from vlm_jax.progress import Progress
-from vlm_jax.settings import number, one_of, read, setting, switch, text, whole
+from vlm_jax.settings import listed, number, one_of, read, setting, switch, text, whole
 from vlm_jax.steering.classes import classifier, read_classes
 from vlm_jax.steering.heads import shape_of
 from vlm_jax.study.chunks import Chunks
@@ -55,12 +55,6 @@ _CAPTIONS = ("hallucinated", "all")
 _SUBTOKENS = ("first", "all")
 _LABELS = ("offsets", "string_match")
 _CHUNKS = 2  # the form of their files
-
-
-def _scopes(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not len(value):
-        raise ConfigError(f"{name} names none of {', '.join(SCOPES)}.")
-    return tuple(one_of(name, scope, SCOPES) for scope in value)
 
 
 def _thresholds(name: str, value: Any) -> dict[str, Any]:
@@ -90,7 +84,7 @@ class IdentifySettings:
         vectors: how, by the "mean" of the differences or by their first "component".
     """
 
-    scopes: tuple[str, ...] = setting(SCOPES, _scopes)
+    scopes: tuple[str, ...] = setting(SCOPES, listed, each=one_of, known=SCOPES, least=1)
     count: int = setting(20, whole, low=1)
     captions: str = setting("hallucinated", one_of, known=_CAPTIONS)
     subtokens: str = setting("first", one_of, known=_SUBTOKENS)

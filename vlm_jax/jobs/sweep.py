@@ -26,7 +26,7 @@ from vlm_jax.parallel import processes
 from vlm_jax.report.stored import read_run
 from vlm_jax.report.sweep import chosen_table, dose_table
 from vlm_jax.report.tables import Table
-from vlm_jax.settings import number, read, refuse_unknown, setting, text
+from vlm_jax.settings import listed, number, read, refuse_unknown, setting, text
 from vlm_jax.study import report as reports
 from vlm_jax.study.arms import Arm, ArmReader, Draw
 from vlm_jax.study.evaluation import Evaluation, compare_arms, evaluate, keep, show
@@ -100,12 +100,6 @@ def run(request: Request) -> None:
     print(f"\n{both.both_splits().text()}")
 
 
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name} must list words, not {value!r}.")
-    return tuple(value)
-
-
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """How a setting is chosen.
@@ -118,7 +112,7 @@ class Rule:
 
     metric: str = setting("C_S", text)
     max_recall_drop: float = setting(0.01, number, low=-1, high=1)
-    controls: tuple[str, ...] = setting((), _words)
+    controls: tuple[str, ...] = setting((), listed, each=text)
 
     @classmethod
     def read(

@@ -19,6 +19,7 @@ from vlm_jax.answering import Answer
 from vlm_jax.api import VLM
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import UserError
+from vlm_jax.foreign import parse_json
 from vlm_jax.serving.batcher import Arms, Batcher
 from vlm_jax.serving.chat import ChatRequest, read_chat
 
@@ -133,9 +134,9 @@ async def _json(request: Request, max_bytes: int) -> Any:
         if len(content) > max_bytes:
             raise _Refused(413, f"the body has more than {max_bytes} bytes.")
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        raise _Refused(400, "the body is not JSON.") from None
+        return parse_json(bytes(content), Any, "the body", UserError)
+    except UserError as error:
+        raise _Refused(400, str(error)) from None
 
 
 def _error(error: _Refused) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import io
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from vlm_jax.attention.steering import Steering, Vectors
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.foreign import read_bytes
-from vlm_jax.settings import number, one_of, whole
+from vlm_jax.settings import listed, number, one_of, whole
 from vlm_jax.steering.layers import layer_range
 
 WHERE = "all", "image", "text", "answer"
@@ -96,13 +95,11 @@ def build_vectors(
     if layers is not None:
         chosen = np.isin(np.arange(len(add_ld)), list(layer_range("layers", layers, len(add_ld))))
     add_ld = np.where(chosen[:, None], number("strength", strength) * add_ld, 0)
-    if isinstance(positions, str) or not isinstance(positions, Sequence):
-        raise ConfigError(f"positions must list places in the prompt, not {positions!r}.")
     return Steering(
         vectors=Vectors(
             np.asarray(add_ld, np.float32)[None],
             where=one_of("where", where, WHERE),  # pyright: ignore[reportArgumentType]
-            positions=tuple(whole("positions", one) for one in positions),
+            positions=listed("positions", positions, whole),
             keep_norm=keep_norm,
             relative=relative,
         )

@@ -10,7 +10,7 @@ from vlm_jax.api import VLM
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.suites.chair import Chair
-from vlm_jax.settings import number, read, setting
+from vlm_jax.settings import listed, number, read, setting, word
 from vlm_jax.study.arms import Arm, Draw
 from vlm_jax.treatments import Biased
 
@@ -73,25 +73,12 @@ def _encode(model: VLM, token: str) -> list[int]:
     return model.processor.tokenizer.encode(token, add_special_tokens=False)
 
 
-def _biases(name: str, value: Any) -> tuple[float, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name} must be finite numbers, not {value!r}.")
-    return tuple(number(name, bias) for bias in value)
-
-
-def _tokens(name: str, value: Any) -> tuple[str, ...]:
-    words = not isinstance(value, str) and isinstance(value, Sequence) and len(value)
-    if not words or not all(isinstance(word, str) and word for word in value):
-        raise ConfigError(f"{name} must list at least one word or {STOP!r}, not {value!r}.")
-    return tuple(value)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Section:
     """What `config.frontier` says."""
 
-    biases: tuple[float, ...] = setting((), _biases)
-    tokens: tuple[str, ...] = setting((STOP,), _tokens)
+    biases: tuple[float, ...] = setting((), listed, each=number)
+    tokens: tuple[str, ...] = setting((STOP,), listed, each=word, least=1)
 
 
 def read_say_less(section: Mapping[str, Any], benchmarks: Mapping[str, Suite]) -> SayLess | None:

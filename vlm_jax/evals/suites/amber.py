@@ -7,7 +7,6 @@ vectors of a language model, which are not at hand, so its numbers are not these
 `query_*.json` files give the prompts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +70,9 @@ class Amber(QuestionSuite):
             return True
         if all(isinstance(own, list) for own in first.fields.values()):
             self.relations = {
-                word: [str(one) for one in own] for word, own in json.loads(read_text(path)).items()
+                word: [str(one) for one in own]
+                for row in read_rows(path)
+                for word, own in row.fields.items()
             }
             return True
         return False
