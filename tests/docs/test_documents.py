@@ -21,6 +21,7 @@ from vlm_jax import hub
 from vlm_jax.cli import configs, listing, main
 from vlm_jax.cli.main import _flags, _split
 from vlm_jax.config import read_config
+from vlm_jax.decoding.rerankers import Continuation
 from vlm_jax.families import Family
 from vlm_jax.testbed.scenes import CLASSES, draw_scenes
 
@@ -281,6 +282,12 @@ def test_the_listings_for_contributors_are_what_the_seams_take(tmp_path):
     assert suite.report(suite.tally(judged)) == {"accuracy": 0.5}
     # Logits 3 with the image and 1 without it: 2 * 3 - 1.
     assert made["Blind"]().scores(np.array([[[3.0], [1.0]]]), None) == 5
+    assert made["ranks"](np.array([[[0.1, 0.7, 0.2]]])).tolist() == [[[2, 0, 1]]]
+    spread, terse = made["Spread"](spread=1.0), made["Terse"](samples=5)
+    assert (spread.rows, spread.spread, terse.rows) == (4, 1.0, 10)
+    assert terse.ends(["a", "cup.", "."]).tolist() == [False, True, True]
+    assert terse.scores(None, ["a cup.", "a red cup."], 0) == [-2, -3]
+    assert terse.rank(Continuation(scores=(-2.0, -3.0))) == -5
 
 
 def test_the_scene_of_the_readme_is_the_one_that_figures_draws():
