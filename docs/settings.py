@@ -47,7 +47,7 @@ def documented(name: str) -> list[Any]:
     if kind == "attention":
         return [attention.find(name), Selection]
     if name in RERANKERS.names():
-        return [RERANKERS.find(name, "Reranking")]
+        return [RERANKERS.find(name)]
     return list(named.find(name).__mro__[:-1])
 
 
