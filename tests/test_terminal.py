@@ -87,3 +87,8 @@ def test_long_words_fold_where_figures_do_not():
     shown = terminal.drawn(["item", "reason", "n"], rows, room=30)
     assert widest(shown) <= 30
     assert "limit of this" in shown
+
+
+def test_a_notebook_gets_the_table_as_text(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert terminal.drawn(["arm", "recall"], [["plain", "90.0"]]).endswith("90.0")

@@ -158,6 +158,7 @@ def _draw(
         file=said,
         width=room or _UNLIMITED,
         force_terminal=bold,
+        force_jupyter=False,  # a notebook would show the table in place of writing it to the file
         color_system="standard" if bold else None,
         legacy_windows=False,
     )
