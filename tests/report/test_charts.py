@@ -127,6 +127,7 @@ def test_lines_have_bands_of_their_ends():
 
 def test_a_chart_is_a_picture_on_paper():
     figure = scatter([Series("a", [Mark(1, 1), Mark(2, 2)], line=True)], "x", "y")
+    assert b">a</text>" in figure.image("svg")  # nothing to click: its series are named
     assert figure.image("png").startswith(b"\x89PNG")
     assert figure.image("pdf").startswith(b"%PDF")
     assert b"var(--" not in figure.image("svg")

@@ -96,9 +96,11 @@ class Chart:
         """Returns it as a file of kind "png", "pdf" or "svg", in the colours of paper."""
         import vl_convert
 
-        spec = json.loads(_on_paper(json.dumps(self.spec)))
-        if spec.get("width") == "container":
-            spec["width"] = _PAPER_WIDTH
+        spec = dict(self.spec)
+        if "layer" in spec:
+            spec |= {"width": _PAPER_WIDTH, "autosize": "pad"}
+            spec["layer"] = [*spec["layer"], *_legend(self.series)]
+        spec = json.loads(_on_paper(json.dumps(spec)))
         spec |= {"background": "white", "padding": 12, "config": _PAPER_CONFIG}
         if kind == "png":
             return vl_convert.vegalite_to_png(spec, scale=2)
@@ -110,6 +112,17 @@ class Chart:
 _PAPER_WIDTH = 640
 _PAPER_CONFIG = {"axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}}
 _ON_PAPER = {SOFT: "#5b6570", INK: "#1b1f24", PAPER: "#ffffff", "var(--line)": "#d9dee3"}
+
+
+def _legend(series: Sequence[Series]) -> list[Spec]:
+    """Layers that name series beside a drawing, where there is nothing to click."""
+    layers: list[Spec] = []
+    for n, one in enumerate(series):
+        at = lambda x, n=n: {"x": {"value": _PAPER_WIDTH + x}, "y": {"value": 8 + 20 * n}}
+        text = {"type": "text", "align": "left", "fontSize": 12, "text": one.name, "color": INK}
+        layers.append({"data": {"values": [{}]}, "mark": _dot(one), "encoding": at(24)})
+        layers.append({"data": {"values": [{}]}, "mark": text, "encoding": at(36)})
+    return layers
 
 
 def _on_paper(text: str) -> str:
