@@ -107,6 +107,27 @@ def get_config() -> ConfigDict:
             "double_words": "",
             "surface_forms": "",
             "parser": "",
+            "grades": "",  # of MM-Vet: a judge's file, such as --job=judge writes
+            "judge": "",  # and what the judge is called
+        }
+    )
+
+    # Who grades by --job=judge (vlm_jax.evals.judge.JudgeSettings says more): any server with
+    # OpenAI's chat API. The key is in the environment variable OPENAI_API_KEY, where it needs one.
+    config.judge = ConfigDict(
+        {
+            "url": "",
+            "model": "",
+            "key_variable": "OPENAI_API_KEY",
+            "prompt": "",
+            "runs": 1,
+            "temperature": 0.0,
+            "max_tokens": 16,
+            "parallel": 8,
+            "retries": 4,
+            "wait_s": 1.0,
+            "timeout_s": 120.0,
+            "max_characters": 8000,
         }
     )
 

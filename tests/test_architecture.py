@@ -169,7 +169,7 @@ def test_scorers_import_no_jax():
     scorers = [module for module in room("vlm_jax.evals") if not module.endswith(".runner")]
     assert not breaches(scorers, "jax", "jaxlib", "flax", "optax", "orbax", "jaxtyping")
     # Nor by way of a room that does.
-    rooms = ("errors", "evals", "files", "foreign", "plugins", "settings", "terminal")
+    rooms = ("errors", "evals", "files", "foreign", "plugins", "progress", "settings", "terminal")
     light = tuple(f"vlm_jax.{name}" for name in rooms)
     assert not breaches(scorers, *OURS, but=light)
 

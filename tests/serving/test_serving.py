@@ -110,6 +110,9 @@ def test_answers_are_those_of_the_model(served, arms):
         assert choice.message.content == wanted.text
         assert choice.finish_reason == ("stop" if wanted.ended else "length")
         assert made.usage.completion_tokens == len(wanted.tokens)
+        (draft,) = model.processor.drafts([[picture]], ["Is there a dog?"], max_length=999)
+        assert made.usage.prompt_tokens == len(draft.tokens(model.config.image_token_id)) > 10
+        assert made.usage.total_tokens == made.usage.prompt_tokens + len(wanted.tokens)
 
 
 def test_an_answer_in_events_is_the_same(served):

@@ -56,6 +56,7 @@ class Answer:
             [steps, L].
         score: of beam search: the sum of log-probabilities over the length to the power of the
             length penalty; None elsewhere.
+        prompt_tokens: tokens of its prompt, those of images counted.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Answer:
     readings: Readings | None = None
     counts: StepCounts | None = None
     score: float | None = None
+    prompt_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,6 +409,7 @@ class _Run:
                     jax.tree.map(operator.itemgetter(row), generated.readings),
                     jax.tree.map(operator.itemgetter((row, steps)), generated.counts),
                     None if generated.scores_b is None else float(generated.scores_b[row]),
+                    question.draft.length,
                 )
 
     @property

@@ -147,6 +147,11 @@ def _mcnemar(ours: Mapping[Any, Judged], theirs: Mapping[Any, Judged], outcome: 
     return mcnemar(first, second)
 
 
+def read_texts(suite: Suite, answers: Paths) -> dict[Any, str]:
+    """Id -> answer of files of answers, all questions answered; see `score`."""
+    return _Judge(suite, USUAL, False, False, MAX_UNPARSABLE).texts(answers)[0]
+
+
 def make_suite(truth: Paths, suite: str = "", rules: Mapping[str, Any] | None = None) -> Suite:
     """The benchmark that files of truth are of, without images.
 
@@ -220,8 +225,8 @@ class _Judge:
     allow_extra: bool
     max_unparsable: float
 
-    def read(self, source: Paths) -> _Read:
-        """Judges the answers of some files; says what is left out."""
+    def texts(self, source: Paths) -> tuple[dict[Any, str], tuple[str, ...], str]:
+        """The answers of some files by example, what is left out, and the field they were in."""
         examples = {example.id: example for example in self.suite.examples()}
         files = [read_answers(self.suite, path, self.keys) for path in listed(source)]
         texts: dict[Any, str] = {}
@@ -254,14 +259,18 @@ class _Judge:
             notes.append(f"{len(failed)} items could not be read and were left out")
         if not texts:
             raise AnswersError(f"{where} holds no answer that can be scored.")
-        judged = {
-            key: self.suite.judge(example, texts[key])
-            for key, example in examples.items()
-            if key in texts
-        }
-        self._refuse_unparsable(where, judged, texts)
         field = ", ".join(dict.fromkeys(answers.key for answers in files if answers.key))
-        return _Read(judged, {key: texts[key] for key in judged}, tuple(notes), field)
+        return {key: texts[key] for key in examples if key in texts}, tuple(notes), field
+
+    def read(self, source: Paths) -> _Read:
+        """Judges the answers of some files."""
+        texts, notes, field = self.texts(source)
+        examples = self.suite.examples()
+        judged = {
+            one.id: self.suite.judge(one, texts[one.id]) for one in examples if one.id in texts
+        }
+        self._refuse_unparsable(", ".join(map(str, listed(source))), judged, texts)
+        return _Read(judged, texts, notes, field)
 
     def table(self, found: _Read) -> TallyTable:
         """Tallies by item."""

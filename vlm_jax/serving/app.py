@@ -152,8 +152,8 @@ def _completion(asked: ChatRequest, answer: Answer) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.text}
     reason = "stop" if answer.ended else "length"
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    count = len(answer.tokens)
-    usage = {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
+    read, made = answer.prompt_tokens, len(answer.tokens)
+    usage = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
     return {**_head(asked, "chat.completion"), "choices": [choice], "usage": usage}
 
 
