@@ -9,8 +9,9 @@ seeds, make one table:
 
 `configs/testbed_methods.py:demo` is the same, smaller: 3 draws and the main methods.
 `configs/testbed_methods.py:papers` has the rows of the tables of AIR and of functional heads, each
-once and beside its control: every method here that needs no other model. AGLA's masks and CGD's
-scorer are functions, which a config cannot hold; HALC is not implemented.
+once and beside its control: every method here that needs no other model. AGLA and CGD need a BLIP
+and a CLIP, which know no drawn scenes: name them, or functions ("package.module:name"), in arms of
+your own. HALC is not implemented.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false

@@ -14,6 +14,7 @@ import numpy as np
 from vlm_jax import answering
 from vlm_jax.answering import Answer, Asking, Failure
 from vlm_jax.attention.steering import Reallocation, Steering
+from vlm_jax.decoding.rerankers import Reranker
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import ConfigError, PromptError, UserError
@@ -67,6 +68,7 @@ def answer(
                 f"method {one.method!r} ranks what the model itself draws: it takes neither a "
                 "strategy nor a bias of logits."
             )
+        assert isinstance(one.reranker, Reranker)
         return answering.answer_ranked(
             engine,
             [list(own) for own in images or [[]] * len(prompts)],

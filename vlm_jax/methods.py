@@ -14,7 +14,6 @@ from typing import Any
 
 from vlm_jax import edits
 from vlm_jax.decoding import named
-from vlm_jax.decoding.rerankers import RERANKERS, read_reranker
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, make_callable
 from vlm_jax.settings import nearest, read, refuse_unknown
@@ -29,6 +28,7 @@ from vlm_jax.treatments import (
     TreatedModel,
     Treatment,
     TwoPasses,
+    decoded,
 )
 
 
@@ -66,7 +66,6 @@ def methods() -> Listing[Method]:
     listed = {name: _edit(name) for name in edits.names()}
     listed |= {name: _attention_method(name) for name in attention.names()}
     listed |= {name: _strategy(name) for name in named.names()}
-    listed |= {name: _reranker(name) for name in RERANKERS.names()}
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
     columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
     return Listing(listed, "method", {**columns, "settings": settings})
@@ -138,18 +137,8 @@ def _strategy(name: str) -> Method:
     found = named.find(name)
     settings = {field.name: field.default for field in dataclasses.fields(found)}
 
-    def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Decoded:
-        return Decoded(name, dict(settings), named.read_named(name, settings))
-
-    return Method(name, "decoding", summary_of(found), settings, treatment)
-
-
-def _reranker(name: str) -> Method:
-    found = RERANKERS.find(name, "Reranking")
-    settings = {field.name: field.default for field in dataclasses.fields(found)}
-
-    def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Reranked:
-        return Reranked(name, dict(settings), read_reranker(name, settings))
+    def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Decoded | Reranked:
+        return decoded(name, settings)
 
     return Method(name, "decoding", summary_of(found), settings, treatment)
 

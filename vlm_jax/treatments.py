@@ -22,8 +22,8 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding import Generator
-from vlm_jax.decoding.rerankers import Reranker
+from vlm_jax.decoding import Generator, named
+from vlm_jax.decoding.rerankers import HostMethod
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate, MadeEdit
@@ -212,7 +212,7 @@ class Reranked(Treatment):
         reranker: see `vlm_jax.decoding.rerankers`.
     """
 
-    reranker: Reranker = dataclasses.field(compare=False, repr=False)
+    reranker: HostMethod = dataclasses.field(compare=False, repr=False)
 
     def check_beside(self, others: Sequence[Treatment]) -> None:
         """See `Treatment.check_beside`."""
@@ -221,6 +221,18 @@ class Reranked(Treatment):
                 f"methods {other.method!r} and {self.method!r} both say how answers come about, so "
                 "they cannot act together; use one of them."
             )
+
+
+def decoded(name: str, settings: Mapping[str, Any]) -> Decoded | Reranked:
+    """Returns the treatment of a method of decoding.
+
+    Raises:
+        ConfigError: there is no such method or setting, or a value cannot be.
+    """
+    found = named.read_named(name, settings)
+    if isinstance(found, HostMethod):
+        return Reranked(name, dict(settings), found)
+    return Decoded(name, dict(settings), found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.reference import picture
-from vlm_jax.decoding.rerankers import Continuation, read_reranker
+from vlm_jax.decoding.named import read_named
+from vlm_jax.decoding.rerankers import Continuation
 from vlm_jax.errors import ConfigError, PromptError
 
 IMAGES = [[picture(56, 70, 1)], [picture(84, 56, 2)]]
@@ -43,7 +44,7 @@ def test_the_best_scored_sentences_are_kept(llava_vlm):
 
 def test_log_probabilities_are_those_of_a_whole_pass(llava_vlm, monkeypatch):
     vlm, told = llava_vlm, []
-    base = type(read_reranker("cgd", {"scorer": lengths}))
+    base = type(read_named("cgd", {"scorer": lengths}))
     rank = base.rank
     monkeypatch.setattr(base, "rank", lambda self, one: told.append(one) or rank(self, one))
     ask(vlm, lengths, IMAGES[:1], PROMPTS[:1])
@@ -59,7 +60,7 @@ def test_log_probabilities_are_those_of_a_whole_pass(llava_vlm, monkeypatch):
 
 def test_candidates_are_ranked_by_both_means():
     one = Continuation(tokens=(1, 2), log_probability=-3.0, scores=(0.5, 0.1))
-    cgd = read_reranker("cgd", {"scorer": lengths})
+    cgd = read_named("cgd", {"scorer": lengths})
     np.testing.assert_allclose(cgd.rank(one), 0.3 + 0.01 * -1.5)
     assert cgd.ends(["a", "e.g", "?!", ""]).tolist() == [False, True, True, False]
 
@@ -73,7 +74,7 @@ def test_scores_that_cannot_be_are_one_clear_error(llava_vlm, scorer):
 
 
 def test_what_cannot_be_ranked_is_refused(llava_vlm):
-    with pytest.raises(ConfigError, match="scorer must be a function"):
+    with pytest.raises(ConfigError, match="'cgd' needs a scorer"):
         llava_vlm.apply("cgd")
     with pytest.raises(ConfigError, match="samples"):
         llava_vlm.apply("cgd", scorer=lengths, samples=0)

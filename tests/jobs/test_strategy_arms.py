@@ -8,6 +8,7 @@ from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs import evaluate
 from vlm_jax.study.arms import ArmReader, pair_controls
+from vlm_jax.study.grids import read_grid
 
 
 @pytest.fixture
@@ -43,11 +44,29 @@ def test_a_control_stands_beside_its_strategy(reader):
     assert pair_controls(arms) == [("vcd", "again", False)]
 
 
+def test_a_reranker_is_an_arm_whose_scorer_is_named(reader):
+    """By what to import, or by a folder; its control is drawn anew by seeds."""
+    scorer = "tests.answering.test_ranked:lengths"
+    (alone,) = reader.arm("cgd", {"method": "cgd", "scorer": scorer}, "config.arms.cgd").draws
+    assert alone.treatments[0].reranker.scorer(["ab"], None) == [2.0]
+    assert alone.reranked
+    control = {"method": "cgd", "scorer": scorer, "control": "shuffled", "draws": 2}
+    drawn = reader.arm("shuffled", control, "config.arms.shuffled")
+    assert [one.treatments[0].reranker.seed for one in drawn.draws] == [0, 1]
+    sweep = {"method": ["cgd"], "scorer": [scorer], "alpha": [0, 0.01], "control": ["", "shuffled"]}
+    grid = read_grid(sweep, reader)
+    assert len(grid.tested) == 2
+    assert grid.control_words == ("shuffled",)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [(["vcd", "icd"], "both choose tokens"), ({"method": "vcd", "alpha": -1}, "alpha must be"),
      ({"method": "vcd", "bta": 1}, "did you mean 'beta'"),
-     ({"method": "icd", "draws": 3}, "not random")],
+     ({"method": "icd", "draws": 3}, "not random"), ("cgd", "'cgd' needs a scorer"),
+     ({"method": "cgd", "scorer": "no.such:thing"}, "'no.such:thing' cannot be imported"),
+     ({"method": "cgd", "scorer": "math:pi"}, "'math:pi' is no function, but float"),
+     ({"method": "agla", "mask": 5}, "must be a function of an image and a prompt")],
 )  # fmt: skip
 def test_bad_arms_are_one_clear_error(reader, section, message):
     with pytest.raises(ConfigError, match=f"config.arms.x.*{message}") as caught:

@@ -1,4 +1,4 @@
-"""Methods of decoding by their names: strategies, and searches that settings do not choose.
+"""Methods of decoding by their names: strategies, rerankers, and searches not chosen by settings.
 
 A file `<name>.py` of `vlm_jax/decoding/search`, or another package's entry point `<name>` of the
 group `vlm_jax.searches`, is the search of that name, the only public class of its module.
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.decoding import search
+from vlm_jax.decoding.rerankers import RERANKERS, HostMethod
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import STRATEGIES, Strategy
 from vlm_jax.errors import ConfigError
@@ -16,14 +17,15 @@ from vlm_jax.plugins import Plugins
 from vlm_jax.settings import nearest, read
 
 SEARCHES = Plugins(search.__name__, "vlm_jax.searches", "search", but=search.UNNAMED)
+_KINDS = STRATEGIES, SEARCHES, RERANKERS
 
 
 def names() -> list[str]:
     """Returns the names of all methods."""
-    return sorted({*STRATEGIES.names(), *SEARCHES.names()})
+    return sorted({*STRATEGIES.names(), *SEARCHES.names(), *RERANKERS.names()})
 
 
-def find(name: str) -> type[Strategy] | type[Search]:
+def find(name: str) -> type[Strategy] | type[Search] | type[HostMethod]:
     """Returns a method by its name.
 
     Raises:
@@ -34,7 +36,7 @@ def find(name: str) -> type[Strategy] | type[Search]:
             f"there is no strategy {name!r}{nearest(name, names())}; there are "
             f"{', '.join(names())}."
         )
-    return (STRATEGIES if name in STRATEGIES.names() else SEARCHES).find(name)
+    return next(kind for kind in _KINDS if name in kind.names()).find(name)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -50,7 +52,9 @@ def controls(name: str) -> tuple[str, ...]:
     return ()
 
 
-def read_named(name: str, given: Mapping[str, Any], where: str = "") -> Strategy | Search:
+def read_named(
+    name: str, given: Mapping[str, Any], where: str = ""
+) -> Strategy | Search | HostMethod:
     """Returns a method with its settings, such as `read_named("opera", {"threshold": 25})`.
 
     Args:

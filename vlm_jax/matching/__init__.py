@@ -9,9 +9,9 @@ module.
 """
 
 import os
-import pathlib
 
 from vlm_jax.foreign import read_json
+from vlm_jax.hub import resolve
 from vlm_jax.matching.base import Matcher, ModelType
 from vlm_jax.plugins import Plugins
 
@@ -21,12 +21,12 @@ __all__ = ["MATCHERS", "Matcher", "open_matcher"]
 
 
 def open_matcher(folder: str | os.PathLike[str]) -> Matcher:
-    """Returns the model of a folder.
+    """Returns the model of a folder, or of the hub (`vlm_jax.hub.resolve`).
 
     Raises:
         CheckpointError: the folder's files are not what they should be.
         ConfigError: its model is none that is known.
     """
-    path = pathlib.Path(folder)
+    path = resolve(folder)
     kind = read_json(path / "config.json", ModelType).model_type
     return MATCHERS.find(kind)(path)

@@ -17,6 +17,7 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding import named as decoding_methods
+from vlm_jax.decoding.rerankers import HostMethod
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits.qk.factor import lower_factoring
@@ -454,12 +455,13 @@ def acting(
         kind = methods()[check_method(name)].kind
         if kind == "attention":
             attention.append({"method": name, **identified(given, folder)})
-        elif name in decoding_methods.names():
-            strategy = decoding_methods.read_named(name, given)
         elif kind == "decoding":
-            raise ConfigError(
-                f"method {name!r} puts answers together of segments; plan the model without it."
-            )
+            found = decoding_methods.read_named(name, given)
+            if isinstance(found, HostMethod):
+                raise ConfigError(
+                    f"method {name!r} puts answers together of segments; plan the model without it."
+                )
+            strategy = found
     return read_method(attention, config) if attention else None, strategy
 
 

@@ -26,7 +26,7 @@ from vlm_jax.progress import Progress
 from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering import methods as attention
 from vlm_jax.steering.config import entries, is_random, read_method, with_seed, without_control
-from vlm_jax.treatments import Decoded, Edited, Treatment, steering_of, strategy_of
+from vlm_jax.treatments import Edited, Reranked, Treatment, decoded, steering_of, strategy_of
 
 UNEDITED = "unedited"
 AS_EDITED = "as edited"
@@ -64,6 +64,11 @@ class Draw:
     def strategy(self) -> Strategy | Search | None:
         """How it chooses tokens, if not from the model's own logits alone."""
         return strategy_of(self.treatments)
+
+    @property
+    def reranked(self) -> bool:
+        """Whether answers are put together of segments."""
+        return any(isinstance(one, Reranked) for one in self.treatments)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -250,7 +255,7 @@ class ArmReader:
         settings = {key: value for key, value in entry.items() if key != "method"}
         name = entry["method"]
         if name in named.names():
-            return Decoded(name, settings, named.read_named(name, settings))
+            return decoded(name, settings)
         return steered(name, settings, read_method(self._with_heads(entry), self.model))
 
     def _with_heads(self, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class Session:
 
 def _kind(draw: Draw) -> str:
     """What `Compiled` calls the programs of a draw."""
-    if draw.steering is not None or draw.strategy is not None:
+    if draw.steering is not None or draw.strategy is not None or draw.reranked:
         return "steered"
     return "unedited" if draw.edit is None else "edited"
 

@@ -32,12 +32,17 @@ class Continuation:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def reranking(cls: T) -> T:
-    """Makes a subclass of `Reranker` a frozen dataclass of settings."""
+    """Makes a subclass of `HostMethod` a frozen dataclass of settings."""
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reranker:
+class HostMethod:
+    """A method that acts on the host, between calls of the model; its fields are settings."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reranker(HostMethod):
     """How answers are put together of segments.
 
     Attributes:

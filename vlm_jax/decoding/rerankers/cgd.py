@@ -1,10 +1,11 @@
-"""CLIP-guided decoding (arXiv 2402.15300), with scores from a callable."""
+"""CLIP-guided decoding (arXiv 2402.15300)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vlm_jax.decoding.functions import function
 from vlm_jax.decoding.rerankers.base import Continuation, Reranker, reranking
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import number, one_of, setting, whole
@@ -12,22 +13,8 @@ from vlm_jax.settings import number, one_of, setting, whole
 TERMINALS = ".?!"
 
 
-def _callable(name: str, value: Any) -> Callable[..., Any]:
-    """Returns a function.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if not callable(value):
-        raise ConfigError(
-            f"{name} must be a function of sentences and an image that returns a number for each "
-            f"sentence, not {value!r}."
-        )
-    return value
-
-
 @reranking
-class Reranking(Reranker):
+class CGD(Reranker):
     """Draws sentences and keeps those that fit the image: the largest mean score of sentences.
 
     A sentence ends with the first token that holds one of . ? !, so that "1." ends one, as in the
@@ -35,8 +22,9 @@ class Reranking(Reranker):
     times the mean log probability of their tokens.
 
     Attributes:
-        scorer: function of a list of sentences and an image; returns a number for each. The paper's
-            is the cosine of a SigLIP model.
+        scorer: function of a list of sentences and an image; returns a number for each. Or the
+            folder of a model of `vlm_jax.matching`, such as the paper's SigLIP
+            (google/siglip-so400m-patch14-384), whose cosines it then is.
         alpha: weight of the mean log probability, 0.01 as released.
         beta: weight of the mean score, 1 as released.
         samples: sentences drawn of each candidate.
@@ -48,7 +36,12 @@ class Reranking(Reranker):
         seed: of the random order.
     """
 
-    scorer: Any = setting(None, _callable)
+    scorer: Any = setting(
+        None,
+        function,
+        does="sentences and an image that returns a number for each sentence",
+        of_matcher=lambda matcher: matcher,
+    )
     alpha: float = setting(0.01, number, low=0)
     beta: float = setting(1.0, number, low=0)
     samples: int = setting(3, whole, low=1)
@@ -60,7 +53,11 @@ class Reranking(Reranker):
     seed: int = setting(0, whole, low=0)
 
     def __post_init__(self):
-        _callable("method 'cgd': scorer", self.scorer)
+        if self.scorer is None:
+            raise ConfigError(
+                "method 'cgd' needs a scorer: a function of sentences and an image, or the folder "
+                "of a CLIP or SigLIP."
+            )
 
     def ends(self, pieces: Sequence[str]) -> np.ndarray:
         """See `Reranker.ends`."""

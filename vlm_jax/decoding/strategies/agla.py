@@ -1,4 +1,4 @@
-"""Assembly of global and local attention (arXiv 2406.12718), with masks from a callable."""
+"""Assembly of global and local attention (arXiv 2406.12718)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,24 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
+from vlm_jax.decoding.functions import function
 from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
 from vlm_jax.decoding.traced import traced
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.settings import number, one_of, setting, switch, whole
 
 
-def _callable(name: str, value: Any) -> Callable[..., Any]:
-    """Returns a function.
+def _mask_of(matcher: Any) -> Callable[..., Any]:
+    """Returns how a model that matches texts and images makes masks.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it makes none.
     """
-    if not callable(value):
+    if not hasattr(matcher, "mask"):
         raise ConfigError(
-            f"{name} must be a function of an image and a prompt that returns a mask, not "
-            f"{value!r}."
+            f"method 'agla': {matcher.folder} is no BLIP, which alone says what matters in an "
+            "image; name a folder of BLIP's image-text matching, or a function."
         )
-    return value
+    return matcher.mask
 
 
 @traced
@@ -33,7 +34,8 @@ class AGLA(Strategy):
 
     Attributes:
         mask: function of a PIL image and a prompt; returns [height, width], 1 where the image stays
-            and 0 where it turns black. The paper's comes from a BLIP matching model.
+            and 0 where it turns black. Or the folder of the paper's BLIP
+            (Salesforce/blip-itm-large-coco), which shows what matters to the prompt.
         alpha: strength of the second view; 0 is none.
         beta: least probability of a token, as a share of the likeliest one's.
         control: "random" shuffles the pixels of every mask: equal area, no information.
@@ -42,7 +44,12 @@ class AGLA(Strategy):
             tokens come from the whole image's cache.
     """
 
-    mask: Any = setting(None, _callable)
+    mask: Any = setting(
+        None,
+        function,
+        does="an image and a prompt that returns a mask",
+        of_matcher=lambda matcher: _mask_of(matcher),
+    )
     alpha: float = setting(2.0, number, low=0)
     beta: float = setting(0.5, number, low=0, high=1)
     control: str = setting("", one_of, known=("", "random"))

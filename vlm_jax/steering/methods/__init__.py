@@ -21,7 +21,7 @@ from vlm_jax.steering.classes import Selection
 from vlm_jax.steering.combine import merge
 
 METHODS = Plugins(__name__, "vlm_jax.methods", "method")
-RANDOM_CONTROLS = ("random",)
+RANDOM_CONTROLS = ("random", "shuffled")
 """Controls whose seed matters."""
 
 

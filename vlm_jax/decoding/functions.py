@@ -1,0 +1,66 @@
+"""Functions and models beside the VLM that settings of methods name.
+
+In Python a setting takes any function. In a config it takes "package.module:name", and where a
+model that matches texts and images will do, its folder or its name on the hub.
+"""
+
+import functools
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from vlm_jax.errors import ConfigError
+
+_NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def function(
+    name: str,
+    value: Any,
+    *,
+    does: str,
+    of_matcher: Callable[[Any], Callable[..., Any]] | None = None,
+) -> Callable[..., Any]:
+    """Returns the function that a setting means.
+
+    Args:
+        name: of the setting, for errors.
+        value: a function, "package.module:name", or where `of_matcher` is given a model's folder.
+        does: what the function takes and returns, for errors.
+        of_matcher: returns what the setting wants of a model that `vlm_jax.matching` opens.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    if callable(value):
+        return value
+    text = isinstance(value, str) and value
+    if text and _NAMED.fullmatch(value):
+        return _imported(name, value)
+    if text and of_matcher is not None:
+        return of_matcher(_matcher(value))
+    folder = ", or a folder of a CLIP, SigLIP or BLIP" if of_matcher is not None else ""
+    raise ConfigError(
+        f"{name} must be a function of {does}, or 'package.module:name' of one{folder}, not "
+        f"{value!r}."
+    )
+
+
+def _imported(name: str, value: str) -> Callable[..., Any]:
+    module, _, path = value.partition(":")
+    try:
+        found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{name}: {value!r} cannot be imported: {error}.") from None
+    if not callable(found):
+        raise ConfigError(f"{name}: {value!r} is no function, but {type(found).__name__}.")
+    return found
+
+
+@functools.cache
+def _matcher(folder: str) -> Any:
+    """Arms that name one model share it."""
+    from vlm_jax.matching import open_matcher  # reads pictures and words: not needed without one
+
+    return open_matcher(folder)
