@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     )
 
     # What `generate` is asked: a JSONL file of {"id", "prompt", "image" or "images"}, or one prompt
-    # about images.
+    # about images, all of which are shown together and get one answer.
     config.requests = ""
     config.prompt = ""
     config.images = ()

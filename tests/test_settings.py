@@ -51,3 +51,10 @@ def test_what_the_caller_sets_is_no_setting():
 def test_what_is_wrong_is_named(section, message):
     with pytest.raises(ConfigError, match=message):
         read(Choice, section, "config.x")
+
+
+def test_no_count_is_larger_than_an_index():
+    assert whole("config.n", 2**31 - 1, low=0) == 2**31 - 1
+    assert whole("config.n", 2**40, low=0, high=2**63) == 2**40
+    with pytest.raises(ConfigError, match=r"config\.n must be a whole number from 0 to 2"):
+        whole("config.n", 10**22, low=0)

@@ -150,7 +150,7 @@ class VLM:
         if replace:
             params = dict(self.params)
             folder = self.source_folder("an edit of its weights")
-            with Progress(len(replace), "tensors", label=treatment.method) as progress:
+            with Progress(len(replace), "tensors", treatment.method, brief=True) as progress:
                 for path, make in replace.items():
                     old = params[path]
                     # Rounded to the stored dtype first: that is what an edited folder holds.

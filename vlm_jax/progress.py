@@ -23,6 +23,7 @@ class Progress:
         unit: what is counted, e.g. "images"; "B" counts bytes and shows them as MB or GB.
         label: what is being done.
         enabled: False counts in silence.
+        brief: whether work of less than a second is not worth a line.
         stream: where to write; stderr by default.
     """
 
@@ -33,10 +34,12 @@ class Progress:
         label: str = "",
         *,
         enabled: bool = True,
+        brief: bool = False,
         stream: TextIO | None = None,
     ):
         self.total, self.unit, self.label, self.enabled = total, unit, label, enabled
         self.done = self.failed = 0
+        self._brief = brief
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._interval = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
@@ -81,8 +84,8 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             return
-        if not failed:
-            seconds = time.monotonic() - self._begun
+        seconds = time.monotonic() - self._begun
+        if not failed and not (self._brief and seconds < _TERMINAL_SECONDS):
             line = f"{self._prefix()}{self._amount(self.done)} in {duration(seconds)}"
             lost = f", {self.failed} failed" if self.failed else ""
             self._show(f"{line} ({self._rate(seconds)}){lost}", last=True)

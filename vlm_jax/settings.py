@@ -26,6 +26,8 @@ T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
 """The default of a setting that must be given."""
 
+_MOST = 2**31 - 1
+
 
 def setting(default: Any, check: Callable[..., Any] | None = None, **bounds: Any) -> Any:
     """Returns a dataclass field of a section.
@@ -128,12 +130,14 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 
 def whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
-    """Returns a whole number between `low` and `high`, both included.
+    """Returns a whole number between `low` and `high`, both included; no count passes 2^31 - 1.
 
     Raises:
         ConfigError: it is none.
     """
     valid = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if valid and int(value) > _MOST:
+        high = _MOST if high == math.inf else high
     if not valid or not low <= int(value) <= high:
         raise ConfigError(f"{name} must be a whole number{_range(low, high)}, not {value!r}.")
     return int(value)

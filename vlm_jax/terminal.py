@@ -8,6 +8,7 @@ import io
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from rich.box import Box
@@ -112,8 +113,8 @@ def printable(text: str) -> str:
     r"""Returns a text whose control characters are shown, not obeyed: "\x1b[2J" is six letters."""
     if text.isprintable():
         return text
-    keep = lambda letter: letter.isprintable() or letter in "\n\t"
-    return "".join(c if keep(c) else c.encode("unicode_escape").decode() for c in text)
+    obeyed = lambda letter: unicodedata.category(letter) in ("Cc", "Cf") and letter not in "\n\t"
+    return "".join(c.encode("unicode_escape").decode() if obeyed(c) else c for c in text)
 
 
 def _side_by_side(widths: Sequence[int], room: int | None) -> list[list[int]]:

@@ -161,3 +161,53 @@ def test_a_reader_that_goes_away_is_no_error():
         running.stdout.close()
         assert running.stderr.read() == b""
     assert running.returncode == 141
+
+
+def test_a_message_is_one_line_of_a_bounded_length():
+    with pytest.raises(SystemExit) as ended:
+        main(["--job=edit", "--source=" + "a" * 9000 + "\nb\x1b[2J", "--num_processes=1"])
+    text = str(ended.value.code)
+    assert len(text) < 2500
+    assert text.isprintable()
+
+
+def test_benchmarks_that_are_no_sections_are_refused_by_the_job(asked):
+    main(["--job=evaluate", "--source=llava-0", "--config.benchmarks.a=1", "--num_processes=1"])
+    assert asked
+
+
+INTERRUPTED = """
+import os, signal, time
+import vlm_jax.__main__ as command
+from vlm_jax.cli import listing
+
+class Quiet:  # its end is where Python ignores errors, as in jax's collection of garbage
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def work(request):
+    Quiet()
+    time.sleep(20)  # ends with the interrupt that is sent again
+
+listing.Job.load = lambda job: work
+command.main(["revert", "llava-0", "--target=t", "--num_processes=1"])
+"""
+
+
+def test_an_interrupt_that_python_ignores_is_sent_again(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.returncode == 130
+    assert done.stderr.decode().splitlines()[1:] == ["interrupted"]
+
+
+@pytest.mark.parametrize("place", ["import", "end"])
+def test_an_interrupt_before_and_behind_the_job_is_one_line(place, tmp_path):
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    call = "command.main(['--version'])" if place == "end" else "pass"
+    code = f"import vlm_jax.__main__ as command; {call}; {kill}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")

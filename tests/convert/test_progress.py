@@ -87,3 +87,12 @@ def test_silent_and_failed(clock):
     meter.close(failed=True)
     assert " in " not in out.getvalue()
     assert out.getvalue().endswith("\n")
+
+
+def test_what_is_brief_is_not_worth_a_line(clock):
+    out = io.StringIO()
+    for seconds in (0.5, 2.0):
+        with Progress(1, "tensors", "qk", stream=out, brief=True) as meter:
+            clock[0] += seconds
+            meter.advance()
+    assert out.getvalue() == "qk: 1 tensor in 2.0 s (0.5 tensors/s)\n"

@@ -68,7 +68,10 @@ def test_every_job_config_and_flag_exists():
     assert not missing(jobs, listing.jobs())
     assert not missing(shipped, configs.names())
     known = {*_flags(), "config", "version", "help", "helpfull", "helpshort"}
-    elsewhere = ("vlm_jax/made.py", "vlm_jax/report/")  # of git; properties of CSS
+    # Of git, of CSS, of other programs.
+    elsewhere = tuple(
+        f"vlm_jax/{room}" for room in ("made.py", "report/", "harnesses/", "planning/")
+    )
     flags = {name: place for name, place in flags.items() if not place.startswith(elsewhere)}
     assert not missing(flags, known)
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,8 +11,10 @@ from vlm_jax.cli import configs, listing
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.jobs import edit, evaluate, fold, restrength, revert, sweep
 from vlm_jax.study.request import Request
+from vlm_jax.study.treated import treated
 
 
 @pytest.mark.parametrize(
@@ -27,10 +29,11 @@ from vlm_jax.study.request import Request
         ("control_draws", "0"),
         ("prefix_cache_mb", "-1"),
         ("dtype", "fp16"),
+        ("export", "{'a': 1}"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_any_job(name, value):
-    with pytest.raises(ConfigError, match=rf"^config\.{name} must be .*not "):
+    with pytest.raises(ConfigError, match=rf"^config\.{name} must (be|list) .*not "):
         Request(config=configs.read("base", [(name, value)]))
 
 
@@ -43,6 +46,18 @@ def test_configs_of_real_benchmarks_have_arms_and_their_controls(name):
     assert controlled
     assert len(controlled) < len(arms)
     assert bool(config.frontier.biases) == name.startswith("chair")
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "[1, 'air']", "true"])
+def test_a_method_that_is_none_is_refused(value):
+    config: Any = configs.read("generate", [("method", value)])
+    with pytest.raises(ConfigError, match=r"config\.method must be a method's name"):
+        treated(cast(Any, None), config)
+
+
+def test_a_benchmark_that_is_no_section_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.benchmarks\.a is a section: give"):
+        read_benchmark("a", cast(Any, 1))
 
 
 @pytest.mark.parametrize(

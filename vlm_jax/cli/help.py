@@ -16,7 +16,7 @@ Training-free mitigation of hallucination in vision-language models, in JAX.
           [--config CONFIG] [--config.SETTING VALUE ...]
 
   vlm-jax edit llava-0 --target=edited --config.edit.k=2
-  vlm-jax generate edited --config.images=a.jpg,b.jpg
+  vlm-jax generate edited --config.images=photo.jpg
   vlm-jax verify llava-0 edited
   vlm-jax score --answers=captions.jsonl --truth=instances_val2014.json
 """

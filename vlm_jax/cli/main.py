@@ -1,10 +1,12 @@
 """From the words of a command to one call of a job; what is wrong with them is one line."""
 
+import _thread
 import os
 import pathlib
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from vlm_jax.cli import configs, listing, logs
 from vlm_jax.cli.listing import Job
 from vlm_jax.errors import UserError
 from vlm_jax.settings import nearest
+from vlm_jax.terminal import printable
 
 if TYPE_CHECKING:
     from vlm_jax.study.request import Request
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 _CONFIG = re.compile(r"--?config(?P<setting>\.[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
 _INTERRUPTED = 130  # exit codes, as of a program that the signal ended
 _UNREAD = 141
+_LONGEST = 2000  # characters of a message
 _HELP = ("-h", "--help", "-help", "--helpshort")
 
 
@@ -37,18 +41,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # what the locale cannot show is shown as its number
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
-    before = signal.signal(signal.SIGINT, _leave)
+    before = signal.signal(signal.SIGINT, _leave), sys.unraisablehook
+    sys.unraisablehook = _interrupt_again
     try:
         _run(words)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_one_line(str(error))}")
     except BrokenPipeError:  # as in `vlm-jax --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_UNREAD)
     except OSError as error:
         if error.errno is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({_one_line(str(error.filename))})" if error.filename else ""
         sys.exit(f"error: {error.strerror}{where}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -61,13 +66,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             os._exit(1)
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[0])
+        sys.unraisablehook = before[1]
 
 
 def _others_wait() -> bool:
     """Whether others wait for this process, which then ends at once: JAX would wait for them."""
     parallel = sys.modules.get("vlm_jax.parallel.processes")
     return parallel is not None and parallel.count() > 1
+
+
+def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Repeats an interrupt that came while garbage was collected, where Python ignores errors."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def _one_line(text: str) -> str:
+    """A message on one line: control characters shown, and what is very long cut in the middle."""
+    line = printable(text.replace("\n", " "))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} [...] {line[-300:]}"
 
 
 def _leave(signal_number: int, frame: object) -> None:
@@ -283,8 +303,8 @@ def _check_default(job: Job, request: "Request") -> None:
     Raises:
         UserError: naming the configs for other models.
     """
-    asked = [section.get("kind", "") for section in request.config.benchmarks.values()]
-    if not any(kind.startswith("testbed_") for kind in asked):
+    sections = [one for one in request.config.benchmarks.values() if isinstance(one, ConfigDict)]
+    if not any(str(one.get("kind", "")).startswith("testbed_") for one in sections):
         return
     for source in request.sources or filter(None, [request.source]):
         if not (source / "recipe.json").is_file():

@@ -35,7 +35,7 @@ def layouts(name: str, value: Any) -> tuple[str, ...]:
         ConfigError: one is unknown.
     """
     listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, list | tuple) or any(one not in LAYOUTS for one in listed if one):
+    if not isinstance(listed, list | tuple) or any(one not in ("", *LAYOUTS) for one in listed):
         raise ConfigError(f"{name} must list some of {', '.join(LAYOUTS)}, not {value!r}.")
     return tuple(one for one in listed if one)
 

@@ -268,8 +268,9 @@ def read_settings(section: Mapping[str, Any], shape: tuple[int, int]) -> Identif
 def _caption_benchmark(sections: Mapping[str, Any], family: str) -> Chair:
     if len(sections) != 1:
         raise ConfigError(
-            f"identify needs exactly one benchmark of captions, but config.benchmarks has "
-            f"{len(sections)}; use --config=configs/identify.py."
+            "identify needs exactly one benchmark of captions, but config.benchmarks has "
+            f"{', '.join(sections) or 'none'}; take --config=identify, or --config=chair_identify "
+            "for images of your own, as they are."
         )
     name, section = next(iter(sections.items()))
     benchmark = read_benchmark(name, section, family)

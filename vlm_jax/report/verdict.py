@@ -102,6 +102,8 @@ def _gap(arm: ArmResult, gap: Interval | None) -> tuple[str, bool, bool]:
         return "its recall lies outside what saying less was measured at", False, False
     size = 100 * abs(arm.mean_gap)
     word = "better" if arm.mean_gap < 0 else "worse"
+    if f"{size:.1f}" == "0.0":
+        return "as good as saying less at the same recall", False, False
     sure = gap is not None and gap.excludes_zero
     text = f"{size:.1f} points {word} than saying less at the same recall"
     text += "" if sure else " (not told apart from it)"

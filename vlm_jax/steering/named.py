@@ -56,9 +56,9 @@ def resolve_heads(heads: Any, config: VLMConfig) -> HeadSets:
     else:
         if not heads:
             raise ConfigError(
-                "heads says no head; name a published set "
-                f"({', '.join(HEAD_SETS)}), a file of --job=identify, 'all', or (layer, head) "
-                "pairs."
+                f"heads says no head; name {IDENTIFIED!r} (the model folder's {HEADS}), a file of "
+                f"--job=identify, 'all', (layer, head) pairs, or a published set "
+                f"({', '.join(HEAD_SETS)})."
             )
         return HeadSets("heads", shape, check_heads("heads", heads, shape))
     if sets.shape != shape:

@@ -1,10 +1,12 @@
 """A loaded model with the methods that `config.method` names."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.api import VLM
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
+from vlm_jax.errors import ConfigError
 from vlm_jax.settings import plain
 from vlm_jax.study.arms import IDENTIFIED
 
@@ -22,9 +24,15 @@ def treated(model: VLM, config: Any) -> VLM:
         EditError: an edit does not fit the model.
     """
     section = plain(config.get("method", ""))
-    if not section:
+    if section in (None, "", (), [], {}):
         return model
-    listed = [section] if isinstance(section, str) or hasattr(section, "items") else list(section)
+    listed = section if isinstance(section, list | tuple) else [section]
+    wrong = [one for one in listed if not isinstance(one, str | Mapping)]
+    if wrong:
+        raise ConfigError(
+            "config.method must be a method's name or its settings, or a list of such, not "
+            f"{wrong[0]!r}."
+        )
     heads = str(config.heads).replace("{source}", str(model.source_folder("config.method").path))
     for entry in ({"method": one} if isinstance(one, str) else dict(one) for one in listed):
         settings = {key: _hashable(plain(value)) for key, value in entry.items()}

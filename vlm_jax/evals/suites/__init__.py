@@ -59,6 +59,8 @@ def read_benchmark(name: str, section: Mapping[str, Any], family: str = "llava")
     Raises:
         ConfigError: its kind or one of its settings is unknown, or a value cannot be.
     """
-    values = dict(section)
     where = f"config.benchmarks.{name}"
+    if not isinstance(section, Mapping) and not hasattr(section, "items"):
+        raise ConfigError(f"{where} is a section: give {where}.kind=<name>, not {section!r}.")
+    values = dict(section)
     return find(values.pop("kind", None), f"{where}.kind").read(values, where, family)
