@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import re
 import tomllib
 from typing import Any
@@ -18,6 +19,7 @@ FREE = ("arms", "benchmarks", "test", "sweep", "steering", "published", "recipe"
 FILES = ("json", "py")
 
 
+@functools.cache
 def spoken() -> list[tuple[str, str]]:
     """(place, text) of every literal that is no docstring; where a value stands, "{}"."""
     found = []
