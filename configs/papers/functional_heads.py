@@ -72,4 +72,7 @@ def get_config(model: str = "ocean-r1") -> ConfigDict:
     }
     source = f"arXiv 2510.10285, {model}; its prompts, budgets and parsers are not published."
     config.published = ConfigDict({"source": source, "values": values})
-    return testbed.shrunk(config) if small else config
+    if small:  # one of them, of a metric that the testbed's questions have
+        config.benchmarks = ConfigDict({"mathvista": config.benchmarks["mathvista"]})
+        return testbed.shrunk(config)
+    return config
