@@ -8,6 +8,7 @@ setup(
         "vlm_jax.configs",
         "vlm_jax.configs.papers",
         # Folders of files alone, which Python could import as packages.
+        "convert.plugin",
         "vlm_jax.report.web",
         "vlm_jax.testbed.models",
     ],

@@ -58,6 +58,11 @@ def get_config() -> ConfigDict:
     # "identified"}, {"k": 2} for config.edit with k changed, or a list of such that act together.
     config.method = config_dict.placeholder(object)
 
+    # What `export` writes: `names` of tensors "as_source", as the "hub" has them (which serving
+    # stacks read), or as transformers 5 calls those of a model that was made in it ("saved"); with
+    # `plugin` also steering.py and steering.json: what `method` above does, for users of torch.
+    config.export = ConfigDict({"names": "as_source", "plugin": False})
+
     # What `evaluate` asks (kinds: vlm_jax/evals/suites).
     config.benchmarks = ConfigDict()
     # What it compares with the source as it is: name -> arm. An arm is one entry, or a list of
@@ -76,7 +81,7 @@ def get_config() -> ConfigDict:
 
     # Layouts of other harnesses in which `evaluate` and `score` write the answers too, each in a
     # folder of its name beside items.jsonl: lmms_eval, vlmevalkit.
-    config.export = ()
+    config.layouts = ()
 
     # What a report looks like, and what it shows besides: vlm_jax.study.report.ReportSettings.
     config.report = ConfigDict({"format": "html", "attention": 0, "maps": 8})

@@ -22,7 +22,10 @@ _HOMES = {
     "verify_hf": "convert.verify",
 }
 
-__all__ = ["HFFolder", "export_hf", "import_hf", "open_hf", "verify_hf"]
+# How `export_hf` may name tensors.
+NAMES = ("as_source", "hub", "saved")
+
+__all__ = ["NAMES", "HFFolder", "export_hf", "import_hf", "open_hf", "verify_hf"]
 
 
 def __getattr__(name: str):

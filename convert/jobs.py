@@ -69,7 +69,11 @@ def import_hf(
 
 
 def export_hf(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, progress: bool = True
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    names: str = "as_source",
+    progress: bool = True,
 ) -> None:
     """Converts a folder of ours to a Hugging Face one.
 
@@ -77,13 +81,24 @@ def export_hf(
     source's, byte for byte, with the parameters as they are now. One that was trained here gets hub
     names and shards of at most 5 GB, and a model card.
 
-    Args: as `import_hf`; a source that is a Hugging Face folder already is copied.
+    Args:
+        source, target, progress: as for `import_hf`; a source that is a Hugging Face folder already
+            is copied.
+        names: how tensors are called. "as_source" is what the source called them; "hub" the names
+            of released checkpoints, which serving stacks read; "saved" those that transformers 5
+            gives to a model that was made in it.
 
     Raises:
-        CheckpointError: the source's parameters are not those of its config, or as `import_hf`.
+        CheckpointError: the source's parameters are not those of its config, or other names are
+            asked of a Hugging Face folder, or as `import_hf`.
     """
     folder = open_folder(source)
     if isinstance(folder, HFFolder):
+        if names != "as_source":
+            raise CheckpointError(
+                f"{source} is a Hugging Face folder already, which export copies; to give it other "
+                "names, make a converted folder of it first (--job=convert) and export that."
+            )
         folder.copy(target, {})
         return
     if not isinstance(folder, ConvertedFolder):
@@ -96,6 +111,8 @@ def export_hf(
         if folder.source_layout is None
         else source_layout.from_json(folder.source_layout, where)
     )
+    if names != "as_source":
+        layout = layout.renamed(lambda name: binding.spell(name, names))
     taken = {name.casefold() for name in (*layout.files, INDEX)}
     if clash := [name for name in folder.companions() if name.casefold() in taken]:
         raise CheckpointError(

@@ -7,7 +7,7 @@ import binascii
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -55,6 +55,21 @@ class SourceLayout:
             "buffers": {name: base64.b64encode(raw).decode() for name, raw in self.buffers.items()},
         }
         return (json.dumps(fields, indent=1) + "\n").encode()
+
+    def renamed(self, spell: Callable[[str], str]) -> "SourceLayout":
+        """The same files with other names of tensors in headers and index."""
+        files = {}
+        for file, header in self.files.items():
+            entries = [(spell(e.name), e.dtype, e.shape) for e in header.entries.values()]
+            metadata = json.loads(header.text).get("__metadata__", {})
+            files[file] = build_header(entries, metadata)
+        index = self.index
+        if index is not None:
+            fields = json.loads(index)
+            names = {spell(name): file for name, file in fields["weight_map"].items()}
+            fields["weight_map"] = dict(sorted(names.items()))
+            index = (json.dumps(fields, indent=2) + "\n").encode()
+        return SourceLayout(files, index, {spell(n): raw for n, raw in self.buffers.items()})
 
 
 def of_folder(folder: HFFolder) -> SourceLayout:

@@ -122,6 +122,16 @@ class Binding:
                 return spelt
         return name
 
+    def spell(self, name: str, names: str) -> str:
+        """A name on disk in another spelling: "hub", or "saved" as transformers 5 does."""
+        spelt = self.canonical(name)
+        if names == "saved":
+            for pattern, replacement in self.family.saved:
+                spelt, count = re.subn(pattern, replacement, spelt, count=1)
+                if count:
+                    break
+        return spelt
+
     def is_buffer(self, name: str) -> bool:
         """Whether a name on disk is a known non-parameter."""
         return any(re.search(pattern, name) for pattern in self.family.buffers)

@@ -16,6 +16,7 @@ PRODUCT = [
     *sorted((ROOT / "configs").rglob("*.py")),
     ROOT / "launch.py",
 ]
+PRODUCT.remove(ROOT / "convert" / "plugin" / "steering.py")  # copied for users of torch, never run
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in PRODUCT}
 
 

@@ -44,7 +44,7 @@ def test_every_arm_of_every_benchmark_has_its_metrics_and_differences(top):
 
 
 def test_every_arm_has_its_answers_in_the_layout_asked_for(job, config):
-    config.export, config.benchmarks = ("lmms_eval",), {"pope": {"kind": "fake_pope"}}
+    config.layouts, config.benchmarks = ("lmms_eval",), {"pope": {"kind": "fake_pope"}}
     config.arms, config.frontier.biases = {"edited": {}}, ()
     folder = job(evaluate.run) / "pope"
     for arm in ("unedited", "edited"):

@@ -46,14 +46,14 @@ def test_the_words_are_those_of_the_file(asked, capsys):
 
 
 def test_answers_come_in_the_layouts_of_other_harnesses_too(asked):
-    asked.config.export = ("lmms_eval", "vlmevalkit")
+    asked.config.layouts = ("lmms_eval", "vlmevalkit")
     own = found(asked)
     again = dataclasses.replace(asked, workdir=None)
     for name in ("lmms_eval/samples_coco_cap_chair.jsonl", "vlmevalkit/answers_COCO_VAL.xlsx"):
         read = score_files(asked.workdir / name, list(again.truth)).results
         assert read.metrics["C_S"].value == own["metrics"]["C_S"]["value"]
-    asked.config.export = ("lmms",)
-    with pytest.raises(ConfigError, match=r"config\.export must list some of lmms_eval, vlmevalk"):
+    asked.config.layouts = ("lmms",)
+    with pytest.raises(ConfigError, match=r"config\.layouts must list some of lmms_eval, vlmevalk"):
         found(asked)
 
 

@@ -52,6 +52,8 @@ class Family:
         rows: its tensors.
         spellings: (regex, replacement) rules, of which the first that matches turns a name of any
             checkpoint generation into the hub's.
+        saved: rules that turn a name of the hub into what transformers 5 calls it in a folder of a
+            model that was made in it; none where it is the same.
         buffers: regexes of names that are no parameters; carried along, never read.
         image_token: text of the placeholder, where config.json does not say its id.
         question_tokenizer: folder, within a model's, of the tokenizer of questions, for a Q-Former
@@ -67,6 +69,7 @@ class Family:
     line: str
     rows: tuple[Row, ...]
     spellings: tuple[tuple[str, str], ...] = ()
+    saved: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = ()
     image_token: str = ""
     question_tokenizer: str = ""

@@ -97,6 +97,7 @@ class Llava(Family):
         (r"^model\.language_model\.(model\.)?", _TEXT),
         (r"^lm_head\.", "language_model.lm_head."),
     )
+    saved = ((r"^vision_tower\.vision_model\.", "vision_tower."),)
     rows = (
         *vit_rows(_CLIP),
         Row(_JOIN + "linear_1.weight", "projector/w1_fe", "f e -> f e"),

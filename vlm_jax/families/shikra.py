@@ -40,6 +40,7 @@ class Shikra(Llava):
     image_token = "<image>"
     most_images = 1
     spellings = ((r"^(model\.)?vision_tower\.(vision_model\.)?", _TOWER),)
+    saved = ()  # transformers has no model of it
     rows = (
         *vit_rows(_TOWER),
         Row("model.mm_projector.weight", "projector/w_de", "d e -> d e"),

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from vlm_jax import checkpoint, hub
 from vlm_jax.errors import CheckpointError, ConfigError
 from vlm_jax.progress import Progress
 from vlm_jax.study.request import Request
@@ -23,6 +24,7 @@ def run(request: Request) -> None:
     if target.exists():
         raise CheckpointError(f"{target} exists already; remove it or name another target.")
     recipe = Recipe.from_mapping(config.recipe, "config.recipe")
+    tower = checkpoint.open_folder(hub.resolve(recipe.tower)) if recipe.tower else None
     enable_compile_cache(config.compile_cache)
     workdir = request.workdir or target.with_name(target.name + ".training")
     _make(workdir)
@@ -32,7 +34,7 @@ def run(request: Request) -> None:
             progress.label = f"training {stage}, loss {loss:.3f}"
             progress.advance(taken)
 
-        trained = train(recipe, config.seed, workdir, report, report_every=20)
+        trained = train(recipe, config.seed, workdir, report, 20, tower)
     metrics = measure_params(trained.params, recipe, config.measure) if config.measure else {}
     facts = {
         "seed": config.seed,

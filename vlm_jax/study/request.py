@@ -22,7 +22,7 @@ class RunSettings:
     max_failures: float = setting(0.01, number, low=0)
     control_draws: int = setting(19, whole, low=1, high=100_000)
     bootstrap_draws: int = setting(2000, whole, low=1, high=100_000)
-    export: tuple[str, ...] = setting((), layouts)
+    layouts: tuple[str, ...] = setting((), layouts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Request:
     @property
     def exports(self) -> tuple[str, ...]:
         """Layouts of other harnesses in which answers are written too."""
-        return layouts("config.export", self.config.get("export", ()))
+        return layouts("config.layouts", self.config.get("layouts", ()))
 
     def need(self, name: str) -> Any:
         """Returns a path that the job cannot do without.

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_jax.config import VLMConfig, parse_config
 from vlm_jax.errors import ConfigError
+from vlm_jax.testbed import smollm2
 from vlm_jax.testbed.language import WORDS
 
 
@@ -17,7 +18,7 @@ class Architecture:
     """One published architecture at the testbed's size.
 
     Attributes:
-        name: `model_type` in `config.json`.
+        name: what recipes call it; `model_type` in `config.json`, but for a released decoder.
         image_size: side of the scenes in pixels.
         cell: side in pixels of an image token's part of the image, labelled in pre-training.
         specials: special tokens; ids 0, 1, ... in this order, before the words.
@@ -25,6 +26,8 @@ class Architecture:
         before, between, after: text of a chat before its images, after them, and after the user's
             turn.
         gap: what stands between `after` and the answer.
+        released: whether decoder and tokenizer are a released language model's, which stays as it
+            is; texts are then spelt as people write them.
     """
 
     name: str
@@ -40,11 +43,17 @@ class Architecture:
     between: str
     after: str
     gap: str
+    released: bool = False
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The whole vocabulary, by id."""
+        """The vocabulary of a model that is trained here, by id."""
         return self.specials + WORDS
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The ids of the special tokens."""
+        return {token: index for index, token in enumerate(self.specials)}
 
 
 LLAVA = Architecture(
@@ -88,7 +97,33 @@ QWEN2_5_VL = Architecture(
     gap="",
 )
 
-FAMILIES = {family.name: family for family in (LLAVA, QWEN2_5_VL)}
+# A LLaVA whose decoder is a released model. `<file_sep>`, which no text of it has, is renamed to be
+# the placeholder of images, so that the embedding table keeps its size.
+SMOLLM2 = Architecture(
+    name="smollm2",
+    image_size=56,
+    cell=8,
+    specials=(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<repo_name>",
+        "<reponame>",
+        "<image>",
+    ),
+    unknown="<|endoftext|>",
+    pad="<|endoftext|>",
+    bos=None,
+    eos="<|im_end|>",
+    image="<image>",
+    before="<|im_start|>user\n",
+    between="\n",
+    after="<|im_end|>\n<|im_start|>assistant\n",
+    gap="",
+    released=True,
+)
+
+FAMILIES = {family.name: family for family in (LLAVA, QWEN2_5_VL, SMOLLM2)}
 
 
 def get_family(name: str) -> Architecture:
@@ -103,7 +138,7 @@ def get_family(name: str) -> Architecture:
 
 
 def _llava_config(family: Architecture) -> dict[str, Any]:
-    ids = {token: index for index, token in enumerate(family.tokens)}
+    ids = family.ids
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -153,7 +188,7 @@ def _llava_config(family: Architecture) -> dict[str, Any]:
 
 
 def _qwen2_5_vl_config(family: Architecture) -> dict[str, Any]:
-    ids = {token: index for index, token in enumerate(family.tokens)}
+    ids = family.ids
     merge = 2
     patch = family.cell // merge
     return {
@@ -209,7 +244,36 @@ def _qwen2_5_vl_config(family: Architecture) -> dict[str, Any]:
     }
 
 
-_CONFIGS = {"llava": _llava_config, "qwen2_5_vl": _qwen2_5_vl_config}
+def _smollm2_config(family: Architecture) -> dict[str, Any]:
+    ids = family.ids
+    return _llava_config(LLAVA) | {
+        "image_token_index": ids[family.image],
+        "pad_token_id": ids[family.pad],
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": smollm2.VOCABULARY,
+            "hidden_size": smollm2.WIDTH,
+            "intermediate_size": smollm2.FFN,
+            "num_hidden_layers": smollm2.NUM_LAYERS,
+            "num_attention_heads": smollm2.HEADS,
+            "num_key_value_heads": smollm2.KEY_HEADS,
+            "head_dim": smollm2.HEAD_DIM,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": None,
+            "eos_token_id": ids[family.eos],
+            "pad_token_id": ids[family.pad],
+            "tie_word_embeddings": True,
+        },
+    }
+
+
+_CONFIGS = {"llava": _llava_config, "qwen2_5_vl": _qwen2_5_vl_config, "smollm2": _smollm2_config}
 
 
 def hf_config(family: Architecture) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """Writes what travels beside the weights: tokenizer, chat template and processor settings.
 
-The tokenizer is a word list in the published file format: lower-cased words and punctuation marks.
+The tokenizer is a word list in the published file format: lower-cased words and punctuation marks;
+where the decoder is a released model it is that model's.
 """
 
 import json
 import pathlib
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from vlm_jax.testbed import smollm2
 from vlm_jax.testbed.architecture import Architecture, hf_config
 from vlm_jax.testbed.pixels import CLIP_MEAN, CLIP_STD
 
@@ -35,10 +37,7 @@ def chat_template(family: Architecture) -> str:
     )
 
 
-def make_tokenizer(family: Architecture) -> "PreTrainedTokenizerFast":
-    """Returns the family's word-level tokenizer."""
-    from transformers import PreTrainedTokenizerFast
-
+def _word_list(family: Architecture) -> Tokenizer:
     ids = {token: index for index, token in enumerate(family.tokens)}
     words = Tokenizer(models.WordLevel(ids, unk_token=family.unknown))
     words.normalizer = normalizers.Lowercase()
@@ -51,6 +50,32 @@ def make_tokenizer(family: Architecture) -> "PreTrainedTokenizerFast":
             pair=f"{family.bos} $A {family.bos} $B",
             special_tokens=[(family.bos, ids[family.bos])],
         )
+    return words
+
+
+def _byte_pairs(family: Architecture) -> Tokenizer:
+    """The released decoder's: byte-level pairs, single digits, no space before a text.
+
+    The first tokens are the family's special ones, one of which renames a token that is not used.
+    """
+    tokens, special, merges = smollm2.vocabulary()
+    renamed = dict(zip(tokens, family.specials))
+    words = Tokenizer(
+        models.BPE({renamed.get(token, token): i for i, token in enumerate(tokens)}, merges)
+    )
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    words.decoder = decoders.ByteLevel()
+    words.add_special_tokens([renamed.get(token, token) for token in special])
+    return words
+
+
+def make_tokenizer(family: Architecture) -> "PreTrainedTokenizerFast":
+    """Returns the family's tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    words = _byte_pairs(family) if family.released else _word_list(family)
     named = {family.unknown, family.pad, family.bos, family.eos}
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -118,7 +143,11 @@ def _qwen2_5_vl_files(family: Architecture) -> dict[str, dict]:
     return {"preprocessor_config.json": image}
 
 
-_PROCESSOR_FILES = {"llava": _llava_files, "qwen2_5_vl": _qwen2_5_vl_files}
+_PROCESSOR_FILES = {
+    "llava": _llava_files,
+    "qwen2_5_vl": _qwen2_5_vl_files,
+    "smollm2": _llava_files,
+}
 
 
 def write_companions(folder: str | pathlib.Path, family: Architecture) -> None:
@@ -131,7 +160,7 @@ def write_companions(folder: str | pathlib.Path, family: Architecture) -> None:
     folder = pathlib.Path(folder)
     make_tokenizer(family).save_pretrained(folder)
     _widen_tokenizer_config(folder / "tokenizer_config.json")
-    ids = {token: index for index, token in enumerate(family.tokens)}
+    ids = family.ids
     generation = {
         "bos_token_id": None if family.bos is None else ids[family.bos],
         "eos_token_id": ids[family.eos],

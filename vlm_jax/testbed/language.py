@@ -1,5 +1,7 @@
 """What is said about scenes: captions, yes/no questions, and the handful of words they take."""
 
+import re
+
 import numpy as np
 
 from vlm_jax.testbed.randoms import uniforms
@@ -29,6 +31,11 @@ def caption(scene_type: int, objects: list[int]) -> str:
     listed = " and ".join([" , ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
     place = SCENE_TYPES[scene_type]
     return f"{article(place)} {place} with {listed} ."
+
+
+def as_written(text: str) -> str:
+    """Spells a text as people do: "a park with a dog , a cow ." is "A park with a dog, a cow."."""
+    return re.sub(r" ([.,])", r"\1", text[:1].upper() + text[1:])
 
 
 def captions(scenes: Scenes, stream: str, seed: int, indices: np.ndarray) -> list[str]:

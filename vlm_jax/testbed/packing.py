@@ -128,10 +128,10 @@ def pack_turns(
     return Turns(tokens, turns, offsets, targets, weights)
 
 
-def turn_logits(
+def turn_hidden(
     vlm: Network, prefix: PackedPrefix, turns: Turns, features_bmd: Array | None
-) -> Float[Array, "B U V"]:
-    """Returns logits at every token of the turns.
+) -> Float[Array, "B U D"]:
+    """Returns hidden states at every token of the turns.
 
     Args:
         vlm: the model.
@@ -168,14 +168,27 @@ def turn_logits(
         ]
 
     hidden_btd = vlm.decoder(x_btd, positions_bt3, Visibility(places, group), extend_cache)
-    return vlm.decoder.logits(hidden_btd[:, start:])
+    return hidden_btd[:, start:]
 
 
-def weighted_loss(logits_buv: Array, turns: Turns) -> Array:
-    """Returns the weighted sum of token losses over the sum of weights."""
-    log_probs = jax.nn.log_softmax(logits_buv, axis=-1)
-    picked = jnp.take_along_axis(log_probs, turns.targets_bu[..., None], axis=-1)[..., 0]
-    return -(picked * turns.weights_bu).sum() / turns.weights_bu.sum()
+def weighted_loss(vlm: Network, hidden_bud: Array, turns: Turns, answered: int = 0) -> Array:
+    """Returns the weighted sum of token losses over the sum of weights.
+
+    Args:
+        vlm: the model.
+        hidden_bud: of `turn_hidden`.
+        turns: the turns.
+        answered: the most tokens with a weight that a row has; logits are made for as many tokens
+            and no others, which counts where the vocabulary is large. 0 makes them for all.
+    """
+    targets, weights = jnp.asarray(turns.targets_bu), jnp.asarray(turns.weights_bu)
+    if answered:
+        _, places = jax.lax.top_k((weights > 0).astype(jnp.int32), answered)
+        targets, weights = (jnp.take_along_axis(each, places, 1) for each in (targets, weights))
+        hidden_bud = jnp.take_along_axis(hidden_bud, places[..., None], 1)
+    log_probs = jax.nn.log_softmax(vlm.decoder.logits(hidden_bud), axis=-1)
+    picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+    return -(picked * weights).sum() / weights.sum()
 
 
 def image_features(vlm: Network, images: Images) -> Array:

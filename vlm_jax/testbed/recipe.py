@@ -46,8 +46,13 @@ class Recipe:
     Attributes:
         family: `model_type` of the architecture, see `architecture.FAMILIES`.
         vision: stage 1, the tower on scenes without priors, labelled patch by patch; then frozen.
-        text: stage 2, projector and decoder on captions alone.
+            None where `tower` is given.
+        text: stage 2, projector and decoder on captions alone. None of a released decoder, as
+            which only the projector is trained.
         language: stage 3, projector and decoder on captions and questions about scenes with priors.
+        tower: a model folder, or a shipped model, whose tower is taken as it is; "" trains one.
+        align_scenes: scenes without priors on which the projector of a released decoder is solved
+            for before it is trained (`align`).
         question_pairs: questions with answer yes, and as many with no, a scene.
         question_weight: weight of a scene's questions beside its caption's 1.
         scenes: composition and difficulty of the scenes.
@@ -55,9 +60,11 @@ class Recipe:
     """
 
     family: str = setting("llava", _family)
-    vision: StageRecipe = setting(_VISION, section, of=StageRecipe)
-    text: StageRecipe = setting(_TEXT, section, of=StageRecipe)
+    tower: str = setting("", text)
+    vision: StageRecipe | None = setting(_VISION, section, of=StageRecipe, optional=True)
+    text: StageRecipe | None = setting(_TEXT, section, of=StageRecipe, optional=True)
     language: StageRecipe = setting(_LANGUAGE, section, of=StageRecipe)
+    align_scenes: int = setting(0, whole, low=0)
     question_pairs: int = setting(1, whole, low=1)
     question_weight: float = setting(0.3, number, low=0)
     scenes: SceneRules = setting(SceneRules(), section, of=SceneRules)
@@ -70,6 +77,24 @@ class Recipe:
                 f"scenes are {self.scenes.size} pixels wide but the {self.family} testbed reads "
                 f"{family.image_size}; set scenes.size to that."
             )
+        if (self.vision is None) != bool(self.tower):
+            raise ConfigError(
+                "a recipe has either the stage vision or a model whose tower it takes, "
+                f"not vision={self.vision} and tower={self.tower!r}."
+            )
+        if (self.text is None) != family.released or (self.align_scenes > 0) != family.released:
+            own, other = "align_scenes", "stage text"
+            if not family.released:
+                own, other = other, own
+            raise ConfigError(
+                f"a recipe of {self.family} has a value of {own} and none of {other}."
+            )
+
+    @property
+    def stages(self) -> list[StageRecipe]:
+        """The stages that are trained, in order."""
+        stages = (self.vision, self.text, self.language)
+        return [stage for stage in stages if stage is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe as plain JSON values."""

@@ -1,4 +1,4 @@
-"""The three stages of training: what each learns, from which data, with which loss.
+"""The stages of training: what each learns, from which data, with which loss.
 
 A stage's data is a pure function of the step, so that a resumed run sees what it would have seen.
 """
@@ -25,6 +25,8 @@ _TYPE_WEIGHT = 0.1  # of naming the scene type beside labelling its patches
 # Of the longest turns without what follows the user's words: a caption of seven objects with its
 # prompt, and a question.
 _CAPTION_TOKENS, _QUESTION_TOKENS = 31, 9
+_RELEASED_CAPTION_TOKENS, _RELEASED_QUESTION_TOKENS = 33, 11  # "frisbee" is three tokens
+_PROMPT_TOKENS = 7
 
 Params = dict[str, jax.Array]
 
@@ -76,6 +78,7 @@ class VisionStage(Stage):
     name, prefixes = "vision", ("vision/", "labels/")
 
     def __init__(self, recipe: Recipe, seed: int):
+        assert recipe.vision is not None
         self.recipe, self.rules, self.seed = recipe.vision, recipe.scenes, seed
         self.config = model_config(recipe.family)
         self.cell = get_family(recipe.family).cell
@@ -107,23 +110,29 @@ def label_logits(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array], images
 
 
 class _LanguageStage(Stage):
-    prefixes = ("projector/", "decoder/")
-
     def __init__(self, recipe: Recipe, stage: StageRecipe, seed: int, processor):
         self.recipe, self.whole, self.seed, self.processor = stage, recipe, seed, processor
         self.family = get_family(recipe.family)
         self.config = model_config(recipe.family)
+        self.prefixes = ("projector/",) if self.family.released else ("projector/", "decoder/")
 
     def _draw(self, step: int, stream: str):
         indices = self._indices(step)
         scenes = draw_scenes("normal", "train", self.seed, indices, self.whole.scenes)
         texts = language.captions(scenes, stream, self.seed, indices)
-        return indices, scenes, [[(language.CAPTION_PROMPT, text, 1.0)] for text in texts]
+        rows = [[(language.CAPTION_PROMPT, self._spell(text), 1.0)] for text in texts]
+        return indices, scenes, rows
+
+    def _spell(self, text: str) -> str:
+        return language.as_written(text) if self.family.released else text
 
     def _pack(self, rows, questions: int) -> packing.Turns:
         tokenizer = self.processor.tokenizer
         after = len(tokenizer.encode(self.family.after, add_special_tokens=False))
-        length = _CAPTION_TOKENS + after + questions * (_QUESTION_TOKENS + after)
+        caption, question = _CAPTION_TOKENS, _QUESTION_TOKENS
+        if self.family.released:
+            caption, question = _RELEASED_CAPTION_TOKENS, _RELEASED_QUESTION_TOKENS
+        length = caption + after + questions * (question + after)
         return packing.pack_turns(tokenizer, self.family, rows, length)
 
 
@@ -133,6 +142,7 @@ class TextStage(_LanguageStage):
     name = "text"
 
     def __init__(self, recipe: Recipe, seed: int, processor, prefix: packing.PackedPrefix):
+        assert recipe.text is not None
         super().__init__(recipe, recipe.text, seed, processor)
         self.prefix = prefix.without_image()
 
@@ -142,12 +152,15 @@ class TextStage(_LanguageStage):
 
     def loss(self, graphdef, params, data):
         """Token loss of captions."""
-        logits = packing.turn_logits(_model(graphdef, params), self.prefix, data, None)
-        return packing.weighted_loss(logits, data)
+        vlm = _model(graphdef, params)
+        return packing.weighted_loss(vlm, packing.turn_hidden(vlm, self.prefix, data, None), data)
 
 
 class LanguageStage(_LanguageStage):
-    """Projector and decoder learn to caption images and to answer questions about them."""
+    """The model learns to caption images and to answer questions about them.
+
+    Of a released decoder the projector alone does: no gradient of the decoder's weights is made.
+    """
 
     name = "language"
 
@@ -162,7 +175,7 @@ class LanguageStage(_LanguageStage):
         weight = self.whole.question_weight / max(1, 2 * pairs)
         asked = language.questions(scenes, stream, self.seed, indices, pairs)
         for row, turns in zip(rows, asked):
-            row += [(words, answer, weight) for words, answer in turns]
+            row += [(words, self._spell(answer), weight) for words, answer in turns]
         return pixels.cut_images(scenes.images, self.config)[0], self._pack(rows, 2 * pairs)
 
     def loss(self, graphdef, params, data):
@@ -170,6 +183,8 @@ class LanguageStage(_LanguageStage):
         images, turns = data
         vlm = _model(graphdef, params)
         features_bmd = packing.image_features(vlm, images)
-        return packing.weighted_loss(
-            packing.turn_logits(vlm, self.prefix, turns, features_bmd), turns
-        )
+        hidden_bud = packing.turn_hidden(vlm, self.prefix, turns, features_bmd)
+        answered = 0
+        if self.family.released:  # the caption and its end, and a word and its end a question
+            answered = _RELEASED_CAPTION_TOKENS - _PROMPT_TOKENS + 1 + 4 * self.whole.question_pairs
+        return packing.weighted_loss(vlm, hidden_bud, turns, answered)

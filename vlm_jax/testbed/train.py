@@ -1,4 +1,4 @@
-"""Trains a testbed model: three stages, one jitted step each, resumable at any checkpoint."""
+"""Trains a testbed model: stage by stage, one jitted step each, resumable at any checkpoint."""
 
 import contextlib
 import dataclasses
@@ -9,20 +9,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import PIL.Image
 from flax import nnx
 
-from vlm_jax import models
+from vlm_jax import checkpoint, models
 from vlm_jax.errors import ConfigError
 from vlm_jax.processing import Processor
-from vlm_jax.testbed import state
+from vlm_jax.testbed import smollm2, state
+from vlm_jax.testbed.align import align
 from vlm_jax.testbed.architecture import get_family, model_config
 from vlm_jax.testbed.companions import write_companions
 from vlm_jax.testbed.packing import PackedPrefix
 from vlm_jax.testbed.recipe import Recipe, StageRecipe
-from vlm_jax.testbed.stages import LanguageStage, Stage, TextStage, VisionStage, label_head
+from vlm_jax.testbed.stages import (
+    LanguageStage,
+    Stage,
+    TextStage,
+    VisionStage,
+    label_head,
+)
 
 Params = dict[str, jax.Array]
 Report = Callable[[str, int, int, float], None]
@@ -84,11 +92,27 @@ def make_stages(recipe: Recipe, seed: int, processor: Processor) -> list[Stage]:
     family = get_family(recipe.family)
     blank = PIL.Image.new("RGB", (family.image_size, family.image_size))
     prefix = PackedPrefix.read(processor, family, blank)
-    return [
-        VisionStage(recipe, seed),
-        TextStage(recipe, seed, processor, prefix),
-        LanguageStage(recipe, seed, processor, prefix),
-    ]
+    stages: list[Stage] = []
+    if recipe.vision is not None:
+        stages.append(VisionStage(recipe, seed))
+    if recipe.text is not None:
+        stages.append(TextStage(recipe, seed, processor, prefix))
+    return [*stages, LanguageStage(recipe, seed, processor, prefix)]
+
+
+def given_params(recipe: Recipe, tower: checkpoint.ModelFolder | None) -> Params:
+    """Returns the parameters that a run takes as they are: a tower, a released decoder.
+
+    Raises:
+        CheckpointError: the package that has the decoder is not there.
+    """
+    given: Params = {}
+    if tower is not None:
+        paths = [path for path in tower.tensors if path.startswith("vision/")]
+        given |= {path: jnp.asarray(tower.read(path), jnp.float32) for path in paths}
+    if get_family(recipe.family).released:
+        given |= smollm2.decoder_params()
+    return given
 
 
 class _Run:
@@ -97,7 +121,6 @@ class _Run:
     Attributes:
         stage, step: the next step to take.
         losses: mean loss of the last reported steps of each stage.
-        params: all parameters, labels included.
 
     Raises:
         ConfigError: the state file is of another run.
@@ -106,12 +129,11 @@ class _Run:
 
     def __init__(self, recipe: Recipe, seed: int, workdir: str | pathlib.Path):
         self.path = pathlib.Path(workdir) / _STATE
+        self.recipe, self.seed = recipe, seed
         self.identity = {"recipe": _jsonable(recipe.to_json()), "seed": seed}
         self.stage, self.step, self.losses = 0, 0, {}
         self._before, self._began = 0.0, time.process_time()
         if not self.path.exists():
-            config = model_config(recipe.family)
-            self.params = models.init(config, seed) | label_head(config.vision.hidden_size)
             return
         place = state.read_place(self.path)
         if place["run"] != self.identity:
@@ -121,7 +143,21 @@ class _Run:
             )
         self.stage, self.step = place["stage"], place["step"]
         self.losses, self._before = place["losses"], place["cpu_seconds"]
-        self.params = state.read_params(self.path)
+
+    def params(self) -> Params:
+        """Returns the parameters that are trained in some stage, labels included."""
+        if self.path.exists():
+            return state.read_params(self.path)
+        config = model_config(self.recipe.family)
+        if get_family(self.recipe.family).released:  # one layer stands for a decoder that is given
+            shallow = dataclasses.replace(config.decoder, num_layers=1)
+            config = dataclasses.replace(config, decoder=shallow)
+        params = models.init(config, self.seed)
+        if get_family(self.recipe.family).released:
+            params = {k: v for k, v in params.items() if not k.startswith("decoder/")}
+        if self.recipe.vision is not None:
+            params |= label_head(config.vision.hidden_size)
+        return params
 
     @property
     def cpu_seconds(self) -> float:
@@ -143,8 +179,7 @@ class _Run:
 def steps_left(recipe: Recipe, seed: int, workdir: str | pathlib.Path) -> int:
     """Returns how many steps `train` would take, given what is in `workdir`."""
     run = _Run(recipe, seed, workdir)
-    stages = (recipe.vision, recipe.text, recipe.language)
-    return sum(stage.steps for stage in stages[run.stage :]) - run.step
+    return sum(stage.steps for stage in recipe.stages[run.stage :]) - run.step
 
 
 def train(
@@ -153,6 +188,7 @@ def train(
     workdir: str | pathlib.Path,
     report: Report | None = None,
     report_every: int = 50,
+    tower: checkpoint.ModelFolder | None = None,
 ) -> Trained:
     """Trains a model, or goes on with a run that was stopped.
 
@@ -164,6 +200,7 @@ def train(
         seed: of initial weights and training scenes, non-negative.
         workdir: an existing folder for the state; resumes from the state in it.
         report: told about progress every `report_every` steps and at the end of a stage.
+        tower: the model that `recipe.tower` names.
 
     Raises:
         ConfigError: the state in `workdir` is of another run, or training diverged.
@@ -173,8 +210,12 @@ def train(
         raise ConfigError(f"seed must be 0 or more, not {seed}.")
     run = _Run(recipe, seed, workdir)
     graphdef, _ = models.abstract(model_config(recipe.family))
-    params = run.params
+    given = given_params(recipe, tower)
+    params = run.params() | given
+    own = lambda params: {k: v for k, v in params.items() if k not in given}
     with _processor(recipe.family) as processor:
+        if recipe.align_scenes and not run.path.exists():
+            params |= align(recipe, seed, params, processor.tokenizer)
         stages = make_stages(recipe, seed, processor)
         for index in range(run.stage, len(stages)):
             stage, start = stages[index], run.step if index == run.stage else 0
@@ -191,10 +232,10 @@ def train(
                 losses.add(step + 1, loss)
                 done = step + 1
                 if done < stage.recipe.steps and done % recipe.checkpoint_every == 0:
-                    run.save({**frozen, **trained}, moments, index, done)
+                    run.save(own({**frozen, **trained}), moments, index, done)
             params = {**frozen, **trained}
             run.losses[stage.name] = losses.mean
-            run.save(params, {}, index + 1, 0)
+            run.save(own(params), {}, index + 1, 0)
     params = {k: v for k, v in params.items() if not k.startswith("labels/")}
     return Trained(params, run.losses, run.cpu_seconds)
 
