@@ -22,7 +22,7 @@ class M3ID(Strategy):
         decay: forgetting rate (lambda in the paper), 0.02 in the implementations that compare with
             it; 0 is none.
         alpha: rows whose likeliest token has at least this probability are left alone; 1 leaves
-            none. The default, 0.3, was not found in the paper: it is a reading of ours.
+            none. The default, 0.3, was not checked against the paper.
         control: "same" keeps the image in the second view: nothing is added.
     """
 
