@@ -11,7 +11,7 @@ seeds, make one table:
 `configs/testbed_methods.py:papers` has the rows of the tables of AIR and of functional heads, each
 once and beside its control: every method here that needs no other model. AGLA and CGD need a BLIP
 and a CLIP, which know no drawn scenes: name them, or functions ("package.module:name"), in arms of
-your own. HALC is not implemented.
+your own. HALC takes functions only.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false

@@ -4,6 +4,7 @@ Equal questions are asked once, questions on one image share what was read up to
 batches hold rows of like size, and host threads decode images ahead of the device.
 """
 
+from vlm_jax.answering.corrected import answer_corrected
 from vlm_jax.answering.loop import Answer, Asking, Engine, answer
 from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import BatchPlan, batch_rows, make_plan
@@ -18,6 +19,7 @@ __all__ = [
     "Engine",
     "Failure",
     "answer",
+    "answer_corrected",
     "answer_ranked",
     "batch_rows",
     "make_plan",

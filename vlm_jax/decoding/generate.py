@@ -22,7 +22,7 @@ from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix, abstract, merge
-from vlm_jax.parallel import batch_sharding
+from vlm_jax.parallel import batch_sharding, fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +173,13 @@ class Generator:
         steering = self._put.steering(steering)
         before = self._before(batch, prefix, owner_b)
         return self._forward(params, self._put.rows(batch), steering, *before)
+
+    def next_logits(
+        self, params: Params, batch: Batch, steering: Steering | None = None
+    ) -> Float[np.ndarray, "B V"]:
+        """Returns float32 logits of what follows whole prompts; arguments as of `logits`."""
+        placed = self._put.rows(batch), self._put.steering(steering)
+        return fetch(self._prefill(params, *placed, slots=1)[0], self.mesh)
 
     def __call__(
         self,
