@@ -29,7 +29,7 @@ from vlm_jax.study.treated import treated
         ("control_draws", "0"),
         ("prefix_cache_mb", "-1"),
         ("dtype", "fp16"),
-        ("export", "{'a': 1}"),
+        ("layouts", "{'a': 1}"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_any_job(name, value):

@@ -39,7 +39,7 @@ def make_mesh(
     if data < 1 or model < 1 or data * model != len(devices):
         raise ConfigError(
             f"A mesh of data={data} x model={model} does not use {len(devices)} devices exactly; "
-            "set mesh.data and mesh.model so that their product is the device count."
+            "set config.mesh.data and config.mesh.model so that their product is the device count."
         )
     grid = np.array(devices).reshape(data, model)
     auto = (jax.sharding.AxisType.Auto,) * 2

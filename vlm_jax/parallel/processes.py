@@ -136,14 +136,15 @@ def replica_team(model: int) -> Team:
     if model % own or count() % span or sizes != {own}:
         fitting = [n * own for n in range(1, count() + 1) if count() % n == 0]
         raise ConfigError(
-            f"mesh.model={model} devices of a replica are no whole processes of which {count()} "
-            f"make equal teams, with {' or '.join(map(str, sorted(sizes)))} devices each; set "
-            f"mesh.model to one of {', '.join(map(str, fitting))}, or to fewer than {own}."
+            f"config.mesh.model={model} devices of a replica are no whole processes of which "
+            f"{count()} make equal teams, with {' or '.join(map(str, sorted(sizes)))} devices "
+            f"each; set config.mesh.model to one of {', '.join(map(str, fitting))}, or to fewer "
+            f"than {own}."
         )
     if _others_wait:
         raise ConfigError(
-            f"mesh.model={model} needs {span} processes, but this job is done by process 0 alone, "
-            f"which has {own} devices; set mesh.model to at most that."
+            f"config.mesh.model={model} needs {span} processes, but this job is done by process 0 "
+            f"alone, which has {own} devices; set config.mesh.model to at most that."
         )
     first = index() // span * span
     return team(tuple(range(first, first + span)))

@@ -86,7 +86,7 @@ class Topology:
             return self.devices[:own]
         if model > len(self.devices) or model % own:
             raise ConfigError(
-                f"mesh.model={model}: {self.name} has {len(self.devices)} devices, {own} a "
+                f"config.mesh.model={model}: {self.name} has {len(self.devices)} devices, {own} a "
                 "machine; a replica takes some of one machine, or all of several."
             )
         return self.devices[:model]
