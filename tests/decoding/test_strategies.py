@@ -13,6 +13,8 @@ import PIL.Image
 import pytest
 
 import vlm_jax
+from tests.decoding import mesh_searches
+from tests.decoding.mesh_searches import left_half
 from tests.reference import picture
 from vlm_jax import models
 from vlm_jax.attention.steering import ImageBoost, Steering
@@ -29,13 +31,6 @@ from vlm_jax.models import Watched
 STEPS = 6
 IMAGES = [[picture(56, 70, 1)], [picture(84, 56, 2)], [picture(60, 60, 3)]]
 PROMPTS = ["Describe it.", "What is this thing, please?", "Why?"]
-
-
-def left_half(image, prompt):
-    """A mask that keeps the left half of an image."""
-    mask = np.zeros((image.height, image.width))
-    mask[:, : image.width // 2] = 1
-    return mask
 
 
 SETTINGS = {"vcd": {}, "icd": {}, "agla": {"mask": left_half}, "dola": {}, "m3id": {"alpha": 1},
@@ -345,3 +340,11 @@ def test_a_strategy_is_applied_by_name(llava_vlm):
     with pytest.raises(ConfigError, match=r"vcd\(alpha=0.5\) acts while the model answers"):
         treated.save("nowhere")
     assert vlm_jax.methods()["vcd"].settings["noise_step"] == 500
+
+
+@pytest.mark.slow
+def test_eight_devices_say_what_one_does(eight, tiny_llava):
+    one = eight(mesh_searches.said, str(tiny_llava), 1, 1)
+    assert one.keys() == SETTINGS.keys()
+    assert len({str(answers) for answers in one.values()}) > 3  # strategies say different things
+    assert eight(mesh_searches.said, str(tiny_llava), 4, 2) == one
