@@ -130,8 +130,8 @@ def test_both_processes_answer_and_the_first_speaks(made):
     assert "Results: " in first.stdout
     assert second.stdout == ""
     assert "unedited: 6 answers" in first.stderr
-    assert "1 edits: 1 layers" in first.stderr
-    assert not {"answers", "layers"} & set(second.stderr.split())
+    assert "1 edit: 1 layer " in first.stderr
+    assert not {"answers", "layer"} & set(second.stderr.split())
 
 
 def test_what_fails_in_one_process_is_said_once_by_each(tmp_path):

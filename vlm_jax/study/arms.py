@@ -363,7 +363,7 @@ def plan_edits(source: checkpoint.ModelFolder, specs: Iterable[QKEdit]) -> dict[
     sidecars: list[dict[int, Sidecar]] = [{} for _ in wanted]
     heads: list[list[dict[str, Any]]] = [[] for _ in wanted]
     spectra: list[list[dict[str, Any]]] = [[] for _ in wanted]
-    label, speaks = f"{len(wanted)} edits", processes.primary()
+    label, speaks = f"{len(wanted)} edit{'s' * (len(wanted) > 1)}", processes.primary()
     with Progress(len(touched), "layers", label=label, enabled=speaks) as progress:
         read = lambda layer: read_layer(source, layer)
         for edited in edit_many(read, num_layers, wanted, rope=rope):
