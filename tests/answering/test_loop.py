@@ -15,6 +15,12 @@ from vlm_jax.errors import PromptError
 WORDS = ["Is there a dog?", "Is there a cat in the picture?", "What is it?", "Count them."]
 
 
+ONE_DAILY = pytest.mark.parametrize(
+    "vlm", [pytest.param("llava", marks=pytest.mark.slow), "qwen2_5_vl"], indirect=True
+)
+"""For what knows no family: of one every day, of both in the slow tests."""
+
+
 @pytest.fixture(scope="module")
 def suite():
     """Fifteen questions on four images, three of them asked twice, and one with no image."""
@@ -58,6 +64,7 @@ def by_index(answers):
     return {answer.index: answer for answer in answers}
 
 
+@ONE_DAILY
 def test_sharing_prefixes_changes_no_answer(fresh, suite, monkeypatch):
     counts = rows_read(fresh, monkeypatch)
     settings = {"max_new_tokens": 4, "batch_size": 4}
@@ -193,6 +200,7 @@ def test_all_buckets_are_compiled_before_the_first_answer(fresh, suite):
     assert not compiled
 
 
+@ONE_DAILY
 def test_every_sample_has_its_own_steering_whatever_batch_it_is_in(fresh):
     decoder = fresh.config.decoder
     rng = np.random.default_rng(0)
@@ -215,6 +223,7 @@ def test_every_sample_has_its_own_steering_whatever_batch_it_is_in(fresh):
     assert [plain[row].tokens for row in range(4)] != [together[row].tokens for row in range(4)]
 
 
+@ONE_DAILY
 def test_steering_that_acts_on_prefixes_is_read_with_them(fresh, suite, monkeypatch):
     decoder = fresh.config.decoder
     shape = (1, decoder.num_layers, decoder.num_heads)
@@ -244,6 +253,7 @@ def test_answers_count_heads_by_step(fresh):
     assert all(made.counts is None for made in ask(None))
 
 
+@ONE_DAILY
 def test_samples_that_are_drawn_are_drawn_apart(fresh):
     images, prompts = [IMAGES[1]] * 4, [WORDS[0]] * 4
     settings = {"max_new_tokens": 6, "temperature": 2.0}
@@ -253,6 +263,7 @@ def test_samples_that_are_drawn_are_drawn_apart(fresh):
     assert {n: dataclasses.replace(one) for n, one in whole.items()} == found
 
 
+@ONE_DAILY
 def test_a_part_of_a_list_draws_what_the_whole_list_draws(fresh, suite):
     images, prompts = suite
     settings = {"max_new_tokens": 6, "batch_size": 4, "temperature": 1.5, "seed": 3}

@@ -140,6 +140,7 @@ def test_names_are_not_taken_twice(shipped_llava, arms):
             vlm_jax.compare(shipped_llava, named, TestbedChair(count=1))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_batch_and_answers_as_one_by_one(shipped_llava, scenes):
     gains = [0.1, 0.5, 1.0]
     found = shipped_llava.sweep(
@@ -170,6 +171,7 @@ def test_a_sweep_has_the_model_as_it_is_where_a_setting_changes_nothing(shipped_
     assert found["text_gain=0.5"] == steered.generate(scenes[:1], PROMPT, **SHORT)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_switches_and_edits(shipped_llava, scenes):
     switched = shipped_llava.sweep(
         "air", **AIR, renormalise=[False, True], images=scenes[0], prompts=PROMPT, **SHORT

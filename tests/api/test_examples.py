@@ -34,7 +34,13 @@ def blocks(documented) -> str:
     return "\n".join(code)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+LONG = {"generate", "sweep", "comparing", "compare"}
+"""Also run, in other words, by README, docs/guide.md and examples/."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in EXAMPLES]
+)
 def test_examples_run(shipped_llava, scenes, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for file, image in zip(("photo.jpg", "a.jpg", "b.jpg", "c.jpg"), [*scenes, scenes[0]]):

@@ -194,6 +194,7 @@ command.main(["revert", "llava-0", "--target=t", "--num_processes=1"])
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_python_ignores_is_sent_again(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, timeout=60

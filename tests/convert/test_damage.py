@@ -36,6 +36,7 @@ def zeros(path: pathlib.Path) -> None:
 
 
 DAMAGE = [flip, cut, empty, zeros, pathlib.Path.unlink]
+MORE = [flip, cut, *(pytest.param(one, marks=pytest.mark.slow) for one in DAMAGE[2:])]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def half(sharded, tmp_path, monkeypatch):
     return tmp_path / ".target.partial" / "params"
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", MORE, ids=lambda damage: damage.__name__)
 def test_a_group_that_was_damaged_is_made_again(half, sharded, whole, monkeypatch, damage):
     for path in sorted(p for p in (half / "00001").rglob("*") if p.is_file()):
         damage(path)
@@ -121,7 +122,7 @@ def test_a_file_of_a_copy_that_was_damaged_is_copied_again(sharded, tmp_path, mo
     assert_same_folder(tmp_path / "target", sharded)
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", MORE, ids=lambda damage: damage.__name__)
 def test_a_finished_folder_that_was_damaged_is_one_error_or_the_same(whole, tmp_path, damage):
     names = [str(p.relative_to(whole)) for p in (whole / "params").rglob("*") if p.is_file()]
     found = 0

@@ -220,6 +220,7 @@ def load_sharded(source, work):
         same(other.load(), folder)
 
 
+@pytest.mark.slow
 def test_loads_straight_to_shardings_of_any_mesh(eight, sharded, tmp_path):
     eight(load_sharded, sharded, tmp_path, timeout=200)
     assert jax.device_count() == 1  # eight devices are over there alone

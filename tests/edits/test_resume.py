@@ -198,6 +198,7 @@ def test_what_was_written_otherwise_is_not_certified(source, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_other_copies_go_on_too(source, tmp_path, monkeypatch):
     edit_folder(open_folder(source), tmp_path / "edit", SPEC)
     copies = {

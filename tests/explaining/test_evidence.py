@@ -14,6 +14,7 @@ def model():
     return vlm_jax.load("llava-0")
 
 
+@pytest.mark.slow
 def test_words_have_the_mass_of_the_step_that_named_them(model):
     suite = vlm_jax.benchmark("testbed_chair", set="normal", split="dev", n=6)
     found = vlm_jax.explain(model, "evidence", suite, max_new_tokens=48, draws=50)

@@ -35,7 +35,7 @@ def original(folder, tmp_path_factory):
     return tiny.internvl_chat(folder, tmp_path_factory.mktemp("opengvlab") / "hf")
 
 
-@pytest.mark.parametrize("check", ["logits", "greedy", "batches", "prefixes", "methods", "kinds"])
+@pytest.mark.parametrize("check", parity.checks("logits", "greedy", "batches", "methods", "kinds"))
 def test_it_is_the_reference(pair, check):
     getattr(parity, f"check_{check}")(pair)
 

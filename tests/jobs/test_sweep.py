@@ -80,6 +80,7 @@ def test_the_chosen_setting_alone_is_on_the_test_split(job, fake, capsys):
     assert "strength=1.0, chosen on dev" in (workdir / "test" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_many_lines_are_plotted_apart(job, config):
     config.sweep = {"strength": (0.25, 0.5, 1.0), "k": (1, 2, 3), "heads": ("all", (0,), (1,))}
     config.test = {}
@@ -174,7 +175,11 @@ def test_a_strength_that_changes_nothing_is_left_out(job, config):
     assert "threshold must be a finite number from 0 to 1" in found["left_out"][0]
 
 
-@pytest.mark.parametrize("name", ["air", "text_half", "adhh_t50", "air_star", "gains_last"])
+@pytest.mark.parametrize(
+    "name",
+    ["text_half", "adhh_t50", "gains_last",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in ("air", "air_star"))],
+)  # fmt: skip
 def test_the_shipped_sweeps_of_methods_can_be(name):
     from configs import sweep_methods
 
