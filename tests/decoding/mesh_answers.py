@@ -7,7 +7,6 @@ from tests.compiles import counted
 from tests.prefixes import cut
 from tests.reference import picture
 from vlm_jax.decoding import DecodeSettings
-from vlm_jax.decoding.call import shared_rows
 from vlm_jax.parallel import make_mesh
 
 SHARED = {"one": [0] * 8, "eight": [0, 1, 2, 3, 4, 5, 6, 7]}
@@ -36,8 +35,7 @@ def behind_prefixes(folder, shared: str, data: int, model: int) -> tuple[list, i
     owners = SHARED[shared]
     firsts = sorted({owner: row for row, owner in reversed([*enumerate(owners)])}.values())
     first, suffix = cut(batch, firsts)
-    width = shared_rows(owners, vlm.mesh.shape["data"])
-    vlm.generator.warm(vlm.params, suffix, prefix=first, width=width, **OPTIONS)
+    vlm.generator.warm(vlm.params, suffix, prefix=first, **OPTIONS)
     with counted() as compiled:
         prefix = vlm.generator.read_prefix(vlm.params, first)
         made = vlm.generator(vlm.params, suffix, prefix=prefix, owner_b=owners, **OPTIONS)

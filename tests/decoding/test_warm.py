@@ -41,9 +41,7 @@ def test_warmed_calls_compile_nothing(llava_vlm):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         asked = [
             pool.submit(generator.warm, shapes, described(whole), **sampled),
-            pool.submit(
-                generator.warm, shapes, suffix, prefix=described(first), width=2, **steered
-            ),
+            pool.submit(generator.warm, shapes, suffix, prefix=described(first), **steered),
         ]
     assert [future.result() for future in asked] == [None, None]
     drawn = DecodeSettings(temperature=1.5, seed=3, max_new_tokens=3)
@@ -54,7 +52,7 @@ def test_warmed_calls_compile_nothing(llava_vlm):
         generator(vlm.params, suffix, prefix=prefix, owner_b=[0, 0], **steered)
     assert not compiled
     assert generator.compilations == 5
-    generator.warm(shapes, suffix, greedy, prefix=described(first), width=2, images_apart=True)
+    generator.warm(shapes, suffix, greedy, prefix=described(first), images_apart=True)
     with counted() as compiled:
         read = generator.read_images(vlm.params, first)
         again = generator.read_prefix(vlm.params, read)

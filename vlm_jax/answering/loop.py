@@ -28,7 +28,7 @@ from vlm_jax.answering.store import DeviceStore
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Images
 from vlm_jax.decoding import DecodeSettings, Generated, Generator, StepCounts
-from vlm_jax.decoding.call import of_views, shared_rows
+from vlm_jax.decoding.call import of_views
 from vlm_jax.decoding.search import Search, search_of
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import PromptError
@@ -190,7 +190,6 @@ def plan_answers(engine: Engine, drafts: Iterable[Draft], asking: Asking) -> Bat
         length=lambda length: min(bucket(length), limit),
         groups=engine.processor.bucket_groups,
         words=engine.processor.bucket_words,
-        width=lambda owners: shared_rows(owners, data),
     )
     shares = asking.shares_prefix
     keeps = engine.prefixes.limit_bytes > 0 and asking.keeps_prefix
@@ -292,7 +291,6 @@ class _Run:
             shapes(size.rows * self.asking.width, size.length, size.groups, size.words),
             prefix=None if size.prefix is None else shapes(*size.prefix),
             images_apart=self.engine.images.limit_bytes > 0,
-            width=size.width,
             **self._options([0] * size.rows, np.zeros((size.rows, places), np.int32)),
         )
 
@@ -442,7 +440,7 @@ class _Run:
         if prefix is not None:
             before = {
                 "prefix": prefix,
-                "owner_b": batching.all_owners,
+                "owner_b": [*batching.owners, *batching.owners[-1:] * filler],
             }
         drafts = [question.draft for question in batching.questions]
         drafts += drafts[-1:] * filler

@@ -33,7 +33,6 @@ class Batching:
         groups: static number of groups of patches; 0 behind prefixes.
         words: static number of words that a Q-Former reads; 0 behind prefixes.
         owners: with prefixes, which row of them each question continues.
-        width: with prefixes, room for the questions that continue one (`Sizes.width`).
     """
 
     questions: tuple[UniqueQuestion, ...]
@@ -42,12 +41,6 @@ class Batching:
     groups: int = 0
     words: int = 0
     owners: tuple[int, ...] = ()
-    width: int = 1
-
-    @property
-    def all_owners(self) -> list[int]:
-        """The owners of all rows."""
-        return fill(self.owners, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +79,6 @@ class Bucket:
     Attributes:
         rows, length, groups, words: of the batch.
         prefix: the same of the prefixes that it continues, if it does.
-        width: as of `Batching`.
     """
 
     rows: int
@@ -94,7 +86,6 @@ class Bucket:
     groups: int = 0
     words: int = 0
     prefix: tuple[int, int, int, int] | None = None
-    width: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +104,7 @@ class BatchPlan:
     def buckets(self) -> list[Bucket]:
         """The different sizes of its batches, those needed first first."""
         chunks = [
-            Bucket(b.rows, b.length, prefix=chunk.sizes, width=b.width)
+            Bucket(b.rows, b.length, prefix=chunk.sizes)
             for chunk in self.chunks
             for b in chunk.batches
         ]
@@ -136,14 +127,12 @@ class Sizes:
         length: tokens -> bucket.
         groups: groups of patches -> bucket.
         words: words that a Q-Former reads -> bucket.
-        width: which prefix each row continues -> room for the rows that continue one.
     """
 
     rows: Callable[[int], int]
     length: Callable[[int], int]
     groups: Callable[[int], int]
     words: Callable[[int], int] = lambda words: 0
-    width: Callable[[Sequence[int]], int] = lambda owners: 1
 
 
 def batch_rows(count: int, most: int, data: int) -> int:
@@ -217,7 +206,6 @@ def _chunks(families: Sequence[Sequence[UniqueQuestion]], sizes: Sizes) -> list[
                 many,
                 sizes.length(max(q.draft.suffix_length for _, q in some)),
                 owners=tuple(owner for owner, _ in some),
-                width=sizes.width(fill([owner for owner, _ in some], many)),
             )
             for some, many in _cut(owned, sizes)
         ]
@@ -227,11 +215,6 @@ def _chunks(families: Sequence[Sequence[UniqueQuestion]], sizes: Sizes) -> list[
         words = sizes.words(max(len(q.draft.words) for q in leaders))
         found.append(Chunk(leaders, rows, length, groups, words, tuple(batches)))
     return found
-
-
-def fill(items: Sequence[Item], rows: int) -> list[Item]:
-    """Returns items with the last repeated until there are so many."""
-    return [*items, *[items[-1]] * (rows - len(items))]
 
 
 def _cut(items: Sequence[Item], sizes: Sizes) -> Iterator[tuple[tuple[Item, ...], int]]:

@@ -26,8 +26,9 @@ def row_logits(
     factor = dim**-0.5 if scale is None else scale
     pieces = []
     for segment in segments:
-        logits = factor * _scores(_fold(q_bkgh, segment), segment.k_bksh, kind)
-        logits = _unfold(logits, segment, batch).reshape(batch, heads, -1)
+        sharing = segment.sharing(batch)
+        logits = factor * _scores(_fold(q_bkgh, sharing), segment.k_bksh, kind)
+        logits = _unfold(logits, sharing).reshape(batch, heads, -1)
         visible = queries.sees(segment.keys)
         if visible is not None:
             logits = jnp.where(visible, logits, MASKED)
@@ -35,11 +36,8 @@ def row_logits(
     return jnp.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0]
 
 
-def _fold(rows_bkgx: Array, segment: Segment) -> Array:
+def _fold(rows_bkgx: Array, sharing: int) -> Array:
     """Returns rows that share keys as further query heads of one row: [B / W, K, W G, ...]."""
-    if segment.fold is not None:
-        return segment.fold.fold(rows_bkgx)
-    sharing = segment.sharing(rows_bkgx.shape[0])
     if sharing == 1:
         return rows_bkgx
     rows, kv_heads, group, *rest = rows_bkgx.shape
@@ -47,11 +45,8 @@ def _fold(rows_bkgx: Array, segment: Segment) -> Array:
     return jnp.moveaxis(apart, 1, 2).reshape(rows // sharing, kv_heads, sharing * group, *rest)
 
 
-def _unfold(rows_bkgx: Array, segment: Segment, batch: int) -> Array:
-    """Returns the rows of `_fold` as `batch` rows again: [B, K, G, ...]."""
-    if segment.fold is not None:
-        return segment.fold.unfold(rows_bkgx)
-    sharing = segment.sharing(batch)
+def _unfold(rows_bkgx: Array, sharing: int) -> Array:
+    """Returns the rows of `_fold` as rows again: [B, K, G, ...]."""
     if sharing == 1:
         return rows_bkgx
     rows, kv_heads, group, *rest = rows_bkgx.shape
@@ -89,13 +84,14 @@ def row_values(
         kv_heads, length, dim = segment.values_bksh.shape[1:]
         piece = weights_bns[..., start : start + length]
         piece = piece.reshape(batch, kv_heads, heads // kv_heads, length)
+        sharing = segment.sharing(batch)
         read = jnp.einsum(
             "bkgs,bksh->bkgh",
-            _fold(piece.astype(segment.values_bksh.dtype), segment),
+            _fold(piece.astype(segment.values_bksh.dtype), sharing),
             segment.values_bksh,
             preferred_element_type=weights_bns.dtype,
         )
-        read = _unfold(read, segment, batch).reshape(batch, 1, heads, dim)
+        read = _unfold(read, sharing).reshape(batch, 1, heads, dim)
         out = read if out is None else out + read
         start += length
     assert out is not None

@@ -47,72 +47,11 @@ class Visibility:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fold:
-    """Which decode rows read each of I rows of keys: a place for each of W rows, or for fewer.
-
-    What a place that no row needs holds means nothing. The rows of a data replica have places of
-    their own, so that none of them moves to another. Rows 0 1 2 on keys 1 0 1 of I = 2, W = 2:
-    row 0 has place 2, row 1 place 0, row 2 place 3, and the places hold rows 1 ? 0 2.
-
-    Attributes:
-        rows_ap: int32 [replicas, I W] the row in each place, within its replica.
-        places_ab: int32 [replicas, B / replicas] the place of each row.
-        width: W.
-    """
-
-    rows_ap: Int[Array, "A P"]
-    places_ab: Int[Array, "A b"]
-    width: int = dataclasses.field(metadata={"static": True})
-
-    @classmethod
-    def of(cls, owner_b: Int[Array, " B"], keys: int, width: int, replicas: int = 1) -> "Fold":
-        """Returns the places of rows.
-
-        Args:
-            owner_b: which row of keys each reads.
-            keys: rows of keys I.
-            width: the most rows of a replica that read one row of keys, at least.
-            replicas: that the rows are split over, in order.
-        """
-        owner_ab = owner_b.reshape(replicas, -1)
-        rows = owner_ab.shape[1]
-        before = jnp.tril(jnp.ones((rows, rows), bool), -1)
-        same_abb = owner_ab[:, :, None] == owner_ab[:, None, :]
-        places_ab = owner_ab * width + jnp.sum(same_abb & before, axis=-1, dtype=jnp.int32)
-        put = lambda places: jnp.zeros(keys * width, jnp.int32).at[places].set(jnp.arange(rows))
-        return cls(jax.vmap(put)(places_ab), places_ab, width)
-
-    def fold(self, rows_bkgx: Float[Array, "B K G X"]) -> Float[Array, "I K G2 X"]:
-        """Returns rows as further query heads of the rows of keys that they read."""
-        replicas, places = self.rows_ap.shape
-        _, kv_heads, group, dim = rows_bkgx.shape
-        apart = rows_bkgx.reshape(replicas, -1, kv_heads, group, dim)
-        placed = jax.vmap(lambda rows, index: rows[index])(apart, self.rows_ap)
-        shape = replicas, places // self.width, self.width, kv_heads, group, dim
-        return placed.reshape(shape).transpose(1, 3, 0, 2, 4, 5).reshape(
-            places // self.width, kv_heads, replicas * self.width * group, dim
-        )  # fmt: skip
-
-    def unfold(self, heads_ikgx: Float[Array, "I K G2 X"]) -> Float[Array, "B K G X"]:
-        """Returns what `fold` made, and something was done to, as rows again."""
-        replicas = self.rows_ap.shape[0]
-        keys, kv_heads, heads, dim = heads_ikgx.shape
-        group = heads // (replicas * self.width)
-        shape = keys, kv_heads, replicas, self.width, group, dim
-        placed = heads_ikgx.reshape(shape).transpose(2, 0, 3, 1, 4, 5)
-        placed = placed.reshape(replicas, keys * self.width, kv_heads, group, dim)
-        rows = jax.vmap(lambda rows, index: rows[index])(placed, self.places_ab)
-        return rows.reshape(-1, kv_heads, group, dim)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Segment:
     """Keys and values that queries attend to together.
 
-    Decode rows may share keys: keys and values then have fewer rows than the queries, while `keys`
-    and `kinds_bs` have one for each of these. Either W neighbouring rows share each, as the beams
-    of a sample do its prompt, or a `fold` says which do.
+    Neighbouring decode rows may share keys, as the beams of a sample do its prompt: keys and values
+    then have a row for W rows of queries, while `keys` and `kinds_bs` have one for each of these.
 
     Attributes:
         k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order;
@@ -120,14 +59,12 @@ class Segment:
             None: then they are the keys (latents).
         keys: order and group of each key.
         kinds_bs: int8 [B, S] `Kind` of each key, for steering; None where no one asks.
-        fold: which decode rows read which rows of keys; None: neighbours, or each its own.
     """
 
     k_bksh: Float[Array, "B K S H"]
     v_bksh: Float[Array, "B K S O"] | None
     keys: Visibility = Visibility()
     kinds_bs: Int[Array, "B S"] | None = None
-    fold: Fold | None = None
 
     @property
     def values_bksh(self) -> Float[Array, "B K S O"]:
@@ -142,12 +79,6 @@ class Segment:
     def sharing(self, rows: int) -> int:
         """Returns how many of so many neighbouring decode rows share each row of keys."""
         return rows // self.k_bksh.shape[0]
-
-    def folded(self, row_b: Int[Array, " B"], fold: Fold) -> "Segment":
-        """Returns the same keys for B decode rows, which read those of their index."""
-        take = lambda leaf: jnp.take(leaf, row_b, axis=0, mode="clip")
-        keys, kinds_bs = jax.tree.map(take, (self.keys, self.kinds_bs))
-        return Segment(self.k_bksh, self.v_bksh, keys, kinds_bs, fold)
 
     def slice(self, start: int | Array, length: int) -> "Segment":
         """Returns `length` keys from `start` (static or traced)."""

@@ -151,22 +151,6 @@ def of_views(steering: Steering | None, width: int) -> Steering | None:
     return steering if width == 1 else jax.tree.map(many, steering)
 
 
-def shared_rows(owner_b: Sequence[int] | np.ndarray | None, replicas: int) -> int:
-    """Returns room for the rows of a data replica that go on from one prefix: 1, 4, 16, ...
-
-    Few values, since each is a program of its own. At most all rows of a replica.
-
-    Args:
-        owner_b: which prefix each row goes on from.
-        replicas: that the rows are split over, in order.
-    """
-    owners = np.asarray(owner_b, np.int32).reshape(replicas, -1)
-    most, room = max(int(np.bincount(own).max()) for own in owners), 1
-    while room < most:
-        room *= 4
-    return min(room, owners.shape[1])
-
-
 def _like(tree: Any, sharding: NamedSharding) -> Any:
     """Describes arrays as they would be on a mesh."""
     return jax.tree.map(

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding.call import GeneratorCall, Placement, shared_rows
-from vlm_jax.decoding.loop import Before, StepCounts, decode
+from vlm_jax.decoding.call import GeneratorCall, Placement
+from vlm_jax.decoding.loop import StepCounts, decode
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
@@ -87,13 +87,8 @@ class Generator:
             prefix = _everywhere(prefix, mesh)
             return merge(graphdef, params).forward(batch, steering, prefix, owner_b)
 
-        def decode_all(
-            params: Params, read, cache, inputs, prefix=None, owner_b=None, *, slots, width
-        ):
-            prefix, before = _everywhere(prefix, mesh), None
-            if prefix is not None and owner_b is not None:
-                before = Before(prefix, owner_b, width, mesh.shape["data"])
-            return decode(merge(graphdef, params), read, cache, inputs, slots, before)
+        def decode_all(params: Params, read, cache, inputs, slots: int):
+            return decode(merge(graphdef, params), read, cache, inputs, slots)
 
         self._read_images = jax.jit(read_images)
         self._read_prefix = jax.jit(read_prefix)
@@ -103,7 +98,7 @@ class Generator:
         answers = (batch_sharding(mesh),) * 6
         self._decode = jax.jit(
             decode_all,
-            static_argnames=("slots", "width"),
+            static_argnames="slots",
             donate_argnames="cache",
             out_shardings=(*answers, None),
         )
@@ -238,9 +233,7 @@ class Generator:
             watch=call.watch(self.depth),
             shared=call.shared,
         )
-        width = shared_rows(owner_b, self.mesh.shape["data"]) if before else 0
-        read = logits_bv, watched
-        *found, _ = self._decode(params, read, cache, inputs, *before, slots=call.room, width=width)
+        *found, _ = self._decode(params, (logits_bv, watched), cache, inputs, slots=call.room)
         return Generated(*jax.device_get(found))
 
     def warm(
@@ -251,7 +244,6 @@ class Generator:
         *,
         prefix: Batch | None = None,
         images_apart: bool = False,
-        width: int = 1,
         compile: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
@@ -265,7 +257,6 @@ class Generator:
             batch: arrays or `ShapeDtypeStruct`s.
             prefix: what `read_prefix` will be given, likewise; None if prompts are read whole.
             images_apart: whether the prefixes' images go through `read_images` first.
-            width: `shared_rows` of the rows that will go on from the prefixes.
             compile: called with each program's name, the jitted program and its arguments; returns
                 what the program will return, as shapes with shardings. `compile_ahead` by default.
             settings, options: of the call, except `prefix` and `owner_b`. Of their values only
@@ -302,9 +293,7 @@ class Generator:
             (logits_bv, watched),
             cache,
             inputs,
-            *before,
             slots=call.room,
-            width=width if before else 0,
         )
 
     def warm_logits(

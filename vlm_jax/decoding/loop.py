@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.attention.segment import Segment, kinds_of
+from vlm_jax.attention.segment import kinds_of
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
 from vlm_jax.decoding.search import Choice, Found, Now
 from vlm_jax.decoding.strategies.base import Step
-from vlm_jax.models import Cache, Network, Prefix, Watched
+from vlm_jax.models import Cache, Network, Watched
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +130,6 @@ def decode(
     cache: Cache,
     inputs: LoopInputs,
     slots: int,
-    before: "Before | None" = None,
 ) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any, Cache]:
     """Runs the loop.
 
@@ -140,7 +139,6 @@ def decode(
         cache: what was read, with as many rows as the search reads.
         inputs: traced settings.
         slots: room for tokens.
-        before: what the prompts share.
 
     Returns:
         Tokens, lengths, whether rows ended, mean readings, counts, scores, and the cache.
@@ -148,7 +146,6 @@ def decode(
     search, strategy = inputs.search, inputs.strategy
     views = 1 if strategy is None else strategy.width
     rows = _Rows(read[0].shape[0] // views, views, search.rows)
-    shared = () if before is None else before.of_rows(rows.rows)
     inputs = dataclasses.replace(inputs, limit=jnp.minimum(inputs.limit, slots))
     logits_rv, watched = rows.spread(read)
     steering = _of_rows(inputs.steering, rows)
@@ -182,9 +179,7 @@ def decode(
         scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
         if inputs.bias_bv is not None:
             scores_bcv = scores_bcv + inputs.bias_bv[:, None]
-        prompt = [*shared[:1], state.cache.prompt[0]]
-        kinds_bp = jnp.concatenate([kinds_of(one) for one in prompt], axis=1)
-        kinds_bp = kinds_bp[:: rows.views * rows.rows]
+        kinds_bp = kinds_of(state.cache.prompt[0])[:: rows.views * rows.rows]
         now = Now(state.count, state.carried, state.watched, kinds_bp)
         choice, chosen = search.choose(scores_bcv, state.search, inputs, now)
         cache, carried = state.cache, state.carried
@@ -202,7 +197,7 @@ def decode(
 
     def advance(state: _State) -> _State:
         """Reads the last token and chooses the next."""
-        logits_rv, cache, watched = model.step(state.tokens_r, state.cache, steering, watch, shared)
+        logits_rv, cache, watched = model.step(state.tokens_r, state.cache, steering, watch)
         new, going_r = rows.of_search(watched.readings), search.going(state.search)
         going = going_r[:, None, None].astype(jnp.float32)
         add = lambda total, now: total + going * now
@@ -233,28 +228,6 @@ def decode(
     readings = jax.tree.map(mean, found.carried.readings)
     answers = found.tokens_bn, found.lengths_b, found.ended_b, readings, found.carried.counts
     return *answers, found.scores_b, state.cache
-
-
-@dataclasses.dataclass(frozen=True)
-class Before:
-    """What prompts share, and which of it each goes on from.
-
-    Attributes:
-        prefix: I beginnings of prompts.
-        owner_b: int32 [B], which of them each row of the batch goes on from.
-        width: the most rows of a replica that go on from one, at least.
-        replicas: that the rows are split over.
-    """
-
-    prefix: Prefix
-    owner_b: Int[Array, " B"]
-    width: int
-    replicas: int
-
-    def of_rows(self, rows: int) -> tuple[Segment, ...]:
-        """Returns it per layer, for neighbouring rows of a search that go on from each prompt."""
-        owner_r = jnp.repeat(self.owner_b, rows) if rows > 1 else self.owner_b
-        return self.prefix.folded(owner_r, self.width * rows, self.replicas)
 
 
 def _first_watched(watched: Watched, cache: Cache) -> Watched:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from vlm_jax.attention import NEVER, Segment, Visibility
-from vlm_jax.attention.segment import Fold, kinds_of
+from vlm_jax.attention.segment import kinds_of
 from vlm_jax.attention.steering import Rows, State, Steering
 from vlm_jax.batch import Batch, Kind
 
@@ -28,16 +28,13 @@ class Cache:
     are withdrawn. Two rows share slots of places 0 1 | 2 3 | 4 5; when row 0 goes on from what row
     1 wrote in the first slot, it sees places 1 and 2, and writes to 4.
 
-    What prompts share is not in it: its keys come before these (`Prefix.folded`).
-
     Attributes:
-        prompt: per layer, the prompt's keys and values, or those of what follows its prefix.
+        prompt: per layer, the prompt's keys and values.
         new: per layer, slots of generated tokens.
         next_position_b: rotary position of the next token.
         used: int32 scalar, how many slots hold a token.
         states: per layer, what steering remembers; empty when nothing is steered.
         beams: places of a slot.
-        start: length of the prefixes.
     """
 
     prompt: tuple[Segment, ...]
@@ -46,12 +43,6 @@ class Cache:
     used: Int[Array, ""]
     states: tuple[State, ...] = ()
     beams: int = dataclasses.field(default=1, metadata={"static": True})
-    start: int = dataclasses.field(default=0, metadata={"static": True})
-
-    @property
-    def read_length(self) -> int:
-        """Padded length of whole prompts: the order of the first slot."""
-        return self.start + self.prompt[0].length
 
     @property
     def slots(self) -> int:
@@ -83,7 +74,7 @@ class Cache:
             segment, keys=many(segment.keys), kinds_bs=many(segment.kinds_bs)
         )
         places = self.slots * beams + rows - beams
-        new = tuple(shared(new_slots(segment, places, self.start)) for segment in self.prompt)
+        new = tuple(shared(new_slots(segment, places)) for segment in self.prompt)
         cache = dataclasses.replace(
             self,
             prompt=tuple(map(shared, self.prompt)),
@@ -149,7 +140,7 @@ class Cache:
     def _see(self, sees_rp: Bool[Array, "B P"]) -> "Cache":
         """Returns the cache whose rows see some places of used slots, and their own of the next."""
         rows, places = sees_rp.shape
-        places_p, start = jnp.arange(places, dtype=jnp.int32), self.read_length
+        places_p, start = jnp.arange(places, dtype=jnp.int32), self.prompt[0].length
         order_rp = jnp.where(sees_rp, start + places_p // self.beams, NEVER)
         own_r = self.used * self.beams + jnp.arange(rows) % self.rows
         order_rp = jnp.where(places_p == own_r[:, None], start + self.used, order_rp)
@@ -204,15 +195,9 @@ class Prefix:
         """Which prefixes hold an image."""
         return jnp.any(kinds_of(self.segments[0]) == Kind.IMAGE, axis=1)
 
-    def folded(self, owner_b: Int[Array, " B"], width: int, replicas: int) -> tuple[Segment, ...]:
-        """Returns per layer the keys and values, for B decode rows that go on from them.
-
-        Args:
-            owner_b: which prefix each row goes on from.
-            width, replicas: as `Fold.of` takes them.
-        """
-        fold = Fold.of(owner_b, self.size, width, replicas)
-        return tuple(segment.folded(owner_b, fold) for segment in self.segments)
+    def take(self, owner_b: Int[Array, " B"]) -> "Prefix":
+        """Returns the prefix of each of B rows, given its index."""
+        return jax.tree.map(lambda leaf: jnp.take(leaf, owner_b, axis=0, mode="clip"), self)
 
     def check(self, steering: Steering | None) -> None:
         """Raises ValueError unless prompts that are steered so can go on from here."""
@@ -242,30 +227,28 @@ def prompt_order(batch: Batch, start: int = 0) -> Int[Array, "B T"]:
     return jnp.where(batch.kinds_bt == Kind.PAD, NEVER, places)
 
 
-def prompt_rows(batch: Batch, has_image_b: Array | None = None) -> Rows:
+def prompt_rows(batch: Batch, prefix: Prefix | None = None) -> Rows:
     """Returns what the rows of prompts are, for steering.
 
     Args:
         batch: the prompts, or what follows their prefixes.
-        has_image_b: whether an image lies in the rows' prefixes; None: there are none.
+        prefix: the rows' prefixes, in which an image may lie.
     """
     kinds_bt = jnp.asarray(batch.kinds_bt)
     is_image = kinds_bt == Kind.IMAGE
     # True from the last image token on; samples without an image have no such row.
     later = jnp.flip(jnp.cumsum(jnp.flip(is_image, axis=1), axis=1), axis=1)
-    own_b = jnp.any(is_image, axis=1)
-    has_image_b = own_b if has_image_b is None else own_b | has_image_b
+    has_image_b = jnp.any(is_image, axis=1)
+    if prefix is not None:
+        has_image_b = has_image_b | prefix.has_image_b
     after = (kinds_bt == Kind.TEXT) & (later == 0) & has_image_b[:, None]
     last_b = jnp.asarray(batch.lengths_b) - 1
     return Rows(after, kinds_bt != Kind.PAD, last_b, kinds_bt)
 
 
-def new_slots(prompt: Segment, slots: int, start: int = 0) -> Segment:
-    """Returns empty slots after a prompt, which begins at `start`.
-
-    A slot is seen from the step that fills it on.
-    """
-    batch, length = prompt.k_bksh.shape[0], start + prompt.length
+def new_slots(prompt: Segment, slots: int) -> Segment:
+    """Returns empty slots after a prompt. A slot is seen from the step that fills it on."""
+    batch, length = prompt.k_bksh.shape[0], prompt.length
     empty = lambda a: jnp.zeros((*a.shape[:2], slots, a.shape[3]), a.dtype)
     k_bksh, v_bksh = jax.tree.map(empty, (prompt.k_bksh, prompt.v_bksh))
     order = jnp.broadcast_to(length + jnp.arange(slots, dtype=jnp.int32), (batch, slots))

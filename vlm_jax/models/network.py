@@ -70,7 +70,6 @@ class Network(nnx.Module):
         batch: Batch,
         steering: Steering | None = None,
         prefix: Prefix | None = None,
-        owner_b: Int[Array, " B"] | None = None,
         *,
         ends: bool = True,
         watch: Watch | None = None,
@@ -81,14 +80,13 @@ class Network(nnx.Module):
             batch: the prompts; with prefixes what follows them, its positions those of the whole
                 prompts.
             steering: what to do to attention.
-            prefix: what `read_prefix` read of I prompts.
-            owner_b: which of them each row goes on from; None: row for row.
+            prefix: the prefix of each row.
             ends: whether the last row of each sample is a prompt's last; False for prefixes.
             watch: what is kept of the last rows.
 
         Returns:
-            Hidden states, each layer's keys and values (of the batch, not of the prefixes), and the
-            hooks, which know what steering remembers and what was kept.
+            Hidden states, each layer's keys and values (of the whole prompts), and the hooks, which
+            know what steering remembers and what was kept.
 
         Raises:
             ValueError: the prefixes were not read as this steering needs them.
@@ -100,23 +98,17 @@ class Network(nnx.Module):
         kept: list[Segment] = []
         if prefix is not None:
             prefix.check(steering)
-        # A layer's keys at a time: all layers' copies for all rows would not fit beside them.
-        pick = lambda leaf: (
-            leaf if owner_b is None else jnp.take(leaf, owner_b, axis=0, mode="clip")
-        )
         hooks = None
         if steering is not None or watch is not None:
-            rows = prompt_rows(batch, None if prefix is None else pick(prefix.has_image_b))
+            rows = prompt_rows(batch, prefix)
             rows = rows if ends else dataclasses.replace(rows, last_b=None)
-            before = None if prefix is None else jax.tree.map(pick, prefix.states) or None
+            before = None if prefix is None else prefix.states or None
             hooks = Hooks.of(steering, watch, rows, before)
 
         def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> Sequence[Segment]:
             own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
-            kept.append(own)
-            if prefix is None:
-                return [own]
-            return [jax.tree.map(pick, prefix.segments[layer]).join(own)]
+            kept.append(own if prefix is None else prefix.segments[layer].join(own))
+            return kept[-1:]
 
         hidden_btd = self.decoder(
             self.embed(batch),
@@ -136,7 +128,7 @@ class Network(nnx.Module):
         owner_b: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits at every place of the batch; arguments as of `prefill`."""
-        return self.decoder.logits(self.read(batch, steering, prefix, owner_b)[0])
+        return self.decoder.logits(self.read(batch, steering, _take(prefix, owner_b))[0])
 
     def read_prefix(self, batch: Batch, steering: Steering | None = None) -> Prefix:
         """Reads the beginnings of prompts, each up to its last image token.
@@ -182,13 +174,12 @@ class Network(nnx.Module):
         Raises:
             ValueError: the prefixes were not read as this steering needs them.
         """
-        hidden_btd, prompt, hooks = self.read(batch, steering, prefix, owner_b, watch=watch)
+        hidden_btd, prompt, hooks = self.read(batch, steering, _take(prefix, owner_b), watch=watch)
         last = (batch.lengths_b - 1)[:, None, None]
         hidden_bd = jnp.take_along_axis(hidden_btd, last, axis=1)[:, 0]
-        start = 0 if prefix is None else prefix.length
-        new = tuple(new_slots(segment, slots, start) for segment in prompt)
+        new = tuple(new_slots(segment, slots) for segment in prompt)
         next_position_b = jnp.asarray(batch.next_position_b)
-        cache = Cache(prompt, new, next_position_b, jnp.int32(0), _states(hooks), start=start)
+        cache = Cache(prompt, new, next_position_b, jnp.int32(0), _states(hooks))
         return self.decoder.logits(hidden_bd), cache, _watched(hooks)
 
     def step(
@@ -197,23 +188,15 @@ class Network(nnx.Module):
         cache: Cache,
         steering: Steering | None = None,
         watch: Watch | None = None,
-        shared: Sequence[Segment] = (),
     ) -> tuple[Float[Array, "B V"], Cache, Watched]:
-        """Reads one more token of every row; returns as `prefill` does.
-
-        Args:
-            tokens_b: what is read.
-            cache: what was read before.
-            steering, watch: as of `prefill`.
-            shared: per layer, the prefixes that the rows go on from (`Prefix.folded`).
-        """
+        """Reads one more token of every row; returns as `prefill` does."""
         rows = tokens_b.shape[0]
-        order = cache.read_length + cache.used
+        order = cache.prompt[0].length + cache.used
         new: list[Segment] = []
 
         def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> Sequence[Segment]:
             new.append(cache.write(layer, k_bksh, v_bksh))
-            return [*shared[layer : layer + 1], cache.prompt[layer], new[-1]]
+            return [cache.prompt[layer], new[-1]]
 
         hooks = Hooks.of(steering, watch, before=cache.states or None)
         positions_bt3 = jnp.broadcast_to(cache.next_position_b[:, None, None], (rows, 1, 3))
@@ -232,6 +215,10 @@ class Network(nnx.Module):
             states=_states(hooks),
         )
         return self.decoder.logits(hidden_btd[:, 0]), cache, _watched(hooks)
+
+
+def _take(prefix: Prefix | None, owner_b: Array | None) -> Prefix | None:
+    return prefix if prefix is None or owner_b is None else prefix.take(owner_b)
 
 
 def _states(hooks: Hooks | None) -> tuple[State, ...]:

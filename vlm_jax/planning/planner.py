@@ -17,7 +17,6 @@ from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding import named as decoding_methods
-from vlm_jax.decoding.call import shared_rows
 from vlm_jax.decoding.rerankers import HostMethod
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
@@ -399,7 +398,6 @@ class _Recorder:
                 if shared
                 else None,
                 images_apart=shared,
-                width=shared_rows(np.arange(rows) % image_rows, planner.mesh.shape["data"]),
                 stop_ids=planner.config.eos_ids,
                 prompts=np.zeros((rows, whole_length), np.int32),
                 steering=self.steering,
