@@ -31,7 +31,7 @@ from vlm_jax.edits import Certificate
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
 from vlm_jax.masses import read_masses
-from vlm_jax.methods import check_method, methods, treat
+from vlm_jax.methods import find_method, treat
 from vlm_jax.models import Params, Prefix
 from vlm_jax.parallel import put
 from vlm_jax.processing import ImageSource, Processor
@@ -201,7 +201,7 @@ class VLM:
             PromptError: see `generate`.
         """
         call = read_call(images, prompts)
-        own = set(methods()[check_method(method)].settings)
+        own = set(find_method(method).settings)
         options = {name: settings.pop(name) for name in set(settings) & _OPTIONS - own}
         limit = self.room(call.images, call.prompts, options.pop("max_new_tokens", 128))
         return sweep(self, method, settings, call, {"max_new_tokens": limit, **options})

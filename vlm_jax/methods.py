@@ -63,9 +63,7 @@ class Method:
 
 def methods() -> Listing[Method]:
     """Returns all methods by name: a line, the settings and their defaults of each."""
-    listed = {name: _edit(name) for name in edits.names()}
-    listed |= {name: _attention_method(name) for name in attention.names()}
-    listed |= {name: _strategy(name) for name in named.names()}
+    listed = {name: make(name) for name, make in _makers().items()}
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
     columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
     return Listing(listed, "method", {**columns, "settings": settings})
@@ -78,23 +76,23 @@ def treat(name: str, model: TreatedModel, settings: Mapping[str, Any]) -> Treatm
         ConfigError: there is no such method, it has no such setting, or a value cannot be.
         EditError: an edit does not fit the model.
     """
-    method = methods()[check_method(name)]
+    method = find_method(name)
     refuse_unknown(settings, method.settings, f"method {name!r}")
     return method.treatment(model, settings)
 
 
-def check_method(name: str) -> str:
-    """Returns the name of a method.
+def find_method(name: str) -> Method:
+    """Returns a method by its name; no other is imported.
 
     Raises:
         ConfigError: there is none of this name.
     """
-    known = methods()
-    if name not in known:
+    makers = _makers()
+    if name not in makers:
         raise ConfigError(
-            f"there is no method {name!r}{nearest(name, known)}; there are {', '.join(known)}."
+            f"there is no method {name!r}{nearest(name, makers)}; there are {', '.join(makers)}."
         )
-    return name
+    return makers[name](name)
 
 
 def steered(name: str, settings: Mapping[str, Any], steering: Any) -> Steered:
@@ -108,6 +106,15 @@ def summary_of(function: Callable[..., Any]) -> str:
     """The first sentence of a docstring, on one line."""
     text = inspect.getdoc(function) or ""
     return " ".join(text.split("\n\n")[0].split())
+
+
+def _makers() -> dict[str, Callable[[str], Method]]:
+    """What makes the method of each name."""
+    return {
+        **dict.fromkeys(edits.names(), _edit),
+        **dict.fromkeys(attention.names(), _attention_method),
+        **dict.fromkeys(named.names(), _strategy),
+    }
 
 
 def _edit(name: str) -> Method:

@@ -50,6 +50,10 @@ class Plugins:
         """Returns the names of all there is."""
         return sorted({*self.modules(), *self.others()})
 
+    def __contains__(self, name: Any) -> bool:
+        """Whether there is a thing of a name; other packages are asked only where none is ours."""
+        return isinstance(name, str) and (name in self.modules() or name in self.others())
+
     def find(self, name: Any, attribute: str | None = None, where: str = "") -> Any:
         """Returns what the folder's module of a name has, or an entry point names.
 
@@ -64,12 +68,12 @@ class Plugins:
             ConfigError: there is none; names the nearest and all. Or another package's cannot be
                 imported.
         """
-        own, others = self.modules(), self.others()
-        if isinstance(name, str) and name in own:
+        if name in self:
+            own = self.modules()
+            if name not in own:
+                return self.load(self.others()[name])
             module = importlib.import_module(own[name])
             return getattr(module, attribute) if attribute else _only_class(module)
-        if isinstance(name, str) and name in others:
-            return self.load(others[name])
         known = self.names()
         place = f"{where}: " if where else ""
         raise ConfigError(

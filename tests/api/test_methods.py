@@ -176,14 +176,19 @@ def louder(config, *, gain: float = 2.0) -> Steering:
     return Steering(head_gains=HeadGains(np.full(shape, gain, np.float32)))
 
 
-def test_another_package_adds_a_method(shipped_llava, scenes, monkeypatch):
-    entry = importlib.metadata.EntryPoint("louder", f"{__name__}:louder", "vlm_jax.methods")
+def install(monkeypatch, name, value):
+    """Makes a method appear as if a package that names it were installed."""
+    entry = importlib.metadata.EntryPoint(name, value, "vlm_jax.methods")
     found = importlib.metadata.entry_points
     monkeypatch.setattr(
         importlib.metadata,
         "entry_points",
         lambda **of: [entry] if of.get("group") == "vlm_jax.methods" else found(**of),
     )
+
+
+def test_another_package_adds_a_method(shipped_llava, scenes, monkeypatch):
+    install(monkeypatch, "louder", f"{__name__}:louder")
     method = vlm_jax.methods()["louder"]
     assert (method.summary, method.settings) == ("Makes every head louder.", {"gain": 2.0})
     assert shipped_llava.apply("louder", gain=3.0).steering.head_gains.gain[0, 0, 0] == 3
@@ -191,6 +196,13 @@ def test_another_package_adds_a_method(shipped_llava, scenes, monkeypatch):
         shipped_llava.apply("louder", gian=3.0)
     with pytest.raises(ConfigError, match="every head of every layer is left as it is"):
         shipped_llava.apply("louder", gain=1.0)
+
+
+def test_a_package_that_cannot_be_imported_hurts_no_other_method(shipped_llava, monkeypatch):
+    install(monkeypatch, "broken", "no_such_package:broken")
+    assert shipped_llava.apply("air", heads="all").steering is not None
+    with pytest.raises(ConfigError, match=r"'broken' of no_such_package.*cannot be imported"):
+        shipped_llava.apply("broken")
 
 
 def test_what_is_shown_is_escaped(shipped_llava):

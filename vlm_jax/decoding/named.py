@@ -31,12 +31,13 @@ def find(name: str) -> type[Strategy] | type[Search] | type[HostMethod]:
     Raises:
         ConfigError: there is none.
     """
-    if name not in names():
-        raise ConfigError(
-            f"there is no strategy {name!r}{nearest(name, names())}; there are "
-            f"{', '.join(names())}."
-        )
-    return next(kind for kind in _KINDS if name in kind.names()).find(name)
+    for kind in _KINDS:
+        if name in kind:
+            return kind.find(name)
+    known = names()
+    raise ConfigError(
+        f"there is no strategy {name!r}{nearest(name, known)}; there are {', '.join(known)}."
+    )
 
 
 def settings(name: str) -> dict[str, Any]:

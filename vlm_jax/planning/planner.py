@@ -23,7 +23,7 @@ from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits.qk.factor import lower_factoring
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
-from vlm_jax.methods import check_method, methods
+from vlm_jax.methods import find_method
 from vlm_jax.parallel import make_mesh
 from vlm_jax.planning.chips import CHIPS
 from vlm_jax.planning.compiled import CompiledProgram, compile_program
@@ -452,7 +452,7 @@ def acting(
         if "method" not in given:
             continue  # config.edit with some settings changed
         name = given.pop("method")
-        kind = methods()[check_method(name)].kind
+        kind = find_method(name).kind
         if kind == "attention":
             attention.append({"method": name, **identified(given, folder)})
         elif kind == "decoding":
