@@ -7,6 +7,7 @@ A picture's name is of its diagram's text (`hooks.diagram`); a test says which i
 """
 
 import html
+import json
 import pathlib
 import re
 import subprocess
@@ -48,14 +49,14 @@ def draw(source: str, script: pathlib.Path) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         page = pathlib.Path(folder) / "page.html"
-        quoted = {"source": repr(source).replace("\\'", "'"), "css": repr(CSS)}
+        quoted = {"source": json.dumps(source), "css": json.dumps(CSS)}
         page.write_text(PAGE.format(script=script.resolve().as_uri(), **quoted), encoding="utf-8")
         command = [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
             "--virtual-time-budget=20000", f"--user-data-dir={folder}/browser", page.as_uri(),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    found = re.search(r"<pre>(<svg|&lt;svg.*?)</pre>", done.stdout, re.DOTALL)
+    found = re.search(r"<pre>(&lt;svg.*?)</pre>", done.stdout, re.DOTALL)
     if found is None:
         raise RuntimeError(f"the browser drew nothing: {done.stdout[-500:]}")
     return html.unescape(found[1])

@@ -6,6 +6,7 @@ nothing.
 """
 
 import hashlib
+import html
 import logging
 import pathlib
 import re
@@ -51,9 +52,9 @@ def on_page_markdown(markdown, page, config, files):
     return _DIAGRAM.sub(lambda found: _drawn(found[1]), markdown)
 
 
-def on_page_content(html, page, config, files):
+def on_page_content(content, page, config, files):
     """Renders formulas."""
-    return _FORMULA.sub(_mathml, html)
+    return _FORMULA.sub(_mathml, content)
 
 
 def _relinked(text: str) -> str:
@@ -103,8 +104,7 @@ def _shown(output) -> str:
 def _mathml(formula: re.Match) -> str:
     """Returns a formula as MathML, which browsers set themselves."""
     display = "block" if formula[1] == "div" else "inline"
-    latex = formula[2].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").strip()
-    return latex2mathml.converter.convert(latex, display=display)
+    return latex2mathml.converter.convert(html.unescape(formula[2]).strip(), display=display)
 
 
 def _drawn(source: str) -> str:
