@@ -162,8 +162,8 @@ def test_formulas_and_diagrams_are_part_of_the_pages(site):
     assert vcd.count("<math") >= 4
     assert "arithmatex" not in vcd
     assert "<svg id=" in (site / "architecture.html").read_text(encoding="utf-8")
+    drawn = script("hooks")
     for page in pages():
-        drawn = script("hooks")
         for source in drawn.diagrams(page.read_text(encoding="utf-8")):
             assert drawn.picture(source).exists(), f"run docs/diagrams.py: {page.name}"
     searched = (site / "search" / "search_index.json").read_text(encoding="utf-8")
