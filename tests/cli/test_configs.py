@@ -1,15 +1,38 @@
 """Configs are found by name, and changed by words."""
 
+import dataclasses
+
 import pytest
 
 from vlm_jax.cli import configs
 from vlm_jax.errors import ConfigError
+from vlm_jax.evals.judge import JudgeSettings
+from vlm_jax.jobs.serve import ServeSettings
+from vlm_jax.planning.planner import PlanSettings
+from vlm_jax.study.report import ReportSettings
+from vlm_jax.study.runtime import MeshSettings
+
+SECTIONS = {
+    "judge": JudgeSettings,
+    "mesh": MeshSettings,
+    "plan": PlanSettings,
+    "report": ReportSettings,
+    "serve": ServeSettings,
+}
+"""Sections of configs/base.py that have all settings of what reads them; importing most of that
+takes JAX, so base.py writes the defaults down."""
 
 
 @pytest.mark.parametrize("named", ["edit", "edit.py", "configs/edit.py", "configs/edit"])
 def test_a_shipped_config_is_found_by_name_from_any_folder(named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "restrength" in configs.read(named)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_of_base_has_the_defaults_of_what_reads_it(name):
+    defaults = {field.name: field.default for field in dataclasses.fields(SECTIONS[name])}
+    assert configs.read("base")[name].to_dict() == defaults
 
 
 def test_a_file_of_ones_own_starts_from_shipped_ones(tmp_path):
