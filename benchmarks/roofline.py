@@ -18,7 +18,7 @@ from tests.released import CONFIGS
 from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig, parse_config
 from vlm_jax.models import abstract
 from vlm_jax.planning.chips import CHIPS, USABLE, Chip
-from vlm_jax.planning.sizes import shard_bytes, token_bytes
+from vlm_jax.planning.sizes import fewest_chips, shard_bytes, token_bytes
 
 WIDTH = 2
 """Bytes of a bfloat16 value."""
@@ -67,16 +67,9 @@ def suffix_flops(c: DecoderConfig, start: int, length: int) -> float:
     return prefill_flops(c, start + length) - prefill_flops(c, start) + head
 
 
-def kv_values(c: DecoderConfig) -> int:
-    """Cached values of one token in all layers: keys and values, or the latent and its rotary."""
-    if c.latent is not None:
-        return c.num_layers * (c.latent.rank + c.latent.rope_dim)
-    return 2 * c.num_layers * c.num_kv_heads * c.head_dim
-
-
 def decode_bytes(c: DecoderConfig, rows: int, context: float, width: int = WIDTH) -> float:
     """Bytes that a decode step of dense layers reads: linear weights, and each row's cache."""
-    return width * (linear_weights(c) + rows * context * kv_values(c))
+    return width * linear_weights(c) + rows * context * token_bytes(c, 1, width)
 
 
 def experts_read(c: DecoderConfig, rows: int) -> float:
@@ -155,17 +148,15 @@ def place(config: VLMConfig, model: int) -> Placed:
             of_experts = letters.startswith("x") and "f" in letters  # the router is read whole
             experts += size * of_experts
             always += size * (not of_experts)
-    return Placed(decoder, model, weights, always, experts, token_bytes(config, model, WIDTH))
+    return Placed(decoder, model, weights, always, experts, token_bytes(decoder, model, WIDTH))
 
 
 def smallest(config: VLMConfig, chip: Chip, rows: int = 8, context: int = 2048) -> Placed:
     """The fewest chips, a power of two, that hold the weights and so many rows' caches."""
-    model = 1
-    while (placed := place(config, model)).bytes_at(rows, context) > USABLE * chip.memory:
-        model *= 2
-        if model > 64:
-            raise ValueError("The model does not fit 64 of these chips.")
-    return placed
+    model = fewest_chips(config, chip, rows, context)
+    if model is None:
+        raise ValueError("The model does not fit 64 of these chips.")
+    return place(config, model)
 
 
 def released(name: str) -> VLMConfig:

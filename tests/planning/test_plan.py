@@ -156,13 +156,14 @@ def test_fewest_chips_hold_weights_and_caches():
     config = parse_config(CONFIGS["Qwen2.5-VL-7B"])
     chip = CHIPS["TPU v5e"]
     assert weight_bytes(config, 1) == pytest.approx(16.58e9, rel=0.001)
-    assert token_bytes(config, 1) == 56 * 1024
-    assert token_bytes(config, 8) == token_bytes(config, 1), "4 key heads do not divide by 8"
+    assert token_bytes(config.decoder, 1) == 56 * 1024
+    eight = token_bytes(config.decoder, 8)
+    assert eight == token_bytes(config.decoder, 1), "4 key heads do not divide by 8"
     assert fewest_chips(config, chip, 8, 2048) == 2
     assert fewest_chips(config, chip, 8, 2048, beside=9e9) == 4
     assert fewest_chips(config, chip, 8, 2048, beside=16.9e9) is None
     latent = parse_config(CONFIGS["DeepSeek-VL2-Small"])
-    assert token_bytes(latent, 4) == 2 * 27 * (512 + 64), "every chip holds the latents"
+    assert token_bytes(latent.decoder, 4) == 2 * 27 * (512 + 64), "every chip holds the latents"
 
 
 @dataclasses.dataclass

@@ -28,7 +28,7 @@ from vlm_jax.parallel import make_mesh
 from vlm_jax.planning.chips import CHIPS
 from vlm_jax.planning.compiled import CompiledProgram, compile_program
 from vlm_jax.planning.inputs import PromptSizes, batch_shapes, cutter, param_shapes, result_shapes
-from vlm_jax.planning.sizes import fewest_chips, token_bytes, weight_bytes
+from vlm_jax.planning.sizes import fewest_chips, held_bytes
 from vlm_jax.planning.topologies import GENERATIONS, SLICES, Topology, parse, topology
 from vlm_jax.settings import one_of, read, setting, switch, text, whole
 from vlm_jax.steering.config import read_method
@@ -316,8 +316,7 @@ class Planner:
             return None
         fits = all(one.fits for one in programs.values())
         rows, context = self.rows // data, self.sizes.length + self.decoding.max_new_tokens
-        held = weight_bytes(self.config, model) + rows * context * token_bytes(self.config, model)
-        beside = max(max(peaks) - held, 0.0)
+        beside = max(max(peaks) - held_bytes(self.config, model, rows, context), 0.0)
         fewest = fewest_chips(self.config, chip, rows, context, beside)
         if fits and (fewest is None or fewest > model):
             fewest = model  # what is there is proven

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from vlm_jax.config import VLMConfig
+from vlm_jax.config import DecoderConfig, VLMConfig
 from vlm_jax.models import abstract
 from vlm_jax.parallel.sharding import AXES
 from vlm_jax.planning.chips import USABLE, Chip
@@ -31,9 +31,9 @@ def weight_bytes(config: VLMConfig, model: int, width: int = 2) -> float:
     return sum(shard_bytes(path, leaf, model, width) for path, leaf in abstract(config)[1].items())
 
 
-def token_bytes(config: VLMConfig, model: int, width: int = 2) -> float:
+def token_bytes(decoder: DecoderConfig, model: int, width: int = 2) -> float:
     """Returns the bytes that the caches of one token take on each of `model` chips."""
-    decoder, found = config.decoder, 0.0
+    found = 0.0
     for index in range(decoder.num_layers):
         latent = decoder.layer(index).attention
         if latent is not None:
@@ -42,6 +42,11 @@ def token_bytes(config: VLMConfig, model: int, width: int = 2) -> float:
             shared = model if decoder.num_kv_heads % model == 0 else 1
             found += 2 * decoder.num_kv_heads * decoder.head_dim / shared
     return width * found
+
+
+def held_bytes(config: VLMConfig, model: int, rows: int, context: int) -> float:
+    """Returns the bytes of weights and of the caches of rows of `context` tokens on each chip."""
+    return weight_bytes(config, model) + rows * context * token_bytes(config.decoder, model)
 
 
 def fewest_chips(
@@ -61,7 +66,6 @@ def fewest_chips(
     """
     room = USABLE * chip.memory if beside is None else chip.usable - beside
     for model in MODELS:
-        held = weight_bytes(config, model) + rows * context * token_bytes(config, model)
-        if held <= room:
+        if held_bytes(config, model, rows, context) <= room:
             return model
     return None
