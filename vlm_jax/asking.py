@@ -14,8 +14,6 @@ import numpy as np
 from vlm_jax import answering
 from vlm_jax.answering import Answer, Asking, Failure
 from vlm_jax.attention.steering import Reallocation, Steering
-from vlm_jax.decoding.rerankers import Reranker
-from vlm_jax.decoding.rerankers.halc import HALC
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import ConfigError, PromptError, UserError
@@ -69,12 +67,16 @@ def answer(
                 f"method {one.method!r} ranks what the model itself draws: it takes neither a "
                 "strategy nor a bias of logits."
             )
-        given = [list(own) for own in images or [[]] * len(prompts)], prompts, asked.settings
-        rest = asked.steering, asked.streams, asked.on_error
-        if isinstance(one.reranker, HALC):
-            return answering.answer_corrected(engine, *given, one.reranker, *rest)
-        assert isinstance(one.reranker, Reranker)
-        return answering.answer_ranked(engine, *given, one.reranker, *rest)
+        return answering.answer_hosted(
+            engine,
+            [list(own) for own in images or [[]] * len(prompts)],
+            prompts,
+            asked.settings,
+            one.reranker,
+            asked.steering,
+            asked.streams,
+            asked.on_error,
+        )
     contrast = asked.contrast
     if contrast is not None and (brought := contrast.steering(model.config)) is not None:
         named = [] if asked.steering is None else [("steering", asked.steering)]

@@ -4,11 +4,10 @@ Equal questions are asked once, questions on one image share what was read up to
 batches hold rows of like size, and host threads decode images ahead of the device.
 """
 
-from vlm_jax.answering.corrected import answer_corrected
+from vlm_jax.answering.hosted import answer_hosted
 from vlm_jax.answering.loop import Answer, Asking, Engine, answer
 from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import BatchPlan, batch_rows, make_plan
-from vlm_jax.answering.ranked import answer_ranked
 from vlm_jax.answering.store import DeviceStore
 
 __all__ = [
@@ -19,8 +18,7 @@ __all__ = [
     "Engine",
     "Failure",
     "answer",
-    "answer_corrected",
-    "answer_ranked",
+    "answer_hosted",
     "batch_rows",
     "make_plan",
 ]

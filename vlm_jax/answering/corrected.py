@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.answering.loop import Answer, Engine
-from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import batch_rows
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch
@@ -22,31 +21,21 @@ from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.images import load_image
 
 
-def answer_corrected(
-    engine: Engine,
-    images: Sequence[Sequence[ImageSource]],
-    prompts: Sequence[str],
-    settings: DecodeSettings,
-    halc: HALC,
-    steering: Steering | None = None,
-    streams: Sequence[int] | None = None,
-    on_error: str = "raise",
-) -> Iterator[Answer | Failure]:
-    """Answers prompts one by one; arguments and errors as of `answer_ranked`.
+def correcting(
+    engine: Engine, settings: DecodeSettings, halc: HALC, steering: Steering | None
+) -> "Callable[..., _Corrected]":
+    """Returns what makes a question of images, a prompt, its index and its seed.
+
+    Args: as of `ranking`.
 
     Raises:
         ConfigError: answers are to be drawn.
     """
     if not settings.greedy:
         raise ConfigError("method 'halc' decodes greedily; set temperature to 0.")
-    for index, (own, prompt) in enumerate(zip(images, prompts)):
-        seed = index if streams is None else streams[index]
-        try:
-            yield _Corrected(engine, own, prompt, settings, halc, steering, index, seed).answer()
-        except PromptError as error:
-            if on_error == "raise":
-                raise
-            yield Failure(index, str(error))
+    return functools.partial(
+        _Corrected, engine=engine, settings=settings, halc=halc, steering=steering
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array
 
 from vlm_jax.answering.loop import Answer, Engine
-from vlm_jax.answering.meeting import Failure
 from vlm_jax.answering.plan import batch_rows
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch
@@ -24,44 +23,26 @@ from vlm_jax.processing import ImageSource
 from vlm_jax.processing.buckets import bucket
 
 
-def answer_ranked(
-    engine: Engine,
-    images: Sequence[Sequence[ImageSource]],
-    prompts: Sequence[str],
-    settings: DecodeSettings,
-    reranker: Reranker,
-    steering: Steering | None = None,
-    streams: Sequence[int] | None = None,
-    on_error: str = "raise",
-) -> Iterator[Answer | Failure]:
-    """Answers prompts one by one, a segment of all candidates at a time.
+def ranking(
+    engine: Engine, settings: DecodeSettings, reranker: Reranker, steering: Steering | None
+) -> "Callable[..., _Ranked]":
+    """Returns what makes a question of images, a prompt, its index and its seed.
 
-    Every segment reads its prompt and what was said anew, `reranker.rows` rows at once.
+    An answer grows by a segment of all candidates at a time. Every segment reads its prompt and
+    what was said anew, `reranker.rows` rows at once.
 
     Args:
         engine: the model.
-        images, prompts: see `VLM.answer`.
         settings: of decoding; temperature and top_k are the reranker's.
         reranker: what keeps candidates.
         steering: leaves [1, L, N].
-        streams: what seeds each sample's draws; its index by default.
-        on_error: see `VLM.answer`.
-
-    Raises:
-        PromptError: a sample has no image, or cannot be read, and `on_error` is "raise".
-        ConfigError: the reranker's scores cannot be.
     """
     pieces = engine.processor.decode([[token] for token in range(_vocabulary(engine))])
     ends = np.flatnonzero(reranker.ends(pieces)).tolist()
-    for index, (own, prompt) in enumerate(zip(images, prompts)):
-        seed = index if streams is None else streams[index]
-        ranked = _Ranked(engine, own, prompt, settings, reranker, steering, ends, index, seed)
-        try:
-            yield ranked.answer()
-        except PromptError as error:
-            if on_error == "raise":
-                raise
-            yield Failure(index, str(error))
+    return functools.partial(
+        _Ranked,
+        engine=engine, settings=settings, reranker=reranker, steering=steering, ends=ends,
+    )  # fmt: skip
 
 
 def _vocabulary(engine: Engine) -> int:

@@ -7,8 +7,10 @@ model that matches texts and images will do, its folder or its name on the hub.
 import functools
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from vlm_jax.errors import ConfigError
 
@@ -45,6 +47,29 @@ def function(
         f"{name} must be a function of {does}, or 'package.module:name' of one{folder}, not "
         f"{value!r}."
     )
+
+
+def numbers(
+    what: str, score: Callable[..., Any], texts: Sequence[str], image: Any, noun: str
+) -> np.ndarray:
+    """Returns float64 [texts], what a function says of texts and an image.
+
+    Args:
+        what: names the function in errors: "method 'cgd': scorer".
+        score: of a list of texts and an image.
+        texts, image: that it is asked about.
+        noun: what the texts are, in the plural.
+
+    Raises:
+        ConfigError: it does not return a finite number for each.
+    """
+    found = np.asarray(score(list(texts), image), np.float64)
+    if found.shape != (len(texts),) or not np.isfinite(found).all():
+        raise ConfigError(
+            f"{what} must return a finite number for each of {len(texts)} {noun}, not "
+            f"{found.tolist()!r}."
+        )
+    return found
 
 
 def _imported(name: str, value: str) -> Callable[..., Any]:

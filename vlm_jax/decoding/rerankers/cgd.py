@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.decoding.functions import function
+from vlm_jax.decoding.functions import function, numbers
 from vlm_jax.decoding.rerankers.base import Continuation, Reranker, reranking
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import number, one_of, setting, whole
@@ -70,12 +70,7 @@ class CGD(Reranker):
             ConfigError: the scorer does not return a finite number for each sentence.
         """
         asked = [text.strip() for text in segments]
-        found = np.asarray(self.scorer(asked, image), np.float64)
-        if found.shape != (len(asked),) or not np.isfinite(found).all():
-            raise ConfigError(
-                f"method 'cgd': scorer must return a finite number for each of {len(asked)} "
-                f"sentences, not {found.tolist()!r}."
-            )
+        found = numbers("method 'cgd': scorer", self.scorer, asked, image, "sentences")
         if self.control:
             found = np.random.default_rng((self.seed, draw)).permutation(found)
         return found.tolist()

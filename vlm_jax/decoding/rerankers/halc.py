@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vlm_jax.decoding.functions import function
+from vlm_jax.decoding.functions import function, numbers
 from vlm_jax.decoding.rerankers.base import HostMethod, reranking
 from vlm_jax.decoding.strategies import STRATEGIES, Strategy
 from vlm_jax.errors import ConfigError
@@ -122,13 +122,9 @@ class HALC(HostMethod):
         Raises:
             ConfigError: the matcher does not return a finite number for each text.
         """
-        scores = np.asarray(self.matcher(list(texts), image), np.float64)
-        if scores.shape != (len(texts),) or not np.isfinite(scores).all():
-            raise ConfigError(
-                f"method 'halc': matcher must return a finite number for each of {len(texts)} "
-                f"texts, not {scores.tolist()!r}."
-            )
-        return int(np.argmax(scores))
+        return int(
+            np.argmax(numbers("method 'halc': matcher", self.matcher, texts, image, "texts"))
+        )
 
     def contrasts(self, logits_fv: Float[np.ndarray, "F V"]) -> Float[np.ndarray, "J V"]:
         """Returns the contrasts of fields of view; see `contrasts`."""
