@@ -214,21 +214,8 @@ def multiples(
     if zero:
         line = {"type": "rule", "strokeDash": [4, 3], "color": SOFT, "strokeWidth": 1.5}
         layers.insert(0, {"mark": line, "encoding": {"x": {"datum": 0, "type": "quantitative"}}})
-    header = {"labelColor": INK, "labelFontWeight": "bold", "labelFontSize": 12}
-    facet = {"field": "panel", "type": "nominal", "title": None, "sort": list(panels)}
-    spec: Spec = {
-        "data": {"values": values},
-        "transform": [_unless_hidden()],
-        "facet": {**facet, "header": header},
-        "columns": min(3, len(panels)),
-        "resolve": {"scale": {"x": "independent"}},
-        "spec": {"width": _PANEL, "height": {"step": 24}, "layer": layers},
-    }
-    return _chart(spec, title, ())
-
-
-_PANEL = 200
-"""Width of a small multiple where nothing else says so; a page fits them to its own."""
+    spec = _panels(list(panels), values, layers, {"step": 24})
+    return _chart({**spec, "resolve": {"scale": {"x": "independent"}}}, title, ())
 
 
 def lines(
@@ -259,15 +246,7 @@ def lines(
             "encoding": {"x": x, "y": y, "color": colour, **_TIP},
         },
     ]
-    header = {"labelColor": INK, "labelFontWeight": "bold", "labelFontSize": 12}
-    facet = {"field": "panel", "type": "nominal", "title": None, "sort": list(panels)}
-    spec: Spec = {
-        "data": {"values": values},
-        "transform": [_unless_hidden()],
-        "facet": {**facet, "header": header},
-        "columns": min(3, len(panels)),
-        "spec": {"width": _PANEL, "height": 160, "layer": layers},
-    }
+    spec = _panels(list(panels), values, layers, 160)
     return _chart(spec, title, next(iter(panels.values()), ()))
 
 
@@ -381,13 +360,7 @@ def maps(
     columns = max(1, min(len(panels), 880 // (cell * len(rows[0]) + 60)))
     spec: Spec = {
         "data": {"values": values},
-        "facet": {
-            "field": "panel",
-            "type": "nominal",
-            "title": None,
-            "sort": list(panels),
-            "header": {"labelColor": INK, "labelFontWeight": "bold"},
-        },
+        "facet": _facet(list(panels)),
         "columns": columns,
         "spec": {
             "width": {"step": cell},
@@ -400,6 +373,35 @@ def maps(
     words = [f"; {'a ring' if n else 'a frame'}: {name} heads" for n, name in enumerate(outlined)]
     note = f"The deepest colour is {depth}{''.join(words)}."
     return _chart(spec, title, (), note)
+
+
+_PANEL = 200
+"""Width of a small multiple where nothing else says so; a page fits them to its own."""
+
+
+def _panels(
+    names: Sequence[str], values: Sequence[Spec], layers: Sequence[Spec], height: Any
+) -> Spec:
+    """Small multiples: the same layers for the values of each panel, three in a row at most."""
+    return {
+        "data": {"values": values},
+        "transform": [_unless_hidden()],
+        "facet": _facet(names, labelFontSize=12),
+        "columns": min(3, len(names)),
+        "spec": {"width": _PANEL, "height": height, "layer": layers},
+    }
+
+
+def _facet(names: Sequence[str], **header: Any) -> Spec:
+    """A panel for each value of the field `panel`, its name above it."""
+    header = {"labelColor": INK, "labelFontWeight": "bold", **header}
+    return {
+        "field": "panel",
+        "type": "nominal",
+        "title": None,
+        "sort": names,
+        "header": header,
+    }
 
 
 def _xy(x_label: str, y_label: str, y: str = "y") -> Spec:
