@@ -61,10 +61,10 @@ def look(
     }
     for key in [key for key in shown if key in known][:count]:
         for name, model in models.items():
-            words = _words(rows.get(name, {}).get(key, {}))
-            grid = _read(model, reader, known[key], rows, name, words, asked, len(layers), found)
-            if grid is not None:
-                found["images"][str(key)] = grid
+            row = rows.get(name, {}).get(key, {})
+            read = _read(model, reader, known[key], row, asked, len(layers))
+            if read is not None:
+                found["images"][str(key)], found["arms"][name][str(key)] = read
     return found if found["images"] else None
 
 
@@ -78,17 +78,15 @@ def _read(
     model: VLM,
     reader: RowReader,
     example: Example,
-    rows: Mapping[str, Rows],
-    arm: str,
-    words: Sequence[tuple[int, int]],
+    row: Mapping[str, Any],
     heads: Sequence[Head],
     layers: int,
-    found: Looked,
-) -> dict[str, Any] | None:
-    """Adds a caption's words to what was found; returns the image's grid, None if there is none."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """The grid of a caption's image and the caption's words; None where there is no such thing."""
+    words = _words(row)
     if not words or len(example.images) != 1:
         return None
-    text = rows[arm][example.id]["answer"]
+    text = row["answer"]
     tokenizer = model.processor.tokenizer
     tokens = tokenizer.encode(text, add_special_tokens=False)
     try:
@@ -115,11 +113,11 @@ def _read(
     ]
     maps_qms = np.concatenate([*means, weights_qhs[:, layers * width :]], axis=1)[..., on_image_s]
     masses_qmc = _masses(read.masses_qlnc, heads, layers, width)
-    found["arms"][arm][str(example.id)] = [
+    seen = {"grid": list(grid), "box": _box(size, grid, model.processor)}
+    return seen, [
         {"start": start, "end": end, **_packed(maps_qms[n], masses_qmc[n])}
         for n, (start, end, _) in enumerate(steps)
     ]
-    return {"grid": list(grid), "box": _box(size, grid, model.processor)}
 
 
 def _steps(
