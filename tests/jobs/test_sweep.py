@@ -55,6 +55,13 @@ def test_doses_their_corrections_and_the_choice(job, capsys):
     assert "Chosen on the development split: strength=1.0" in printed
 
 
+def test_where_a_model_looked_is_not_read_of_settings(job, config, capsys):
+    config.report.attention = 1
+    config.test = {}
+    job(sweep.run)
+    assert "config.test is empty" in capsys.readouterr().out
+
+
 def test_the_chosen_setting_alone_is_on_the_test_split(job, fake, capsys):
     workdir = job(sweep.run)
     top = read(workdir / "test" / "results.json")

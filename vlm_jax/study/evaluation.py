@@ -102,6 +102,8 @@ def evaluate(
     if processes.primary():
         _publish(workdir, found)
         keep(request, session, found, benchmarks, workdir)
+        if settings.attention:
+            _keep_attention(session, found, benchmarks, workdir, settings)
         report = report_of(read_run(workdir))
         files = reports.write_report(report, workdir, settings)
         show(report.tables, found.measured)
@@ -122,12 +124,22 @@ def keep(
     path = str(request.config.heads).replace("{source}", str(session.source.path))
     planned = found.measured.planned
     reports.keep(workdir, benchmarks, found.arms, planned, pathlib.Path(path))
+
+
+def _keep_attention(
+    session: Session,
+    found: Evaluation,
+    benchmarks: Mapping[str, Suite],
+    workdir: pathlib.Path,
+    settings: reports.ReportSettings,
+) -> None:
+    """Writes where the model, and edits of it that are no controls, looked."""
     models = {
-        arm.name: arm.draws[0].apply(session.model, planned)
+        arm.name: arm.draws[0].apply(session.model, found.measured.planned)
         for arm in found.arms
         if not arm.is_control and arm.draws[0].steering is None and arm.draws[0].strategy is None
     }
-    reports.keep_attention(workdir, benchmarks, models, reports.read_settings(request.config))
+    reports.keep_attention(workdir, benchmarks, models, settings)
 
 
 def show(tables: Sequence[Table], measured: Measured) -> None:

@@ -103,10 +103,8 @@ def keep_attention(
         workdir: of a run, with its galleries.
         benchmarks: that were asked.
         models: arm -> its model, unsteered.
-        settings: how many captions; none leaves what is there.
+        settings: how many captions.
     """
-    if not settings.attention:
-        return
     run = read_run(workdir)
     assert isinstance(run, Run)
     sets = (run.document(HEADS) or {}).get("sets", {})
