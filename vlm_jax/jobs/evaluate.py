@@ -117,7 +117,6 @@ class _Asked:
     def evaluate(self) -> Evaluation:
         """Runs it."""
         return evaluate(
-            self.request,
             Session(self.request, self.source),
             self.benchmarks,
             self.arms,

@@ -72,11 +72,11 @@ def run(request: Request) -> None:
             edit.layers(source.config.decoder.num_layers)
     session = Session(request, source)
     arms = [Arm(reader.as_it_is), *grid.arms]
-    found = compare_arms(request, session, benchmarks, arms, say_less, workdir / "dev")
+    found = compare_arms(session, benchmarks, arms, say_less, workdir / "dev")
     report = _Report.of(request, found, benchmarks, grid, rule)
     chosen = report.chosen
     if processes.primary():
-        keep(request, session, found, benchmarks, workdir / "dev")
+        keep(session, found, benchmarks, workdir / "dev")
     report.write(workdir)
     show([report.table], found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
@@ -94,7 +94,7 @@ def run(request: Request) -> None:
     controls = grid.controls(chosen, rule.controls, reader)
     finalists = [Arm(reader.as_it_is), Arm(CHOSEN, (draw,)), *controls]
     print(f"\nTest split; {CHOSEN} is {chosen}")
-    tested = evaluate(request, session, test, finalists, say_less, workdir / "test")
+    tested = evaluate(session, test, finalists, say_less, workdir / "test")
     both = report.with_test(tested, test)
     both.write(workdir)
     print(f"\n{both.both_splits().text()}")

@@ -85,7 +85,6 @@ class Evaluation:
 
 
 def evaluate(
-    request: Request,
     session: Session,
     benchmarks: Mapping[str, Suite],
     arms: Sequence[Arm],
@@ -95,13 +94,14 @@ def evaluate(
     """Measures and compares arms, writes everything to `workdir` and prints the tables.
 
     Args:
-        request, session, benchmarks, arms, say_less, workdir: see `Session.measure`.
+        session: of the job.
+        benchmarks, arms, say_less, workdir: see `Session.measure`.
     """
-    settings = reports.read_settings(request.config)
-    found = compare_arms(request, session, benchmarks, arms, say_less, workdir)
+    settings = reports.read_settings(session.config)
+    found = compare_arms(session, benchmarks, arms, say_less, workdir)
     if processes.primary():
         _publish(workdir, found)
-        keep(request, session, found, benchmarks, workdir)
+        keep(session, found, benchmarks, workdir)
         if settings.attention:
             _keep_attention(session, found, benchmarks, workdir, settings)
         report = report_of(read_run(workdir))
@@ -114,14 +114,13 @@ def evaluate(
 
 
 def keep(
-    request: Request,
     session: Session,
     found: Evaluation,
     benchmarks: Mapping[str, Suite],
     workdir: pathlib.Path,
 ) -> None:
     """Writes what a report shows besides results: pictures, head sets, spectra."""
-    path = str(request.config.heads).replace("{source}", str(session.source.path))
+    path = str(session.config.heads).replace("{source}", str(session.source.path))
     planned = found.measured.planned
     reports.keep(workdir, benchmarks, found.arms, planned, pathlib.Path(path))
 
@@ -150,7 +149,6 @@ def show(tables: Sequence[Table], measured: Measured) -> None:
 
 
 def compare_arms(
-    request: Request,
     session: Session,
     benchmarks: Mapping[str, Suite],
     arms: Sequence[Arm],
@@ -158,7 +156,7 @@ def compare_arms(
     workdir: pathlib.Path,
 ) -> Evaluation:
     """Measures and compares arms; writes each arm's answers and results."""
-    config = request.config
+    config = session.config
     if len(arms) > 1 and processes.primary():
         print("\n".join(foresight(name, one) for name, one in benchmarks.items()))
     measured = session.measure(benchmarks, arms, workdir, say_less)
@@ -173,12 +171,17 @@ def compare_arms(
         draws=config.bootstrap_draws,
         seed=config.seed,
     )
-    results = _write_arms(request, benchmarks, arms, measured, comparison, workdir)
+    results = _write_arms(session.request, benchmarks, arms, measured, comparison, workdir)
     return Evaluation(arms, measured, comparison, results)
 
 
 def _write_arms(
-    request, benchmarks, arms: Sequence[Arm], measured: Measured, comparison: Comparison, workdir
+    request: Request,
+    benchmarks: Mapping[str, Suite],
+    arms: Sequence[Arm],
+    measured: Measured,
+    comparison: Comparison,
+    workdir: pathlib.Path,
 ) -> dict[str, dict[str, Results]]:
     """Returns the arms' results; process 0 writes them beside the answers of every draw."""
     results: dict[str, dict[str, Results]] = {name: {} for name in benchmarks}

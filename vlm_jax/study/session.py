@@ -86,7 +86,7 @@ class Session:
     """
 
     def __init__(self, request: Request, source: ModelFolder):
-        self.source = source
+        self.request, self.source = request, source
         self.config = request.config
         self.model = load_model(request, source)
         # Arms that leave an image's rows alone read it once for all.
