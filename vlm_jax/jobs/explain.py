@@ -25,6 +25,7 @@ from vlm_jax.report.contributions import Support, sections
 from vlm_jax.report.contributions import table as shares_table
 from vlm_jax.report.page import page
 from vlm_jax.settings import one_of, plain, read, refuse_unknown, setting, whole
+from vlm_jax.study.arms import heads_file
 from vlm_jax.study.chunks import Chunks
 from vlm_jax.study.fingerprint import fingerprint
 from vlm_jax.study.prompts import read_requests
@@ -76,8 +77,8 @@ def run(request: Request) -> None:
     load = functools.cache(lambda: load_model(request, source))
     asks = any(name == CONTRIBUTIONS or find(name).asks for name in chosen)
     examples, suite = _examples(config, source.config.family) if asks else ([], None)
-    heads = pathlib.Path(str(config.heads).replace("{source}", str(source.path)))
-    found = str(heads) if heads.is_file() else ""
+    heads = heads_file(config, source)
+    found = heads if pathlib.Path(heads).is_file() else ""
     subject = Subject.of_folder(source, load, examples, found, suite)
     for name in chosen:
         if name == CONTRIBUTIONS:

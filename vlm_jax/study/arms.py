@@ -165,7 +165,7 @@ class ArmReader:
     @classmethod
     def of(cls, config: Any, source: checkpoint.ModelFolder) -> "ArmReader":
         """A reader for a job's config and model."""
-        heads = str(config.heads).replace("{source}", str(source.path))
+        heads = heads_file(config, source)
         own = AS_EDITED if is_edited(source) else UNEDITED
         return cls(config.edit, source.config, config.seed, config.control_draws, heads, own)
 
@@ -301,6 +301,11 @@ def is_edited(source: checkpoint.ModelFolder) -> bool:
     """Whether a folder's weights are those of an edit."""
     folds = (head_gains.CERTIFICATE, energy_rescale.CERTIFICATE)
     return source.certificate is not None or any((source.path / f).exists() for f in folds)
+
+
+def heads_file(config: Any, source: checkpoint.ModelFolder) -> str:
+    """The file of head sets that `config.heads` names; it need not exist."""
+    return str(config.heads).replace("{source}", str(source.path))
 
 
 def check_folders(arms: Iterable[Arm]) -> None:

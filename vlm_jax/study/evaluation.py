@@ -25,7 +25,7 @@ from vlm_jax.report.stored import read_run
 from vlm_jax.report.tables import Table
 from vlm_jax.report.verdict import verdicts
 from vlm_jax.study import report as reports
-from vlm_jax.study.arms import Arm, pair_controls
+from vlm_jax.study.arms import Arm, heads_file, pair_controls
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
 from vlm_jax.study.say_less import SayLess
@@ -120,9 +120,8 @@ def keep(
     workdir: pathlib.Path,
 ) -> None:
     """Writes what a report shows besides results: pictures, head sets, spectra."""
-    path = str(session.config.heads).replace("{source}", str(session.source.path))
-    planned = found.measured.planned
-    reports.keep(workdir, benchmarks, found.arms, planned, pathlib.Path(path))
+    heads = pathlib.Path(heads_file(session.config, session.source))
+    reports.keep(workdir, benchmarks, found.arms, found.measured.planned, heads)
 
 
 def _keep_attention(

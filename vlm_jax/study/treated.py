@@ -8,7 +8,7 @@ from vlm_jax.api import VLM
 from vlm_jax.edits.qk import METHODS as EDIT_METHODS
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import plain
-from vlm_jax.study.arms import IDENTIFIED
+from vlm_jax.study.arms import IDENTIFIED, heads_file
 
 EDIT = "qk"
 
@@ -33,7 +33,7 @@ def treated(model: VLM, config: Any) -> VLM:
             "config.method must be a method's name or its settings, or a list of such, not "
             f"{wrong[0]!r}."
         )
-    heads = str(config.heads).replace("{source}", str(model.source_folder("config.method").path))
+    heads = heads_file(config, model.source_folder("config.method"))
     for entry in ({"method": one} if isinstance(one, str) else dict(one) for one in listed):
         settings = {key: _hashable(plain(value)) for key, value in entry.items()}
         method = settings.pop("method", EDIT)
