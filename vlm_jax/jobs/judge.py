@@ -5,9 +5,8 @@ import os
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.judge import Judge, JudgeSettings
 from vlm_jax.evals.score import make_suite, read_texts, score
-from vlm_jax.jobs.score import files
 from vlm_jax.settings import plain, read
-from vlm_jax.study.request import Request
+from vlm_jax.study.request import Request, several
 
 
 def run(request: Request) -> None:
@@ -17,7 +16,7 @@ def run(request: Request) -> None:
     takes a published one. A run that was stopped goes on where it was.
     """
     chosen = read(JudgeSettings, plain(request.config.get("judge", {})), "config.judge")
-    answers, truth = files(request.need("answers")), list(request.need("truth"))
+    answers, truth = several(request.need("answers")), list(request.need("truth"))
     suite = make_suite(truth)
     if suite.name != "mmvet":
         raise ConfigError(f"{suite.name} is scored by rules, not by a judge; use --job=score.")

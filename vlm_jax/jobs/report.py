@@ -13,7 +13,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.evals.suites import read_benchmarks
 from vlm_jax.report.stored import Run, StoredRuns, read_run
 from vlm_jax.study.report import ReportSettings, keep_attention, read_settings, write
-from vlm_jax.study.request import Request
+from vlm_jax.study.request import Request, several
 from vlm_jax.study.runtime import load_model
 
 BESIDE = "side_by_side"
@@ -28,7 +28,7 @@ def run(request: Request) -> None:
         UserError: a folder holds no run.
     """
     settings = read_settings(request.config)
-    folders = _folders(request.need("workdir"))
+    folders = several(request.need("workdir"))
     if settings.attention:
         _look(request, folders, settings)
     if len(folders) == 1:
@@ -54,11 +54,6 @@ def _look(request: Request, folders: Sequence[pathlib.Path], settings: ReportSet
     benchmarks = read_benchmarks(found.about.config.get("benchmarks", {}), source.config.family)
     models = {found.comparison.baseline.name: load_model(request, source)}
     keep_attention(folders[0], benchmarks, models, settings)
-
-
-def _folders(given: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of a flag that names one, or several separated by commas."""
-    return [given] if given.exists() else [pathlib.Path(one) for one in str(given).split(",")]
 
 
 def _beside(folders: Sequence[pathlib.Path]) -> StoredRuns:

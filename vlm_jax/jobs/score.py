@@ -26,7 +26,7 @@ from vlm_jax.report.audit import (
 )
 from vlm_jax.report.tables import write_reports
 from vlm_jax.settings import number, plain, read, refuse_unknown, setting, switch, text
-from vlm_jax.study.request import Request
+from vlm_jax.study.request import Request, several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ def run(request: Request) -> None:
         "max_unparsable": chosen.max_unparsable,
         **resampling,
     }
-    answers = files(request.need("answers"))
+    answers = several(request.need("answers"))
     scored = score(
         answers,
         list(request.need("truth")),
         chosen.suite,
-        baseline=None if request.baseline is None else files(request.baseline),
+        baseline=None if request.baseline is None else several(request.baseline),
         allow_missing=chosen.allow_missing,
         allow_extra=chosen.allow_extra,
         **options,
@@ -143,8 +143,3 @@ def split_section(section: Mapping[str, Any]) -> tuple[ScoreSettings, dict[str, 
     general = {key: value for key, value in values.items() if key in own}
     rules = {key: value for key, value in values.items() if key not in own and value != ""}
     return read(ScoreSettings, general, "config.score"), rules
-
-
-def files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a flag that names one, or several separated by commas."""
-    return [path] if path.exists() else [pathlib.Path(one) for one in str(path).split(",")]

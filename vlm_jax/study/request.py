@@ -91,3 +91,8 @@ class Request:
             section, _, setting = name.partition(".")
             if section == "edit" and setting not in used:
                 raise ConfigError(f"config.{name} changes nothing: {why}.")
+
+
+def several(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the paths of a flag that names one, or several separated by commas."""
+    return [path] if path.exists() else [pathlib.Path(one) for one in str(path).split(",")]
