@@ -133,8 +133,9 @@ class Judge:
         log = self.folder / "grades.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         said = _kept(log)
+        before = self.chosen.before()
         asked = {
-            (example.id, run): self._body(example, texts[example.id], run)
+            (example.id, run): self._body(before, example, texts[example.id], run)
             for example in examples
             for run in range(self.chosen.runs)
         }
@@ -183,8 +184,8 @@ class Judge:
         replace_file(path, json.dumps(found, indent=2) + "\n")
         return path
 
-    def _body(self, example: Example, answer: str, run: int) -> dict[str, Any]:
-        """A request; `run` tells repeated ones apart."""
+    def _body(self, before: str, example: Example, answer: str, run: int) -> dict[str, Any]:
+        """A request: a row behind what stands `before` it; `run` tells repeated ones apart."""
         spaced = re.sub(r"\s*<(AND|OR)>\s*", r" <\1> ", str(example.meta["answer"]))
         said = answered(answer)  # of a model that thinks, what it says then
         shown = answer[said.start : said.end][: self.chosen.max_characters]
@@ -192,7 +193,7 @@ class Judge:
         row = " | ".join(" ".join(str(cell).split()).replace("|", "/") for cell in cells)
         return {
             "model": self.chosen.model,
-            "messages": [{"role": "user", "content": f"{self.chosen.before()}{row} | "}],
+            "messages": [{"role": "user", "content": f"{before}{row} | "}],
             "temperature": self.chosen.temperature,
             "max_tokens": self.chosen.max_tokens,
             "seed": run,
