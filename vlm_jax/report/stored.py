@@ -20,7 +20,7 @@ from vlm_jax.evals.results import Results, StoredInterval, read_results
 from vlm_jax.evals.statistics import RankTest
 from vlm_jax.evals.sweeps import Dose
 from vlm_jax.files import slug
-from vlm_jax.foreign import parse_json, plain_name, read_bytes, read_json
+from vlm_jax.foreign import convert, parse_json, plain_name, read_bytes, read_json
 
 RESULTS, ITEMS, GALLERY, ATTENTION, HEADS, EDITS = (
     "results.json", "items.jsonl", "gallery.json", "attention.json", "heads.json", "edits.json",
@@ -270,12 +270,9 @@ def _run_of(folder: Path, top: _Top | None = None) -> Run:
 
 def _sweep(folder: Path, top: _Top) -> Sweep:
     where, known = str(folder / RESULTS), set(_Setting.__struct_fields__)
-    read = lambda fields: msgspec.convert(fields, _Setting)
-    try:
-        doses = tuple(read(one).dose(name) for name, one in (top.settings or {}).items())
-        test = None if top.test is None else read(top.test).dose("chosen")
-    except msgspec.ValidationError as error:
-        raise UserError(f"{where}: {error}.") from None
+    read = lambda fields: convert(fields, _Setting, where, UserError)
+    doses = tuple(read(one).dose(name) for name, one in (top.settings or {}).items())
+    test = None if top.test is None else read(top.test).dose("chosen")
     swept = {
         name: {key: value for key, value in one.items() if key not in known}
         for name, one in (top.settings or {}).items()
