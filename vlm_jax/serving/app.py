@@ -133,10 +133,7 @@ async def _json(request: Request, max_bytes: int) -> Any:
         content += part
         if len(content) > max_bytes:
             raise _Refused(413, f"the body has more than {max_bytes} bytes.")
-    try:
-        return parse_json(bytes(content), Any, "the body", UserError)
-    except UserError as error:
-        raise _Refused(400, str(error)) from None
+    return parse_json(bytes(content), Any, "the body", UserError)
 
 
 def _error(error: _Refused) -> dict[str, Any]:
