@@ -57,7 +57,7 @@ def _look(request: Request, folders: Sequence[pathlib.Path], settings: ReportSet
 
 
 def _beside(folders: Sequence[pathlib.Path]) -> StoredRuns:
-    """StoredRuns by the last part of their folder's name that tells them apart.
+    """Runs by the last part of their folder's name that tells them apart.
 
     Raises:
         UserError: two are the same folder.

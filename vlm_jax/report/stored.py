@@ -1,4 +1,4 @@
-"""StoredRuns as their folders hold them: what `evaluate` and `sweep` wrote, read back for a report.
+"""Runs as their folders hold them: what `evaluate` and `sweep` wrote, read back for a report.
 
 A run is read from its files alone; no model, benchmark or picture folder is needed. Every file is
 typed, so one that was changed by hand is one line that names the place.
@@ -189,7 +189,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class StoredRuns:
-    """StoredRuns of several models.
+    """Runs of several models.
 
     Attributes:
         runs: by name.
