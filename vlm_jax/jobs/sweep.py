@@ -23,8 +23,8 @@ from vlm_jax.evals.sweeps import Dose, choose, dose_response
 from vlm_jax.foreign import read_json
 from vlm_jax.made import made
 from vlm_jax.parallel import processes
+from vlm_jax.report.run import report_of
 from vlm_jax.report.stored import read_run
-from vlm_jax.report.sweep import chosen_table, dose_table
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import listed, number, read, refuse_unknown, setting, text
 from vlm_jax.study import report as reports
@@ -77,8 +77,7 @@ def run(request: Request) -> None:
     chosen = report.chosen
     if processes.primary():
         keep(session, found, benchmarks, workdir / "dev")
-    report.write(workdir)
-    show([report.table], found.measured)
+    show(report.write(workdir)[:1], found.measured)
     print(f"Results: {workdir / 'results.json'}, {workdir / 'report.html'}")
     if chosen is None:
         print(
@@ -96,8 +95,8 @@ def run(request: Request) -> None:
     print(f"\nTest split; {CHOSEN} is {chosen}")
     tested = evaluate(session, test, finalists, say_less, workdir / "test")
     both = report.with_test(tested, test)
-    both.write(workdir)
-    print(f"\n{both.both_splits().text()}")
+    for table in both.write(workdir)[:1]:
+        print(f"\n{table.text()}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,25 +225,17 @@ class _Report:
         dose = next(dose for dose in doses if dose.name == CHOSEN)
         return dataclasses.replace(self, test=(dose, found.comparison))
 
-    @property
-    def table(self) -> Table:
-        """Every setting a row."""
-        return dose_table(self.doses, self.found.comparison, self.metric, self.pooled, self.chosen)
+    def write(self, workdir: pathlib.Path) -> Sequence[Table]:
+        """Returns the tables of the report, what matters first; process 0 writes and has them.
 
-    def both_splits(self) -> Table:
-        """The chosen setting on both splits."""
-        assert self.chosen is not None
-        assert self.test is not None
-        dose = next(dose for dose in self.doses if dose.name == self.chosen)
-        splits = {"dev": (dose, self.found.comparison), "test": self.test}
-        return chosen_table(self.chosen, splits, self.metric, len(self.grid.tested))
-
-    def write(self, workdir: pathlib.Path) -> None:
-        """Writes `results.json` and the report; process 0 does."""
+        The first is the chosen setting on both splits, or before that every setting a row.
+        """
         if not processes.primary():
-            return
+            return ()
         write_json(workdir / "results.json", self._document())
-        reports.write(read_run(workdir), workdir, reports.read_settings(self.request.config))
+        report = report_of(read_run(workdir))
+        reports.write_report(report, workdir, reports.read_settings(self.request.config))
+        return report.tables
 
     def _document(self) -> dict[str, Any]:
         test = None
