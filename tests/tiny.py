@@ -10,6 +10,17 @@ import pathlib
 import re
 from typing import Any
 
+from tests.tiny_configs import (
+    CLIP_MEAN,
+    CLIP_STD,
+    LLAVA_VOCAB,
+    blip_preprocessor,
+    clip_preprocessor,
+    internvl_config,
+    llava_config,
+    qwen3_config,
+    qwen_config,
+)
 from tests.tiny_tokenizers import (
     INTERNVL_SPECIALS,
     LLAVA_TEMPLATE,
@@ -22,22 +33,14 @@ from tests.tiny_tokenizers import (
     question_tokenizer,
     qwen_tokenizer,
 )
-
-NAMINGS = ("hub", "saved", "memory")
-DTYPES = ("float32", "bfloat16", "float16")
+from tests.tiny_weights import save_shards, write_json, write_weights
 
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
-
-_QWEN_VOCAB = 288  # the tokenizer knows 275: released heads are wider than their tokenizers too
-_LLAVA_VOCAB = 384
 
 _LLAVAS = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
 }
-
-_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def llava(
@@ -73,24 +76,24 @@ def llava(
 
     folder = pathlib.Path(folder)
     tokenizer = llava_tokenizer(template)
-    config = _llava_config(tokenizer, dtype, text or {}, vision or {}) | root
+    config = llava_config(tokenizer, dtype, text or {}, vision or {}) | root
     size = config["vision_config"]["image_size"]
     tokenizer.save_pretrained(folder)
-    _write(folder, "config.json", config)
-    _write(
+    write_json(folder, "config.json", config)
+    write_json(
         folder,
         "generation_config.json",
         {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id},
     )
     kind = _LLAVAS[config["model_type"]]
-    preprocessor = _clip_preprocessor(size)
+    preprocessor = clip_preprocessor(size)
     if "image_grid_pinpoints" in config:
         preprocessor["image_processor_type"] = "LlavaNextImageProcessor"
         preprocessor["image_grid_pinpoints"] = config["image_grid_pinpoints"]
         config["image_seq_length"] = (size // config["vision_config"]["patch_size"]) ** 2
-        _write(folder, "config.json", config)
-    _write(folder, "preprocessor_config.json", preprocessor)
-    _write(
+        write_json(folder, "config.json", config)
+    write_json(folder, "preprocessor_config.json", preprocessor)
+    write_json(
         folder,
         "processor_config.json",
         {
@@ -101,7 +104,7 @@ def llava(
             "vision_feature_select_strategy": config["vision_feature_select_strategy"],
         },
     )
-    _weights(getattr(transformers, kind), folder, naming, dtype, shards, nested, seed)
+    write_weights(getattr(transformers, kind), folder, naming, dtype, shards, nested, seed)
     return folder
 
 
@@ -132,10 +135,10 @@ def qwen2_5_vl(
     folder = pathlib.Path(folder)
     tokenizer = qwen_tokenizer(template)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIALS}
-    config = _qwen_config(ids, dtype, tied, vision or {}) | (text or {}) | root
+    config = qwen_config(ids, dtype, tied, vision or {}) | (text or {}) | root
     tokenizer.save_pretrained(folder)
-    _write(folder, "config.json", config)
-    _write(
+    write_json(folder, "config.json", config)
+    write_json(
         folder,
         "generation_config.json",
         {
@@ -144,13 +147,13 @@ def qwen2_5_vl(
             "pad_token_id": ids["<|endoftext|>"],
         },
     )
-    _write(
+    write_json(
         folder,
         "preprocessor_config.json",
         {
-            "image_mean": _CLIP_MEAN,
+            "image_mean": CLIP_MEAN,
             "image_processor_type": "Qwen2VLImageProcessor",
-            "image_std": _CLIP_STD,
+            "image_std": CLIP_STD,
             "max_pixels": 28 * 28 * 64,
             "merge_size": 2,
             "min_pixels": 28 * 28 * 4,
@@ -159,7 +162,7 @@ def qwen2_5_vl(
             "temporal_patch_size": 2,
         },
     )
-    _weights(
+    write_weights(
         transformers.Qwen2_5_VLForConditionalGeneration, folder, naming, dtype, shards, nested, seed
     )
     return folder
@@ -187,11 +190,11 @@ def qwen3_vl(
     folder = pathlib.Path(folder)
     tokenizer = qwen_tokenizer(QWEN3_VL_TEMPLATE)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIALS}
-    config = _qwen3_config(ids, dtype, tied, text or {}, vision or {}) | root
+    config = qwen3_config(ids, dtype, tied, text or {}, vision or {}) | root
     tokenizer.save_pretrained(folder)
-    _write(folder, "config.json", config)
+    write_json(folder, "config.json", config)
     stops = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    _write(folder, "generation_config.json", {"eos_token_id": stops, "pad_token_id": stops[1]})
+    write_json(folder, "generation_config.json", {"eos_token_id": stops, "pad_token_id": stops[1]})
     preprocessor = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_processor_type": "Qwen2VLImageProcessorFast",
@@ -202,8 +205,8 @@ def qwen3_vl(
         "size": {"longest_edge": 32 * 32 * 64, "shortest_edge": 32 * 32 * 4},
         "temporal_patch_size": 2,
     }
-    _write(folder, "preprocessor_config.json", preprocessor)
-    _weights(
+    write_json(folder, "preprocessor_config.json", preprocessor)
+    write_weights(
         transformers.Qwen3VLForConditionalGeneration, folder, naming, dtype, shards, nested, seed
     )
     return folder
@@ -236,11 +239,11 @@ def internvl(
     folder = pathlib.Path(folder)
     tokenizer = internvl_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in INTERNVL_SPECIALS}
-    config = _internvl_config(ids, dtype, text or {}, vision or {}) | root
+    config = internvl_config(ids, dtype, text or {}, vision or {}) | root
     tokenizer.save_pretrained(folder)
-    _write(folder, "config.json", config)
+    write_json(folder, "config.json", config)
     stops = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
-    _write(folder, "generation_config.json", stops)
+    write_json(folder, "generation_config.json", stops)
     preprocessor = {
         "crop_to_patches": False,  # as released: the processor switches it on at each call
         "do_convert_rgb": True,
@@ -255,8 +258,8 @@ def internvl(
         "processor_class": "InternVLProcessor",
         "size": {"height": 56, "width": 56},
     }
-    _write(folder, "preprocessor_config.json", preprocessor)
-    _weights(
+    write_json(folder, "preprocessor_config.json", preprocessor)
+    write_weights(
         transformers.InternVLForConditionalGeneration, folder, naming, dtype, shards, nested, seed
     )
     return folder
@@ -300,7 +303,7 @@ def internvl_chat(source: str | pathlib.Path, folder: str | pathlib.Path) -> pat
             "qkv_bias": True,
         },
     }
-    _write(folder, "config.json", config)
+    write_json(folder, "config.json", config)
     image = {
         "crop_size": 56,
         "do_center_crop": True,
@@ -312,7 +315,7 @@ def internvl_chat(source: str | pathlib.Path, folder: str | pathlib.Path) -> pat
         "resample": 3,
         "size": 56,
     }
-    _write(folder, "preprocessor_config.json", image)
+    write_json(folder, "preprocessor_config.json", image)
     rules = (
         (r"vision_tower\.embeddings\.cls_token", "vision_model.embeddings.class_embedding"),
         (r"patch_embeddings\.projection", "patch_embedding"),
@@ -335,7 +338,7 @@ def internvl_chat(source: str | pathlib.Path, folder: str | pathlib.Path) -> pat
     for name in [n for n in tensors if ".attention.q_proj." in n]:
         parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
         tensors[name.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
-    _save_shards(folder, tensors, 1)
+    save_shards(folder, tensors, 1)
     return folder
 
 
@@ -377,7 +380,7 @@ def instructblip(
             "num_attention_heads": 4,
             "num_hidden_layers": 3,
             "rms_norm_eps": 1e-6,
-            "vocab_size": _LLAVA_VOCAB,
+            "vocab_size": LLAVA_VOCAB,
         },
         "vision_config": {
             "model_type": "instructblip_vision_model",
@@ -402,9 +405,9 @@ def instructblip(
     }
     if old:
         del config["image_token_index"]
-    _write(folder, "config.json", config | root)
-    _write(folder, "preprocessor_config.json", _blip_preprocessor(56))
-    _weights(
+    write_json(folder, "config.json", config | root)
+    write_json(folder, "preprocessor_config.json", blip_preprocessor(56))
+    write_weights(
         transformers.InstructBlipForConditionalGeneration, folder, "memory", dtype, shards, False,
         seed,
     )  # fmt: skip
@@ -420,300 +423,3 @@ def reference(folder: str | pathlib.Path, attention: str = "sdpa", dtype: str = 
         folder, dtype=getattr(torch, dtype), attn_implementation=attention
     )
     return model.eval()
-
-
-def rename(name: str, family: str, naming: str) -> str:
-    """The name on disk, in a naming style, of a parameter of the torch model in memory."""
-    if naming == "memory" or family == "qwen3_vl":
-        return name
-    if family == "qwen2_5_vl":
-        rules = [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")]
-    else:
-        clip = naming == "hub" and family != "internvl"
-        tower = "vision_tower.vision_model." if clip else "vision_tower."
-        rules = [
-            (r"^model\.image_newline", "image_newline"),
-            (r"^model\.vision_tower\.", tower),
-            (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
-            (r"^model\.language_model\.", "language_model.model."),
-            (r"^lm_head\.", "language_model.lm_head."),
-        ]
-    for pattern, prefix in rules:
-        name, count = re.subn(pattern, prefix, name)
-        if count:
-            break
-    return name
-
-
-def _llava_config(tokenizer, dtype: str, text: dict, vision: dict) -> dict[str, Any]:
-    return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "ignore_index": -100,
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-        "pad_token_id": tokenizer.pad_token_id,
-        "projector_hidden_act": "gelu",
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "text_config": {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 112,
-            "max_position_embeddings": 2048,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 3,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-5,
-            "torch_dtype": dtype,
-            "vocab_size": _LLAVA_VOCAB,
-            **text,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 48,
-            "image_size": 56,
-            "intermediate_size": 80,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 3,
-            "patch_size": 14,
-            "projection_dim": 32,
-            "vocab_size": 32000,
-            **vision,
-        },
-    }
-
-
-def _clip_preprocessor(size: int) -> dict[str, Any]:
-    return {
-        "crop_size": {"height": size, "width": size},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": _CLIP_MEAN,
-        "image_processor_type": "CLIPImageProcessor",
-        "image_std": _CLIP_STD,
-        "processor_class": "LlavaProcessor",
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": size},
-    }
-
-
-def _blip_preprocessor(size: int) -> dict[str, Any]:
-    return {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": _CLIP_MEAN,
-        "image_processor_type": "BlipImageProcessor",
-        "image_std": _CLIP_STD,
-        "processor_class": "InstructBlipProcessor",
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"height": size, "width": size},
-    }
-
-
-def _qwen_config(ids: dict[str, Any], dtype: str, tied: bool, vision: dict) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "image_token_id": ids["<|image_pad|>"],
-        "initializer_range": 0.02,
-        "intermediate_size": 112,
-        "max_position_embeddings": 4096,
-        "max_window_layers": 3,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 3,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "rope_theta": 1000000.0,
-        "sliding_window": 4096,
-        "tie_word_embeddings": tied,
-        "torch_dtype": dtype,
-        "use_cache": True,
-        "use_sliding_window": False,
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_config": {
-            "depth": 4,
-            "fullatt_block_indexes": [1, 3],
-            "hidden_act": "silu",
-            "hidden_size": 32,
-            "in_chans": 3,
-            "intermediate_size": 52,
-            "model_type": "qwen2_5_vl",
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "temporal_patch_size": 2,
-            "tokens_per_second": 2,
-            "window_size": 56,
-            **vision,
-        },
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_token_id": ids["<|vision_pad|>"],
-        "vocab_size": _QWEN_VOCAB,
-    }
-
-
-def _qwen3_config(
-    ids: dict[str, Any], dtype: str, tied: bool, text: dict, vision: dict
-) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
-        "image_token_id": ids["<|image_pad|>"],
-        "text_config": {
-            "attention_bias": False,
-            "bos_token_id": ids["<|endoftext|>"],
-            "dtype": dtype,
-            "eos_token_id": ids["<|im_end|>"],
-            "head_dim": 16,
-            "hidden_act": "silu",
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "max_position_embeddings": 4096,
-            "model_type": "qwen3_vl_text",
-            "num_attention_heads": 4,
-            "num_hidden_layers": 3,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-6,
-            "rope_scaling": {
-                "mrope_interleaved": True,
-                "mrope_section": [2, 3, 3],
-                "rope_type": "default",
-            },
-            "rope_theta": 5000000,
-            "vocab_size": _QWEN_VOCAB,
-            **text,
-        },
-        "tie_word_embeddings": tied,
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_config": {
-            "deepstack_visual_indexes": [0, 2],
-            "depth": 4,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": 32,
-            "in_channels": 3,
-            "intermediate_size": 52,
-            "model_type": "qwen3_vl",
-            "num_heads": 2,
-            "num_position_embeddings": 36,
-            "out_hidden_size": 48,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            **vision,
-        },
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-    }
-
-
-def _internvl_config(ids: dict[str, Any], dtype: str, text: dict, vision: dict) -> dict[str, Any]:
-    return {
-        "architectures": ["InternVLForConditionalGeneration"],
-        "model_type": "internvl",
-        "downsample_ratio": 0.5,
-        "image_seq_length": 4,
-        "image_token_id": ids["<IMG_CONTEXT>"],
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
-        "text_config": {
-            "model_type": "qwen3",
-            "attention_bias": False,
-            "eos_token_id": ids["<|im_end|>"],
-            "head_dim": 24,
-            "hidden_size": 64,
-            "intermediate_size": 112,
-            "max_position_embeddings": 4096,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 3,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
-            "tie_word_embeddings": False,
-            "vocab_size": _QWEN_VOCAB,
-            **text,
-        },
-        "vision_config": {
-            "model_type": "internvl_vision",
-            "attention_bias": True,
-            "hidden_size": 48,
-            "image_size": [56, 56],
-            "intermediate_size": 80,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 3,
-            "patch_size": [14, 14],
-            **vision,
-        },
-    }
-
-
-def _write(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
-    (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _weights(model_class, folder, naming, dtype, shards, nested, seed) -> None:
-    import torch
-    import transformers
-
-    if naming not in NAMINGS:
-        raise ValueError(f"naming must be one of {NAMINGS}, not {naming!r}")
-    config = transformers.AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = model_class(config)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, parameter in sorted(model.named_parameters()):
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("bias"):
-            value = 0.2 * noise
-        elif parameter.ndim < 2 and "class_embedding" not in name and "newline" not in name:
-            value = 1 + 0.2 * noise
-        else:
-            # Unit-variance outputs, but louder queries and keys, so that attention has preferences.
-            loud = 1.5 if re.search(r"\.[qk]_proj\.|query_tokens", name) else 1.0
-            value = loud * noise / parameter[0].numel() ** 0.5
-        tensors[rename(name, config.model_type, naming)] = value.to(getattr(torch, dtype))
-    _save_shards(folder, tensors, shards)
-    if nested:
-        config.architectures = [model_class.__name__]
-        config.dtype = dtype
-        config.save_pretrained(folder)
-
-
-def _save_shards(folder: pathlib.Path, tensors: dict[str, Any], shards: int) -> None:
-    from safetensors.torch import save_file
-
-    names = sorted(tensors)
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for index in range(shards):
-        file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
-        part = {name: tensors[name] for name in names[index::shards]}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    total = sum(t.numel() * t.element_size() for t in tensors.values())
-    index_json = {
-        "metadata": {"total_size": total},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    _write(folder, "model.safetensors.index.json", index_json)

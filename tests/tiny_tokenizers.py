@@ -51,7 +51,7 @@ QWEN3_VL_TEMPLATE = QWEN_TEMPLATE.replace(
 )
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable stand-ins of the 256 bytes in byte-level BPE."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
@@ -62,7 +62,7 @@ def qwen_tokenizer(template: str | None):
     from transformers import Qwen2Tokenizer
 
     merges: Any = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("e", "r")]
-    symbols = [*_byte_symbols(), *("".join(pair) for pair in merges)]
+    symbols = [*byte_symbols(), *("".join(pair) for pair in merges)]
     tokenizer = Qwen2Tokenizer(
         vocab={symbol: index for index, symbol in enumerate(symbols)},
         merges=merges,
@@ -125,7 +125,7 @@ INTERNVL_TEMPLATE = (
 def internvl_tokenizer():
     from transformers import Qwen2Tokenizer
 
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     tokenizer = Qwen2Tokenizer(
         vocab={symbol: index for index, symbol in enumerate(symbols)},
         merges=[],

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import convert
 from convert import source_layout
 from tests import tiny
+from tests.tiny_weights import rename
 from vlm_jax import checkpoint
 from vlm_jax.errors import CheckpointError
 
@@ -159,7 +160,7 @@ def test_a_model_without_a_source_exports_to_what_torch_reads(
     assert states[0].keys() == states[1].keys()
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name]), name
-    hub = {tiny.rename(name, family, "hub") for name in states[0]}
+    hub = {rename(name, family, "hub") for name in states[0]}
     assert hub == set(convert.open_hf(tmp_path / "theirs").names)
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.tiny_weights import NAMINGS
 
 MAKERS = {"llava": tiny.llava, "qwen2_5_vl": tiny.qwen2_5_vl}
 
@@ -36,7 +37,7 @@ def test_the_image_reaches_the_logits(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", MAKERS)
-@pytest.mark.parametrize("naming", tiny.NAMINGS)
+@pytest.mark.parametrize("naming", NAMINGS)
 def test_the_reference_finds_every_tensor(family, naming, tmp_path):
     import transformers
 

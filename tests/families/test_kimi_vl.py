@@ -15,7 +15,7 @@ from tests.families import parity, tiny_deepseek
 from tests.families.tiny_deepseek import LATENT, TEXT
 from tests.reference import picture
 from tests.released import CONFIGS
-from tests.tiny import _write
+from tests.tiny_weights import write_json
 from vlm_jax.config import parse_config
 from vlm_jax.errors import CheckpointError, ConfigError
 from vlm_jax.families import find
@@ -49,9 +49,9 @@ def kimi_vl(folder, *, dtype="float32", shards=1):
     named = {str(first + i): {"content": text} for i, text in enumerate(SPECIALS)}
     words = {"added_tokens_decoder": named, "bos_token": "[BOS]", "eos_token": "[EOS]"}
     words |= {"pad_token": "[PAD]", "auto_map": {"AutoTokenizer": ["code.Never", None]}}
-    _write(folder, "tokenizer_config.json", words | {"chat_template": TEMPLATE})
+    write_json(folder, "tokenizer_config.json", words | {"chat_template": TEMPLATE})
     pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "in_token_limit": LIMIT}
-    _write(folder, "preprocessor_config.json", pixels)
+    write_json(folder, "preprocessor_config.json", pixels)
     text = TEXT | LATENT | dict(
         vocab_size=first + 256, topk_method="noaux_tc", scoring_func="sigmoid", norm_topk_prob=True,
         routed_scaling_factor=2.446, n_group=1, topk_group=1, eos_token_id=first + 1,
@@ -60,7 +60,7 @@ def kimi_vl(folder, *, dtype="float32", shards=1):
                   init_pos_emb_height=6, init_pos_emb_width=6)  # fmt: skip
     root = {"model_type": "kimi_vl", "text_config": text, "vision_config": vision}
     root["media_placeholder_token_id"] = first + SPECIALS.index("<|media_pad|>")
-    _write(folder, "config.json", root)
+    write_json(folder, "config.json", root)
     buffers = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": (4,)}
     tiny_deepseek.write_random(folder, dtype, shards, 0, buffers)
     return folder

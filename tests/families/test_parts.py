@@ -17,7 +17,7 @@ from convert import export_hf, import_hf
 from tests.families import parity
 from tests.families.test_instructblip import IMAGES, PROMPTS
 from tests.reference import picture
-from tests.tiny import _blip_preprocessor, _clip_preprocessor
+from tests.tiny_configs import blip_preprocessor, clip_preprocessor
 from tests.tiny_tokenizers import llama_tokenizer
 from vlm_jax.config import parse_config
 from vlm_jax.errors import CheckpointError, ConfigError
@@ -153,7 +153,7 @@ def minigpt4(tmp_path_factory, patch):
     files = [work / name for name in ("eva_vit_g.pth", "blip2.pth", "llama_proj.pth", "vicuna")]
     run("minigpt4_folder.py", patch, *files, work / "hf")
 
-    cut = transformers.BlipImageProcessorPil(**settings_of(_blip_preprocessor(56)))
+    cut = transformers.BlipImageProcessorPil(**settings_of(blip_preprocessor(56)))
 
     def features(images, dtype):
         tower.to(dtype), former.to(dtype), projection.to(dtype)
@@ -204,7 +204,7 @@ def shikra(tmp_path_factory, patch):
     }
     save_file(clip | {"logit_scale": torch.ones(1)}, work / "clip" / "model.safetensors")
     (work / "clip" / "config.json").write_text(json.dumps({"vision_config": vision.to_dict()}))
-    preprocessor = json.dumps(_clip_preprocessor(56))
+    preprocessor = json.dumps(clip_preprocessor(56))
     (work / "clip" / "preprocessor_config.json").write_text(preprocessor)
     run("shikra_folder.py", patch, work / "delta", work / "base", work / "clip", work / "hf")
     merged = {}
@@ -214,7 +214,7 @@ def shikra(tmp_path_factory, patch):
         torch.testing.assert_close(merged[name], value, atol=2e-3, rtol=2e-3)
     language.load_state_dict({name: merged[name] for name in target})
     projection.load_state_dict({n: linear[f"model.mm_projector.{n}"] for n in ("weight", "bias")})
-    cut = transformers.CLIPImageProcessorPil(**settings_of(_clip_preprocessor(56)))
+    cut = transformers.CLIPImageProcessorPil(**settings_of(clip_preprocessor(56)))
 
     def features(images, dtype):
         tower.to(dtype), projection.to(dtype)

@@ -18,8 +18,8 @@ import PIL.ImageOps
 from safetensors.numpy import load_file
 
 from convert.table import bind
-from tests.tiny import _save_shards, _write
-from tests.tiny_tokenizers import _byte_symbols
+from tests.tiny_tokenizers import byte_symbols
+from tests.tiny_weights import save_shards, write_json
 from vlm_jax.config import parse_config
 
 SPECIALS = ["<image>", "<|User|>", "<|Assistant|>"]
@@ -73,8 +73,8 @@ def deepseek_vl2(
             "patch_size": 14,
         },
     }  # fmt: skip
-    _write(folder, "config.json", config)
-    _write(folder, "processor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    write_json(folder, "config.json", config)
+    write_json(folder, "processor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
     write_random(folder, dtype, shards, seed, {"vision.attn_pool.latent": (1, 1, 48)})
     return folder
 
@@ -104,14 +104,14 @@ def write_random(
             loud = 3.0 if name.endswith("mlp.gate.weight") else loud
             value = loud * noise / fan_in**0.5
         tensors[name] = value.to(getattr(torch, dtype))
-    _save_shards(folder, tensors, shards)
+    save_shards(folder, tensors, shards)
 
 
 def _tokenizer():
     from transformers import Qwen2Tokenizer
 
     return Qwen2Tokenizer(
-        vocab={symbol: index for index, symbol in enumerate(_byte_symbols())},
+        vocab={symbol: index for index, symbol in enumerate(byte_symbols())},
         merges=[],
         bos_token="<\uff5cbegin\u2581of\u2581sentence\uff5c>",
         eos_token="<\uff5cend\u2581of\u2581sentence\uff5c>",

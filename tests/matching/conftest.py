@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
+from tests.tiny_configs import blip_preprocessor, clip_preprocessor
 from tests.tiny_tokenizers import question_tokenizer
+from tests.tiny_weights import write_weights
 
 SIDE = 56
 _SIZES = dict(
@@ -39,11 +40,11 @@ def make(folder: pathlib.Path, kind: str, end: int | None = None) -> pathlib.Pat
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if kind == "clip":
-        settings = tiny._clip_preprocessor(SIDE)
+        settings = clip_preprocessor(SIDE)
     else:
-        settings = tiny._blip_preprocessor(SIDE)
+        settings = blip_preprocessor(SIDE)
         settings["image_processor_type"] = f"{kind.capitalize()}ImageProcessor"
     settings.pop("processor_class", None)
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    tiny._weights(getattr(transformers, names[kind]), folder, "memory", "float32", 1, False, 0)
+    write_weights(getattr(transformers, names[kind]), folder, "memory", "float32", 1, False, 0)
     return folder
