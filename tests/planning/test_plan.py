@@ -194,19 +194,20 @@ def test_a_program_that_does_not_fit_says_by_how_much(text):
         compile_program(Said("a bug"), None)
 
 
+SIZES = PromptSizes(391, 512, 432, 64, 12, 0)
+
+
 def planner(name: str, model: int, chips: int) -> Planner:
     """A plan on so many imagined TPU v5e."""
     config = parse_config(CONFIGS[name])
     mesh = type("Mesh", (), {"shape": {"data": chips // model, "model": model}})()
     devices = type("Devices", (), {"chip": CHIPS["TPU v5e"], "generation": "v5e"})()
     decoding = DecodeSettings(batch_size=8, max_new_tokens=64)
-    sizes = Planner(name, config, None, PlanSettings(), decoding, devices, mesh, "bfloat16")
-    return sizes
+    settings = PlanSettings()
+    return Planner(name, config, None, None, SIZES, settings, decoding, devices, mesh, "bfloat16")
 
 
-def test_the_smallest_slice_is_suggested(tmp_path, monkeypatch):
-    sizes = PromptSizes(391, 512, 432, 64, 12, 0)
-    monkeypatch.setattr(Planner, "sizes", property(lambda self: sizes))
+def test_the_smallest_slice_is_suggested():
     large = CompiledProgram(False, peak_bytes=int(17.4e9), reason="17.4 GB of 16.9")
     found = planner("Qwen2.5-VL-7B", 1, 1).suggestion({"prefill": large})
     assert (found.topology, found.data, found.model, found.compiled) == ("v5e:2x2", 2, 2, False)
@@ -218,7 +219,7 @@ def test_the_smallest_slice_is_suggested(tmp_path, monkeypatch):
     assert (found.model, found.compiled) == (2, False)
     plan = HardwarePlan(
         {"source": "m", "topology": "v5e:1x1", "mesh": {"data": 1, "model": 1}, "rows": 8,
-         "sizes": dataclasses.asdict(sizes), "new_tokens": 4},
+         "sizes": dataclasses.asdict(SIZES), "new_tokens": 4},
         {"prefill": large},
         found,
     )  # fmt: skip

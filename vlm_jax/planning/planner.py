@@ -30,6 +30,7 @@ from vlm_jax.planning.compiled import CompiledProgram, compile_program
 from vlm_jax.planning.inputs import PromptSizes, batch_shapes, cutter, param_shapes, result_shapes
 from vlm_jax.planning.sizes import fewest_chips, held_bytes
 from vlm_jax.planning.topologies import GENERATIONS, SLICES, Topology, parse, topology
+from vlm_jax.processing.cutters import Cutter
 from vlm_jax.settings import one_of, read, setting, switch, text, whole
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.named import identified
@@ -38,6 +39,9 @@ from vlm_jax.terminal import shown
 PROGRAMS = ("prefill", "decode", "read_images", "read_prefix", "logits", "edit")
 SHARED = ("shared_prefill", "shared_decode")
 ANSWERING = ("prefill", "decode", "read_images", "read_prefix", *SHARED)
+
+ROWS = 32
+"""Of a batch on an accelerator, where the settings name none."""
 
 
 def _programs(name: str, value: Any) -> tuple[str, ...]:
@@ -184,7 +188,9 @@ class Planner:
     Attributes:
         source: what the model is called.
         config: its architecture.
-        folder: may hold an image processor's settings and head sets.
+        folder: may hold head sets.
+        cut: what cuts its images.
+        sizes: static sizes of the prompts.
         settings: what is planned.
         decoding: settings of decoding.
         devices: what it is planned for.
@@ -196,6 +202,8 @@ class Planner:
     source: str
     config: VLMConfig
     folder: pathlib.Path
+    cut: Cutter
+    sizes: PromptSizes
     settings: PlanSettings
     decoding: DecodeSettings
     devices: Topology
@@ -230,11 +238,14 @@ class Planner:
         """
         folder = hub.resolve(source, weights=False)
         config = read_config(folder)
-        named = settings.topology
-        sizes = _sizes(config, folder, settings, decoding)
+        named, cut = settings.topology, cutter(folder, config)
+        sizes = PromptSizes.of(
+            config, cut, settings.images, settings.image_size, settings.text_tokens,
+            decoding.max_new_tokens,
+        )  # fmt: skip
         if not named:
             context = sizes.length + decoding.max_new_tokens
-            chip, rows = CHIPS[GENERATIONS["v5e"]], decoding.batch_size or 32
+            chip, rows = CHIPS[GENERATIONS["v5e"]], decoding.batch_size or ROWS
             fewest = fewest_chips(config, chip, rows, context)
             if fewest is None:
                 raise ConfigError(
@@ -247,20 +258,15 @@ class Planner:
         model = model or 1
         mesh = make_mesh(data, model, devices=devices.of_replica(model))
         return cls(
-            str(source), config, folder, settings, decoding, devices, mesh,
+            str(source), config, folder, cut, sizes, settings, decoding, devices, mesh,
             dtype or "bfloat16", method,
         )  # fmt: skip
 
     @property
     def rows(self) -> int:
         """Rows of a batch on the mesh."""
-        most = self.decoding.batch_size or 32
+        most = self.decoding.batch_size or ROWS
         return batch_rows(most, most, self.mesh.shape["data"])
-
-    @property
-    def sizes(self) -> PromptSizes:
-        """Static sizes of the prompts."""
-        return _sizes(self.config, self.folder, self.settings, self.decoding)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -327,19 +333,6 @@ class Planner:
         return Suggestion(named, chips // fewest, fewest, compiled=fits and fewest == model)
 
 
-def _sizes(
-    config: VLMConfig, folder: pathlib.Path, settings: PlanSettings, decoding: DecodeSettings
-) -> PromptSizes:
-    return PromptSizes.of(
-        config,
-        cutter(folder, config),
-        settings.images,
-        settings.image_size,
-        settings.text_tokens,
-        decoding.max_new_tokens,
-    )
-
-
 def _slice(generation: str, chips: int) -> str:
     """Returns the smallest slice of so many chips at least, or the largest."""
     named = [f"{generation}:{shape}" for shape in SLICES[generation]]
@@ -358,7 +351,6 @@ class _Recorder:
         self.planner, self.programs, self.done = planner, programs, done
         self.generator = Generator(planner.config, planner.mesh)
         self.params = param_shapes(planner.config, planner.mesh, planner.dtype)
-        self.cut = cutter(planner.folder, planner.config)
         self.steering, self.strategy = acting(planner.method, planner.config, planner.folder)
 
     def plan(self) -> HardwarePlan:
@@ -391,9 +383,9 @@ class _Recorder:
         try:
             self.generator.warm(
                 self.params,
-                batch_shapes(rows * width, length, sizes, self.cut, images=not shared),
+                batch_shapes(rows * width, length, sizes, planner.cut, images=not shared),
                 planner.decoding,
-                prefix=batch_shapes(image_rows, sizes.prefix, sizes, self.cut, images=True)
+                prefix=batch_shapes(image_rows, sizes.prefix, sizes, planner.cut, images=True)
                 if shared
                 else None,
                 images_apart=shared,
@@ -413,7 +405,7 @@ class _Recorder:
         def compile(name: str, program: Any, *args: Any, **static: Any) -> None:
             self._compile("logits", lambda: program.lower(*args, **static))
 
-        batch = batch_shapes(planner.rows, sizes.length, sizes, self.cut, images=True)
+        batch = batch_shapes(planner.rows, sizes.length, sizes, planner.cut, images=True)
         self.generator.warm_logits(self.params, batch, self.steering, compile=compile)
 
     def edit(self) -> None:
