@@ -32,7 +32,7 @@ from vlm_jax.planning.sizes import fewest_chips, held_bytes
 from vlm_jax.planning.topologies import GENERATIONS, SLICES, Topology, parse, topology
 from vlm_jax.processing.cutters import Cutter
 from vlm_jax.settings import one_of, read, setting, switch, text, whole
-from vlm_jax.steering.config import read_method
+from vlm_jax.steering.config import entries, read_method
 from vlm_jax.steering.named import identified
 from vlm_jax.terminal import shown
 
@@ -437,9 +437,7 @@ def acting(
     if not section:
         return None, None
     attention, strategy = [], None
-    single = isinstance(section, str) or hasattr(section, "items")
-    for entry in [section] if single else list(section):
-        given = {"method": entry} if isinstance(entry, str) else dict(entry.items())
+    for given in entries(section):
         if "method" not in given:
             continue  # config.edit with some settings changed
         name = given.pop("method")
