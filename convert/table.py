@@ -9,7 +9,7 @@ number of an expert: ours holds a layer's experts stacked, so several names shar
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -116,21 +116,12 @@ class Binding:
 
     def canonical(self, name: str) -> str:
         """The hub's spelling of a name on disk."""
-        for pattern, replacement in self.family.spellings:
-            spelt, count = re.subn(pattern, replacement, name, count=1)
-            if count:
-                return spelt
-        return name
+        return _respelt(name, self.family.spellings)
 
     def spell(self, name: str, names: str) -> str:
         """A name on disk in another spelling: "hub", or "saved" as transformers 5 does."""
-        spelt = self.canonical(name)
-        if names == "saved":
-            for pattern, replacement in self.family.saved:
-                spelt, count = re.subn(pattern, replacement, spelt, count=1)
-                if count:
-                    break
-        return spelt
+        hub = self.canonical(name)
+        return _respelt(hub, self.family.saved) if names == "saved" else hub
 
     def is_buffer(self, name: str) -> bool:
         """Whether a name on disk is a known non-parameter."""
@@ -186,3 +177,12 @@ class Binding:
                 f"describes. {'. '.join(problems)}. Does config.json belong to these weights?"
             )
         return matched
+
+
+def _respelt(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """A name by the first rule that matches it, or as it is."""
+    for pattern, replacement in rules:
+        spelt, count = re.subn(pattern, replacement, name, count=1)
+        if count:
+            return spelt
+    return name
