@@ -92,24 +92,42 @@ def q_former(
     """
     bert = read(fields, Bert, where)
     one_of(bert.position_embedding_type, ("absolute",), "position_embedding_type", where)
-    divide(bert.hidden_size, bert.num_attention_heads, where)
     if bert.encoder_hidden_size != vision.hidden_size:
         raise ConfigError(
             f"{where}: encoder_hidden_size {bert.encoder_hidden_size} must be the hidden_size of "
             f"the vision tower, {vision.hidden_size}."
         )
+    return bert_config(
+        bert,
+        where,
+        encoder_size=bert.encoder_hidden_size,
+        num_queries=queries,
+        cross_every=bert.cross_attention_frequency,
+        vocab_size=bert.vocab_size if reads_text else 0,
+        max_positions=bert.max_position_embeddings if reads_text else 0,
+    )
+
+
+def bert_config(bert: Bert, where: str, **values: Any) -> QFormerConfig:
+    """Returns a Q-Former whose blocks are those of a BERT.
+
+    Args:
+        bert: says the blocks.
+        where: what to call its fields in errors.
+        values: of `QFormerConfig`, all that blocks do not say.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+    divide(bert.hidden_size, bert.num_attention_heads, where)
     return QFormerConfig(
         hidden_size=bert.hidden_size,
         intermediate_size=bert.intermediate_size,
         num_layers=bert.num_hidden_layers,
         num_heads=bert.num_attention_heads,
-        encoder_size=bert.encoder_hidden_size,
-        num_queries=queries,
-        cross_every=bert.cross_attention_frequency,
         hidden_act=activation(bert.hidden_act, "hidden_act", where),
         layer_norm_eps=bert.layer_norm_eps,
-        vocab_size=bert.vocab_size if reads_text else 0,
-        max_positions=bert.max_position_embeddings if reads_text else 0,
+        **values,
     )
 
 

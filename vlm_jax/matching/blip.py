@@ -18,12 +18,11 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.attention import NEVER
 from vlm_jax.config import QFormerConfig, VitConfig
 from vlm_jax.families.base import Row
-from vlm_jax.families.fields import Count, Object, divide, read
-from vlm_jax.families.fields import activation as known_activation
+from vlm_jax.families.fields import Count, Object, read
 from vlm_jax.families.instructblip import InstructBlip
-from vlm_jax.families.q_former import attention_rows, mlp_rows
+from vlm_jax.families.q_former import Bert, attention_rows, bert_config, mlp_rows
 from vlm_jax.families.vit import Clip, vit
-from vlm_jax.foreign import convert, read_json
+from vlm_jax.foreign import read_json
 from vlm_jax.matching.base import Matcher, few_rows, read_params
 from vlm_jax.models.layers import layer_norm, linear, matrix, ones, weight, zeros
 from vlm_jax.models.network import merge_any
@@ -45,17 +44,11 @@ class _Vision(Clip, kw_only=True):
     hidden_act: str = "gelu"
 
 
-class _Text(msgspec.Struct, kw_only=True):
+class _Text(Bert, kw_only=True):
     """Fields of BLIP's BERT, with transformers' defaults."""
 
-    hidden_size: Count = 768
-    intermediate_size: Count = 3072
-    num_hidden_layers: Count = 12
-    num_attention_heads: Count = 8
     vocab_size: Count = 30524
-    max_position_embeddings: Count = 512
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
+    num_attention_heads: Count = 8
 
 
 class _Fields(msgspec.Struct, kw_only=True):
@@ -196,7 +189,17 @@ class BlipMatcher(Matcher):
             post_norm=True,
             post_norm_eps=tower.layer_norm_eps,
         )
-        self.config = _bert(convert(fields.text_config, _Text, where), self.vision, where)
+        # A Q-Former without queries, whose words read the image in each layer.
+        text = read(fields.text_config, _Text, where)
+        self.config = bert_config(
+            text,
+            where,
+            encoder_size=self.vision.hidden_size,
+            num_queries=0,
+            cross_every=1,
+            vocab_size=text.vocab_size,
+            max_positions=text.max_position_embeddings,
+        )
         graphdef, self.params = read_params(
             folder,
             lambda: _Blip(self.vision, self.config, fields.image_text_hidden_size, nnx.Rngs(0)),
@@ -304,24 +307,6 @@ def smooth(map_yx: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _from_zero_to_one(values: np.ndarray) -> np.ndarray:
     values = values - values.min()
     return values / values.max() if values.max() > 0 else values
-
-
-def _bert(text: _Text, vision: VitConfig, where: str) -> QFormerConfig:
-    """Returns the BERT: a Q-Former without queries, whose words read the image in each layer."""
-    divide(text.hidden_size, text.num_attention_heads, where)
-    return QFormerConfig(
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_attention_heads,
-        encoder_size=vision.hidden_size,
-        num_queries=0,
-        cross_every=1,
-        hidden_act=known_activation(text.hidden_act, "hidden_act", where),
-        layer_norm_eps=text.layer_norm_eps,
-        vocab_size=text.vocab_size,
-        max_positions=text.max_position_embeddings,
-    )
 
 
 def _padded(ids: Sequence[Sequence[int]], most: int) -> np.ndarray:
