@@ -115,6 +115,12 @@ def test_folders_that_are_none_are_refused(tmp_path, blip):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(error, match=message):
             open_matcher(folder)
+    for kind in ("clip", "siglip", "blip"):
+        for field, value in (("vocab_size", 0), ("layer_norm_eps", -1.0)):
+            change = {"model_type": kind, "text_config": config["text_config"] | {field: value}}
+            (folder / "config.json").write_text(json.dumps(config | change))
+            with pytest.raises(ConfigError, match=field):
+                open_matcher(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="cannot be read"):

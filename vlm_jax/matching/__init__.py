@@ -25,7 +25,7 @@ def open_matcher(folder: str | os.PathLike[str]) -> Matcher:
 
     Raises:
         CheckpointError: the folder's files are not what they should be.
-        ConfigError: its model is none that is known.
+        ConfigError: its model is none that is known, or a size is out of range.
     """
     path = resolve(folder)
     kind = read_json(path / "config.json", ModelType).model_type

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.config import VitConfig
 from vlm_jax.families.base import Row
-from vlm_jax.families.fields import Object
+from vlm_jax.families.fields import Count, Object, read
 from vlm_jax.families.vit import read_tower, vit_rows
-from vlm_jax.foreign import convert, read_json
+from vlm_jax.foreign import read_json
 from vlm_jax.matching.base import Matcher, few_rows, read_params
 from vlm_jax.matching.words import WordsConfig, WordsFields, words_rows
 from vlm_jax.models.network import merge_any
@@ -29,7 +29,7 @@ class _Fields(msgspec.Struct, kw_only=True):
 
     text_config: Object = {}
     vision_config: Object = {}
-    projection_dim: int = 512
+    projection_dim: Count = 512
 
 
 class Towers(nnx.Module):
@@ -72,7 +72,7 @@ class DualEncoder(Matcher):
         self.vision = read_tower(
             vision_fields, where, keep_class_token=True, post_norm_eps=tower.layer_norm_eps
         )
-        texts = convert(fields.text_config, self.words, where)
+        texts = read(fields.text_config, self.words, where)
         self.config: WordsConfig = texts.config(where, causal=self.causal)
         graphdef, self.params = read_params(
             folder,

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from vlm_jax.config import VitConfig
 from vlm_jax.families.base import Row
+from vlm_jax.families.fields import Count, Epsilon
 from vlm_jax.matching.dual import DualEncoder, Towers
 from vlm_jax.matching.words import Words, WordsConfig, WordsFields
 from vlm_jax.models.layers import ACTIVATIONS, layer_norm, linear, matrix, ones, weight, zeros
@@ -63,13 +64,13 @@ class _Siglip(Towers):
 class _SiglipWords(WordsFields, kw_only=True):
     """Fields of SigLIP's `text_config`, with transformers' defaults."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_attention_heads: int = 12
-    vocab_size: int = 32000
-    max_position_embeddings: int = 64
+    hidden_size: Count = 768
+    intermediate_size: Count = 3072
+    num_attention_heads: Count = 12
+    vocab_size: Count = 32000
+    max_position_embeddings: Count = 64
     hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Epsilon = 1e-6
 
 
 _HEAD = "vision_model.head."
