@@ -90,6 +90,11 @@ def few_rows(count: int) -> int:
     return max(4, 1 << (count - 1).bit_length())
 
 
+def unit(features: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+    """Returns features of length 1, whose products are cosines."""
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
 def read_params(
     folder: pathlib.Path,
     make: Callable[[], nnx.Module],

@@ -23,7 +23,7 @@ from vlm_jax.families.instructblip import InstructBlip
 from vlm_jax.families.q_former import Bert, attention_rows, bert_config, mlp_rows
 from vlm_jax.families.vit import Clip, vit
 from vlm_jax.foreign import read_json
-from vlm_jax.matching.base import Matcher, few_rows, read_params
+from vlm_jax.matching.base import Matcher, few_rows, read_params, unit
 from vlm_jax.models.layers import layer_norm, linear, matrix, ones, weight, zeros
 from vlm_jax.models.network import merge_any
 from vlm_jax.models.q_former import Attention, Mlp
@@ -157,7 +157,7 @@ class _Blip(nnx.Module):
         """Returns how alike an image and texts are."""
         image_e = linear(features_bse[0, 0], self.image_ed[...]) + self.image_e[...]
         text_be = linear(self.bert(ids_bt)[0][:, 0], self.text_ed[...]) + self.text_e[...]
-        return _unit(text_be) @ _unit(image_e)
+        return unit(text_be) @ unit(image_e)
 
     def matching(
         self, features_bse: Array, ids_bt: Array, added: tuple[int, Array] | None = None
@@ -316,10 +316,6 @@ def _padded(ids: Sequence[Sequence[int]], most: int) -> np.ndarray:
     for row, one in zip(padded, ids):
         row[: len(one)] = one
     return padded
-
-
-def _unit(features: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 _WORDS, _LAYER, _OURS = (

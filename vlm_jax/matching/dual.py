@@ -1,5 +1,6 @@
 """Two towers, of images and of texts, whose features are compared by their angle."""
 
+import dataclasses
 import functools
 import pathlib
 import types
@@ -7,7 +8,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 from flax import nnx
@@ -18,7 +18,7 @@ from vlm_jax.families.base import Row
 from vlm_jax.families.fields import Count, Object, read
 from vlm_jax.families.vit import read_tower, vit_rows
 from vlm_jax.foreign import read_json
-from vlm_jax.matching.base import Matcher, few_rows, read_params
+from vlm_jax.matching.base import Matcher, few_rows, read_params, unit
 from vlm_jax.matching.words import WordsConfig, WordsFields, words_rows
 from vlm_jax.models.network import merge_any
 from vlm_jax.processing.images import ImageSource
@@ -69,9 +69,7 @@ class DualEncoder(Matcher):
         fields = read_json(folder / "config.json", _Fields)
         vision_fields = {"model_type": self.kind, **fields.vision_config}
         tower = read_tower(vision_fields, where, keep_class_token=True)
-        self.vision = read_tower(
-            vision_fields, where, keep_class_token=True, post_norm_eps=tower.layer_norm_eps
-        )
+        self.vision = dataclasses.replace(tower, post_norm_eps=tower.layer_norm_eps)
         texts = read(fields.text_config, self.words, where)
         self.config: WordsConfig = texts.config(where, causal=self.causal)
         graphdef, self.params = read_params(
@@ -86,8 +84,8 @@ class DualEncoder(Matcher):
             types.SimpleNamespace(vision=self.vision),
         )
         model = functools.partial(merge_any, graphdef)
-        self._image = jax.jit(lambda params, patches: _unit(model(params).image(patches)))
-        self._texts = jax.jit(lambda params, ids: _unit(model(params).texts(ids)))
+        self._image = jax.jit(lambda params, patches: unit(model(params).image(patches)))
+        self._texts = jax.jit(lambda params, ids: unit(model(params).texts(ids)))
 
     def __call__(self, texts: Sequence[str], image: ImageSource) -> list[float]:
         """See `Matcher.__call__`."""
@@ -113,7 +111,3 @@ class DualEncoder(Matcher):
             return_tensors="np",
         )
         return np.asarray(found["input_ids"], np.int32)
-
-
-def _unit(features: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
