@@ -166,8 +166,8 @@ def _llava_config(family: Architecture) -> dict[str, Any]:
             "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
             "attention_bias": False,
             "mlp_bias": False,
-            "bos_token_id": ids["<s>"],
-            "eos_token_id": ids["</s>"],
+            "bos_token_id": None if family.bos is None else ids[family.bos],
+            "eos_token_id": ids[family.eos],
             "pad_token_id": ids[family.pad],
             "tie_word_embeddings": False,
         },
@@ -245,32 +245,20 @@ def _qwen2_5_vl_config(family: Architecture) -> dict[str, Any]:
 
 
 def _smollm2_config(family: Architecture) -> dict[str, Any]:
-    ids = family.ids
-    return _llava_config(LLAVA) | {
-        "image_token_index": ids[family.image],
-        "pad_token_id": ids[family.pad],
+    config = _llava_config(family)
+    decoder = {
+        "vocab_size": smollm2.VOCABULARY,
+        "hidden_size": smollm2.WIDTH,
+        "intermediate_size": smollm2.FFN,
+        "num_hidden_layers": smollm2.NUM_LAYERS,
+        "num_attention_heads": smollm2.HEADS,
+        "num_key_value_heads": smollm2.KEY_HEADS,
+        "head_dim": smollm2.HEAD_DIM,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
         "tie_word_embeddings": True,
-        "text_config": {
-            "model_type": "llama",
-            "vocab_size": smollm2.VOCABULARY,
-            "hidden_size": smollm2.WIDTH,
-            "intermediate_size": smollm2.FFN,
-            "num_hidden_layers": smollm2.NUM_LAYERS,
-            "num_attention_heads": smollm2.HEADS,
-            "num_key_value_heads": smollm2.KEY_HEADS,
-            "head_dim": smollm2.HEAD_DIM,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": None,
-            "eos_token_id": ids[family.eos],
-            "pad_token_id": ids[family.pad],
-            "tie_word_embeddings": True,
-        },
     }
+    return config | {"tie_word_embeddings": True, "text_config": config["text_config"] | decoder}
 
 
 _CONFIGS = {"llava": _llava_config, "qwen2_5_vl": _qwen2_5_vl_config, "smollm2": _smollm2_config}
