@@ -6,6 +6,7 @@ import json
 import pytest
 
 import vlm_jax
+from tests.planning.conftest import CONFIG
 from tests.released import CONFIGS
 from vlm_jax.config import parse_config
 from vlm_jax.decoding import DecodeSettings
@@ -19,27 +20,6 @@ from vlm_jax.planning.planner import Planner, acting
 from vlm_jax.planning.sizes import fewest_chips, token_bytes, weight_bytes
 from vlm_jax.planning.topologies import SLICES, parse, topology
 from vlm_jax.study.request import Request
-
-CONFIG = {
-    "model_type": "llava",
-    "image_token_index": 3,
-    "text_config": dict(
-        model_type="llama", hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=96, vocab_size=256,
-    ),
-    "vision_config": dict(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        image_size=56, patch_size=14,
-    ),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model folder that holds nothing but config.json."""
-    made = tmp_path_factory.mktemp("model")
-    (made / "config.json").write_text(json.dumps(CONFIG))
-    return made
 
 
 def request_of(folder, workdir, **changes):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import vlm_jax
-from tests.planning.test_plan import CONFIG
+from tests.planning.conftest import CONFIG
 
 pytestmark = [
     pytest.mark.plan,
@@ -14,13 +14,6 @@ pytestmark = [
         importlib.util.find_spec("libtpu") is None, reason="libtpu is missing: `make plan-env`"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("model")
-    (made / "config.json").write_text(json.dumps(CONFIG))
-    return made
 
 
 def test_every_program_compiles_for_a_slice(folder):
