@@ -145,7 +145,7 @@ class _Run:
         self.losses, self._before = place["losses"], place["cpu_seconds"]
 
     def params(self) -> Params:
-        """Returns the parameters that are trained in some stage, labels included."""
+        """Returns the parameters to go on from, labels included; some are given by others."""
         if self.path.exists():
             return state.read_params(self.path)
         config = model_config(self.recipe.family)
@@ -153,8 +153,6 @@ class _Run:
             shallow = dataclasses.replace(config.decoder, num_layers=1)
             config = dataclasses.replace(config, decoder=shallow)
         params = models.init(config, self.seed)
-        if get_family(self.recipe.family).released:
-            params = {k: v for k, v in params.items() if not k.startswith("decoder/")}
         if self.recipe.vision is not None:
             params |= label_head(config.vision.hidden_size)
         return params
