@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
                 "max_new_tokens": 64,
                 "heads": (),  # whose tokens' imbalance is told: "identified", a set, or pairs
                 "count": 4,  # heads of a set
-                "contribution": "value",  # what imbalance compares with; or "uniform"
+                "contribution": "value",  # what imbalance compares with; or "uniform", "erasure"
                 "maps": (),  # steps of an answer whose rows of these heads are kept whole
             },
             # What answers take from sets of heads; what policies A to D should do.

@@ -10,12 +10,14 @@ say where every head looked when it chose each token.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from vlm_jax import answering
 from vlm_jax.answering import Answer
@@ -24,9 +26,11 @@ from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
 from vlm_jax.models import Params, abstract, merge
+from vlm_jax.models.hooks import Watch, Watched
 from vlm_jax.parallel import batch_sharding, fetch, put
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.side_by_side import data_frame
+from vlm_jax.steering.heads import Head
 from vlm_jax.treatments import TreatedModel, TwoPasses
 
 
@@ -96,41 +100,84 @@ def read_masses(
     Raises:
         ConfigError: the model classifies heads in a pass of its own.
     """
-    if any(isinstance(one, TwoPasses) for one in model.treatments):
-        raise ConfigError("attention cannot be read of passes=2; use passes=1, or no treatment.")
-    count = max(len(answer.tokens), 1)
-    rows = answering.batch_rows(1, 1, model.mesh.shape["data"])
-    batch = model.processor.batch([images] * rows, [prompt] * rows)
-    tokens_bt = np.zeros((rows, bucket(count)), np.int32)
-    tokens_bt[:, : len(answer.tokens)] = answer.tokens
-    placed = put((batch, tokens_bt), batch_sharding(model.mesh))
-    readings = _replay(abstract(model.config)[0], model.params, *placed, steering)
-    found = {
-        name: np.asarray(fetch(getattr(readings, f"{name}_bn"), model.mesh))[
-            : len(answer.tokens), 0
-        ]
-        for name in _KINDS
-    }
+    masses_tlnc, _ = replayed(model, answer.tokens, images, prompt, steering)
+    found = dict(zip(_KINDS, np.moveaxis(masses_tlnc, -1, 0)))
     pieces = model.processor.decode([[token] for token in answer.tokens], [1] * len(answer.tokens))
     return Masses(answer.text, answer.tokens, tuple(pieces), **found)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def replayed(
+    model: TreatedModel,
+    tokens: Sequence[int],
+    images: list[Any],
+    prompt: str,
+    steering: Steering,
+    means: tuple[int, ...] = (),
+    heads: tuple[Head, ...] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an answer again through the decode steps that wrote it.
+
+    Args:
+        model: the model.
+        tokens: the answer.
+        images, prompt: what was asked.
+        steering: with which it was written, with a part that has masses read.
+        means: layers whose weights over the prompt are kept, the mean of their heads.
+        heads: single heads whose weights over the prompt are kept.
+
+    Returns:
+        Masses on image, text and system [tokens, L, N, 3], and the weights [tokens, means and
+        heads, prompt's tokens]: by queries and keys as steering left them, before it changes
+        weights.
+
+    Raises:
+        ConfigError: the model classifies heads in a pass of its own.
+    """
+    if any(isinstance(one, TwoPasses) for one in model.treatments):
+        raise ConfigError("attention cannot be read of passes=2; use passes=1, or no treatment.")
+    count = max(len(tokens), 1)
+    rows = answering.batch_rows(1, 1, model.mesh.shape["data"])
+    batch = model.processor.batch([images] * rows, [prompt] * rows)
+    tokens_bt = np.zeros((rows, bucket(count)), np.int32)
+    tokens_bt[:, : len(tokens)] = tokens
+    placed = put((batch, tokens_bt), batch_sharding(model.mesh))
+    found = _replay(abstract(model.config)[0], means, heads, model.params, *placed, steering)
+    readings, maps_tms = jax.tree.map(
+        lambda leaf: np.asarray(fetch(leaf, model.mesh))[: len(tokens), 0], found
+    )
+    masses = [getattr(readings, f"{name}_bn") for name in _KINDS]
+    return np.stack(masses, axis=-1), maps_tms
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _replay(
     graphdef: nnx.GraphDef,
+    means: tuple[int, ...],
+    heads: tuple[Head, ...],
     params: Params,
     batch: Batch,
     tokens_bt: Int[Array, "B T"],
     steering: Steering,
-) -> Readings:
-    """Returns what happened in each step of writing some tokens, leaves [T, B, L, N]."""
+) -> tuple[Readings, Float[Array, "T B M S"]]:
+    """Returns what happened in each step of writing some tokens, leaves [T, B, ...]."""
     model = merge(graphdef, params)
-    _, cache, first = model.prefill(batch, tokens_bt.shape[1], steering)
+    layers = tuple(sorted({*means, *(layer for layer, _ in heads)}))
+    watch, length = Watch(heads=layers), batch.tokens_bt.shape[1]
 
-    def step(cache: Any, token_b: Array) -> tuple[Any, Readings | None]:
-        _, cache, watched = model.step(token_b, cache, steering)
-        return cache, watched.readings
+    def kept(watched: Watched) -> tuple[Readings | None, Array]:
+        if not layers:
+            return watched.readings, jnp.zeros((len(tokens_bt), 0, length))
+        weights_bjns = watched.heads_bjns[..., :length]
+        maps = [weights_bjns[:, layers.index(layer)].mean(1) for layer in means]
+        maps += [weights_bjns[:, layers.index(layer), head] for layer, head in heads]
+        return watched.readings, jnp.stack(maps, axis=1)
+
+    _, cache, first = model.prefill(batch, tokens_bt.shape[1], steering, watch=watch)
+
+    def step(cache: Any, token_b: Array) -> tuple[Any, Any]:
+        _, cache, watched = model.step(token_b, cache, steering, watch)
+        return cache, kept(watched)
 
     _, rest = jax.lax.scan(step, cache, tokens_bt.T[:-1])
-    join = lambda one, many: jax.numpy.concatenate([one[None], many])
-    return jax.tree.map(join, first.readings, rest)
+    join = lambda one, many: jnp.concatenate([one[None], many])
+    return jax.tree.map(join, kept(first), rest)

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from tests.reference import IMAGES, PROMPTS
-from vlm_jax.analysis.rows import KINDS, RowReader, block_cosines, dominance, imbalance
+from vlm_jax.analysis.rows import (
+    KINDS,
+    RowReader,
+    block_cosines,
+    block_divergences,
+    dominance,
+    imbalance,
+    leaned_on,
+)
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Kind
 from vlm_jax.models import abstract, merge
@@ -113,3 +121,20 @@ def test_cosines_are_those_of_flattened_blocks():
     cosine = lambda a, b: a.ravel() @ b.ravel() / norm(a) / norm(b)
     expected = [cosine(one[:, h], other[:, h]) for h in range(3)]
     np.testing.assert_allclose(block_cosines(one, other), expected)
+
+
+def test_divergences_are_those_of_rows_that_sum_to_one():
+    one, other = np.random.default_rng(1).random((2, 4, 3, 6))
+    one[..., 0] = 0  # a key that only one of them sees
+    entropy = lambda p: -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), -1)
+    p, q = (a / a.sum(-1, keepdims=True) for a in (one, other))
+    expected = np.mean(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2, axis=0)
+    np.testing.assert_allclose(block_divergences(one, other), expected)
+    np.testing.assert_allclose(block_divergences(3 * one, one), 0, atol=1e-12)
+    apart = np.eye(2)[:, None]
+    np.testing.assert_allclose(block_divergences(apart, apart[::-1]), np.log(2))
+
+
+def test_leaning_is_the_mean_over_rows_that_see_a_token():
+    drop_sq = np.array([[2.0, -4.0], [0.0, 3.0], [0.5, 7.0]])
+    np.testing.assert_allclose(leaned_on(drop_sq, np.array([0, 1])), [3.0, 3.0, 0.0])

@@ -47,7 +47,7 @@ def test_one_clear_error_for_each_bad_call(qwen_vlm):
     with pytest.raises(ConfigError, match="did you mean 'heads'"):
         ask(IMAGES[0][0], PROMPTS[0], head=())
     with pytest.raises(ConfigError, match="contribution must be one of"):
-        ask(IMAGES[0][0], PROMPTS[0], contribution="erasure")
+        ask(IMAGES[0][0], PROMPTS[0], contribution="erased")
     steered = qwen_vlm.apply("adhh", heads="all")
     with pytest.raises(ConfigError, match="this model is steered"):
         vlm_jax.explain(steered, "masses", IMAGES[0][0], PROMPTS[0])

@@ -57,10 +57,13 @@ def test_editing_is_told_with_its_intervals(subject):
 def test_patterns_of_a_model_with_itself_are_equal(subject, tiny_llava):
     same = found("patterns", subject, other=str(tiny_llava), count=2)
     np.testing.assert_allclose(same.cosine_eh, 1, atol=1e-5)
+    np.testing.assert_allclose(same.divergence_eh, 0, atol=1e-6)
     assert list(same.by_set()) == ["sensitive", "insensitive", "random, of the same layers"]
     blind = found("patterns", subject, count=2)
     assert blind.cosine_eh.shape == (2, 6)
     assert (blind.cosine_eh < 0.99999).all()
+    assert (blind.divergence_eh < np.log(2)).all()
+    assert blind.divergence_eh.max() > 1e-3
     assert json.loads(json.dumps(blind.document()))["sets"]["sensitive"]["heads"] == [
         [1, 0],
         [2, 3],

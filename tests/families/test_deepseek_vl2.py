@@ -74,6 +74,15 @@ def test_token_counts_at_the_released_size(width, height, tiles, tokens):
     assert (extent.slots_m == -2).sum() == 1
     used = np.sort(extent.slots_m[extent.slots_m >= 0])
     np.testing.assert_array_equal(used, np.arange(196 * extent.groups))
+    regions_m4 = cut.regions(width, height)
+    np.testing.assert_array_equal(np.isnan(regions_m4).any(1), extent.slots_m < 0)
+    whole, tiled = regions_m4[:210], regions_m4[211:]
+    pixels, picture_size = np.array(cut.resized(width, height)), np.array([width, height])
+    canvas = pixels * np.max(picture_size / pixels)
+    for view, size in ((whole, np.full(2, max(width, height))), (tiled, canvas)):
+        covers = np.nanmax(view[:, 2:], 0) - np.nanmin(view[:, :2], 0)
+        np.testing.assert_allclose(covers, size / picture_size)
+        np.testing.assert_allclose(np.nanmax(view[:, 2:], 0) + np.nanmin(view[:, :2], 0), 1)
     assert cut.among(2).extent(width, height).tokens == tokens
     assert cut.among(3).extent(width, height).tokens == 421
 

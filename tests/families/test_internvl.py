@@ -54,6 +54,13 @@ def test_token_counts_at_the_released_size(width, height, grid, tokens):
     cut = DynamicTiles(vision, DynamicTilesConfig(), None)
     assert cut.resized(width, height) == (448 * grid[0], 448 * grid[1])
     assert cut.extent(width, height).tokens == tokens
+    regions_m4 = cut.regions(width, height)
+    assert regions_m4.shape == (tokens, 4)
+    cell = 1 / (16 * grid[0]), 1 / (16 * grid[1])
+    np.testing.assert_allclose(regions_m4[0], [0, 0, *cell])
+    np.testing.assert_allclose(regions_m4[grid[0] * grid[1] * 256 - 1, 2:], [1, 1])
+    if grid != (1, 1):
+        np.testing.assert_allclose(regions_m4[-256], [0, 0, 1 / 16, 1 / 16])  # the thumbnail
 
 
 def tiny_released() -> dict:

@@ -184,6 +184,10 @@ def test_token_counts_at_the_released_size(width, height, grid, tokens):
     )
     assert cut.resized(width, height) == (grid[1] * 14, grid[0] * 14)
     assert cut.extent(width, height).tokens == tokens
+    regions_m4 = cut.regions(width, height)
+    assert len(regions_m4) == tokens
+    covered = np.clip(regions_m4[:, 2:], 0, 1) - regions_m4[:, :2]
+    np.testing.assert_allclose(covered.prod(1).sum(), 1)
     with pytest.raises(ValueError, match="512"):
         cut.extent(7168, 100)
 

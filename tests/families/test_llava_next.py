@@ -72,7 +72,13 @@ def test_pixels_and_packing_are_the_references(pair, size):
         [numbers], made["image_sizes"], "default", image_newline=torch.tensor([-1.0])
     )
     is_image = batch.kinds_bt[0] == Kind.IMAGE
-    np.testing.assert_array_equal(batch.slots_bt[0][is_image], packed[0][:, 0].numpy())
+    slots_m = batch.slots_bt[0][is_image]
+    np.testing.assert_array_equal(slots_m, packed[0][:, 0].numpy())
+    regions_m4 = pair.vlm.processor.regions(*size)
+    np.testing.assert_array_equal(np.isnan(regions_m4).any(1), slots_m < 0)
+    for view in (regions_m4[:16], regions_m4[16:]):  # both cover the picture once
+        sides_m2 = view[:, 2:] - view[:, :2]
+        np.testing.assert_allclose(np.nansum(sides_m2.prod(1)), 1)
 
 
 def test_the_newline_matters_and_padding_of_groups_does_not_move_it(pair):

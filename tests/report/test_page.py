@@ -3,8 +3,10 @@
 import html.parser
 import json
 import re
+from xml.etree import ElementTree
 
 import pytest
+from pypdf import PdfReader
 
 from tests.report.runs import HOSTILE, comparison, tallies, told_apart, write_run
 from vlm_jax.errors import UserError
@@ -12,6 +14,7 @@ from vlm_jax.evals.comparison import compare
 from vlm_jax.evals.results import Results
 from vlm_jax.report.page import page
 from vlm_jax.report.run import report_of
+from vlm_jax.report.sheet import sheets
 from vlm_jax.report.stored import StoredRuns, read_run
 from vlm_jax.report.tables import Table
 from vlm_jax.report.verdict import verdicts
@@ -96,11 +99,33 @@ def test_tables_and_heads_are_there(report):
 
 
 def test_other_formats(report, folder):
-    (tables,) = write_report(report, folder, ReportSettings(format="md"))
-    assert tables.read_text().startswith("# llava-0: arms and their controls")
-    figures = write_report(report, folder, ReportSettings(format="pdf"))
-    assert "The_say-less_frontier.pdf" in [path.name for path in figures]
-    assert all(path.read_bytes().startswith(b"%PDF") for path in figures)
+    tables, *figures = write_report(report, folder, ReportSettings(format="md"))
+    text = tables.read_text()
+    assert text.startswith("# llava-0: arms and their controls")
+    assert "![01_The_say-less_frontier](figures/01_The_say-less_frontier.svg)" in text
+    assert "### Change from the unedited model" in text
+    assert all(f"({one.relative_to(folder)})" in text for one in figures)
+    book, *parts = write_report(report, folder, ReportSettings(format="pdf"))
+    assert book.name == "report.pdf"
+    assert {"01_The_say-less_frontier.pdf", "01_Change_from_the_unedited_model.pdf"} <= {
+        path.name for path in parts
+    }
+    pages = PdfReader(book).pages
+    assert len(pages) == len(parts) == len(figures) + len(report.tables)
+    assert "Change from the unedited model" in pages[len(figures)].extract_text()
+
+
+def test_long_tables_go_on_on_the_next_sheet():
+    rows = [[f"row {n}", f"{n}.0"] for n in range(100)] + [["<b>&", "long " * 30]]
+    table = Table("Long", ["name", "value"], rows, ["A note."])
+    drawn = [one.svg() for one in sheets(table)]
+    assert len(drawn) == 3
+    assert "Long (2 of 3)" in drawn[1]
+    assert ["A note." in one for one in drawn] == [False, False, True]
+    assert "&lt;b&gt;&amp;" in drawn[2]
+    root = ElementTree.fromstring(drawn[2])
+    ends = [float(text.get("x")) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert max(ends) <= float(root.get("width"))
 
 
 def test_runs_side_by_side(folder, tmp_path):

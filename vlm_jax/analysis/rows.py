@@ -228,8 +228,8 @@ def imbalance(
 
     Args:
         weights_qhs: rows of heads.
-        contribution_hs: how much information a token holds for a head, such as
-            `AttentionRows.value_norms_hs`, or ones.
+        contribution_hs: how much information a token holds for a head at a row that sees it, such
+            as `AttentionRows.value_norms_hs`, ones, or `leaned_on`.
         query_q: indices of the rows, which see what is not behind them.
     """
     seen_s = (np.arange(weights_qhs.shape[-1]) <= np.asarray(query_q)[:, None]).sum(0)
@@ -238,6 +238,21 @@ def imbalance(
     share = lambda values: values / values.sum(-1, keepdims=True)
     found_hs = np.full(attention_hs.shape, np.nan)
     return np.divide(share(attention_hs), share(information_hs), out=found_hs, where=seen_s > 0)
+
+
+def leaned_on(
+    drop_sq: Float[np.ndarray, "S q"], query_q: Int[np.ndarray, " q"]
+) -> Float[np.ndarray, " S"]:
+    """Returns how much rows that see a token lean on it: the mean of |drop| over them.
+
+    Args:
+        drop_sq: by how much log P of each row's token changes without each token
+            (`erasure.TokenErasure`).
+        query_q: indices of the rows.
+    """
+    seen_sq = np.arange(len(drop_sq))[:, None] <= np.asarray(query_q)
+    total_s = np.sum(np.abs(np.asarray(drop_sq, np.float64)) * seen_sq, axis=1)
+    return total_s / np.maximum(seen_sq.sum(1), 1)
 
 
 def block_cosines(
@@ -250,3 +265,25 @@ def block_cosines(
     )
     size = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return np.sum(one * other, axis=1) / np.where(size > 0, size, 1)
+
+
+def block_divergences(
+    one_qhs: Float[np.ndarray, "q h S"], other_qhs: Float[np.ndarray, "q h S"]
+) -> Float[np.ndarray, " h"]:
+    """Returns how far each head's rows differ: the mean Jensen-Shannon divergence, in nats.
+
+    Rows are scaled to sum to 1 first. 0 is the same rows, log 2 is rows that share no key.
+    """
+
+    def share(rows_qhs: np.ndarray) -> np.ndarray:
+        rows_qhs = np.asarray(rows_qhs, np.float64)
+        return rows_qhs / rows_qhs.sum(-1, keepdims=True)
+
+    one, other = share(one_qhs), share(other_qhs)
+    middle = (one + other) / 2
+
+    def from_middle(rows: np.ndarray) -> np.ndarray:
+        ratio = np.divide(rows, middle, out=np.ones_like(rows), where=rows > 0)
+        return np.sum(rows * np.log(ratio), axis=-1)
+
+    return np.mean((from_middle(one) + from_middle(other)) / 2, axis=0)

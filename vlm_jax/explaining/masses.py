@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax.analysis.ablation import Places
 from vlm_jax.analysis.effects import spearman
-from vlm_jax.analysis.rows import KINDS, AttentionRows, RowReader, dominance, imbalance
+from vlm_jax.analysis.erasure import TokenErasure
+from vlm_jax.analysis.rows import (
+    KINDS,
+    AttentionRows,
+    RowReader,
+    dominance,
+    imbalance,
+    leaned_on,
+)
 from vlm_jax.errors import ConfigError
 from vlm_jax.explaining.base import Analysis, Subject, read_answers
 from vlm_jax.report.tables import Table
@@ -18,6 +27,7 @@ from vlm_jax.steering.named import IDENTIFIED, resolve_heads
 CONTRIBUTIONS = {
     "value": "||W_O v|| of the token, what a unit of attention there adds",
     "uniform": "the same for every token",
+    "erasure": "by how much the answer's log-probabilities change where no row sees it",
 }
 _TOP = 8  # tokens of a table
 
@@ -33,7 +43,8 @@ class MassesSettings:
             set's sensitive heads, or (layer, head) pairs; () is none.
         count: how many of a set.
         contribution: a word of `CONTRIBUTIONS`, the information that the imbalance compares with.
-            No open source defines it.
+            No open source defines it. "erasure" reads the sequence once more for each of its
+            tokens.
         maps: steps of an answer whose rows of these heads are kept whole; () keeps none.
     """
 
@@ -192,7 +203,7 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
     heads = _heads(subject, settings, sets)
     if settings.maps and not heads:
         raise ConfigError("maps keeps rows of the heads that are named; name some by heads.")
-    reader = RowReader(subject.config)
+    reader, erasure = RowReader(subject.config), TokenErasure(subject.config)
     found = []
     read = read_answers(subject, settings.answers, settings.max_new_tokens)
     for example, answer, batch, query_q in read:
@@ -208,6 +219,11 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
         information = rows.value_norms_hs
         if settings.contribution == "uniform":
             information = np.ones(information.shape)
+        elif settings.contribution == "erasure" and heads:
+            targets = np.asarray(answer.tokens, np.int32)
+            places = Places(np.zeros_like(targets), query_q.astype(np.int32), targets)
+            information = leaned_on(erasure(model.params, batch, places), query_q)
+            information = np.broadcast_to(information, rows.value_norms_hs.shape)
         found.append(
             ReadAnswer(
                 str(example.id),

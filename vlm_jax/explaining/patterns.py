@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.analysis.rows import RowReader, block_cosines
+from vlm_jax.analysis.rows import RowReader, block_cosines, block_divergences
 from vlm_jax.api import VLM
 from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
@@ -41,22 +41,27 @@ class PatternsSettings:
 
 @dataclasses.dataclass(frozen=True)
 class FoundPatterns:
-    """Cosines of heads' patterns.
+    """How alike heads' patterns are.
 
     Attributes:
         other: what the model was compared with.
         sets: name -> heads.
-        cosine_eh: of each answer and head, the heads of all sets in order.
+        cosine_eh: of each answer and head, the heads of all sets in order: how alike the weights
+            are that the answer's tokens give one another.
+        divergence_eh: how far whole rows of the answer's tokens are apart, in nats; of the weights
+            that they give one another alone where the models read different prompts.
     """
 
     other: str
     sets: Mapping[str, Sequence[Head]]
     cosine_eh: np.ndarray
+    divergence_eh: np.ndarray
 
-    def by_set(self) -> dict[str, np.ndarray]:
-        """Returns the cosines of each set, [answers, heads]."""
+    def by_set(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns cosines and divergences of each set, [answers, heads]."""
         ends = np.cumsum([len(heads) for heads in self.sets.values()])[:-1]
-        return dict(zip(self.sets, np.split(self.cosine_eh, ends, axis=1)))
+        split = [np.split(a, ends, axis=1) for a in (self.cosine_eh, self.divergence_eh)]
+        return dict(zip(self.sets, zip(*split)))
 
     def document(self) -> dict[str, Any]:
         """See `Finding`."""
@@ -65,27 +70,33 @@ class FoundPatterns:
             "sets": {
                 name: {
                     "heads": [list(head) for head in self.sets[name]],
-                    "cosine": values.round(6).tolist(),
-                    "mean": float(values.mean()),
+                    "cosine": cosine.round(6).tolist(),
+                    "divergence": divergence.round(6).tolist(),
+                    "mean": float(cosine.mean()),
+                    "mean_divergence": float(divergence.mean()),
                 }
-                for name, values in self.by_set().items()
+                for name, (cosine, divergence) in self.by_set().items()
             },
         }
 
     def tables(self) -> list[Table]:
         """See `Finding`."""
         rows = []
-        for name, values_eh in self.by_set().items():
-            mean_e = values_eh.mean(1)
-            spread = f"{mean_e.std(ddof=1):.3f}" if len(mean_e) > 1 else "-"
-            ends = f"{values_eh.mean(0).min():.3f} to {values_eh.mean(0).max():.3f}"
-            rows.append([name, str(values_eh.shape[1]), f"{mean_e.mean():.3f}", spread, ends])
+        spread = lambda mean_e: f"{mean_e.std(ddof=1):.3f}" if len(mean_e) > 1 else "-"
+        for name, (cosine_eh, divergence_eh) in self.by_set().items():
+            ends = f"{cosine_eh.mean(0).min():.3f} to {cosine_eh.mean(0).max():.3f}"
+            rows.append([name, str(cosine_eh.shape[1])])
+            rows[-1] += [f"{cosine_eh.mean():.3f}", spread(cosine_eh.mean(1)), ends]
+            rows[-1] += [f"{divergence_eh.mean():.4f}", spread(divergence_eh.mean(1))]
         headers = ["set", "heads", "cosine", "deviation over answers", "heads from, to"]
-        note = (
+        headers += ["JSD", "deviation over answers"]
+        notes = [
             "Cosine of the weights that the answer's tokens give one another, both models reading "
-            "the same answer; 1 is the same pattern up to the mass that the answer gets."
-        )
-        return [Table(f"How alike heads attend: against {self.other}", headers, rows, [note])]
+            "the same answer; 1 is the same pattern up to the mass that the answer gets.",
+            "JSD: Jensen-Shannon divergence of the rows of these tokens in nats, 0 to 0.693; of "
+            "whole rows where both models read the same prompt.",
+        ]
+        return [Table(f"How alike heads attend: against {self.other}", headers, rows, notes)]
 
 
 def run(subject: Subject, settings: PatternsSettings) -> FoundPatterns:
@@ -105,25 +116,31 @@ def run(subject: Subject, settings: PatternsSettings) -> FoundPatterns:
         )
     first = RowReader(subject.config)
     second = first if other is None else RowReader(other.config)
-    found = []
+    cosines, divergences = [], []
     read = read_answers(subject, settings.answers, settings.max_new_tokens)
     for example, answer, batch, _ in read:
-        own = _block(first, subject.model(), batch, len(answer.tokens), heads)
+        count = len(answer.tokens)
+        own, own_block = _rows(first, subject.model(), batch, count, heads)
         model = other or subject.model()
         images = [list(example.images)] if other is not None else None
         asked = images, [example.prompt], [answer.tokens]
         theirs = model.processor.batch_answers(*asked)[0]
-        found.append(block_cosines(own, _block(second, model, theirs, len(answer.tokens), heads)))
+        rows, block = _rows(second, model, theirs, count, heads)
+        same = other is not None and rows.shape == own.shape
+        cosines.append(block_cosines(own_block, block))
+        divergences.append(block_divergences(*((own, rows) if same else (own_block, block))))
     name = settings.other or "itself without images"
-    return FoundPatterns(name, sets, np.stack(found))
+    return FoundPatterns(name, sets, np.stack(cosines), np.stack(divergences))
 
 
-def _block(
+def _rows(
     reader: RowReader, model: VLM, batch: Batch, count: int, heads: Sequence[Head]
-) -> np.ndarray:
-    """The weights [q, h, q] that the answer's tokens, which come last, give one another."""
-    place_q = int(np.asarray(batch.lengths_b)[0]) - count + np.arange(count)
-    return reader(model.params, batch, place_q, heads).weights_qhs[..., place_q]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [q, h, S] of the answer's tokens, which come last, and what they give one another."""
+    length = int(np.asarray(batch.lengths_b)[0])
+    place_q = length - count + np.arange(count)
+    rows_qhs = reader(model.params, batch, place_q, heads).weights_qhs[..., :length]
+    return rows_qhs, rows_qhs[..., place_q]
 
 
 def _sets(subject: Subject, settings: PatternsSettings) -> dict[str, tuple[Head, ...]]:

@@ -37,11 +37,13 @@ class Watch:
         hidden: levels of the residual stream: 0 is the embeddings, j what layer j - 1 left; the
             highest is what the final norm reads.
         weights: layers whose attention weights are kept, the largest over heads.
+        heads: layers whose attention weights are kept, head by head.
         masses: whether masses of attention are read where nothing is steered too.
     """
 
     hidden: tuple[int, ...] = ()
     weights: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
     masses: bool = False
 
 
@@ -55,11 +57,13 @@ class Watched:
         hidden_bjd: [B, J, D] the residual stream at the levels of `Watch.hidden`.
         weights_bjs: float32 [B, J, S] for the layers of `Watch.weights`, over the keys of all
             segments: the prompt's, then the slots of new tokens.
+        heads_bjns: float32 [B, J, N, S] the same for the layers of `Watch.heads`, of each head.
     """
 
     readings: Readings | None = None
     hidden_bjd: Any = None
     weights_bjs: Any = None
+    heads_bjns: Any = None
 
 
 @dataclasses.dataclass
@@ -124,6 +128,7 @@ class Hooks:
     steer: Steer | None = None
     _hidden: dict[int, Array] = dataclasses.field(default_factory=dict)
     _weights: dict[int, Array] = dataclasses.field(default_factory=dict)
+    _heads: dict[int, Array] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -157,7 +162,7 @@ class Hooks:
 
     def attention(self, layer: int) -> Attend | None:
         """Returns how a layer attends; None: plainly."""
-        if layer not in self.watch.weights:
+        if layer not in (*self.watch.weights, *self.watch.heads):
             return self.attend
         return functools.partial(self._attend_watched, layer)
 
@@ -181,8 +186,12 @@ class Hooks:
         if self.steer is not None:
             join = lambda *layers: jnp.stack(layers, axis=1)
             readings = jax.tree.map(join, *self.steer.readings)
-        hidden, weights = self.watch.hidden, self.watch.weights
-        return Watched(readings, stack(self._hidden, hidden), stack(self._weights, weights))
+        return Watched(
+            readings,
+            stack(self._hidden, self.watch.hidden),
+            stack(self._weights, self.watch.weights),
+            stack(self._heads, self.watch.heads),
+        )
 
     def _attend_watched(
         self,
@@ -196,7 +205,11 @@ class Hooks:
     ) -> Array:
         last_queries = jax.tree.map(self._last, queries)
         last = row_logits(self._last(q_btnh), segments, last_queries, scale)
-        self._weights[layer] = jnp.max(jax.nn.softmax(last, axis=-1), axis=1)
+        weights_bns = jax.nn.softmax(last, axis=-1)
+        if layer in self.watch.weights:
+            self._weights[layer] = jnp.max(weights_bns, axis=1)
+        if layer in self.watch.heads:
+            self._heads[layer] = weights_bns
         plain = self.attend or attend
         return plain(q_btnh, segments, queries, causal=causal, scale=scale)
 

@@ -121,6 +121,10 @@ class Processor:
             **options,
         )
 
+    def regions(self, width: int, height: int) -> np.ndarray | None:
+        """Returns what each token of a sample's only image covers; see `Cutter.regions`."""
+        return self._cut.among(1).regions(width, height)
+
     def template(self, prompt: Turns, images: int = 0) -> str:
         """Returns a user's turn with `images` images as the chat template writes it."""
         return self._chat.render(prompt, images)

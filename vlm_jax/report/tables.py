@@ -70,9 +70,9 @@ class Table:
         return render("table.html.jinja", table=self)
 
 
-def markdown(title: str, tables: Sequence[Table]) -> str:
-    """Tables under a title, as Markdown."""
-    return "\n".join([f"# {title}", "", *(table.markdown() for table in tables)])
+def markdown(title: str, tables: Sequence[Table], before: Sequence[str] = ()) -> str:
+    """Tables under a title, as Markdown, behind other parts of it."""
+    return "\n".join([f"# {title}", "", *before, *(table.markdown() for table in tables)])
 
 
 def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:

@@ -30,6 +30,7 @@ from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import provenance
 from vlm_jax.study.say_less import SayLess
 from vlm_jax.study.session import Measured, Session
+from vlm_jax.treatments import TwoPasses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +132,12 @@ def _keep_attention(
     workdir: pathlib.Path,
     settings: reports.ReportSettings,
 ) -> None:
-    """Writes where the model, and edits of it that are no controls, looked."""
+    """Writes where the model and its arms looked, without controls and arms of two passes."""
     models = {
         arm.name: arm.draws[0].apply(session.model, found.measured.planned)
         for arm in found.arms
-        if not arm.is_control and arm.draws[0].steering is None and arm.draws[0].strategy is None
+        if not arm.is_control
+        and not any(isinstance(one, TwoPasses) for one in arm.draws[0].treatments)
     }
     reports.keep_attention(workdir, benchmarks, models, settings)
 

@@ -5,6 +5,7 @@ over the image's tokens is kept as bytes: the mean of every head of some layers,
 """
 
 import base64
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,12 +16,16 @@ from PIL import Image
 from vlm_jax.analysis.mentions import token_spans
 from vlm_jax.analysis.rows import RowReader
 from vlm_jax.api import VLM
-from vlm_jax.batch import Kind
+from vlm_jax.asking import all_steering, reading_masses
+from vlm_jax.batch import Batch, Kind
 from vlm_jax.errors import PromptError
 from vlm_jax.evals.base import Example, Suite
+from vlm_jax.masses import replayed
 from vlm_jax.processing import Processor
 from vlm_jax.report.stored import Rows
 from vlm_jax.steering.heads import Head
+
+_MOST_CELLS = 24  # of a side of a map, or a page would be large
 
 Looked = dict[str, Any]
 """`maps` by name; `images`: id -> its grid of tokens and the box of the picture that it covers; and
@@ -40,7 +45,8 @@ def look(
     """Reads captions again; None where there is none with an object word and one picture.
 
     Args:
-        models: arm -> an unsteered model, all of one architecture.
+        models: arm -> its model, all of one architecture; none that classifies heads in a pass of
+            its own.
         suite: whose examples were captioned.
         rows: arm -> what was found in its captions.
         shown: ids of the examples that the report shows.
@@ -49,20 +55,20 @@ def look(
         heads: such as the sensitive ones.
     """
     first = next(iter(models.values()))
-    depth, width = first.config.decoder.num_layers, first.config.decoder.num_heads
-    layers = [n * depth // min(maps, depth) for n in range(min(maps, depth))]
-    asked = [*((layer, head) for layer in layers for head in range(width)), *heads[:maps]]
-    reader, known = RowReader(first.config), {one.id: one for one in suite.examples()}
+    depth = first.config.decoder.num_layers
+    layers = tuple(n * depth // min(maps, depth) for n in range(min(maps, depth)))
+    look_at = _Maps(layers, tuple(heads[:maps]), RowReader(first.config))
+    known = {one.id: one for one in suite.examples()}
     found: Looked = {
         "maps": [f"layer {layer}, mean of its heads" for layer in layers]
-        + [f"layer {layer}, head {head}" for layer, head in heads[:maps]],
+        + [f"layer {layer}, head {head}" for layer, head in look_at.heads],
         "images": {},
         "arms": {name: {} for name in models},
     }
     for key in [key for key in shown if key in known][:count]:
         for name, model in models.items():
             row = rows.get(name, {}).get(key, {})
-            read = _read(model, reader, known[key], row, asked, len(layers))
+            read = _read(model, look_at, known[key], row)
             if read is not None:
                 found["images"][str(key)], found["arms"][name][str(key)] = read
     return found if found["images"] else None
@@ -74,20 +80,52 @@ def _words(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     return sorted((word["start"], word["end"]) for word in named)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Maps:
+    """What is kept of a step: the mean of every head of some layers, and single heads."""
+
+    layers: tuple[int, ...]
+    heads: tuple[Head, ...]
+    reader: RowReader
+
+    def of_rows(
+        self, model: VLM, batch: Batch, query_q: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Maps [q, maps, S] and masses [q, L, N, 3] of rows of an answer behind its prompt."""
+        width = model.config.decoder.num_heads
+        every = [(layer, head) for layer in self.layers for head in range(width)]
+        read = self.reader(model.params, batch, query_q, (*every, *self.heads))
+        weights_qhs = np.asarray(read.weights_qhs, np.float32)
+        shape = len(query_q), len(self.layers), width, -1
+        means_qms = weights_qhs[:, : len(every)].reshape(shape).mean(2)
+        singles_qms = weights_qhs[:, len(every) :]
+        return np.concatenate([means_qms, singles_qms], axis=1), read.masses_qlnc
+
+    def of_steps(
+        self, model: VLM, example: Example, tokens: Sequence[int], steps: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same of a steered model's decode steps."""
+        steering = all_steering(model, reading_masses(model))
+        assert steering is not None
+        asked = list(example.images), example.prompt, steering
+        masses_tlnc, maps_tms = replayed(model, tokens, *asked, self.layers, self.heads)
+        return maps_tms[steps], masses_tlnc[steps]
+
+    def masses(self, masses_qlnc: np.ndarray) -> np.ndarray:
+        """[q, maps, 3] masses of the mean of each layer's heads, and of single heads."""
+        own = [masses_qlnc[:, layer].mean(1) for layer in self.layers]
+        single = [masses_qlnc[:, layer, head] for layer, head in self.heads]
+        return np.stack([*own, *single], axis=1)
+
+
 def _read(
-    model: VLM,
-    reader: RowReader,
-    example: Example,
-    row: Mapping[str, Any],
-    heads: Sequence[Head],
-    layers: int,
+    model: VLM, look_at: _Maps, example: Example, row: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """The grid of a caption's image and the caption's words; None where there is no such thing."""
     words = _words(row)
     if not words or len(example.images) != 1:
         return None
-    text = row["answer"]
-    tokenizer = model.processor.tokenizer
+    text, tokenizer = row["answer"], model.processor.tokenizer
     tokens = tokenizer.encode(text, add_special_tokens=False)
     try:
         batch, starts_b = model.processor.batch_answers(
@@ -95,27 +133,24 @@ def _read(
         )
     except PromptError:
         return None
-    on_image_s = np.asarray(batch.kinds_bt[0]) == Kind.IMAGE
     picture = example.images[0]
     size = picture.size if isinstance(picture, Image.Image) else _size(picture)
-    grid = _grid(np.asarray(batch.positions_bt3[0])[on_image_s])
-    if grid is None or size is None:
-        return None
     steps = list(_steps(words, token_spans(tokenizer, tokens, text)))
-    if not steps:
+    on_image_s = np.asarray(batch.kinds_bt[0]) == Kind.IMAGE
+    placed = None if size is None else _placed(model, size, batch, on_image_s)
+    if not steps or placed is None:
         return None
-    query_q = np.array([starts_b[0] - 1 + index for _, _, index in steps])
-    read = reader(model.params, batch, query_q, tuple(heads))
-    weights_qhs = np.asarray(read.weights_qhs, np.float32)[:, :, : len(on_image_s)]
-    width = model.config.decoder.num_heads
-    means = [
-        weights_qhs[:, n * width : (n + 1) * width].mean(1, keepdims=True) for n in range(layers)
-    ]
-    maps_qms = np.concatenate([*means, weights_qhs[:, layers * width :]], axis=1)[..., on_image_s]
-    masses_qmc = _masses(read.masses_qlnc, heads, layers, width)
-    seen = {"grid": list(grid), "box": _box(size, grid, model.processor)}
+    seen, onto_mg = placed
+    index_q = np.array([index for _, _, index in steps])
+    if model.steering is None:
+        maps_qms, masses_qlnc = look_at.of_rows(model, batch, starts_b[0] - 1 + index_q)
+    else:
+        maps_qms, masses_qlnc = look_at.of_steps(model, example, tokens, index_q)
+    # The image comes before the answer, so its places are those of the prompt alone.
+    maps_qmg = maps_qms[..., np.flatnonzero(on_image_s)] @ onto_mg
+    masses_qmc = look_at.masses(np.asarray(masses_qlnc, np.float32))
     return seen, [
-        {"start": start, "end": end, **_packed(maps_qms[n], masses_qmc[n])}
+        {"start": start, "end": end, **_packed(maps_qmg[n], masses_qmc[n])}
         for n, (start, end, _) in enumerate(steps)
     ]
 
@@ -130,14 +165,6 @@ def _steps(
             yield start, end, inside[0]
 
 
-def _masses(masses_qlnc: np.ndarray, heads: Sequence[Head], layers: int, width: int) -> np.ndarray:
-    """[q, maps, 3] masses of the mean of each layer's heads, and of single heads."""
-    masses = np.asarray(masses_qlnc, np.float32)
-    own = [masses[:, heads[n * width][0]].mean(1) for n in range(layers)]
-    single = [masses[:, layer, head] for layer, head in heads[layers * width :]]
-    return np.stack([*own, *single], axis=1)
-
-
 def _packed(maps_ms: np.ndarray, masses_mc: np.ndarray) -> dict[str, Any]:
     peak_m = maps_ms.max(1)
     scaled = maps_ms / np.where(peak_m > 0, peak_m, 1)[:, None]
@@ -149,10 +176,44 @@ def _packed(maps_ms: np.ndarray, masses_mc: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _placed(
+    model: VLM, size: tuple[int, int], batch: Batch, on_image_s: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray] | None:
+    """An image's grid and box, and how much of each token falls on each cell, [tokens, cells]."""
+    regions_m4 = model.processor.regions(*size)
+    if regions_m4 is not None:
+        grid, onto_mg = _onto_grid(regions_m4)
+        return {"grid": list(grid), "box": [0, 0, 1, 1]}, onto_mg
+    grid = _grid(np.asarray(batch.positions_bt3[0])[on_image_s])
+    if grid is None:
+        return None
+    box = _box(size, grid, model.processor)
+    return {"grid": list(grid), "box": box}, np.eye(int(np.sum(on_image_s)), dtype=np.float32)
+
+
+def _onto_grid(regions_m4: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
+    """A grid as fine as the smallest token, and the share of each token on each cell.
+
+    Learned tokens fall on none, and what covers padding is lost. Tokens over the left half, the
+    right half and all of a picture, two cells: [[1, 0], [0, 1], [.5, .5]].
+    """
+    left, top, right, bottom = np.asarray(regions_m4, np.float64).T
+    finest = [np.nanmin(bottom - top), np.nanmin(right - left)]
+    rows, cols = (min(_MOST_CELLS, max(1, round(1 / side))) for side in finest)
+
+    def shares(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
+        ends = np.linspace(0, 1, count + 1)
+        inside = np.minimum(high[:, None], ends[1:]) - np.maximum(low[:, None], ends[:-1])
+        return np.nan_to_num(np.maximum(inside, 0) / (high - low)[:, None])
+
+    onto_mrc = shares(top, bottom, rows)[:, :, None] * shares(left, right, cols)[:, None]
+    return (rows, cols), onto_mrc.reshape(len(regions_m4), -1).astype(np.float32)
+
+
 def _grid(positions_m3: np.ndarray) -> tuple[int, int] | None:
     """Rows and columns of an image's tokens, by their rotary positions or as a square.
 
-    None where they are neither, as those of tiles.
+    None where they are neither, as those of a Q-Former.
     """
     count = len(positions_m3)
     rows, cols = (len(np.unique(positions_m3[:, axis])) for axis in (1, 2))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_jax.api import VLM
@@ -12,6 +12,7 @@ from vlm_jax.files import replace_file, slug
 from vlm_jax.report.charts import Chart
 from vlm_jax.report.examples import gallery_of
 from vlm_jax.report.run import Report, report_of
+from vlm_jax.report.sheet import Sheet, bound, sheets
 from vlm_jax.report.stored import (
     ATTENTION,
     EDITS,
@@ -29,7 +30,7 @@ from vlm_jax.study.arms import Arm, Planned
 from vlm_jax.study.looking import look
 
 FORMATS = ("html", "md", "pdf", "png", "svg")
-FIGURES = "figures"
+FIGURES, TABLES = "figures", "tables"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,9 @@ class ReportSettings:
     """What `config.report` says.
 
     Attributes:
-        format: "html" is a page, with its tables in Markdown beside it; "md" the tables alone;
-            "pdf", "png" and "svg" each chart as a file, for a paper.
+        format: "html" is a page, with its tables in Markdown beside it; "md" the tables with
+            links to the charts; "pdf", "png" and "svg" each chart and each table as a file, for a
+            paper, and "pdf" all of them as the pages of one more.
         attention: captions of each benchmark whose object words show where the model looked when
             it chose them; 0 reads none.
         maps: at most so many layers, and so many heads, of these pictures.
@@ -102,7 +104,7 @@ def keep_attention(
     Args:
         workdir: of a run, with its galleries.
         benchmarks: that were asked.
-        models: arm -> its model, unsteered.
+        models: arm -> its model.
         settings: how many captions.
     """
     run = read_run(workdir)
@@ -135,26 +137,43 @@ def write_report(
     report: Report, folder: pathlib.Path, settings: ReportSettings, name: str = "report"
 ) -> list[pathlib.Path]:
     """Writes a report in the format that is wanted; returns its files."""
-    tables = folder / f"{name}.md"
+    words = folder / f"{name}.md"
     files: list[tuple[pathlib.Path, str | bytes]] = []
     if settings.format == "html":
         files.append((folder / f"{name}.html", report.text))
-    if settings.format in ("html", "md"):
-        files.append((tables, markdown(report.title, report.tables)))
+        files.append((words, markdown(report.title, report.tables)))
+    elif settings.format == "md":
+        figures = _drawn(FIGURES, _charts(report), "svg")
+        shown = [f"![{path.stem}]({path.as_posix()})\n" for path, _ in figures]
+        files.append((words, markdown(report.title, report.tables, shown)))
+        files += [(folder / path, content) for path, content in figures]
     else:
-        files += [
-            (folder / FIGURES / f"{slug(one.heading)}.{settings.format}", drawn)
-            for one, drawn in _drawn(report, settings.format)
-        ]
+        parts = [(table.title, part) for table in report.tables for part in sheets(table)]
+        drawn = _drawn(FIGURES, _charts(report), settings.format)
+        drawn += _drawn(TABLES, parts, settings.format)
+        if settings.format == "pdf":
+            files.append((folder / f"{name}.pdf", bound([content for _, content in drawn])))
+        files += [(folder / path, content) for path, content in drawn]
     for path, content in files:
         replace_file(path, content)
     return [path for path, _ in files]
 
 
-def _drawn(report: Report, kind: str) -> Iterable[tuple[Any, bytes]]:
-    for section in report.sections:
-        if isinstance(section.body, Chart):
-            yield section, section.body.image(kind)
+def _charts(report: Report) -> list[tuple[str, Chart | Sheet]]:
+    return [(one.heading, one.body) for one in report.sections if isinstance(one.body, Chart)]
+
+
+def _drawn(
+    where: str, drawings: Sequence[tuple[str, Chart | Sheet]], kind: str
+) -> list[tuple[pathlib.PurePosixPath, bytes]]:
+    """Drawings with their headings as files, numbered in their order."""
+    return [
+        (
+            pathlib.PurePosixPath(where, f"{number:02d}_{slug(heading)[:80]}.{kind}"),
+            drawing.image(kind),
+        )
+        for number, (heading, drawing) in enumerate(drawings, 1)
+    ]
 
 
 def _json(document: Any) -> str:

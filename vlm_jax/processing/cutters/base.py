@@ -98,6 +98,14 @@ class Cutter(Protocol):
         """Returns what an image of a size becomes; raises ValueError where it cannot be cut."""
         ...
 
+    def regions(self, width: int, height: int) -> np.ndarray | None:
+        """Returns what each image token covers, [tokens, 4]: left, top, right, bottom.
+
+        They are shares of the picture, outside 0 to 1 where a token covers padding; NaN for learned
+        tokens. None where tokens are one grid, which positions or their number tell.
+        """
+        return None
+
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, normalises and cuts up one image; raises ValueError where that is impossible."""
         ...
@@ -114,6 +122,19 @@ def row_major(rows: int, cols: int) -> Layout:
     for array in (layout.index_gu, layout.positions_gu2, layout.slots_m):
         array.flags.writeable = False  # shared by every image of this size
     return layout
+
+
+def grid_regions(
+    rows: int, cols: int, box: tuple[float, float, float, float] = (0, 0, 1, 1)
+) -> np.ndarray:
+    """Returns the cells of a grid over a box, row by row, [rows * cols, 4].
+
+    grid_regions(1, 2) is [[0, 0, .5, 1], [.5, 0, 1, 1]].
+    """
+    left, top, right, bottom = box
+    x, y = np.linspace(left, right, cols + 1), np.linspace(top, bottom, rows + 1)
+    row, col = np.mgrid[:rows, :cols].reshape(2, -1)
+    return np.stack([x[col], y[row], x[col + 1], y[row + 1]], axis=1)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 
 from vlm_jax.config import NativeVitConfig
-from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, to_rgb
+from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, grid_regions, to_rgb
 from vlm_jax.processing.cutters.windows import RUN, run_layout
 
 MOST_PATCHES = 512
@@ -62,6 +62,12 @@ class Padded(Cutter):
         merge = self.config.merge_size
         layout = run_layout(high, wide, merge)
         return Extent((high // merge, wide // merge), len(layout.index_gu), layout.slots_m)
+
+    def regions(self, width: int, height: int) -> np.ndarray:
+        """Returns what each image token covers, padding right and below."""
+        rows, cols = self.extent(width, height).grid
+        (wide, high), scaled = self.resized(width, height), self._scaled(width, height)
+        return grid_regions(rows, cols, (0, 0, wide / scaled[0], high / scaled[1]))
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, pads, normalises and cuts up one image."""

@@ -1,6 +1,7 @@
 """Images cut into square tiles, each a group of its own, beside a view of the whole image."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,14 @@ import PIL.ImageOps
 
 from vlm_jax.config import AnyResConfig, DynamicTilesConfig, VitConfig
 from vlm_jax.errors import CheckpointError
-from vlm_jax.processing.cutters.base import Cutter, Extent, Patches, row_major, to_rgb
+from vlm_jax.processing.cutters.base import (
+    Cutter,
+    Extent,
+    Patches,
+    grid_regions,
+    row_major,
+    to_rgb,
+)
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -78,6 +86,12 @@ class AnyRes(Cutter):
         high, wide = _resolution(width, height, self._pinpoints)
         grid, slots = any_res_tokens(width, height, self.config, AnyResConfig(self._pinpoints))
         return Extent(grid, 1 + (high // size) * (wide // size), slots)
+
+    def regions(self, width: int, height: int) -> np.ndarray:
+        """Returns what each image token covers: the whole view, then the covered map."""
+        side = self.config.image_size // self.config.patch_size
+        rows, cols = self.extent(width, height).grid
+        return np.concatenate([grid_regions(side, side), _ended(rows, cols - 1)])
 
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, pads, normalises and cuts up one image."""
@@ -183,6 +197,15 @@ class DynamicTiles(Cutter):
         slots = np.arange(groups * self.slots_per_group, dtype=np.int32)
         return Extent((groups, self.slots_per_group), groups, slots)
 
+    def regions(self, width: int, height: int) -> np.ndarray:
+        """Returns what each image token covers, tile by tile."""
+        cols, rows = self._grid(width, height)
+        side = math.isqrt(self.slots_per_group)
+        boxes = [tuple(box) for box in grid_regions(rows, cols)]
+        if self.extent(width, height).groups > len(boxes):
+            boxes.append((0, 0, 1, 1))  # the thumbnail
+        return np.concatenate([grid_regions(side, side, box) for box in boxes])
+
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Resizes, cuts and normalises one image."""
         side = self.config.image_size
@@ -263,6 +286,17 @@ class ViewTiles(Cutter):
         slots = _views(rows, cols, self._side)
         return Extent((1, len(slots)), 1 + rows * cols, slots)
 
+    def regions(self, width: int, height: int) -> np.ndarray:
+        """Returns what each image token covers: both views, padding around the picture."""
+        wide, high = self.resized(width, height)
+        size, side = self.config.image_size, self._side
+        rows, cols = side * (high // size), side * (wide // size)
+        whole = _ended(side, side, _padded(width, height, 1, 1))
+        separator = np.full((1, 4), np.nan)
+        return np.concatenate(
+            [whole, separator, _ended(rows, cols, _padded(width, height, wide, high))]
+        )
+
     def __call__(self, image: PIL.Image.Image) -> Patches:
         """Pads, cuts up and normalises one image."""
         size = self.config.image_size
@@ -280,6 +314,25 @@ class ViewTiles(Cutter):
         mean, std = np.asarray(self._mean, np.float32), np.asarray(self._std, np.float32)
         pixels = (levels - mean) / std
         return tile_patches(pixels.transpose(0, 3, 1, 2), self.config.patch_size)
+
+
+def _ended(
+    rows: int, cols: int, box: tuple[float, float, float, float] = (0, 0, 1, 1)
+) -> np.ndarray:
+    """Cells of a grid row by row, a learned newline behind each row, [rows * (cols + 1), 4]."""
+    cells = grid_regions(rows, cols, box).reshape(rows, cols, 4)
+    newline = np.full((rows, 1, 4), np.nan)
+    return np.concatenate([cells, newline], axis=1).reshape(-1, 4)
+
+
+def _padded(width: int, height: int, wide: int, high: int) -> tuple[float, float, float, float]:
+    """What a canvas of another shape covers of a picture in its middle, as shares of it.
+
+    A picture of 200 x 100 on a square canvas: (0, -.5, 1, 1.5).
+    """
+    scale = min(wide / width, high / height)
+    x, y = (wide / scale / width - 1) / 2, (high / scale / height - 1) / 2
+    return -x, -y, 1 + x, 1 + y
 
 
 MOST_TILED = 2
