@@ -2,10 +2,12 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +46,7 @@ class Plugins:
 
     def others(self) -> dict[str, EntryPoint]:
         """Returns what other packages add, by name; nothing of it is imported."""
-        return {entry.name: entry for entry in importlib.metadata.entry_points(group=self.group)}
+        return {entry.name: entry for entry in installed(self.group)}
 
     def names(self) -> list[str]:
         """Returns the names of all there is."""
@@ -108,6 +110,16 @@ class Plugins:
         assert specification.origin is not None
         tree = ast.parse(Path(specification.origin).read_text(encoding="utf-8"))
         return (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
+
+
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """Returns the entry points of a group; the installed packages are read once a search path."""
+    return _installed(group, tuple(sys.path))
+
+
+@functools.cache
+def _installed(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=group))
 
 
 def _only_class(module: ModuleType) -> type:

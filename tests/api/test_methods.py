@@ -11,6 +11,7 @@ import pytest
 
 import vlm_jax
 from configs import edit as edit_config
+from vlm_jax import plugins
 from vlm_jax.attention.steering import HeadGains, Steering
 from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
 from vlm_jax.errors import CheckpointError, ConfigError, EditError
@@ -179,11 +180,9 @@ def louder(config, *, gain: float = 2.0) -> Steering:
 def install(monkeypatch, name, value):
     """Makes a method appear as if a package that names it were installed."""
     entry = importlib.metadata.EntryPoint(name, value, "vlm_jax.methods")
-    found = importlib.metadata.entry_points
+    found = plugins.installed
     monkeypatch.setattr(
-        importlib.metadata,
-        "entry_points",
-        lambda **of: [entry] if of.get("group") == "vlm_jax.methods" else found(**of),
+        plugins, "installed", lambda group: [entry] if group == "vlm_jax.methods" else found(group)
     )
 
 

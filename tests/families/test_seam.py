@@ -11,6 +11,7 @@ import vlm_jax
 from convert import export_hf, import_hf
 from tests import tiny
 from tests.released import CONFIGS
+from vlm_jax import plugins
 from vlm_jax.config import parse_config
 from vlm_jax.edits.qk.folder import image_rope
 from vlm_jax.errors import ConfigError
@@ -26,9 +27,9 @@ def installed(monkeypatch):
             importlib.metadata.EntryPoint(name, value, base.FAMILIES.group)
             for name, value in (target.split(" = ") for target in targets)
         ]
-        real = importlib.metadata.entry_points
-        fake = lambda *, group: points if group == base.FAMILIES.group else real(group=group)
-        monkeypatch.setattr(importlib.metadata, "entry_points", fake)
+        real = plugins.installed
+        fake = lambda group: points if group == base.FAMILIES.group else real(group)
+        monkeypatch.setattr(plugins, "installed", fake)
         base._others.cache_clear()
 
     yield install

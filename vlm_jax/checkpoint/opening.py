@@ -1,6 +1,5 @@
 """Opens a model folder, whatever format it is of."""
 
-import importlib.metadata
 import os
 import pathlib
 
@@ -8,6 +7,7 @@ from vlm_jax.beside import attribute
 from vlm_jax.checkpoint.converted import ConvertedFolder
 from vlm_jax.checkpoint.folder import MANIFEST, ModelFolder
 from vlm_jax.errors import CheckpointError
+from vlm_jax.plugins import installed
 
 _FORMATS = "vlm_jax.formats"  # entry-point group: path -> ModelFolder, or None if it is not theirs
 
@@ -23,7 +23,7 @@ def open_folder(path: str | os.PathLike[str]) -> ModelFolder:
         raise CheckpointError(f"{folder} is not a folder.")
     if (folder / MANIFEST).exists():
         return ConvertedFolder(folder)
-    formats = importlib.metadata.entry_points(group=_FORMATS)
+    formats = installed(_FORMATS)
     for entry in formats:
         own = attribute(entry.value)  # not what else of its name lies on the path
         opened = (entry.load() if own is None else own)(folder)

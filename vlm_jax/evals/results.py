@@ -1,5 +1,6 @@
 """The `results.json` document and the plain-text tables that jobs print."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -163,13 +164,15 @@ def protocol_hash(protocol: Mapping[str, Any]) -> str:
 
 def package_versions(packages: Iterable[str] = ("vlm_jax", "numpy")) -> dict[str, str]:
     """Versions of Python and of some installed packages; "source" for one that is not installed."""
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "source"
-    return versions
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
 
 
 def write_json(path: str | Path, document: Any) -> Path:
