@@ -28,9 +28,12 @@ NO_RANDOM = ("text_half", "gains_q", "air_R", "air_P", "adhh_t40")
 # Each beside itself with its information removed; OPERA without its penalty is beam search.
 DECODING = {
     "vcd": "clean", "icd": "same", "dola": "random", "m3id": "same", "pai": "same",
-    "first_logit": "random", "opera": "off",
+    "first_logit": "random", "opera": "off", "farsight": "shuffled",
 }  # fmt: skip
-SETTINGS = {"pai": {"first_layer": 1}}  # 2 of 32 layers as published; these models have 6
+SETTINGS = {
+    "pai": {"first_layer": 1},  # 2 of 32 layers as published; these models have 6
+    "farsight": {"mode": "budget", "budget": 128},  # a prompt with its answer is no longer
+}
 PAPERS = ("gains_last", "air", "air_star", "adhh_t40")
 
 
@@ -66,7 +69,7 @@ def get_config(size: str = "") -> ConfigDict:
 
 def _decoding() -> dict[str, Any]:
     """Methods of decoding, and FarSight, beside their controls."""
-    arms: dict[str, Any] = {"farsight": {"method": "farsight", "mode": "budget", "budget": 128}}
+    arms: dict[str, Any] = {}
     for name, control in DECODING.items():
         arms[name] = {"method": name, **SETTINGS.get(name, {})}
         arms[f"{name}_{control}"] = {**arms[name], "control": control}

@@ -136,7 +136,7 @@ def _attention_method(name: str) -> Method:
         given = identified(settings, None if model.folder is None else model.folder.path)
         return steered(name, settings, read_method({"method": name, **given}, model.config))
 
-    random = "random" if "control" in settings else ""
+    random = attention.random_control(name)
     return Method(name, "attention", summary_of(attention.find(name)), settings, treatment, random)
 
 
@@ -147,7 +147,8 @@ def _strategy(name: str) -> Method:
     def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Decoded | Reranked:
         return decoded(name, settings)
 
-    return Method(name, "decoding", summary_of(found), settings, treatment)
+    random = next((w for w in named.controls(name) if w in attention.RANDOM_CONTROLS), "")
+    return Method(name, "decoding", summary_of(found), settings, treatment, random)
 
 
 make_callable(__name__, methods)

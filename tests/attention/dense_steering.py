@@ -289,4 +289,11 @@ def _register_share(part: Registers, logits_bnts, keys: _Keys, rows: Rows | None
     shape = (*logits_bnts.shape[:3], registers.shape[-1])
     every = jnp.concatenate([logits_bnts, jnp.broadcast_to(registers, shape)], axis=-1)
     kept = jax.nn.softmax(every)[..., : logits_bnts.shape[-1]]
-    return jnp.sum(kept, axis=-1).transpose(0, 2, 1)[..., None]
+    kept_btn = jnp.sum(kept, axis=-1).transpose(0, 2, 1)
+    if part.dealt:
+        heads = kept_btn.shape[-1]
+        from_bnm = jax.nn.one_hot((jnp.arange(heads) + part.ahead.astype(int)) % heads, heads)
+        kept_btn = jnp.einsum(
+            "btm,bnm->btn", kept_btn, jnp.broadcast_to(from_bnm, (len(kept_btn), heads, heads))
+        )
+    return kept_btn[..., None]

@@ -141,7 +141,12 @@ def parts(layout: Layout, seed: int, dtype: str = "float64") -> dict:
         visual_gains=visual,
         energy_rescale=functools.partial(EnergyRescale, some(draw(1, 1), 0.0), draw(0.7, 1.4)),
         image_boost=ImageBoost(draw(-0.3, 0.5)),
-        registers=functools.partial(Registers, some(draw(0.1, 1.0), np.inf), draw(12, 12)),
+        registers=functools.partial(
+            Registers,
+            some(draw(0.1, 1.0), np.inf),
+            draw(12, 12),
+            jnp.asarray(rng.integers(0, layout.heads, shape).astype(dtype)),
+        ),
     )
 
 
@@ -169,7 +174,7 @@ CHOICES = {
     "boost": dict(image_boost=True),
     "registers": dict(registers={}),
     "registers of a budget": dict(registers=dict(mode="budget")),
-    "registers by length": dict(registers=dict(log_length=True)),
+    "registers by length, dealt": dict(registers=dict(log_length=True, dealt=True)),
     "AIR": dict(reallocation={}, projection={}),
     "FarSight and PAI": dict(
         image_boost=True, head_gains=True, registers=dict(mode="budget", log_length=True)

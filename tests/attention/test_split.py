@@ -14,7 +14,7 @@ LAYOUT = Layout(3, 9, 2, 2, shared=False)
 WHOLE = {
     "visual", "visual last", "visual cached", "visual last cached", "batch sum", "official",
     "official running", "official energy", "all", "all shrink", "AIR* as released",
-    "registers", "registers by length",
+    "registers", "registers by length, dealt",
 }  # fmt: skip
 """Choices that let later rows, or other samples, change a row."""
 

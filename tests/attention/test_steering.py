@@ -134,7 +134,7 @@ def test_identities_keep_every_bit_in_prompts_of_several_tiles(dtype, prefill):
         reallocation=Reallocation(full(1), full(1), full(0)),
         projection=Projection(full(0), full(0.3), zero_trace="running", prefill="causal"),
         image_boost=ImageBoost(full(0)),
-        registers=Registers(full(np.inf), full(1024), mode="budget", log_length=True),
+        registers=Registers(full(np.inf), full(1024), full(0), mode="budget", log_length=True),
     )
     for found, vanilla in zip(read(problem, steering)[:2], read(problem, None)[:2]):
         np.testing.assert_array_equal(np.asarray(found, "f"), np.asarray(vanilla, "f"))
@@ -146,7 +146,7 @@ def test_registers_are_the_published_masks():
     scores, sigma = jnp.asarray(golden["scores"]), np.full((1, 1), golden["sigma"], np.float32)
     length = len(scores)
     places = jnp.arange(length, dtype=jnp.int32)[None]
-    one = jnp.eye(length)[None, None]
+    one, ones = jnp.eye(length)[None, None], np.ones((1, 1), np.float32)
     kinds = jnp.full((1, length), Kind.TEXT, jnp.int8)
     rows = Rows(jnp.zeros((1, length), bool), jnp.ones((1, length), bool), places[:, -1])
     weights = attend(
@@ -154,7 +154,7 @@ def test_registers_are_the_published_masks():
         [Segment(one, one, Visibility(order=places), kinds)],
         Visibility(order=places),
         scale=1.0,
-        steering=Steering(registers=Registers(sigma, np.ones((1, 1), np.float32))),
+        steering=Steering(registers=Registers(sigma, ones, 0 * ones)),
         rows=rows,
     )[0]
     np.testing.assert_allclose(weights[0, :, 0], golden["attention"], atol=1e-6)

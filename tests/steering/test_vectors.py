@@ -140,6 +140,13 @@ def test_farsight_builds_registers(llava_vlm):
     assert (made.mode, made.log_length) == ("budget", True)
     with pytest.raises(ConfigError, match="sigma must be above 0"):
         build("farsight", llava_vlm.config, sigma=0)
+    control = build("farsight", llava_vlm.config, mode="budget", control="shuffled").registers
+    assert control is not None
+    assert control.dealt
+    np.testing.assert_array_equal(control.sigma, made.sigma)
+    for ahead_n in control.ahead[0]:
+        assert sorted((np.arange(4) + ahead_n) % 4) == [0, 1, 2, 3]
+    assert not np.array_equal(*control.ahead[0, :2])
     answers = lambda **settings: [
         one.tokens
         for one in llava_vlm.apply("farsight", **settings).ask(*ASKED, {"max_new_tokens": 6})

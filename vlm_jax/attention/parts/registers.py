@@ -30,14 +30,19 @@ class Registers(Part):
             the last row and generated ones have none. "budget": row i has L - 1 - i, while
             answering too.
         log_length: sigma is multiplied by the log of the length: of the prompt, or the budget.
+        dealt: a head keeps what its row leaves the head `ahead` heads further on, around the layer:
+            a layer's heads lose as much as without, but not by what they attend to.
+        ahead: whole numbers of heads, for `dealt`.
     """
 
     sigma: Values
     budget: Values
+    ahead: Values
     mode: Literal["prefill", "budget"] = choice(default="prefill", words=("prefill", "budget"))
     log_length: bool = choice(default=False)
+    dealt: bool = choice(default=False)
 
-    identity: ClassVar[Mapping[str, float]] = {"sigma": np.inf, "budget": 1}
+    identity: ClassVar[Mapping[str, float]] = {"sigma": np.inf, "budget": 1, "ahead": 0}
     endless: ClassVar[Mapping[str, str]] = {"sigma": "inf for a head without registers"}
 
     @property
@@ -102,4 +107,10 @@ class Registers(Part):
         finite, count = jnp.where(some, sigma, 1.0), jnp.where(some, slots, 1.0)
         log_c = -finite + log_one_less(count * finite) - log_one_less(finite)
         log_c = jnp.where(some, log_c, -jnp.inf)
-        return jax.nn.sigmoid(lse_btn - log_c)[..., None]
+        kept_btn = jax.nn.sigmoid(lse_btn - log_c)
+        if self.dealt:
+            heads = kept_btn.shape[-1]
+            places_b1n = (jnp.arange(heads) + self.ahead.astype(int)[:, None]) % heads
+            places_btn = jnp.broadcast_to(places_b1n, kept_btn.shape)
+            kept_btn = jnp.take_along_axis(kept_btn, places_btn, axis=-1)
+        return kept_btn[..., None]

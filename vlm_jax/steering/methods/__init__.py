@@ -10,7 +10,7 @@ keywords are its settings; one with a setting `control` can be compared with its
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
@@ -50,6 +50,20 @@ def settings_of(name: str) -> dict[str, Any]:
     if len(named) < len(parameters):
         named |= {field.name: field.default for field in dataclasses.fields(Selection)}
     return named
+
+
+def random_control(name: str) -> str:
+    """Returns the word of a method's setting `control` that draws at random; "" if it has none.
+
+    It is the first such word that the setting's annotation lists, or "random".
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if "control" not in settings_of(name):
+        return ""
+    words = get_args(get_type_hints(find(name)).get("control"))
+    return next((word for word in words if word in RANDOM_CONTROLS), "random")
 
 
 def build(name: str, config: VLMConfig, **settings: Any) -> Steering:
