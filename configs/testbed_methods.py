@@ -78,7 +78,7 @@ def _decoding() -> dict[str, Any]:
 
 def _papers() -> dict[str, Any]:
     """The rows of the papers' tables."""
-    arms: dict[str, Any] = {"qk": {}}
+    arms: dict[str, Any] = {"qk": {}, "qk_R3": {"control": "R3"}}
     for name in PAPERS:
         arms[name] = testbed.METHODS[name]
         arms[f"{name}_random"] = {**testbed.METHODS[name], "control": "random"}

@@ -4,22 +4,27 @@
 
 Each page of docs/methods has, between the marks `<!-- settings -->` and `<!-- end -->`, the table
 of its method's settings: names and defaults as `vlm_jax.methods()` has them, and what their
-docstrings say. docs/methods/index.md has the table of all methods. A test holds both to the code.
+docstrings say. docs/methods/index.md has the table of all methods, and of those that cannot act
+together, which is found by trying every pair. A test holds both to the code.
 """
 
 import dataclasses
 import functools
 import inspect
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 import vlm_jax
 from vlm_jax import edits
 from vlm_jax.decoding import named
 from vlm_jax.decoding.rerankers import RERANKERS
 from vlm_jax.decoding.search.beam import Beam
+from vlm_jax.errors import ConfigError
 from vlm_jax.steering import methods as attention
 from vlm_jax.steering.classes import Selection
 
@@ -112,13 +117,95 @@ def overview() -> str:
     return "\n".join(parts)
 
 
+def trials(layers: int, heads: int, width: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Returns every method, and variants that differ in what they go with, as they are tried.
+
+    What pages call each -> its name, and settings with which it acts on a model of these sizes.
+    """
+    vectors = np.ones((layers, width))
+    needed = {
+        "agla": {"mask": _whole},
+        "cgd": {"scorer": _lengths},
+        "halc": {"detector": _middle, "tagger": bool, "matcher": _lengths},
+        "head_gains": {"gains": np.full((layers, heads), 0.5)},
+        "activation_addition": {"vectors": vectors},
+        "vti": {"vectors": vectors},
+        **{name: {"heads": "all"} for name in ("air", "air_star", "adhh")},
+        "functional_heads": {"perception_from": 0.3, "perception_gain": 1.2},
+        "farsight": {"mode": "budget"},
+        "pai": {"first_layer": 1},
+        "qk": {"band": (0.0, 1.0)},
+    }
+    found = {name: (name, needed.get(name, {})) for name in known()}
+    variants = {
+        "air": {"zero_trace": "running"}, "air_star": {"faithful": True},
+        "functional_heads": {"passes": 2},
+    }  # fmt: skip
+    for name, settings in variants.items():
+        ((setting, value),) = settings.items()
+        found[f"{name}({setting}={value!r})"] = name, {**found[name][1], **settings}
+    return found
+
+
+def _whole(image: Any, prompt: Any) -> np.ndarray:
+    """A mask that keeps the whole image."""
+    return np.ones((image.height, image.width), int)
+
+
+def _middle(image: Any, word: str) -> list[tuple[float, float, float, float]]:
+    """One box in the middle of an image."""
+    return [(0.2, 0.2, 0.8, 0.8)]
+
+
+def _lengths(texts: Any, image: Any) -> list[float]:
+    """Scores of texts: longer ones fit better."""
+    return [float(len(text)) for text in texts]
+
+
+def refusals(model: Any) -> dict[str, dict[str, str]]:
+    """Returns which methods a model does not take together: name -> later one -> the error."""
+    decoder = model.config.decoder
+    tried = trials(decoder.num_layers, decoder.num_heads, decoder.hidden_size)
+    made = {
+        label: model.apply(name, **settings).treatments[0]
+        for label, (name, settings) in tried.items()
+    }
+    found: dict[str, dict[str, str]] = {label: {} for label in made}
+    for one, other in itertools.permutations(made, 2):
+        try:
+            made[other].check_beside([made[one]])
+        except ConfigError as error:
+            found[one][other] = str(error)
+    return found
+
+
+def together() -> str:
+    """Returns the table of methods that cannot act together, as Markdown."""
+    refused = refusals(vlm_jax.load("llava-0"))
+    decoding = {name for name, method in known().items() if method.kind == "decoding"}
+    of = {label: label.split("(")[0] for label in refused}
+    rows = ["| method | not beside |", "|---|---|"]
+    for label, others in refused.items():
+        listed = sorted(other for other in others if of[other] != of[label])
+        said = []
+        if label in decoding and decoding - {label} <= set(listed):
+            listed = [other for other in listed if other not in decoding]
+            said = ["any other of decoding"]
+        if said or listed:
+            names = ", ".join([*said, *(f"`{other}`" for other in listed)])
+            rows.append(f"| `{label}` | {names} |")
+    return "\n".join(rows) + "\n"
+
+
 def pages() -> dict[pathlib.Path, str]:
     """Returns each page of docs/methods with its table as the code has it."""
     found = {}
     for path in sorted(PAGES.glob("*.md")):
-        made = overview() if path.stem == "index" else table(path.stem)
+        made = iter([overview(), together()] if path.stem == "index" else [table(path.stem)])
         text = path.read_text(encoding="utf-8")
-        found[path] = _BETWEEN.sub(lambda m, made=made: f"{m[1]}\n{made.strip()}\n\n{m[2]}", text)
+        found[path] = _BETWEEN.sub(
+            lambda m, made=made: f"{m[1]}\n{next(made).strip()}\n\n{m[2]}", text
+        )
     return found
 
 

@@ -26,6 +26,7 @@ from vlm_jax.decoding import Generator, named
 from vlm_jax.decoding.rerankers import HostMethod
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.decoding.together import check_together
 from vlm_jax.edits import Certificate, MadeEdit
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import Params, Prefix
@@ -168,7 +169,7 @@ class Steered(Treatment):
 
     def check_beside(self, others: Sequence[Treatment]) -> None:
         """See `Treatment.check_beside`."""
-        steering_of([*others, self])
+        _check_attention([*others, self])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +203,7 @@ class Decoded(Treatment):
                 f"methods {other.method!r} and {self.method!r} both choose tokens, so they cannot "
                 "act together; use one of them."
             )
+        _check_attention([*others, self])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +218,9 @@ class Reranked(Treatment):
 
     def check_beside(self, others: Sequence[Treatment]) -> None:
         """See `Treatment.check_beside`."""
-        for other in (one for one in others if isinstance(one, Reranked | Decoded | TwoPasses)):
-            raise ConfigError(
-                f"methods {other.method!r} and {self.method!r} both say how answers come about, so "
-                "they cannot act together; use one of them."
-            )
+        for other in (one for one in others if isinstance(one, Reranked | Decoded)):
+            raise _two_ways(other, self)
+        _check_attention([*others, self])
 
 
 def decoded(name: str, settings: Mapping[str, Any]) -> Decoded | Reranked:
@@ -254,6 +254,25 @@ def steering_of(treatments: Sequence[Treatment]) -> Steering | None:
     """
     named = [(one.method, one.steering) for one in treatments if isinstance(one, Steered)]
     return merge(named) if named else None
+
+
+def _check_attention(treatments: Sequence[Treatment]) -> None:
+    """Refuses treatments of attention that cannot act together, or beside a method of decoding."""
+    steering = steering_of(treatments)
+    for one in treatments:
+        if isinstance(one, Decoded):
+            check_together(steering, one.method, one.strategy)
+        elif isinstance(one, Reranked):
+            check_together(steering, one.method, one.reranker)
+            for other in (other for other in treatments if isinstance(other, TwoPasses)):
+                raise _two_ways(one, other)
+
+
+def _two_ways(one: Treatment, other: Treatment) -> ConfigError:
+    return ConfigError(
+        f"methods {one.method!r} and {other.method!r} both say how answers come about, so they "
+        "cannot act together; use one of them."
+    )
 
 
 def strategy_of(treatments: Sequence[Treatment]) -> Strategy | Search | None:

@@ -117,9 +117,10 @@ def test_it_acts_behind_prefixes_with_penalties_and_beside_steering(llava_vlm):
     found = steered.ask(images, prompts, options)
     assert found[0].counts.fired.shape == (12, 3)
     assert np.all(found[0].readings.fired_bn <= 1)
-    counting = llava_vlm.apply("air", heads="all", zero_trace="running").apply("opera", **small)
+    counting = llava_vlm.apply("air", heads="all", zero_trace="running")
+    opera = read_named("opera", small)
     with pytest.raises(ConfigError, match="takes tokens back"):
-        counting.ask(images, prompts, options)
+        list(counting.answer(images, prompts, strategy=opera, **options))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def oracle(vlm, name: str, bug: bool = False) -> list[list[int]]:
 
     def last(images, prompts, change=lambda batch: batch):
         batch = batch_of(images, prompts)
-        logits = jax.device_get(vlm.generator.logits(vlm.params, change(batch)))
+        logits = jax.device_get(vlm.generator.logits(vlm.params, change(batch), vlm.steering))
         return np.stack([row[end - 1] for row, end in zip(logits, batch.lengths_b)])
 
     blind = [[] for _ in IMAGES]
@@ -96,7 +96,7 @@ def early_logits(vlm, batch) -> np.ndarray:
     levels, watched = tuple(range(0, vlm.config.decoder.num_layers, 2)), {}
     read = jax.jit(
         lambda params, batch: models.merge(models.abstract(vlm.config)[0], params).prefill(
-            batch, 1, watch=models.Watch(hidden=levels)
+            batch, 1, steering=vlm.steering, watch=models.Watch(hidden=levels)
         )[2]
     )
     watched = read(vlm.params, batch)

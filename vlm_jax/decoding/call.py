@@ -13,7 +13,7 @@ from vlm_jax.decoding.processors import LOOKS_BACK
 from vlm_jax.decoding.search import Search, search_of
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
-from vlm_jax.errors import ConfigError
+from vlm_jax.decoding.together import check_together
 from vlm_jax.models import Watch
 from vlm_jax.parallel import batch_sharding, put, replicated
 
@@ -119,14 +119,11 @@ class GeneratorCall:
         """Places what the loop reads of a batch of `size` samples.
 
         Raises:
-            ConfigError: settings or steering and the search cannot act together.
+            ConfigError: the steering cannot act beside the search or the strategy.
         """
-        part = None if self.steering is None else self.steering.projection
-        if self.search.withdraws and part is not None and part.zero_trace == "running":
-            raise ConfigError(
-                f"method {self.search.name!r} takes tokens back, which a projection of attention "
-                "that counts all rows (zero_trace='running') cannot; set zero_trace='skip'."
-            )
+        for method in (self.search, self.contrast):
+            if method is not None:
+                check_together(self.steering, method.name, method)
         rows = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
         seeds = np.random.SeedSequence(self.settings.seed).generate_state(1)[0] ^ (
             rows.astype(np.uint32) * np.uint32(2654435761)

@@ -93,9 +93,14 @@ class Part:
         return False
 
     @property
-    def mixes_examples(self) -> bool:
-        """Whether what it does to an example depends on others of the batch."""
-        return False
+    def keeps_rows(self) -> str | None:
+        """Why rows of tokens cannot be taken back, and the remedy, if they cannot."""
+        return None
+
+    @property
+    def mixes_examples(self) -> str | None:
+        """Why rows of a batch must be one a sample, and the remedy, if they must."""
+        return None
 
     # What it does to all rows of a prompt.
 

@@ -84,6 +84,13 @@ class Projection(Part):
             return "A projection with prefill='official' puts later keys into all rows of a prompt"
         return None
 
+    @property
+    def keeps_rows(self) -> str | None:
+        """See `Part.keeps_rows`."""
+        if self.zero_trace == "running":
+            return "a projection with zero_trace='running' counts all rows; set zero_trace='skip'"
+        return None
+
     def tap(self, prompt: Prompt):
         """See `Part.tap`."""
         return Tap(squares=True) if self.counts else None

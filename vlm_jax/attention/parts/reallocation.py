@@ -54,9 +54,14 @@ class Reallocation(Part):
         return None
 
     @property
-    def mixes_examples(self) -> bool:
+    def mixes_examples(self) -> str | None:
         """See `Part.mixes_examples`."""
-        return self.trigger_reduce == "batch_sum"
+        if self.trigger_reduce == "batch_sum":
+            return (
+                "a trigger with trigger_reduce='batch_sum' would sum over them; use 'sample' "
+                "(faithful=False of air_star)"
+            )
+        return None
 
     def weights(self, weights_bns, row: DecodeRow):
         """See `Part.weights`."""
