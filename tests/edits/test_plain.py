@@ -5,6 +5,7 @@ import pytest
 
 from tests.edits.dense import BF16, head, one, plain, product, random_layer, relative, suppressed
 from vlm_jax.edits.qk import LayerWeights, QKEdit, Rope, edit_layers
+from vlm_jax.edits.qk.certificate import summary
 from vlm_jax.edits.qk.factor import factor_layers
 
 ONE = {"band": (0, 0)}
@@ -211,6 +212,35 @@ def test_query_and_key_norm_gains_join_the_product():
         u = np.linalg.svd(m)[0][:, :3]
         assert relative(edited.arrays["wq_dnh"][:, n].T, q @ (np.eye(96) - 0.5 * u @ u.T)) < 1e-12
         assert edited.heads[n]["qk_norm"] is True
+
+
+def test_what_a_norm_of_queries_leaves_of_an_edit_is_certified():
+    """Beside normalised queries of many inputs, and the dense product of what they are scaled to.
+
+    One temperature for all queries is nothing behind their norm.
+    """
+    rng = np.random.default_rng(1)
+    layer = random_layer(10) | {"q_norm_h": np.exp(rng.standard_normal(16))}
+    gain = layer["attn_norm_d"].astype(np.float64)
+    x_xd = rng.standard_normal((20000, 96)) * gain
+    rms = lambda q_xh: np.sqrt(np.mean(q_xh**2))
+    product = lambda q, k: (layer["q_norm_h"][:, None] * q).T @ k
+    for control in ("", "C1"):
+        edited = edit(layer, k=3, strength=1.0, control=control)
+        for n in range(4):
+            (q, k), ours = head(layer, n), edited.arrays["wq_dnh"][:, n].T
+            norm, grown = edited.heads[n]["norm"], rms(x_xd @ q.T) / rms(x_xd @ ours.T)
+            assert norm["reinflation"] == pytest.approx(grown, rel=0.02)
+            assert norm["reinflation"] > 1.005
+            energy = [np.sum(product(one, k) ** 2) for one in (q, norm["reinflation"] * ours)]
+            removed = 1 - energy[1] / energy[0]
+            assert norm["energy_removed"] == pytest.approx(removed, abs=1e-9)
+            assert norm["energy_removed"] < edited.heads[n]["edit"]["energy_removed"]
+            assert (abs(removed) < 1e-9) == (control == "C1")
+        assert summary(edited.heads)["norm"]["energy_removed"] == pytest.approx(
+            np.median([one["norm"]["energy_removed"] for one in edited.heads])
+        )
+    assert "norm" not in edit(random_layer(10), k=3).heads[0]
 
 
 @pytest.mark.parametrize(("route", "tolerance"), [("gram64", 1e-12), ("qr32", 1e-5)])

@@ -19,8 +19,13 @@ class _Done(msgspec.Struct):
     dw_norm: float | None = None
 
 
+class _Norm(msgspec.Struct):
+    reinflation: float | None = None
+
+
 class _Totals(msgspec.Struct):
     heads: int | None = None
+    norm: _Norm = msgspec.field(default_factory=_Norm)
     edit: _Done = msgspec.field(default_factory=_Done)
 
 
@@ -63,6 +68,9 @@ class Certificate(dict[str, Any]):
             shown["energy removed, median"] = f"{100 * done.energy_removed:.1f} %"
         if done.dw_norm is not None:
             shown["norm of the change"] = f"{done.dw_norm:.4g}"
+        grown = known.summary.norm.reinflation
+        if grown is not None:
+            shown["the norm of queries scales the rest up by"] = f"{grown:.3g}"
         return shown
 
     def __repr__(self) -> str:

@@ -242,8 +242,20 @@ def size_table(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
             "Medians over heads, norms over all heads, means over draws; (of the edit that the "
             "control stands for).",
             "matched: whether the control's promise held in every head.",
+            *_behind_norms(sizes),
         ],
     )
+
+
+def _behind_norms(sizes: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A note for each edit of a model that normalises its queries; none of others."""
+    return [
+        f"{name}: the norm of queries scales the rest up by {one['norm']['reinflation']:.3g}, so "
+        f"that modes are weighed anew, not suppressed; behind it energy removed is "
+        f"{100 * one['norm']['energy_removed']:.1f} %."
+        for name, (one, *_) in sizes.items()
+        if "norm" in one
+    ]
 
 
 def method_table(acted: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:

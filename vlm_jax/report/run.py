@@ -103,6 +103,11 @@ def run_tables(run: Run) -> list[Table]:
     return [*_both_splits(run), doses, *tables]
 
 
+def _normed(run: Run) -> bool:
+    """Whether queries are normalised behind the edits of a run."""
+    return any("norm" in one for draws in run.sizes.values() for one in draws)
+
+
 def side_by_side(found: StoredRuns) -> Report:
     """The report of several runs: what each found, and all of them in common tables."""
     runs = found.runs
@@ -121,7 +126,10 @@ def side_by_side(found: StoredRuns) -> Report:
     alike = {tuple(arm.name for arm in one.arms) for one in full.values()}
     same = {tuple(one.items) for one in full.values()}
     if len(full) > 1 and len(alike) == len(same) == 1:
-        tables += across_tables(full)
+        # An edit in front of a norm of queries weighs modes anew: its effects are another thing's.
+        for normed in (False, True):
+            pooled = {name: one for name, one in full.items() if _normed(runs[name]) == normed}
+            tables += across_tables(pooled) if len(pooled) > 1 else []
     tables += [_levels_table(runs)]
     sections = _across_sections(runs)
     for name, run in runs.items():

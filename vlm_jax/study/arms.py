@@ -399,4 +399,4 @@ def _spectrum(layer: int, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _magnitudes(head: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: head[name] for name in ("edit", "reference", "matched") if name in head}
+    return {name: head[name] for name in ("edit", "reference", "matched", "norm") if name in head}

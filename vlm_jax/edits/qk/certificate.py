@@ -55,6 +55,31 @@ def magnitudes(
     }
 
 
+def behind_norm(
+    before_dh: np.ndarray, after_dh: np.ndarray, gain_d: np.ndarray | None, removed: float
+) -> dict[str, float]:
+    """What is left of an edit behind the norm of a head's queries (Qwen3, InternVL-3.5).
+
+    The norm divides a query by its own root mean square. What the edit takes off makes that
+    smaller, so that the rest is scaled up: the head's modes are weighed anew, not suppressed.
+
+    Args:
+        before_dh, after_dh: the head's query weights.
+        gain_d: of the norm before attention, by which inputs differ in size.
+        removed: `energy_removed` of the edit, in front of the norm.
+
+    Returns:
+        `reinflation`, the factor by which the rest grows, of the root mean squares over inputs of
+        equal size in all directions; infinite where nothing is left. `energy_removed` behind it, 0
+        where all queries shrink alike.
+    """
+    gain_d1 = np.ones((len(before_dh), 1)) if gain_d is None else gain_d.astype(np.float64)[:, None]
+    before, after = (np.linalg.norm(gain_d1 * w.astype(np.float64)) for w in (before_dh, after_dh))
+    grown = float(before / after) if after else float("inf")
+    left = grown**2 * (1 - removed) if after else 0.0
+    return {"reinflation": grown, "energy_removed": 1 - left}
+
+
 def spectra(head: HeadFactors, product: Product, edit: HeadEdit, strength: float, modes: Modes):
     """Spectrum before and after, and what describes it."""
     after = np.linalg.svd(product.core - product.removed(edit, strength), compute_uv=False)
@@ -123,7 +148,8 @@ def summary(heads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         number of heads, median rank, energy shares and norms of `edit` (what was done) and, for a
         control, of `reference` (the edit it is matched to), and whether every head could be
-        matched; where the heads have them, medians of rho and of the rounding noise.
+        matched; where the heads have them, medians of `norm` (see `behind_norm`), of rho and of the
+        rounding noise.
     """
     heads = list(heads)
     total: dict[str, Any] = {"heads": len(heads), "edit": _pooled([h["edit"] for h in heads])}
@@ -131,6 +157,10 @@ def summary(heads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     if references:
         total["reference"] = _pooled(references)
         total["matched"] = all(h["matched"] for h in heads)
+    normed = [h["norm"] for h in heads if "norm" in h]
+    if normed:
+        names = ("reinflation", "energy_removed")
+        total["norm"] = {name: float(np.median([one[name] for one in normed])) for name in names}
     rho = [h["rho"]["median"] for h in heads if "rho" in h and h["rho"]["median"] is not None]
     noise = [h["rounding_noise"] for h in heads if "rounding_noise" in h]
     if rho:
@@ -169,8 +199,14 @@ def _orthonormal(r_bh: np.ndarray) -> np.ndarray:
 def sentence(certificate: Mapping[str, Any]) -> str:
     """Returns what an edit did to a folder, as a line for people."""
     totals, layers = certificate["summary"], ", ".join(map(str, certificate["layers"]))
-    done = totals["edit"]
+    done, norm = totals["edit"], totals.get("norm")
+    behind = ""
+    if norm is not None:
+        behind = (
+            f", {100 * norm['energy_removed']:.1f} % behind the norm of queries, which scales the "
+            f"rest up by {norm['reinflation']:.3g}"
+        )
     return (
         f"Edited {totals['heads']} heads of layers {layers}: ||dW|| {done['dw_norm']:.4g}, median "
-        f"energy removed {100 * done['energy_removed']:.1f} %."
+        f"energy removed {100 * done['energy_removed']:.1f} %{behind}."
     )

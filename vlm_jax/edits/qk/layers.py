@@ -196,6 +196,10 @@ def _realise(
         h = plan.heads[e]
         numbers = _describe(weights, h, directions[h.number], spec, strength)
         numbers["rounding_noise"] = float(noise[e])
+        if weights.q_norm_h is not None:
+            before, after = (w[:, h.number] for w in (weights.wq_dnh, edited))
+            removed = numbers["edit"]["energy_removed"]
+            numbers["norm"] = certificate.behind_norm(before, after, weights.attn_norm_d, removed)
         if options.rope is not None:
             numbers["rho"] = certificate.rope_capture(h.base, h.product.r_q @ turned[h.number])
         return numbers
