@@ -15,15 +15,22 @@ from hypothesis import strategies as st
 
 import convert
 from convert.safetensors_io import read_header
+from convert.table import bind
 from tests import tiny
+from tests.families import test_kimi_vl, tiny_deepseek
 from tests.floor.hostile import broken_bytes, broken_json, snapshot
+from tests.matching import conftest as matching
 from tests.processing.conftest import picture
+from tests.released import CONFIGS
 from vlm_jax import checkpoint
+from vlm_jax.config import parse_config
 from vlm_jax.errors import UserError
+from vlm_jax.foreign import parse_json
+from vlm_jax.matching import open_matcher
 from vlm_jax.processing import Processor
 from vlm_jax.processing.templates import TemplateError, renderer
 
-SECONDS = 20  # that no input may take
+SECONDS = 60  # that no input may take
 
 
 def examples(count: int):
@@ -103,6 +110,19 @@ def test_config(family, data):
     source = json.loads((family / "hf" / "config.json").read_text())
     with Changed(family / "hf", "config.json", data.draw(broken_json(source))):
         one_error(checkpoint.open_folder, family / "hf")
+
+
+OF_FAMILIES = {str(fields["model_type"]): fields for fields in CONFIGS.values()}
+
+
+@pytest.mark.parametrize("family", sorted(OF_FAMILIES))
+@examples(20)
+@given(data=st.data())
+def test_config_of_every_family(family, data):
+    content = data.draw(broken_json(OF_FAMILIES[family]))
+    config = one_error(lambda: parse_config(parse_json(content, dict, "config.json")))
+    if config is not None:
+        one_error(bind, config)
 
 
 @examples(40)
@@ -186,6 +206,39 @@ def test_tokenizer(family, data):
     shallow = source | {"model": source["model"] | {"merges": [], "vocab": {"a": 0}}}
     with Changed(family / "hf", "tokenizer.json", data.draw(broken_json(shallow))):
         processed(family / "hf")
+
+
+FAMILIES = ("qwen3_vl", "llava_next", "internvl_chat", "instructblip", "deepseek_vl2", "kimi_vl")
+MATCHERS = ("clip", "siglip", "blip")
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *MATCHERS])
+def other(request, tmp_path_factory):
+    """A folder of another family, or of a model that matches texts and images."""
+    root, name = tmp_path_factory.mktemp(request.param), request.param
+    if name in MATCHERS:
+        return matching.make(root / "hf", name)
+    if name == "internvl_chat":
+        return tiny.internvl_chat(tiny.internvl(root / "source"), root / "hf")
+    rooms = {"deepseek_vl2": tiny_deepseek, "kimi_vl": test_kimi_vl}
+    return getattr(rooms.get(name, tiny), name)(root / "hf")
+
+
+@pytest.mark.slow
+@examples(60)
+@given(data=st.data())
+def test_what_other_folders_say(other, data):
+    names = [path.name for path in sorted(other.glob("*.json")) if path.name != "tokenizer.json"]
+    name = data.draw(st.sampled_from([*names, *other.glob("tiktoken.model")]))
+    content = (other / name).read_bytes()
+    is_json = str(name).endswith(".json")
+    made = data.draw(broken_json(json.loads(content)) if is_json else broken_bytes(content))
+    with Changed(other, name, made):
+        if other.parent.name.startswith(MATCHERS):
+            one_error(lambda: open_matcher(other)(["a cat"], picture(30, 40)))
+        else:
+            one_error(checkpoint.open_folder, other)
+            processed(other)
 
 
 FRAGMENTS = st.sampled_from(

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.matching.conftest import POSITIONS, make
 from tests.reference import picture
-from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.errors import CheckpointError, ConfigError, PromptError
 from vlm_jax.matching import open_matcher
 from vlm_jax.matching.blip import BlipMatcher, smooth
 
@@ -132,3 +133,21 @@ def test_folders_that_are_none_are_refused(tmp_path, blip):
 
 def test_a_picture_of_any_size_is_read(blip):
     assert len(blip(TEXTS, PIL.Image.new("RGB", (3, 200)))) == len(TEXTS)
+
+
+def test_parts_that_do_not_fit_are_one_error(tmp_path):
+    folder = make(tmp_path / "clip", "clip")
+    matcher = open_matcher(folder)
+    with pytest.raises(PromptError, match=r"becomes 56x16800000 = .* more than the budget"):
+        matcher(TEXTS, PIL.Image.new("RGB", (1, 300_000)))
+    matcher.image_processor.image_mean = [0.5, 0.5]
+    with pytest.raises(PromptError, match="was refused by the image processor: mean must have 3"):
+        matcher(TEXTS, IMAGE)
+    assert matcher.checked(np.array([[8]]), 9).tolist() == [[8]]
+    with pytest.raises(CheckpointError, match=r"makes a token 9, but config\.json"):
+        matcher.checked(np.array([[8, 9]]), 9)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["visual_projection.weight"][3, 5] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"visual_projection\.weight is not finite"):
+        open_matcher(folder)

@@ -37,6 +37,8 @@ def test_the_environment_says_whether_there_are_others(environment, cluster):
         ((None, 2, 0), "--num_processes is given without --coordinator"),
         ((None, None, 1), "--process_id is given without --coordinator"),
         (("host", 2, 0), "--coordinator must be <host:port>, not 'host'"),
+        (("host:\u00b2", 2, 0), "--coordinator must be <host:port>"),
+        (("host:65536", 2, 0), "--coordinator must be <host:port>"),
         (("host:1", 2, 2), "--process_id must be from 0 to 1 for --num_processes=2, not 2"),
         (("host:1", 0, 0), "--num_processes must be at least 1, not 0"),
     ],
@@ -44,6 +46,38 @@ def test_the_environment_says_whether_there_are_others(environment, cluster):
 def test_impossible_flags_are_refused_before_anything_is_tried(given, message):
     with pytest.raises(ConfigError, match=message):
         processes.start(*given)
+
+
+SLURM = {
+    "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+}  # fmt: skip
+MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:8"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (SLURM | {"SLURM_NTASKS": "\u00b2"}, "SLURM_NTASKS='\u00b2' is no number of processes"),
+        (SLURM | {"SLURM_NTASKS": "9" * 30}, "--num_processes must be at most"),
+        (SLURM | {"SLURM_PROCID": "2"}, "On SLURM: --process_id must be from 0 to 1"),
+        (SLURM | {"SLURM_PROCID": "x"}, "On SLURM the processes cannot be found: invalid literal"),
+        (SLURM | {"SLURM_STEP_NODELIST": ""}, "--coordinator must be <host:port>, not ':6"),
+        ({"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "2"}, "does not say where process 0 is"),
+        (MPI, "On Open MPI the processes cannot be found: OMPI_COMM_WORLD_RANK is not set"),
+        (MPI | {"OMPI_MCA_orte_hnp_uri": "x"}, "On Open MPI the processes cannot be found"),
+        ({"MEGASCALE_NUM_SLICES": "two"}, "MEGASCALE_NUM_SLICES='two' is no number"),
+        (SLURM, "On SLURM: Process 0 cannot be reached at --coordinator=n1:61447"),
+    ],
+)
+def test_what_a_cluster_says_wrongly_is_one_line(environment, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    meet = processes.watch.meet
+    monkeypatch.setattr(processes.watch, "meet", lambda *given: meet(*given, seconds=0.01))
+    with pytest.raises(ConfigError, match=message) as error:
+        processes.start()
+    assert "--num_processes=1 to run it alone" in str(error.value)
 
 
 def test_a_process_alone_is_the_first_of_one_and_waits_for_nobody():

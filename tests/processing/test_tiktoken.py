@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vlm_jax.errors import CheckpointError
 from vlm_jax.processing.tiktoken import KIMI_PATTERN, read_tiktoken
 
 tiktoken = pytest.importorskip("tiktoken")
@@ -59,3 +60,19 @@ def test_tokens_are_those_of_tiktoken(both, text):
     found = ours.encode(text, add_special_tokens=False)
     assert found == theirs.encode_ordinary(text)
     assert ours.decode(found) == text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"YWI= -1", "a rank of its own"), (b"YWI= 9", "a rank of its own"),
+        (b"YWI= " + b"9" * 5000, "rank of its own"), (b"YWI=", "line 257 is no token and rank"),
+        (b"\xff 256", "line 257 is no token and rank"), (b"= 256", "line 257 is no token and rank"),
+        (base64.b64encode(b"ab" * 10**5) + b" 256", "line 257 is no token and rank"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_ranks_is_one_error(tmp_path, line, message):
+    ranks = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
+    (tmp_path / "tiktoken.model").write_bytes(b"\n".join([*ranks, line]))
+    with pytest.raises(CheckpointError, match=message):
+        read_tiktoken(tmp_path, KIMI_PATTERN, "[EOS]")

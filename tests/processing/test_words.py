@@ -183,6 +183,15 @@ def test_settings_of_images_that_make_no_sense_are_refused(llava, tmp_path, fiel
         Processor.from_folder(folder, llava.config)
 
 
+@pytest.mark.parametrize("value", ["512", {}, True])
+def test_a_length_of_words_that_is_none_is_refused(llava, tmp_path, value):
+    folder = _copy(llava, tmp_path)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": value}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: Expected"):
+        Processor.from_folder(folder, llava.config)
+
+
 @pytest.mark.parametrize("value", ["2", -1, 2.5, [1, None], {"a": 1}, 1 << 40, True])
 def test_stop_ids_that_are_none_are_refused(llava, tmp_path, value):
     folder = _copy(llava, tmp_path)

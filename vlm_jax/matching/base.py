@@ -12,15 +12,24 @@ import msgspec
 import numpy as np
 import safetensors
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from vlm_jax.config import VitConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.families.base import Row
 from vlm_jax.foreign import open_regular, plain_name, read_json
 from vlm_jax.models.network import split
-from vlm_jax.processing.cutters.tiles import tile_patches
+from vlm_jax.processing.cutters.square import Square
 from vlm_jax.processing.folder import read_image_processor, read_tokenizer
-from vlm_jax.processing.images import MAX_IMAGE_PIXELS, ImageSource, image_key, load_image
+from vlm_jax.processing.images import (
+    MAX_IMAGE_PIXELS,
+    ImageSource,
+    check_pixels,
+    describe,
+    image_key,
+    load_image,
+)
+from vlm_jax.processing.reader import refusals
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -62,27 +71,35 @@ class Matcher:
             self._last = key, make()
         return self._last[1]
 
-    def patches(self, image: ImageSource, size: int, patch: int) -> Float[Array, "1 1 P E"]:
+    def patches(self, image: ImageSource, tower: VitConfig) -> Float[Array, "1 1 P E"]:
         """Returns the normalised patches of an image, row by row.
 
         Args:
             image: as the processor takes it.
-            size: side of what the tower sees.
-            patch: side of a patch.
+            tower: what sees them.
 
         Raises:
+            PromptError: the image cannot be read, or would be too large on its way.
             CheckpointError: the image processor makes images of another size.
         """
-        loaded = load_image(image, "The image", MAX_IMAGE_PIXELS)
-        pixels = np.asarray(
-            self.image_processor(images=[loaded], return_tensors="np")["pixel_values"]
-        )
-        if pixels.shape[-2:] != (size, size):
+        loaded, cut = load_image(image, "The image"), Square(tower, self.image_processor)
+        name = f"The image ({describe(image)})"
+        check_pixels(name, "becomes", *cut.resized(*loaded.size), MAX_IMAGE_PIXELS)
+        with refusals("The image", image, *loaded.size):
+            return jnp.asarray(cut(loaded).patches_pe)[None, None]
+
+    def checked(self, ids: Int[np.ndarray, "B T"], vocab: int) -> Int[np.ndarray, "B T"]:
+        """Returns ids of words, which the model must have.
+
+        Raises:
+            CheckpointError: the tokenizer makes one that is not below `vocab`.
+        """
+        if ids.size and ids.max() >= vocab:
             raise CheckpointError(
-                f"{self.folder}: preprocessor_config.json makes images of {pixels.shape[-2:]}, but "
-                f"the tower of config.json sees {size} x {size}."
+                f"{self.folder}: the tokenizer makes a token {ids.max()}, but config.json has a "
+                f"vocab_size of {vocab}; they are of different models."
             )
-        return jnp.asarray(tile_patches(pixels.astype(np.float32), patch).patches_pe)[None, None]
+        return ids
 
 
 def few_rows(count: int) -> int:
@@ -112,7 +129,7 @@ def read_params(
         config: what the rows' `when` is asked about.
 
     Raises:
-        CheckpointError: a tensor is missing or of another shape, naming it.
+        CheckpointError: a tensor is missing, of another shape or not finite, naming it.
     """
     graphdef, shapes = split(nnx.eval_shape(make))  # type: ignore[arg-type]
     stored, params = _read_tensors(folder), {}
@@ -137,6 +154,8 @@ def read_params(
                     f"{folder}: the tensor {name} of shape {stored[name].shape} does not fit "
                     "config.json."
                 )
+            if not np.isfinite(array).all():
+                raise CheckpointError(f"{folder}: the tensor {name} is not finite.")
             params[path] = jnp.asarray(array)
     assert params.keys() == shapes.keys(), params.keys() ^ shapes.keys()
     return graphdef, params

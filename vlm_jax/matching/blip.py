@@ -227,15 +227,14 @@ class BlipMatcher(Matcher):
             return []
         rows = few_rows(len(texts))
         ids = [self.ids(text) for text in texts]
-        ids_bt = _padded(ids + ids[-1:] * (rows - len(ids)), self.config.max_positions)
+        ids_bt = self._padded(ids + ids[-1:] * (rows - len(ids)))
         found = self._cosines(self.params, self.features(image), ids_bt)
         return np.asarray(found)[: len(texts)].tolist()
 
     def features(self, image: ImageSource) -> Float[Array, "1 S E"]:
         """Returns the features of an image."""
-        side, patch = self.vision.image_size, self.vision.patch_size
         return self.once(
-            image, lambda: self._features(self.params, self.patches(image, side, patch))
+            image, lambda: self._features(self.params, self.patches(image, self.vision))
         )
 
     def ids(self, text: str, first: int | None = None) -> list[int]:
@@ -247,6 +246,15 @@ class BlipMatcher(Matcher):
         cleaned = re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()[:MAX_WORDS]
         ids = self.tokenizer(" ".join(cleaned))["input_ids"][: self.config.max_positions]
         return ids if first is None else [first, *ids[1:]]
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns int32 [texts, T], -1 where padded; T is one of few lengths."""
+        longest = max(map(len, ids))
+        width = min(-(-longest // 16) * 16, self.config.max_positions)
+        padded = np.full((len(ids), width), -1, np.int32)
+        for row, one in zip(padded, ids):
+            row[: len(one)] = one
+        return self.checked(padded, self.config.vocab_size)
 
     @property
     def _enc(self) -> int:
@@ -264,7 +272,7 @@ class BlipMatcher(Matcher):
         Attention of words to patches times its gradient of the logit of a match, where that is
         positive, in the middle layer (the seventh of twelve); the mean over heads and words.
         """
-        ids_bt = _padded([self.ids(text, self._enc)], self.config.max_positions)
+        ids_bt = self._padded([self.ids(text, self._enc)])
         features, real = self.features(image), int((ids_bt >= 0).sum())
         shape = self.config.num_heads, ids_bt.shape[1], features.shape[1]
         (_, (logits, found)), slope = self._gradient(
@@ -307,15 +315,6 @@ def smooth(map_yx: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _from_zero_to_one(values: np.ndarray) -> np.ndarray:
     values = values - values.min()
     return values / values.max() if values.max() > 0 else values
-
-
-def _padded(ids: Sequence[Sequence[int]], most: int) -> np.ndarray:
-    """Returns int32 [texts, T], -1 where padded; T is one of few lengths, at most `most`."""
-    longest = max(map(len, ids))
-    padded = np.full((len(ids), min(-(-longest // 16) * 16, most)), -1, np.int32)
-    for row, one in zip(padded, ids):
-        row[: len(one)] = one
-    return padded
 
 
 _WORDS, _LAYER, _OURS = (

@@ -91,9 +91,8 @@ class DualEncoder(Matcher):
         """See `Matcher.__call__`."""
         if not len(texts):
             return []
-        side, patch = self.vision.image_size, self.vision.patch_size
         features_d = self.once(
-            image, lambda: self._image(self.params, self.patches(image, side, patch))
+            image, lambda: self._image(self.params, self.patches(image, self.vision))
         )
         ids_bt = self.ids(texts)
         rows = few_rows(len(texts))
@@ -110,4 +109,4 @@ class DualEncoder(Matcher):
             max_length=self.config.max_positions,
             return_tensors="np",
         )
-        return np.asarray(found["input_ids"], np.int32)
+        return self.checked(np.asarray(found["input_ids"], np.int32), self.config.vocab_size)

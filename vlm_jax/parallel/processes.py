@@ -21,6 +21,12 @@ from vlm_jax.parallel.team import Team, devices_of, team
 T = TypeVar("T")
 
 _TPU_VM = "the TPU machines"
+_ELSE = (
+    "Give each process --coordinator=<host:port>, --num_processes and --process_id, or "
+    "--num_processes=1 to run it alone."
+)
+
+_MOST = 1 << 20  # processes
 
 _others_wait = False  # while process 0 works for all
 
@@ -49,9 +55,6 @@ def start(
         raise ConfigError(f"--num_processes must be at least 1, not {num_processes}.")
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     known = {name: value for name, value in given.items() if value not in (None, "")}
-    cluster = None if known else _cluster(os.environ)
-    if not known and cluster is None:
-        return
     if known and len(known) < len(given):
         lacking = next(name for name in given if name not in known)
         raise ConfigError(
@@ -59,23 +62,71 @@ def start(
             "--coordinator=<host:port>, --num_processes and --process_id, or none of them on a "
             "cluster that says so itself."
         )
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _join(coordinator, num_processes, process_id)
+        return
+    cluster = _cluster(os.environ)
+    found = None if cluster is None else _ask(cluster)
+    if found is None:
+        return
+    try:
+        _join(*found)
+    except ConfigError as error:
+        raise ConfigError(f"On {cluster}: {error} {_ELSE}") from error
+
+
+def _join(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Meets the other processes and starts the runtime with them.
+
+    Raises:
+        ConfigError: the numbers are impossible, or the processes did not meet.
+    """
     _check(coordinator, num_processes, process_id)
     host.make_room(several_processes=True)
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        watch.meet(coordinator, num_processes, process_id).begin()
+    watch.meet(coordinator, num_processes, process_id).begin()
     # Its handler would swallow SIGTERM; a run that is killed goes on anyway.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError, OSError) as error:
-        if cluster == _TPU_VM and isinstance(error, ValueError):
-            return  # its metadata name no pod
-        where = f"on {cluster}" if cluster else f"at {coordinator}"
         raise ConfigError(
-            f"The processes could not meet {where}: {str(error).splitlines()[0]}. Give each "
-            "process --coordinator=<host:port>, --num_processes and --process_id, or "
-            "--num_processes=1 to run it alone."
+            f"The processes could not meet at {coordinator}: {_first_line(error)}."
         ) from error
+
+
+def _ask(cluster: str) -> tuple[str, int, int] | None:
+    """Returns what a cluster says: "host:port" of process 0, how many there are, which one this is.
+
+    It is read as `jax.distributed.initialize` reads it, but before: of processes that do not come,
+    the runtime tells by ending the others with a dump.
+
+    Returns:
+        The three; None for a TPU machine whose metadata name no pod.
+
+    Raises:
+        ConfigError: the cluster's variables are incomplete or no numbers.
+    """
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        unset = address, None, None, None, None, int(watch.MEETING_SECONDS)
+        address, number, which, _ = ClusterEnv.auto_detect_unset_distributed_params(*unset)
+    except KeyError as error:
+        reason = f"{error.args[0]} is not set"
+    except Exception as error:  # readers of variables, of metadata, of an API
+        reason = _first_line(error)
+    else:
+        if address is not None and number is not None and which is not None:
+            return address, number, which
+        if cluster == _TPU_VM:
+            return None
+        reason = "it does not say where process 0 is, how many there are and which one this is"
+    raise ConfigError(f"On {cluster} the processes cannot be found: {reason}. {_ELSE}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def index() -> int:
@@ -170,11 +221,12 @@ def _everyone() -> Team:
     return team(tuple(range(count())))
 
 
-def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    if coordinator is None or num_processes is None or process_id is None:
-        return
-    if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdigit():
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port[:9]) < 1 << 16:
         raise ConfigError(f"--coordinator must be <host:port>, not {coordinator!r}.")
+    if num_processes > _MOST:
+        raise ConfigError(f"--num_processes must be at most {_MOST}, not {num_processes}.")
     if not 0 <= process_id < num_processes:
         raise ConfigError(
             f"--process_id must be from 0 to {num_processes - 1} for --num_processes="
@@ -185,8 +237,7 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
 def _cluster(environment: Mapping[str, str]) -> str | None:
     """The cluster whose processes this one belongs to; None for a process alone.
 
-    `jax.distributed` reads addresses and numbers from the same variables; here they only decide
-    whether to ask it.
+    `_ask` reads addresses and numbers from the same variables; here they only decide whether to.
     """
     if "SLURM_STEP_NODELIST" in environment and _several(environment, "SLURM_NTASKS"):
         return "SLURM"
@@ -201,8 +252,15 @@ def _cluster(environment: Mapping[str, str]) -> str | None:
 
 
 def _several(environment: Mapping[str, str], name: str) -> bool:
-    value = environment.get(name, "")
-    return value.isdigit() and int(value) > 1
+    """Whether a variable counts more than one process.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    value = environment.get(name, "1").strip()
+    if not value.isdecimal():
+        raise ConfigError(f"{name}={value!r} is no number of processes. {_ELSE}")
+    return value.lstrip("0")[:9] not in ("", "1")
 
 
 def _is_tpu_vm(environment: Mapping[str, str]) -> bool:

@@ -61,6 +61,13 @@ class _ProcessorSettings(msgspec.Struct):
     image_processor: _ImageSettings | None = None
 
 
+class _Words(msgspec.Struct):
+    """Settings of tokenizers that are looked at only when a text is read."""
+
+    model_max_length: float | None = None
+    added_tokens_decoder: dict[str, dict[str, Any]] = {}
+
+
 class _Generation(msgspec.Struct):
     eos_token_id: _TokenId | list[_TokenId] | None = None
 
@@ -104,7 +111,8 @@ def _check_files(folder: pathlib.Path) -> None:
     """Refuses files that would be waited for, or that are no JSON objects of bounded depth."""
     for name in _JSON_FILES:
         if os.path.lexists(folder / name):
-            read_json(folder / name, dict[str, Any])
+            kind = _Words if name == "tokenizer_config.json" else dict[str, Any]
+            read_json(folder / name, kind)
     for name in _OTHER_FILES:
         if os.path.lexists(folder / name):
             read_bytes(folder / name)

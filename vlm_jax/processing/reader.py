@@ -89,7 +89,7 @@ class SampleReader:
             keys.append(key if cut is self._cut else (key, "among many"))
             if keys[-1] not in extents:
                 width, height = image_size(source, where, self._max_pixels)
-                with _refusals(where, source, width, height):
+                with refusals(where, source, width, height):
                     # A small file may be large once it is resized; nothing is allocated before.
                     wide, high = cut.resized(width, height)
                     named = f"{where} ({describe(source)}, {width}x{height} pixels)"
@@ -164,7 +164,7 @@ class SampleReader:
 
     def _patches(self, cut: Cutter, source: ImageSource, where: str, extent: Extent) -> Patches:
         image = load_image(source, where, self._max_pixels)
-        with _refusals(where, source, image.width, image.height):
+        with refusals(where, source, image.width, image.height):
             patches = cut(image)
         if patches.groups != extent.groups:
             raise PromptError(
@@ -179,7 +179,7 @@ def _where(sample: int, image: int) -> str:
 
 
 @contextlib.contextmanager
-def _refusals(where: str, source: ImageSource, width: int, height: int) -> Iterator[None]:
+def refusals(where: str, source: ImageSource, width: int, height: int) -> Iterator[None]:
     """Turns what an image processor says of an image into words that name it."""
     try:
         yield
