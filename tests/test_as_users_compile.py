@@ -23,8 +23,9 @@ def passes(*words: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_programs_that_should_give_the_same_bits_do():
-    passes("-m", "bits", "tests/decoding/test_steered.py")
+@pytest.mark.parametrize("which", ["neutral and llava", pytest.param("", marks=pytest.mark.slow)])
+def test_programs_that_should_give_the_same_bits_do(which):
+    passes("-m", "bits", "-k", which, "tests/decoding/test_steered.py")
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_arms_without_a_random_control_are_compared_and_named(shipped_llava):
         "all": shipped_llava.apply("adhh", heads="all"),
     }
     found = vlm_jax.compare(
-        shipped_llava, arms, TestbedChair(count=1), draws=2, bootstrap_draws=20, max_new_tokens=4
+        shipped_llava, arms, TestbedChair(count=3), draws=2, bootstrap_draws=20, **SHORT
     )
     assert [arm.name for arm in found.comparison.arms] == ["plain", *arms]
     first, second = found.tables[0].notes[-2:]

@@ -76,7 +76,7 @@ def test_a_group_that_was_damaged_is_made_again(half, sharded, whole, monkeypatc
     assert_same_parameters(target, whole)
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", MORE, ids=lambda damage: damage.__name__)
 def test_an_index_that_was_damaged_loses_no_more_than_its_groups(half, sharded, whole, damage):
     damage(half / orbax_store.INDEX)
     convert.import_hf(sharded, half.parents[1] / "target", progress=False)

@@ -126,6 +126,7 @@ def test_steering_acts_on_beams(llava_vlm):
     np.testing.assert_allclose(heads * fired, found[0].counts.fired.mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_does(eight, tiny_llava):
     folder = str(tiny_llava)
     one = eight(mesh_searches.found, folder, 1, 1)

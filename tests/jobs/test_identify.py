@@ -224,11 +224,10 @@ def test_a_damaged_chunk_is_made_again(chunks, tmp_path, capsys, damage):
     assert "000001.npz is damaged" in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_read_are_left_out_up_to_the_limit(tmp_path, capsys):
+def test_images_that_cannot_be_read_are_left_out_up_to_the_limit(small_config, tmp_path, capsys):
     """One of five is cut short."""
-    config = config_file.get_config()
-    config.update({"compile_cache": "off", "max_new_tokens": 24})
-    config.identify.update({"chunk": 5, "rows": 32, "scopes": ("row",), "captions": "all"})
+    config = small_config.copy_and_resolve_references()
+    config.identify.captions = "all"
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     scenes = draw_scenes("broken", "dev", 0, np.arange(5))
