@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
             "evidence": {"answers": 100, "max_new_tokens": 128, "draws": 2000, "seed": 0},
             # How alike the heads of two models attend.
             "patterns": {
-                "other": "",  # a folder or a name; "" is the model without its images
+                "other": "",  # a folder or a name; "" is the model without its images, and the
+                # folder of the language model that it was made of reads without them too
                 "answers": 16,
                 "max_new_tokens": 64,
                 "count": 8,  # heads of each set

@@ -383,6 +383,7 @@ class VLM:
         share_prefix: bool = True,
         on_error: Literal["raise", "yield"] = "raise",
         streams: Sequence[int] | None = None,
+        told: Callable[[int, str], None] | None = None,
         **changes: Any,
     ) -> Iterator[Answer | Failure]:
         """As `generate`, yielding each `Answer` as its batch is done, in any order, for long runs.
@@ -400,9 +401,13 @@ class VLM:
                 place of its answer.
             streams: what seeds each sample's random stream; its index by default. Samples keep
                 their draws when a part of a longer list is asked.
+            told: called with a sample's index and its text so far, every few tokens, where nothing
+                reads a sample in several rows (strategies, beams, rankings).
         """
         settings = (settings or DecodeSettings()).replace(**changes)
-        asked = Asking(settings, logit_bias, steering, strategy, share_prefix, on_error, streams)
+        asked = Asking(
+            settings, logit_bias, steering, strategy, share_prefix, on_error, streams, told
+        )
         return asking.answer(self, images, prompts, asked)
 
     def _about(self) -> dict[str, str]:

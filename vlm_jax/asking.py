@@ -57,6 +57,7 @@ def answer(
         untreated = copy.copy(model)
         untreated.treatments, untreated.steering = (), None
         wanted = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
+        del wanted["told"]  # the first of two passes is nobody's answer
         return one.answer(untreated, images, prompts, **wanted)
     engine = answering.Engine(
         model.generator, model.params, model.processor, model.prefixes, model.images, model.buckets

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.reference import IMAGES
-from vlm_jax.errors import ConfigError
+from vlm_jax.base_model import with_language_model
+from vlm_jax.errors import CheckpointError, ConfigError
 from vlm_jax.evals.base import Example
 from vlm_jax.explaining import Subject, find
 from vlm_jax.settings import read
@@ -69,6 +72,35 @@ def test_patterns_of_a_model_with_itself_are_equal(subject, tiny_llava):
         [2, 3],
     ]
     assert blind.tables()[0].rows[0][0] == "sensitive"
+
+
+def test_a_language_model_reads_without_images(subject, llava_vlm, tiny_llava, tmp_path):
+    """The model's own decoder as a folder is the model without its images; another is not."""
+    tensors = safetensors.numpy.load_file(tiny_llava / "model.safetensors")
+    begins = "language_model.model."
+    text = {"model." + n.removeprefix(begins): a for n, a in tensors.items() if begins in n}
+    text["model.embed_tokens.weight"] = text["model.embed_tokens.weight"][:-8]
+    fields = json.loads((tiny_llava / "config.json").read_text())["text_config"]
+    fields |= {"model_type": "llama", "vocab_size": len(text["model.embed_tokens.weight"])}
+
+    def write(name: str, **changed) -> pathlib.Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(fields | changed))
+        safetensors.numpy.save_file(text, folder / "model.safetensors")
+        return folder
+
+    blind = found("patterns", subject, count=2)
+    same = found("patterns", subject, count=2, other=str(write("same")))
+    np.testing.assert_allclose(same.cosine_eh, blind.cosine_eh, atol=1e-6)
+    text["model.layers.1.self_attn.q_proj.weight"] = -text["model.layers.1.self_attn.q_proj.weight"]
+    other = found("patterns", subject, count=2, other=str(write("other")))
+    assert np.abs(other.cosine_eh - blind.cosine_eh).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"rope_theta 7\.0, .* not made of this language model"):
+        with_language_model(llava_vlm, write("theta", rope_theta=7.0))
+    del text["model.layers.0.mlp.up_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.0\.mlp\.up_proj"):
+        with_language_model(llava_vlm, write("lacks"))
 
 
 def test_sets_that_are_not_there_are_one_clear_error(subject):

@@ -164,7 +164,7 @@ def test_a_verdict_says_what_was_told_apart():
     assert first.text.startswith("-40.0 points of C_S on broken; ")
     assert "points better than saying less at the same recall" in first.text
     # Two draws of a control cannot give a small p, however far the arm is from them.
-    assert first.text.endswith("not told apart from its control R1.")
+    assert first.text.endswith("not told apart from its control R1 (too few draws to tell).")
     assert first.tone == ""
     assert list(first.facts) == ["C_S, broken", "accuracy, pope", "against saying less"]
     assert second.tone == "worse"

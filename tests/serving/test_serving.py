@@ -124,6 +124,40 @@ def test_an_answer_in_events_is_the_same(served):
     assert events[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+def test_words_come_while_others_are_still_decoded(served, arms, monkeypatch):
+    """Decoding waits until the first words have come; the text is that of a whole answer."""
+    client, _ = served
+    generator = arms["unedited"].generator
+    ask = {"model": "unedited", "messages": asking(), "max_tokens": 24}
+    whole = client.chat.completions.create(**ask)
+    came, decode_part = threading.Event(), generator._decode_part
+
+    def waiting(params, state, inputs, until):
+        assert until <= 8 or came.wait(60)
+        return decode_part(params, state, inputs, until)
+
+    monkeypatch.setattr(generator, "_decode_part", waiting)
+    pieces = []
+    for event in client.chat.completions.create(**ask, stream=True):
+        pieces.append(event.choices[0].delta.content or "")
+        if pieces[-1]:
+            came.set()
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert whole.usage.completion_tokens > 16
+    assert len([piece for piece in pieces if piece]) > 1
+    for stop in ("zzzz", whole.choices[0].message.content[9:12]):
+        texts: list[str] = []
+        (answer,) = arms["unedited"].answer(
+            [[Image.new("RGB", (28, 28), "red")]],
+            ["Is there a dog?"],
+            max_new_tokens=24,
+            stop=(stop,),
+            told=lambda _, text, texts=texts: texts.append(text),
+        )
+        assert texts
+        assert all(answer.text.startswith(text) for text in texts)
+
+
 def test_64_requests_at_once_are_batched_over_arms(served, arms):
     """Rows of both arms in a batch, each answered as it is alone."""
     client, batcher = served

@@ -82,6 +82,8 @@ class Asking:
         share_prefix: read what questions begin with, through their last image, once for all.
         on_error: "raise" stops at a sample that cannot be read, "yield" makes it a `Failure`.
         streams: what seeds each sample's random stream; its index by default.
+        told: called with a sample's index and its text so far, every few tokens, where samples are
+            one row each; a text that may yet turn out to be a stop string is held back.
     """
 
     settings: DecodeSettings
@@ -91,6 +93,7 @@ class Asking:
     share_prefix: bool = True
     on_error: Literal["raise", "yield"] = "raise"
     streams: Sequence[int] | None = None
+    told: Callable[[int, str], None] | None = None
 
     @property
     def rows(self) -> int:
@@ -447,10 +450,30 @@ class _Run:
         places = batching.length + (0 if prefix is None else prefix.length)
         options = self._options(samples, self._prompts(drafts, places))
         generator, params = self.engine.generator, self.engine.params
-        made = generator(params, batch, **before, **options)
+        told = None if self.asking.told is None else functools.partial(self._tell, batching)
+        made = generator(params, batch, **before, **options, told=told)
         steering = of_views(options["steering"], self.asking.width)
         refuse_overflow(generator, params, batch, made.tokens_bn[:, 0], steering, **before)
         return made
+
+    def _tell(self, batching: Batching, tokens_bn: np.ndarray, lengths_b: np.ndarray) -> None:
+        """Tells of the texts so far, less what a stop string may begin with and what may change.
+
+        Bytes in a row are read as letters once all of them are there: what ends with some waits.
+        """
+        assert self.asking.told is not None
+        held = max((len(stop) - 1 for stop in self._stops), default=0)
+        waits_bn = np.isin(tokens_bn, self.engine.processor.unsettled_ids)
+        lengths_b = np.array(lengths_b)
+        for row, waits_n in enumerate(waits_bn):
+            while lengths_b[row] and waits_n[lengths_b[row] - 1]:
+                lengths_b[row] -= 1
+        texts = self.engine.processor.decode(tokens_bn, lengths_b)
+        for question, text in zip(batching.questions, texts):
+            ends = [text.find(stop) for stop in self._stops if stop in text]
+            shown = text[: min([*ends, max(len(text) - held, 0)])]
+            for index in question.samples:
+                self.asking.told(index, shown)
 
     def _prompts(self, drafts: Sequence[Draft], places: int) -> np.ndarray:
         """Returns int32 [B, places] the tokens of whole prompts, right-aligned, -1 before them."""

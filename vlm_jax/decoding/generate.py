@@ -5,6 +5,7 @@ place.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,16 @@ from jaxtyping import Array, Float
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features, Images
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding.call import GeneratorCall, Placement
-from vlm_jax.decoding.loop import StepCounts, decode
+from vlm_jax.decoding.call import GeneratorCall, LoopInputs, Placement
+from vlm_jax.decoding.loop import LoopState, StepCounts, begin, decode, end, go_on
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix, abstract, merge
 from vlm_jax.parallel import batch_sharding, fetch
+
+PART = 8
+"""Tokens after which a call that is to tell of its answers tells what there is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,13 @@ class Generator:
         def decode_all(params: Params, read, cache, inputs, slots: int):
             return decode(merge(graphdef, params), read, cache, inputs, slots)
 
+        def begin_one(params: Params, read, cache, inputs, slots: int):
+            return begin(merge(graphdef, params), read, cache, inputs, slots)
+
+        def decode_part(params: Params, state: LoopState, inputs, until):
+            state = go_on(merge(graphdef, params), state, inputs, until)
+            return *end(state, inputs), state
+
         self._read_images = jax.jit(read_images)
         self._read_prefix = jax.jit(read_prefix)
         self._prefill = jax.jit(prefill, static_argnames=("slots", "watch", "shared"))
@@ -102,6 +113,10 @@ class Generator:
             donate_argnames="cache",
             out_shardings=(*answers, None),
         )
+        self._begin = jax.jit(begin_one, static_argnames="slots", donate_argnames="cache")
+        self._decode_part = jax.jit(
+            decode_part, donate_argnames="state", out_shardings=(*answers, None)
+        )
         self._put, self._like = Placement.on(mesh), Placement.on(mesh, abstract=True)
 
     @property
@@ -109,6 +124,7 @@ class Generator:
         """How many programs have been compiled so far."""
         jitted: tuple[Any, ...] = (
             self._read_images, self._read_prefix, self._prefill, self._forward, self._decode,
+            self._begin, self._decode_part,
         )  # fmt: skip
         return sum(program._cache_size() for program in jitted)
 
@@ -192,6 +208,7 @@ class Generator:
         strategy: Strategy | Search | None = None,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
+        told: Callable[[np.ndarray, np.ndarray], None] | None = None,
     ) -> Generated:
         """Generates.
 
@@ -214,6 +231,9 @@ class Generator:
                 of the batch: B samples are B W rows, of all other arguments B.
             prefix: what `read_prefix` returned for I beginnings of prompts.
             owner_b: int32 [B], which of the I prefixes each row goes on from.
+            told: called with tokens_bn and lengths_b so far after every `PART` tokens, where each
+                sample is one row; other samples are not told of. Such calls run a program of their
+                own in place of the one that decodes to the end.
 
         Raises:
             ValueError: `owner_b` does not name a prefix for each row, or the prefixes were not read
@@ -233,8 +253,24 @@ class Generator:
             watch=call.watch(self.depth),
             shared=call.shared,
         )
-        *found, _ = self._decode(params, (logits_bv, watched), cache, inputs, slots=call.room)
+        read = logits_bv, watched
+        if told is not None and call.width == call.search.rows == 1:
+            return self._in_parts(params, read, cache, inputs, call, told)
+        *found, _ = self._decode(params, read, cache, inputs, slots=call.room)
         return Generated(*jax.device_get(found))
+
+    def _in_parts(
+        self, params: Params, read: Any, cache: Any, inputs: LoopInputs, call: GeneratorCall, told
+    ) -> Generated:
+        """Decodes `PART` tokens at a time, and tells what there is in between."""
+        state = self._begin(params, read, cache, inputs, slots=call.room)
+        for until in itertools.count(PART, PART):
+            *made, state = self._decode_part(params, state, inputs, np.int32(until))
+            found = Generated(*jax.device_get(made))
+            if until >= call.settings.max_new_tokens or found.ended_b.all():
+                return found
+            told(found.tokens_bn, found.lengths_b)
+        raise AssertionError("unreachable")
 
     def warm(
         self,

@@ -72,7 +72,7 @@ class _Carried:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _State:
+class LoopState:
     """What the loop carries."""
 
     count: Array
@@ -97,6 +97,12 @@ class _Rows:
     samples: int
     views: int
     rows: int
+
+    @classmethod
+    def of(cls, inputs: LoopInputs, prompts: int) -> "_Rows":
+        """Returns how the rows of so many prompts lie."""
+        views = 1 if inputs.strategy is None else inputs.strategy.width
+        return cls(prompts // views, views, inputs.search.rows)
 
     def of_search(self, tree: Any) -> Any:
         """Returns what the first views say: leaves [B C, ...]."""
@@ -124,6 +130,79 @@ class _Rows:
         return tree if self.rows == 1 else jax.tree.map(many, tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The steps of a loop.
+
+    Attributes:
+        model, inputs: see `decode`; the limit is no more than there is room for.
+        rows: how the rows lie.
+        first_rv: logits of the prompts' last rows, which some strategies look at.
+    """
+
+    model: Network
+    inputs: LoopInputs
+    rows: _Rows
+    first_rv: Any
+
+    def unfinished(self, state: LoopState) -> Bool[Array, ""]:
+        """Returns whether a row goes on."""
+        return self.inputs.search.unfinished(state.search, self.inputs, state.count)
+
+    def choose(self, state: LoopState) -> LoopState:
+        """Takes one token a row from the logits at hand."""
+        inputs, rows = self.inputs, self.rows
+        search, strategy, scores_rv = inputs.search, inputs.strategy, state.logits_rv
+        if strategy is not None:
+            watched = jax.tree.map(rows.of_strategy, state.watched)
+            first_bwv = rows.of_strategy(self.first_rv) if strategy.needs_first else None
+            step = Step(state.count, watched, self.model.decoder, first_bwv)
+            scores_rv = strategy.scores(rows.of_strategy(scores_rv), step)
+        scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
+        if inputs.bias_bv is not None:
+            scores_bcv = scores_bcv + inputs.bias_bv[:, None]
+        kinds_bp = kinds_of(state.cache.prompt[0])[:: rows.views * rows.rows]
+        now = Now(state.count, state.carried, state.watched, kinds_bp)
+        choice, chosen = search.choose(scores_bcv, state.search, inputs, now)
+        cache, carried = state.cache, state.carried
+        if choice.parents_bc is not None:
+            cache, carried = _move(cache, carried, choice, rows)
+        return LoopState(
+            count=state.count + 1,
+            tokens_r=rows.every(choice.tokens_bc).reshape(-1),
+            logits_rv=state.logits_rv,
+            watched=state.watched,
+            cache=cache,
+            search=chosen,
+            carried=carried,
+        )
+
+    def advance(self, state: LoopState) -> LoopState:
+        """Reads the last token and chooses the next."""
+        rows, search = self.rows, self.inputs.search
+        steering = _of_rows(self.inputs.steering, rows)
+        watch = (self.inputs.strategy or search).watch(self.model.decoder.config.num_layers)
+        logits_rv, cache, watched = self.model.step(state.tokens_r, state.cache, steering, watch)
+        new, going_r = rows.of_search(watched.readings), search.going(state.search)
+        going = going_r[:, None, None].astype(jnp.float32)
+        add = lambda total, now: total + going * now
+        readings = jax.tree.map(add, state.carried.readings, new)
+        counts = state.carried.counts
+        if counts is not None and new is not None:
+            counts = counts.put(search.predicts(state.search, state.count), new, going_r)
+        read_r = jax.tree.map(lambda read_r: read_r + going_r, state.carried.read_r)
+        carried = _Carried(readings, counts, read_r)
+        return self.choose(
+            dataclasses.replace(
+                state,
+                logits_rv=logits_rv,
+                watched=dataclasses.replace(watched, readings=None),
+                cache=cache,
+                carried=carried,
+            )
+        )
+
+
 def decode(
     model: Network,
     read: tuple[Float[Array, "rows V"], Watched],
@@ -143,22 +222,31 @@ def decode(
     Returns:
         Tokens, lengths, whether rows ended, mean readings, counts, scores, and the cache.
     """
-    search, strategy = inputs.search, inputs.strategy
-    views = 1 if strategy is None else strategy.width
-    rows = _Rows(read[0].shape[0] // views, views, search.rows)
-    inputs = dataclasses.replace(inputs, limit=jnp.minimum(inputs.limit, slots))
+    inputs = _limited(inputs, slots)
+    state = begin(model, read, cache, inputs, slots)
+    state = go_on(model, state, inputs, slots, read[0])
+    return *end(state, inputs), state.cache
+
+
+def begin(
+    model: Network,
+    read: tuple[Float[Array, "rows V"], Watched],
+    cache: Cache,
+    inputs: LoopInputs,
+    slots: int,
+) -> LoopState:
+    """Returns the state of the loop with the first token chosen; see `decode`."""
+    inputs, rows, search = _limited(inputs, slots), _Rows.of(inputs, len(read[0])), inputs.search
     logits_rv, watched = rows.spread(read)
-    steering = _of_rows(inputs.steering, rows)
     readings = rows.of_search(watched.readings)
     of_search, depth = rows.samples * rows.rows, model.decoder.config.num_layers
-    watch = (search if strategy is None else strategy).watch(depth)
-    counts = StepCounts.empty((of_search, slots, depth), steering)
+    counts = StepCounts.empty((of_search, slots, depth), _of_rows(inputs.steering, rows))
     if counts is not None and readings is not None:
         counts = counts.put(jnp.int32(0), readings, jnp.ones(of_search, bool))
     read_r = jnp.ones(of_search, jnp.int32) if search.withdraws else None
     carried = _Carried(readings, counts, read_r)
     shape = rows.samples, slots, logits_rv.shape[1]
-    state = _State(
+    state = LoopState(
         count=jnp.int32(0),
         tokens_r=jnp.zeros(logits_rv.shape[0], jnp.int32),
         logits_rv=logits_rv,
@@ -167,67 +255,43 @@ def decode(
         search=search.start(inputs, shape, carried),
         carried=carried,
     )
+    return _Loop(model, inputs, rows, logits_rv).choose(state)
 
-    def choose(state: _State) -> _State:
-        """Takes one token a row from the logits at hand."""
-        scores_rv = state.logits_rv
-        if strategy is not None:
-            watched = jax.tree.map(rows.of_strategy, state.watched)
-            first_bwv = rows.of_strategy(logits_rv) if strategy.needs_first else None
-            step = Step(state.count, watched, model.decoder, first_bwv)
-            scores_rv = strategy.scores(rows.of_strategy(scores_rv), step)
-        scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
-        if inputs.bias_bv is not None:
-            scores_bcv = scores_bcv + inputs.bias_bv[:, None]
-        kinds_bp = kinds_of(state.cache.prompt[0])[:: rows.views * rows.rows]
-        now = Now(state.count, state.carried, state.watched, kinds_bp)
-        choice, chosen = search.choose(scores_bcv, state.search, inputs, now)
-        cache, carried = state.cache, state.carried
-        if choice.parents_bc is not None:
-            cache, carried = _move(cache, carried, choice, rows)
-        return _State(
-            count=state.count + 1,
-            tokens_r=rows.every(choice.tokens_bc).reshape(-1),
-            logits_rv=state.logits_rv,
-            watched=state.watched,
-            cache=cache,
-            search=chosen,
-            carried=carried,
-        )
 
-    def advance(state: _State) -> _State:
-        """Reads the last token and chooses the next."""
-        logits_rv, cache, watched = model.step(state.tokens_r, state.cache, steering, watch)
-        new, going_r = rows.of_search(watched.readings), search.going(state.search)
-        going = going_r[:, None, None].astype(jnp.float32)
-        add = lambda total, now: total + going * now
-        readings = jax.tree.map(add, state.carried.readings, new)
-        counts = state.carried.counts
-        if counts is not None and new is not None:
-            counts = counts.put(search.predicts(state.search, state.count), new, going_r)
-        read_r = jax.tree.map(lambda read_r: read_r + going_r, state.carried.read_r)
-        carried = _Carried(readings, counts, read_r)
-        return choose(
-            dataclasses.replace(
-                state,
-                logits_rv=logits_rv,
-                watched=dataclasses.replace(watched, readings=None),
-                cache=cache,
-                carried=carried,
-            )
-        )
+def go_on(
+    model: Network, state: LoopState, inputs: LoopInputs, until: Any, first_rv: Any = None
+) -> LoopState:
+    """Returns the state where every row has ended, or so many tokens are chosen.
 
-    state = jax.lax.while_loop(
-        lambda state: search.unfinished(state.search, inputs, state.count), advance, choose(state)
-    )
-    found: Found = search.answers(state.search, inputs, state.carried, state.count)
+    Args:
+        model, inputs: see `decode`.
+        state: of `begin`, or of this.
+        until: tokens.
+        first_rv: logits of the prompts' last rows, for a strategy that looks at them.
+    """
+    rows = _Rows.of(inputs, len(state.logits_rv) // inputs.search.rows)
+    first_rv = None if first_rv is None else rows.spread(first_rv)
+    loop = _Loop(model, _limited(inputs, until), rows, first_rv)
+    return jax.lax.while_loop(loop.unfinished, loop.advance, state)
+
+
+def end(
+    state: LoopState, inputs: LoopInputs
+) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any]:
+    """Returns what was found, or what there is of it so far: as `decode`, without the cache."""
+    found: Found = inputs.search.answers(state.search, inputs, state.carried, state.count)
     # The first token is predicted by the prompt's last row, each later one by the token before it.
     steps_b = jnp.clip(found.lengths_b + found.ended_b, 1, state.count)
     steps_b = steps_b if found.carried.read_r is None else found.carried.read_r
     mean = lambda total: total / steps_b[:, None, None]
     readings = jax.tree.map(mean, found.carried.readings)
     answers = found.tokens_bn, found.lengths_b, found.ended_b, readings, found.carried.counts
-    return *answers, found.scores_b, state.cache
+    return *answers, found.scores_b
+
+
+def _limited(inputs: LoopInputs, most: Any) -> LoopInputs:
+    """Returns the inputs with no more than so many tokens to choose."""
+    return dataclasses.replace(inputs, limit=jnp.minimum(inputs.limit, most))
 
 
 def _first_watched(watched: Watched, cache: Cache) -> Watched:

@@ -1,6 +1,7 @@
 """How alike two models attend while they read one answer: a checkpoint and its edit, or base LM."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from vlm_jax.analysis.rows import RowReader, block_cosines, block_divergences
 from vlm_jax.api import VLM
+from vlm_jax.base_model import is_language_model, with_language_model
 from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
 from vlm_jax.explaining.base import Analysis, Subject, read_answers
@@ -24,8 +26,9 @@ class PatternsSettings:
     """Settings of the analysis.
 
     Attributes:
-        other: folder or name of the model to compare with; "" is the model without its images,
-            which stands for the base language model where there is none.
+        other: folder or name of the model to compare with; or folder of the language model that it
+            was made of, which reads prompts without their images; "" is the model itself without
+            its images, which stands for its language model where that is not at hand.
         answers: at most so many of the examples.
         max_new_tokens: of an answer.
         count: heads of each set.
@@ -107,30 +110,37 @@ def run(subject: Subject, settings: PatternsSettings) -> FoundPatterns:
     """
     sets = _sets(subject, settings)
     heads = tuple(head for listed in sets.values() for head in listed)
-    other = load(settings.other, mesh=subject.model().mesh) if settings.other else None
+    other, sees = _other(subject, settings.other)
     shape = shape_of(subject.config)
-    if other is not None and shape_of(other.config) != shape:
+    if shape_of(other.config) != shape:
         raise ConfigError(
             f"{settings.other} has {shape_of(other.config)} layers and heads, but the model has "
             f"{shape}: patterns are compared head by head."
         )
     first = RowReader(subject.config)
-    second = first if other is None else RowReader(other.config)
+    second = RowReader(other.config) if sees else first
     cosines, divergences = [], []
     read = read_answers(subject, settings.answers, settings.max_new_tokens)
     for example, answer, batch, _ in read:
         count = len(answer.tokens)
         own, own_block = _rows(first, subject.model(), batch, count, heads)
-        model = other or subject.model()
-        images = [list(example.images)] if other is not None else None
-        asked = images, [example.prompt], [answer.tokens]
-        theirs = model.processor.batch_answers(*asked)[0]
-        rows, block = _rows(second, model, theirs, count, heads)
-        same = other is not None and rows.shape == own.shape
+        asked = [list(example.images)] if sees else None, [example.prompt], [answer.tokens]
+        theirs = other.processor.batch_answers(*asked)[0]
+        rows, block = _rows(second, other, theirs, count, heads)
+        same = sees and rows.shape == own.shape
         cosines.append(block_cosines(own_block, block))
         divergences.append(block_divergences(*((own, rows) if same else (own_block, block))))
     name = settings.other or "itself without images"
     return FoundPatterns(name, sets, np.stack(cosines), np.stack(divergences))
+
+
+def _other(subject: Subject, name: str) -> tuple[VLM, bool]:
+    """The model to compare with, and whether it sees the images."""
+    if not name:
+        return subject.model(), False
+    if is_language_model(pathlib.Path(name)):
+        return with_language_model(subject.model(), pathlib.Path(name)), False
+    return load(name, mesh=subject.model().mesh), True
 
 
 def _rows(

@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -132,7 +132,7 @@ def read_params(
         CheckpointError: a tensor is missing, of another shape or not finite, naming it.
     """
     graphdef, shapes = split(nnx.eval_shape(make))  # type: ignore[arg-type]
-    stored, params = _read_tensors(folder), {}
+    stored, params = dict(read_tensors(folder)), {}
     for row in rows:
         layers, heads = parts.get(row.path.split("/")[0], (0, 0))
         sizes = {"n": heads, "s": 3}
@@ -161,25 +161,33 @@ def read_params(
     return graphdef, params
 
 
-def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns all tensors of a folder by name, as float32."""
-    names = [SINGLE]
+def read_tensors(
+    folder: pathlib.Path, names: Container[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a folder with their names, one at a time, as float32.
+
+    Args:
+        folder: holds the safetensors.
+        names: of those that are wanted; all by default.
+
+    Raises:
+        CheckpointError: there are none, or a file is missing or broken.
+    """
+    files = [SINGLE]
     if not (folder / SINGLE).exists():
         if not (folder / INDEX).exists():
             raise CheckpointError(f"{folder} has no {SINGLE}.")
         named = read_json(folder / INDEX, _Index).weight_map.values()
-        names = [
-            plain_name(name, str(folder / INDEX), ".safetensors") for name in dict.fromkeys(named)
+        files = [
+            plain_name(one, str(folder / INDEX), ".safetensors") for one in dict.fromkeys(named)
         ]
-    found = {}
-    for name in names:
+    for name in files:
         with open_regular(folder / name):
             pass
         try:
             with safetensors.safe_open(folder / name, "flax") as file:
-                keys = file.keys()
-                for key in keys:
-                    found[key] = np.asarray(file.get_tensor(key), np.float32)
+                for key in file.keys():  # noqa: SIM118 (a file is no mapping)
+                    if names is None or key in names:
+                        yield key, np.asarray(file.get_tensor(key), np.float32)
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"{folder / name} cannot be read: {error}.") from None
-    return found

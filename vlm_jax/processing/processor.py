@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -226,6 +227,14 @@ class Processor:
             lengths = np.asarray(lengths_b).tolist()
         rows = [row[:end] for row, end in zip(rows, lengths)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    @functools.cached_property
+    def unsettled_ids(self) -> list[int]:
+        """Tokens behind which a text may still change: single bytes of letters which the vocabulary
+        lacks, and special tokens, which are no text and may stand between these."""
+        known = self.tokenizer.get_vocab()
+        bytes_ = [known[name] for name in (f"<0x{n:02X}>" for n in range(256)) if name in known]
+        return [*bytes_, *self.tokenizer.all_special_ids]
 
     def drafts(
         self,

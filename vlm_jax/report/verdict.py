@@ -37,7 +37,7 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
 
     Example:
         "-3.3 points of C_S on broken (not told apart from 0); 1.4 points worse than saying less at
-        the same recall; not told apart from its random control R1 (rank p .25)."
+        the same recall; not told apart from its control R1 (too few draws to tell)."
     """
     controls = {contrast.control for contrast in comparison.contrasts}
     return [_verdict(comparison, a) for a in comparison.arms[1:] if a.name not in controls]
@@ -66,7 +66,9 @@ def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
         same = [c.control for c, apart in zip(own, told) if not apart]
         if same:
             good = False
-            parts.append(f"not told apart from its control{'s' * (len(same) > 1)} {_and(same)}")
+            few = any(_too_few(c, benchmark) for c, apart in zip(own, told) if not apart)
+            text = f"not told apart from its control{'s' * (len(same) > 1)} {_and(same)}"
+            parts.append(text + " (too few draws to tell)" * few)
         else:
             parts.append(f"told apart from its control{'s' * (len(own) > 1)}")
     else:
@@ -117,6 +119,11 @@ def _told_apart(contrast: Contrast, benchmark: str, metric: str, lower: bool) ->
     difference = contrast.differences[benchmark][metric]
     better = difference.value < 0 if lower else difference.value > 0
     return difference.excludes_zero and better
+
+
+def _too_few(contrast: Contrast, benchmark: str) -> bool:
+    """Whether a control was drawn so few times that no rank among them tells an arm apart."""
+    return benchmark in contrast.ranks and contrast.ranks[benchmark].smallest > _SMALL_P
 
 
 def _and(names: Sequence[str]) -> str:

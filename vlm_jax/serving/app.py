@@ -84,9 +84,16 @@ def make_app(
             raise _Refused(429, f"{max_waiting} requests wait; come again.", "rate_limit_error")
         asked = await asyncio.to_thread(read_chat, await _json(request, max_bytes), defaults)
         model = await asyncio.to_thread(model_of, asked)
-        future = asyncio.wrap_future(batcher.ask(asked, model))
         if asked.stream:
-            return StreamingResponse(_events(asked, future), media_type="text/event-stream")
+            texts: asyncio.Queue[str] = asyncio.Queue()
+            loop = asyncio.get_running_loop()
+
+            def told(text: str) -> None:
+                loop.call_soon_threadsafe(texts.put_nowait, text)
+
+            future = asyncio.wrap_future(batcher.ask(asked, model, told))
+            return StreamingResponse(_events(asked, future, texts), media_type="text/event-stream")
+        future = asyncio.wrap_future(batcher.ask(asked, model))
         while not future.done():
             await asyncio.wait([future], timeout=_LOOK)
             if not future.done() and await request.is_disconnected():
@@ -154,11 +161,14 @@ def _completion(asked: ChatRequest, answer: Answer) -> dict[str, Any]:
     return {**_head(asked, "chat.completion"), "choices": [choice], "usage": usage}
 
 
-async def _events(asked: ChatRequest, future: "asyncio.Future[Answer]") -> AsyncIterator[str]:
-    """The answer as events: its words one by one, once its batch is done.
+async def _events(
+    asked: ChatRequest, future: "asyncio.Future[Answer]", texts: "asyncio.Queue[str]"
+) -> AsyncIterator[str]:
+    """The answer as events: what is decoded, as it comes, and the rest once it is done.
 
     A client that goes away cancels what still waits.
     """
+    sent = ""
     head = _head(asked, "chat.completion.chunk")
 
     def event(delta: dict[str, Any], reason: str | None = None) -> str:
@@ -167,13 +177,23 @@ async def _events(asked: ChatRequest, future: "asyncio.Future[Answer]") -> Async
 
     try:
         yield event({"role": "assistant", "content": ""})
+        while not future.done():
+            more = asyncio.ensure_future(texts.get())
+            await asyncio.wait((more, future), return_when=asyncio.FIRST_COMPLETED)
+            if not more.done():
+                more.cancel()
+                continue
+            text = more.result().rstrip().rstrip("\ufffd")  # half a letter, whose bytes go on
+            if text.startswith(sent) and text != sent:
+                yield event({"content": text[len(sent) :]})
+                sent = text
         try:
             answer = await future
         except Exception as error:
             found = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             yield f"data: {json.dumps(_error(_Refused(400, str(found))))}\n\n"
             return
-        for word in _words(answer.text):
+        for word in _words(answer.text[len(sent) :]):
             yield event({"content": word})
         yield event({}, "stop" if answer.ended else "length")
         yield "data: [DONE]\n\n"

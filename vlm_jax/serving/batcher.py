@@ -4,7 +4,7 @@ import copy
 import queue
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,11 @@ from vlm_jax.treatments import Steered, TwoPasses
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A request that waits: what it asks, of which model, and where its answer goes."""
+    """A request that waits: what it asks, of which model, who is told, where its answer goes."""
 
     chat: ChatRequest
     model: VLM
+    told: Callable[[str], None] | None = None
     answer: Future[Answer] = field(default_factory=Future)
 
 
@@ -45,9 +46,16 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
-    def ask(self, chat: ChatRequest, model: VLM) -> "Future[Answer]":
-        """Queues a request; a future that is cancelled before its batch begins is left out."""
-        waiting = _Waiting(chat, model)
+    def ask(
+        self, chat: ChatRequest, model: VLM, told: Callable[[str], None] | None = None
+    ) -> "Future[Answer]":
+        """Queues a request; a future that is cancelled before its batch begins is left out.
+
+        Args:
+            chat, model: what is asked of which arm.
+            told: called with the text so far, every few tokens, by the thread of the batches.
+        """
+        waiting = _Waiting(chat, model, told)
         self._queue.put(waiting)
         return waiting.answer
 
@@ -119,7 +127,15 @@ def _answer(group: Sequence[_Waiting]) -> None:
         else:
             model = copy.copy(model)
             model.treatments, model.steering = (), None
-    settings = group[0].chat.settings
+    settings, more = group[0].chat.settings, dict(steering)
+    if any(one.told is not None for one in group):
+
+        def tell(index: int, text: str) -> None:
+            told = group[index].told
+            if told is not None:
+                told(text)
+
+        more["told"] = tell
     try:
         found = model.answer(
             [list(one.chat.images) for one in group],
@@ -127,7 +143,7 @@ def _answer(group: Sequence[_Waiting]) -> None:
             settings=settings,
             on_error="yield",
             streams=[0] * len(group),  # a request's draws do not depend on who waits beside it
-            **steering,
+            **more,
         )
         for made in found:
             one = group[made.index]
