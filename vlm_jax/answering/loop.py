@@ -463,7 +463,7 @@ class _Run:
         """
         assert self.asking.told is not None
         held = max((len(stop) - 1 for stop in self._stops), default=0)
-        waits_bn = np.isin(tokens_bn, self.engine.processor.unsettled_ids)
+        waits_bn = ~np.isin(tokens_bn, self.engine.processor.whole_ids)
         lengths_b = np.array(lengths_b)
         for row, waits_n in enumerate(waits_bn):
             while lengths_b[row] and waits_n[lengths_b[row] - 1]:

@@ -229,12 +229,12 @@ class Processor:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     @functools.cached_property
-    def unsettled_ids(self) -> list[int]:
-        """Tokens behind which a text may still change: single bytes of letters which the vocabulary
-        lacks, and special tokens, which are no text and may stand between these."""
-        known = self.tokenizer.get_vocab()
-        bytes_ = [known[name] for name in (f"<0x{n:02X}>" for n in range(256)) if name in known]
-        return [*bytes_, *self.tokenizer.all_special_ids]
+    def whole_ids(self) -> np.ndarray:
+        """The tokens behind which a text does not change: all but single bytes of letters which the
+        vocabulary lacks, and special tokens, which are no text and may stand between these."""
+        parts = {f"<0x{byte:02X}>" for byte in range(256)} | set(self.tokenizer.all_special_tokens)
+        known = self.tokenizer.get_vocab().items()
+        return np.array([number for name, number in known if name not in parts], np.int32)
 
     def drafts(
         self,

@@ -19,6 +19,8 @@ from vlm_jax.report.web import island, render
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b85c93", "#9a7400", "#7a6fd0", "#5b8fc9", "#808080")
 """Colours that stay apart for colour-blind readers, of contrast 3 and more in both themes."""
 SOFT, INK, PAPER = "var(--soft)", "var(--ink)", "var(--paper)"
+PAIR = " \u2212 "
+"""What stands between two names in a name of their difference."""
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
 """Shapes of controls of one arm, told apart without colour."""
 
@@ -191,12 +193,19 @@ def multiples(
         if math.isfinite(mark.x)
     ]
     as_it_is = lambda field: {"field": field, "type": "nominal", "scale": None}
+    # Names of two that are compared stand on two lines: a phone has no room for both.
+    pairs = [name for name in order if PAIR in name]
+    two_lines = {
+        "labelExpr": f"split(replace(datum.label, '{PAIR}', '\\n{PAIR.lstrip()}'), '\\n')",
+        "labelOffset": -7,
+    }
     y = {
         "field": "name",
         "type": "nominal",
         "sort": order,
         "title": None,
-        "axis": {"labelLimit": 190, "ticks": False, "domain": False, "grid": True},
+        "axis": {"labelLimit": 190, "ticks": False, "domain": False, "grid": True}
+        | (two_lines if pairs else {}),
     }
     axis = {"type": "quantitative", "title": None, "axis": {"tickCount": 5, "grid": False}}
     free = {"scale": {"zero": False, "nice": True}}
@@ -214,7 +223,7 @@ def multiples(
     if zero:
         line = {"type": "rule", "strokeDash": [4, 3], "color": SOFT, "strokeWidth": 1.5}
         layers.insert(0, {"mark": line, "encoding": {"x": {"datum": 0, "type": "quantitative"}}})
-    spec = _panels(list(panels), values, layers, {"step": 24})
+    spec = _panels(list(panels), values, layers, {"step": 36 if pairs else 24})
     return _chart({**spec, "resolve": {"scale": {"x": "independent"}}}, title, ())
 
 

@@ -10,6 +10,7 @@ from vlm_jax.evals.statistics import Interval
 from vlm_jax.report.across import across_tables
 from vlm_jax.report.charts import (
     COLOURS,
+    PAIR,
     SOFT,
     Chart,
     Mark,
@@ -263,7 +264,7 @@ def _contrasts(comparison: Comparison) -> Chart:
         plain = comparison.plain(benchmark, metric)
         panels[_panel(comparison, benchmark, metric)] = [
             _row(
-                f"{one.edit} \u2212 {one.control}",
+                f"{one.edit}{PAIR}{one.control}",
                 one.differences[benchmark][metric],
                 plain,
                 (styles[one.edit][0], styles[one.control][1], False),

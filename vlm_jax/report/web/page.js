@@ -28,7 +28,7 @@ function drawChart(figure) {
   if (spec.facet && typeof spec.spec.width === "number") {
     spec.columns = narrow ? 1 : room < 800 ? Math.min(2, spec.columns) : spec.columns;
     const layers = spec.spec.layer, y = layers[layers.length - 1].encoding.y;
-    const names = y.type === "nominal" ? y.sort.map((name) => name.length) : [3];
+    const names = y.type === "nominal" ? y.sort.flatMap((name) => name.split(" \u2212 ").map((one) => one.length + 2)) : [3];
     const limit = narrow ? 130 : 190;
     for (const layer of layers) if (layer.encoding.y && layer.encoding.y.type === "nominal") layer.encoding.y.axis.labelLimit = limit;
     const labels = Math.min(7 * Math.max(...names), limit) + 24;
