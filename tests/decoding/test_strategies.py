@@ -198,6 +198,21 @@ def test_without_information_answers_are_greedy(llava_vlm, plain, name, settings
     assert tokens(llava_vlm, read_named(name, SETTINGS[name] | settings)) == plain
 
 
+def test_m3id_without_its_threshold_is_that_of_those_who_compare_with_it():
+    """logits + (logits - blind) (1 - g) / g, implausible tokens left out, at several tokens."""
+    rng = np.random.default_rng(0)
+    own, blind = rng.standard_normal((2, 11)).astype(np.float32) * 3
+    method = read_named("m3id", {"alpha": 1, "beta": 0.1})
+    for count in (0, 7, 40):
+        step = Step(np.int32(count), Watched(), None)
+        kept = np.exp(-0.02 * (count + 1))
+        expected = among(own, own + (own - blind) * (1 - kept) / kept, 0.1)
+        found = np.asarray(method.scores(jnp.asarray([[own, blind]]), step)[0])
+        np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
+        soft = lambda row: np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        np.testing.assert_allclose(soft(found), soft(expected), atol=1e-5)
+
+
 def test_a_random_mask_keeps_the_area():
     control = read_named("agla", {"mask": left_half, "control": "random"})
     image = PIL.Image.new("RGB", (20, 10), "white")

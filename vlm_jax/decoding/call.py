@@ -79,6 +79,19 @@ class GeneratorCall:
         """Views of a sample."""
         return 1 if self.contrast is None else self.contrast.width
 
+    def samples(self, rows: int) -> int:
+        """Returns how many samples so many rows are, W views of each.
+
+        Raises:
+            ValueError: they are no whole number of samples.
+        """
+        if rows % self.width:
+            raise ValueError(
+                f"The batch has {rows} rows, which are no whole number of samples of {self.width} "
+                "views; give all views of each sample, one behind the other."
+            )
+        return rows // self.width
+
     @property
     def contrast(self) -> Strategy | None:
         """The strategy, if there is one that is no search."""

@@ -236,14 +236,14 @@ class Generator:
                 own in place of the one that decodes to the end.
 
         Raises:
-            ValueError: `owner_b` does not name a prefix for each row, or the prefixes were not read
-                as the steering needs them.
+            ValueError: `owner_b` does not name a prefix for each row, the prefixes were not read
+                as the steering needs them, or the rows are no whole number of samples.
         """
         call = GeneratorCall(
             settings, slots, stop_ids, pad_id, row_ids, logit_bias, prompts, steering, strategy
         )
         before = self._before(batch, prefix, owner_b)
-        inputs = call.inputs(self._put, batch.size // call.width)
+        inputs = call.inputs(self._put, call.samples(batch.size))
         logits_bv, cache, watched = self._prefill(
             params,
             self._put.rows(batch),
@@ -301,7 +301,7 @@ class Generator:
         """
         compile = compile or compile_ahead
         call = GeneratorCall(settings, **options)
-        inputs = call.inputs(self._like, batch.size // call.width)
+        inputs = call.inputs(self._like, call.samples(batch.size))
         before = ()
         if prefix is not None:
             steering = self._like.steering(_prefix_steering(call.steering))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlm_jax.decoding.strategies.base import Step, Strategy, View
+from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
 from vlm_jax.decoding.traced import traced
 from vlm_jax.settings import number, one_of, setting
 
@@ -22,12 +22,16 @@ class M3ID(Strategy):
         decay: forgetting rate (lambda in the paper), 0.02 in the implementations that compare with
             it; 0 is none.
         alpha: rows whose likeliest token has at least this probability are left alone; 1 leaves
-            none. The default, 0.3, was not checked against the paper.
+            none, as in the implementations that compare with it. The default, 0.3, was not checked
+            against the paper.
+        beta: least probability of a token, as a share of the likeliest one's; 0 keeps all, as in
+            the paper, 0.1 is that of the implementations that compare with it.
         control: "same" keeps the image in the second view: nothing is added.
     """
 
     decay: float = setting(0.02, number, low=0)
     alpha: float = setting(0.3, number, low=0, high=1)
+    beta: float = setting(0.0, number, low=0, high=1)
     control: str = setting("", one_of, known=("", "same"))
 
     def views(self, images: Sequence[Any], prompt: Any) -> Sequence[View]:
@@ -40,4 +44,4 @@ class M3ID(Strategy):
         kept = jnp.exp(-self.decay * (step.count + 1))
         added_bv = (1 - kept) / kept * (own_bv - blind_bv)
         unsure_b1 = jnp.max(own_bv, axis=-1, keepdims=True) < jnp.log(self.alpha)
-        return own_bv + jnp.where(unsure_b1, added_bv, 0.0)
+        return plausible(own_bv + jnp.where(unsure_b1, added_bv, 0.0), own_bv, self.beta)
