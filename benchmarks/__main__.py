@@ -1,6 +1,6 @@
 """Runs benchmark rows and writes their records and tables.
 
-    python -m benchmarks                  # rows R1 to R18, then the tables of docs/
+    python -m benchmarks                  # rows R1 to R19, then the tables of docs/
     python -m benchmarks R1 R13 --quick   # some rows on tiny models: do they run?
     python -m benchmarks --device_shape=7b  # a 7B shape on an accelerator
 
@@ -39,6 +39,7 @@ ROWS = {
     "R16": "decode_experts",
     "R17": "attention_rows",
     "R18": "decode_mixed",
+    "R19": "method_latency",
     "edit": "edit_folder",
     "convert": "conversion",
 }
