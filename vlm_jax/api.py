@@ -33,7 +33,7 @@ from vlm_jax.listing import html_table
 from vlm_jax.masses import read_masses
 from vlm_jax.methods import find_method, treat
 from vlm_jax.models import Params, Prefix
-from vlm_jax.parallel import put
+from vlm_jax.parallel import lay_out, put
 from vlm_jax.processing import ImageSource, Processor
 from vlm_jax.progress import Progress
 from vlm_jax.side_by_side import SideBySide
@@ -252,6 +252,7 @@ class VLM:
         other.params = {
             path: jax.device_put(params[path], a.sharding) for path, a in self.params.items()
         }
+        lay_out(other.params)
         other.keep_prefixes(self.prefixes.limit_bytes)
         if all(params[path] is a or path.startswith("decoder/") for path, a in self.params.items()):
             other.images = self.images

@@ -13,7 +13,7 @@ from vlm_jax.api import VLM
 from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import abstract
-from vlm_jax.parallel import make_mesh, param_shardings
+from vlm_jax.parallel import lay_out, make_mesh, param_shardings
 from vlm_jax.processing import MAX_IMAGE_PIXELS, Processor
 from vlm_jax.settings import nearest
 
@@ -82,6 +82,7 @@ def load(
     chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     shardings = param_shardings(abstract(folder.config)[1], mesh)
     params = folder.load(jnp.dtype(chosen), shardings)
+    lay_out(params)
     limits = {"max_image_pixels": max_image_pixels, "max_tiles": max_tiles}
     limits |= {"min_pixels": min_pixels, "max_pixels": max_pixels}
     processor = Processor.from_folder(folder.path, folder.config, **limits)

@@ -42,3 +42,16 @@ def test_what_does_not_fit_says_so(tmp_path):
     assert not found.fits
     assert "of 16.9" in found.programs["decode"].reason
     assert found.suggestion.model >= 4
+
+
+def test_decode_copies_no_weights(tmp_path):
+    """8 heads of 128 a chip fill TPU's tiles, where the usual order of dims is the wrong one."""
+    text = dict(hidden_size=2048, num_attention_heads=16, num_key_value_heads=16, head_dim=128)
+    root = {**CONFIG, "text_config": {**CONFIG["text_config"], **text}}
+    (tmp_path / "config.json").write_text(json.dumps(root))
+    generation = {"batch_size": 4, "max_new_tokens": 8}
+    found = vlm_jax.plan(
+        tmp_path, topology="v5e:1x2", model=2, programs="decode", generation=generation
+    )
+    weights = 3 * 2 * 2048 * 8 * 128 * 2  # of queries, keys and values of two layers
+    assert found.programs["decode"].temp_bytes < weights / 2

@@ -1,5 +1,6 @@
 """Devices: one mesh helper, one table from logical dims to mesh axes."""
 
+from vlm_jax.parallel.layouts import lay_out, param_formats
 from vlm_jax.parallel.mesh import make_mesh
 from vlm_jax.parallel.sharding import (
     AXES,
@@ -15,7 +16,9 @@ __all__ = [
     "AXES",
     "batch_sharding",
     "fetch",
+    "lay_out",
     "make_mesh",
+    "param_formats",
     "param_shardings",
     "put",
     "replicated",

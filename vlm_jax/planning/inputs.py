@@ -14,7 +14,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.config import AnyResConfig, VLMConfig
 from vlm_jax.families import find
 from vlm_jax.models import abstract
-from vlm_jax.parallel import param_shardings
+from vlm_jax.parallel import param_formats, param_shardings
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.cutters import Cutter
 from vlm_jax.processing.samples import shapes
@@ -103,12 +103,12 @@ def batch_shapes(rows: int, length: int, sizes: PromptSizes, cut: Cutter, images
 
 
 def param_shapes(config: VLMConfig, mesh: Mesh, dtype: str) -> dict[str, Any]:
-    """Returns the shape, dtype and sharding of every parameter."""
+    """Returns the shape, dtype, sharding and order of dims of every parameter."""
     found = abstract(config)[1]
-    shardings = param_shardings(found, mesh)
+    formats = param_formats(param_shardings(found, mesh))
     kind = jnp.dtype(dtype)
     return {
-        path: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=shardings[path])
+        path: jax.ShapeDtypeStruct(leaf.shape, kind, sharding=formats[path])
         for path, leaf in found.items()
     }
 
