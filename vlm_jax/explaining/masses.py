@@ -27,7 +27,8 @@ from vlm_jax.steering.named import IDENTIFIED, resolve_heads
 CONTRIBUTIONS = {
     "value": "||W_O v|| of the token, what a unit of attention there adds",
     "uniform": "the same for every token",
-    "erasure": "by how much the answer's log-probabilities change where no row sees it",
+    "erasure": "by how much the answer's log-probabilities change where no row sees it, so that a "
+    "token which changes nothing has a TAI without bound",
 }
 _TOP = 8  # tokens of a table
 
