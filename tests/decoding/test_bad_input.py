@@ -41,6 +41,8 @@ CASES = {
     "a search that draws": ("opera", {}, {"temperature": 1.0}, [IMAGE], "temperature"),
     "beams of beams": ("opera", {}, {"num_beams": 2}, [IMAGE], "has beams of its own"),
     "nouns that are drawn": ("halc", PARTS, {"temperature": 1.0}, [IMAGE], "decodes greedily"),
+    "more candidates than words": ("opera", {"candidates": 10**6}, {}, [IMAGE], "1000000 candidat"),
+    "more beams than words": ("vcd", {}, {"num_beams": 10**6}, [IMAGE], "1000000 beams"),
     "no beams": ("opera", {"num_beams": 0}, {}, [IMAGE], "num_beams must be"),
 }  # fmt: skip
 

@@ -35,7 +35,9 @@ def test_a_blip_masks_for_agla_and_a_clip_scores_for_cgd(llava_vlm, tmp_path, mo
         "agla": {"method": "agla", "mask": str(blip), "beta": 0.01},
         "cgd": {"method": "cgd", "scorer": str(clip), **small},
     }
-    functions = {"agla": {"mask": open_matcher(blip).mask}, "cgd": {"scorer": open_matcher(clip)}}
+    matcher = open_matcher(blip)
+    assert isinstance(matcher, BlipMatcher)
+    functions = {"agla": {"mask": matcher.mask}, "cgd": {"scorer": open_matcher(clip)}}
     for name, method in methods.items():
         config = base.get_config()
         config.method = method
@@ -48,5 +50,5 @@ def test_a_blip_masks_for_agla_and_a_clip_scores_for_cgd(llava_vlm, tmp_path, mo
         assert given == asked(llava_vlm, **method)
         (text,) = llava_vlm.processor.decode([list(given)], np.array([len(given)]))
         assert line["text"] == text
-    mask = open_matcher(blip).mask(PIL.Image.open(tmp_path / "image.png"), PROMPT)
+    mask = matcher.mask(PIL.Image.open(tmp_path / "image.png"), PROMPT)
     assert 0 < mask.mean() < 1

@@ -14,6 +14,7 @@ from vlm_jax.decoding.search import Search, search_of
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.decoding.together import check_together
+from vlm_jax.errors import ConfigError
 from vlm_jax.models import Watch
 from vlm_jax.parallel import batch_sharding, put, replicated
 
@@ -79,7 +80,7 @@ class GeneratorCall:
         """Views of a sample."""
         return 1 if self.contrast is None else self.contrast.width
 
-    def samples(self, rows: int) -> int:
+    def _samples(self, rows: int) -> int:
         """Returns how many samples so many rows are, W views of each.
 
         Raises:
@@ -128,18 +129,26 @@ class GeneratorCall:
             raise ValueError(f"{' and '.join(looking)} look back at the prompts; give `prompts`.")
         return self.prompts if looking else None
 
-    def inputs(self, put: Placement, size: int) -> LoopInputs:
-        """Places what the loop reads of a batch of `size` samples.
+    def inputs(self, put: Placement, rows: int, vocabulary: int) -> LoopInputs:
+        """Places what the loop reads of a batch of so many rows.
 
         Raises:
-            ConfigError: the steering cannot act beside the search or the strategy.
+            ConfigError: the steering cannot act beside the search or the strategy, or the search
+                wants more tokens than a model of this vocabulary has.
+            ValueError: the rows are no whole number of samples.
         """
+        size, search = self._samples(rows), self.search
+        for what, count in (("beams", search.beams), ("candidates", search.rows // search.beams)):
+            if count > vocabulary:
+                raise ConfigError(
+                    f"{count} {what} cannot be: the model has {vocabulary} tokens to choose among."
+                )
         for method in (self.search, self.contrast):
             if method is not None:
                 check_together(self.steering, method.name, method)
-        rows = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
+        ids = np.arange(size) if self.row_ids is None else np.asarray(self.row_ids)
         seeds = np.random.SeedSequence(self.settings.seed).generate_state(1)[0] ^ (
-            rows.astype(np.uint32) * np.uint32(2654435761)
+            ids.astype(np.uint32) * np.uint32(2654435761)
         )
         stops = np.asarray(sorted(set(self.stop_ids)) or [-1], np.int32)
         limit, pad = np.int32(self.settings.max_new_tokens), np.int32(self.pad_id)

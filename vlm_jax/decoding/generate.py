@@ -62,6 +62,7 @@ class Generator:
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
         self.mesh, self.depth = mesh, config.decoder.num_layers
+        self.vocabulary = config.decoder.vocab_size
         graphdef = abstract(config)[0]
 
         def read_images(params: Params, images: Images):
@@ -243,7 +244,7 @@ class Generator:
             settings, slots, stop_ids, pad_id, row_ids, logit_bias, prompts, steering, strategy
         )
         before = self._before(batch, prefix, owner_b)
-        inputs = call.inputs(self._put, call.samples(batch.size))
+        inputs = call.inputs(self._put, batch.size, self.vocabulary)
         logits_bv, cache, watched = self._prefill(
             params,
             self._put.rows(batch),
@@ -301,7 +302,7 @@ class Generator:
         """
         compile = compile or compile_ahead
         call = GeneratorCall(settings, **options)
-        inputs = call.inputs(self._like, call.samples(batch.size))
+        inputs = call.inputs(self._like, batch.size, self.vocabulary)
         before = ()
         if prefix is not None:
             steering = self._like.steering(_prefix_steering(call.steering))
