@@ -96,6 +96,7 @@ def test_named_entries_are_added_where_names_are_free():
         ("edit:fast", [], "--config=edit:fast: edit.py takes no argument, not 'fast'."),
         ("fold:gain", [], "--config=fold:gain: configs/fold.py knows gains, energy, not 'gain'."),
         ("edit", [("sed", "1")], "has no setting 'sed' (did you mean 'seed'?); `--helpfull`"),
+        ("generate", [("steering", "air")], "no setting 'steering' (did you mean 'method'?)"),
         ("edit", [("strength", "1")], "no setting 'strength' (did you mean 'edit.strength'?)"),
         ("edit", [("edit.strenght", "1")], "config.edit has no setting 'strenght' (did you mean"),
         ("edit", [("edit.k.two", "1")], "config.edit.k is one value"),

@@ -190,10 +190,11 @@ def test_another_source_starts_over(source, whole, small_groups, monkeypatch):
     assert_same_parameters(target, whole)
 
 
-def test_a_write_that_the_system_refuses_is_one_line(source, small_groups, whole, capfd):
+@pytest.mark.parametrize("size", [60_000, 10_000])
+def test_a_write_that_the_system_refuses_is_one_line(source, small_groups, whole, capfd, size):
     target = source.parent / "target"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         with pytest.raises(CheckpointError, match=f"target: File too large .*{KEPT}"):
             convert.import_hf(source, target, progress=False)

@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
@@ -314,13 +315,24 @@ def _part_bytes(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the library from printing an error that is raised as well."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
+    """Keeps the library from printing an error that is raised as well.
+
+    After it, writes that were under way fail in threads of the library, whose loop is closed by
+    then: these stay silent for good.
+    """
+    loggers = logging.getLogger("absl"), logging.getLogger("asyncio")
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+
+    def hook_without(ignored: Any) -> None:
+        if str(ignored.exc_value) != "Event loop is closed":
+            hook(ignored)
+
+    sys.unraisablehook = hook_without
+    yield
+    sys.unraisablehook = hook
+    for logger, level in zip(loggers, levels):
         logger.setLevel(level)
 
 

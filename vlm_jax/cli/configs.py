@@ -30,6 +30,10 @@ Changes = Sequence[tuple[str, str]]
 
 _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
+_OTHER_WORDS: dict[str, str] = dict.fromkeys(
+    ("steering", "steer", "strategy", "decoding"), "method"
+)
+
 
 def names() -> list[str]:
     """The names of the shipped configs; those of papers are "papers/air" and so on."""
@@ -155,7 +159,7 @@ def _check_known(
         refuse_unknown([part], list(section), ".".join(["config", *path]))
     # A setting of a section, named without it.
     inside = [key.removeprefix("config.") for key, _ in settings(config)]
-    meant = next((key for key in inside if key.endswith(f".{name}")), None)
+    meant = _OTHER_WORDS.get(part) or next((k for k in inside if k.endswith(f".{name}")), None)
     hint = f" (did you mean {meant!r}?)" if meant else nearest(part, section)
     raise ConfigError(f"The config has no setting {name!r}{hint}; `--helpfull` lists them all.")
 

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
     finally:
         signal.signal(signal.SIGINT, before[0])
-        sys.unraisablehook = before[1]
+        if sys.unraisablehook is _interrupt_again:  # and not somebody's since
+            sys.unraisablehook = before[1]
 
 
 def _others_wait() -> bool:
