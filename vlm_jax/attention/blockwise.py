@@ -30,6 +30,7 @@ class Tap:
         image_bn, system_bn: factors on the logits of image and system keys in those rows.
         masses: whether to sum the weights on image keys.
         squares: whether to sum squared weights.
+        own: whether a reader that has it at hand returns each row's weight on its own key.
     """
 
     rows_bt: Bool[Array, "B T"] | None = None
@@ -37,6 +38,7 @@ class Tap:
     system_bn: Any = None
     masses: bool = dataclasses.field(default=False, metadata={"static": True})
     squares: bool = dataclasses.field(default=False, metadata={"static": True})
+    own: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def together(cls, taps: Sequence["Tap"]) -> "Tap | None":
@@ -48,6 +50,7 @@ class Tap:
             scaling,
             masses=any(tap.masses for tap in taps),
             squares=any(tap.squares for tap in taps),
+            own=any(tap.own for tap in taps),
         )
 
 
@@ -61,12 +64,14 @@ class Read:
         lse_btn: log-sum-exp of the logits.
         image_btn: float [B, T, N] share of the segment's weights on image keys, or None.
         squares_btn: float [B, T, N] sum of the squared weights within the segment, or None.
+        own_btn: float [B, T, N] weight of each row on its own key; the tiles leave it out.
     """
 
     out_btnh: Float[Array, "B T N O"]
     lse_btn: Float[Array, "B T N"]
     image_btn: Any = None
     squares_btn: Any = None
+    own_btn: Any = None
 
 
 @jax.tree_util.register_dataclass

@@ -1,10 +1,12 @@
-"""One causal segment read by a vendor's fused kernel, where there is one: cuDNN's on GPUs.
+"""Segments read by a fused kernel, where there is one: ours on TPUs, cuDNN's on GPUs.
 
 What it returns is what the tiles return, so that everything else (the edited last row, gains of
-heads) goes on from either. Its log-sum-exp is bfloat16: fine for one segment, whose output does not
-use it. Merging segments, or reading what is inside tiles, needs float32, so those use tiles.
+heads) goes on from either. Ours does all that tiles do (`attention/pallas.py`). cuDNN's reads one
+causal segment: its log-sum-exp is bfloat16, which is fine for one segment, whose output does not
+use it. Merging segments, or reading what is inside tiles, needs float32, so those use tiles there.
 """
 
+import concurrent.futures
 import functools
 from collections.abc import Sequence
 
@@ -15,11 +17,18 @@ from absl import logging
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Read, Tap, segment_attention
+from vlm_jax.attention.pallas import fits as kernel_fits
+from vlm_jax.attention.pallas import kernel_attention
 from vlm_jax.attention.segment import Segment, Visibility
+from vlm_jax.batch import Kind
 
-TILES = "tiles"
+TILES, PALLAS = "tiles", "pallas"
+_KERNELS = {
+    "tpu": (PALLAS, "our fused attention"),
+    "gpu": ("cudnn", "cuDNN's fused attention"),
+}
 _LARGEST_HEAD = 128
-_TOLERANCE = 0.02, 0.05  # of outputs of order 1 and log-sum-exps of order 5 in bfloat16
+_TOLERANCE = 0.02, 0.05, 0.02, 0.02  # of outputs of order 1, log-sum-exps of order 5, shares
 
 
 def read_segments(
@@ -39,12 +48,16 @@ def read_segments(
             on the right, if at all. Rows of padding then read something that means nothing.
         q_btnh, queries, scale, tap: as `segment_attention` takes them.
     """
-    causal = causal and len(segments) == 1
+    causal, alone = causal and len(segments) == 1, len(segments) == 1
     fits = causal and tap is None and _fits(q_btnh, segments[0], queries)
-    if fits and (kernel := choice()) != TILES:
+    if fits and (kernel := choice()) not in (TILES, PALLAS):
         return [by_kernel(q_btnh, segments[0], scale, kernel)]
+    ours = functools.partial(kernel_attention, dtype=q_btnh.dtype if alone else jnp.float32)
+    reader = lambda segment: (
+        ours if kernel_fits(q_btnh, segment) and choice() == PALLAS else segment_attention
+    )
     return [
-        segment_attention(q_btnh, segment, queries, causal=causal, scale=scale, tap=tap)
+        reader(segment)(q_btnh, segment, queries, causal=causal, scale=scale, tap=tap)
         for segment in segments
     ]
 
@@ -72,35 +85,68 @@ def by_kernel(
     return Read(out_btnh.astype(jnp.float32), lse_btn.astype(jnp.float32))
 
 
-@functools.cache
 def choice() -> str:
-    """How causal segments are read here, "cudnn" or "tiles"; tried and logged at the first call."""
-    if jax.default_backend() != "gpu":
+    """How segments are read here, "pallas", "cudnn" or "tiles"; tried and logged at first use.
+
+    Here is where the program that is being traced will run: on the mesh in scope, if there is one.
+    A kernel of ours cannot be split by the partitioner, so that several TPUs without a mesh in
+    scope read in tiles.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform == "tpu" and mesh.empty and jax.device_count() > 1:
         return TILES
-    reason = fault("cudnn")
+    return _tried(platform)
+
+
+@functools.cache
+def _tried(platform: str) -> str:
+    kernel, name = _KERNELS.get(platform, (TILES, ""))
+    if kernel == TILES:
+        return TILES
+    if platform != jax.default_backend():
+        logging.info("Prompts will attend by %s, which cannot be tried here.", name)
+        return kernel
+    reason = fault(kernel)
     if reason:
-        logging.info("Prompts attend in tiles: cuDNN's fused attention %s.", reason)
+        logging.info("Prompts attend in tiles: %s %s.", name, reason)
         return TILES
-    logging.info("Prompts attend by cuDNN's fused attention.")
-    return "cudnn"
+    logging.info("Prompts attend by %s.", name)
+    return kernel
 
 
 def fault(kernel: str) -> str:
-    """Says what is wrong with a kernel on this machine; empty if it gives what the tiles give."""
-    rng = np.random.default_rng(0)
-    with jax.ensure_compile_time_eval():
-        draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
-        queries = Visibility(order=jnp.arange(128, dtype=jnp.int32)[None])
-        k_bksh, v_bksh = draw(1, 2, 128, 64), draw(1, 2, 128, 64)
-        q_btnh, segment = draw(1, 128, 4, 64), Segment(k_bksh, v_bksh, queries)
+    """Says what is wrong with a kernel on this machine; empty if it gives what the tiles give.
+
+    A thread of its own tries it, since this one may be tracing a program, for another mesh.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
         try:
-            found = by_kernel(q_btnh, segment, None, kernel)
-            expected = segment_attention(q_btnh, segment, queries, causal=True)
-            pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-            apart = [float(jnp.max(jnp.abs(one - other))) for one, other in pairs]
+            apart = thread.submit(_apart, kernel).result()
         except Exception as error:  # whatever a missing or an old library makes of it
             said = str(error) or type(error).__name__
             return f"does not run here ({said.splitlines()[0]})"
-    if all(far <= allowed for far, allowed in zip(apart, _TOLERANCE, strict=True)):
+    if all(far <= allowed for far, allowed in zip(apart, _TOLERANCE)):
         return ""
     return f"is {max(apart):.2g} from the tiles' result"
+
+
+def _apart(kernel: str) -> list[float]:
+    """Returns how far a kernel's output, log-sum-exp and shares are from those of the tiles."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+    places = jnp.arange(256, dtype=jnp.int32)[None]
+    queries, kinds = Visibility(order=places), jnp.where(places < 99, Kind.IMAGE, Kind.TEXT)
+    k_bksh, v_bksh = draw(1, 2, 256, 64), draw(1, 2, 256, 64)
+    segment = Segment(k_bksh, v_bksh, queries, kinds.astype(jnp.int8))
+    q_btnh, tap = draw(1, 256, 4, 64), None
+    if kernel == PALLAS:
+        gains = jnp.full((1, 4), 1.5, jnp.float32)
+        tap = Tap(places > 128, gains, gains, masses=True, squares=True)
+        found = kernel_attention(q_btnh, segment, queries, causal=True, tap=tap)
+    else:
+        found = by_kernel(q_btnh, segment, None, kernel)
+    expected = segment_attention(q_btnh, segment, queries, causal=True, tap=tap)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return [float(jnp.max(jnp.abs(one - other))) for one, other in pairs]

@@ -23,7 +23,7 @@ from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix, abstract, merge
-from vlm_jax.parallel import batch_sharding, fetch
+from vlm_jax.parallel import batch_sharding, fetch, knows_mesh
 
 PART = 8
 """Tokens after which a call that is to tell of its answers tells what there is."""
@@ -102,10 +102,11 @@ class Generator:
             state = go_on(merge(graphdef, params), state, inputs, until)
             return *end(state, inputs), state
 
-        self._read_images = jax.jit(read_images)
-        self._read_prefix = jax.jit(read_prefix)
-        self._prefill = jax.jit(prefill, static_argnames=("slots", "watch", "shared"))
-        self._forward = jax.jit(forward)
+        jit = lambda program, **static: jax.jit(knows_mesh(program, mesh), **static)
+        self._read_images = jit(read_images)
+        self._read_prefix = jit(read_prefix)
+        self._prefill = jit(prefill, static_argnames=("slots", "watch", "shared"))
+        self._forward = jit(forward)
         # Answers lie whole with every device of a replica, of which the host may not have all.
         answers = (batch_sharding(mesh),) * 6
         self._decode = jax.jit(

@@ -1,7 +1,7 @@
 """Devices: one mesh helper, one table from logical dims to mesh axes."""
 
 from vlm_jax.parallel.layouts import lay_out, param_formats
-from vlm_jax.parallel.mesh import make_mesh
+from vlm_jax.parallel.mesh import knows_mesh, make_mesh
 from vlm_jax.parallel.sharding import (
     AXES,
     batch_sharding,
@@ -16,6 +16,7 @@ __all__ = [
     "AXES",
     "batch_sharding",
     "fetch",
+    "knows_mesh",
     "lay_out",
     "make_mesh",
     "param_formats",

@@ -1,7 +1,8 @@
 """The (`data`, `model`) mesh."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.parallel import host
 from vlm_jax.parallel.processes import replica_team
 from vlm_jax.parallel.team import devices_of
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def make_mesh(
@@ -44,3 +47,20 @@ def make_mesh(
     grid = np.array(devices).reshape(data, model)
     auto = (jax.sharding.AxisType.Auto,) * 2
     return jax.sharding.Mesh(grid, ("data", "model"), axis_types=auto)
+
+
+def knows_mesh(function: F, mesh: jax.sharding.Mesh) -> F:
+    """Returns a function that, when it is traced, has the mesh in scope if it is one of TPUs.
+
+    Kernels of our own cannot be split by the partitioner: they say what of them each device of the
+    mesh in scope does. Elsewhere there are none, and the function itself is returned.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return function
+
+    @functools.wraps(function)
+    def in_scope(*args: Any, **static: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **static)
+
+    return in_scope  # type: ignore[return-value]

@@ -93,7 +93,7 @@ class Projection(Part):
 
     def tap(self, prompt: Prompt):
         """See `Part.tap`."""
-        return Tap(squares=True) if self.counts else None
+        return Tap(squares=True, own=True) if self.counts else None
 
     def prompt_rows(self, out_btnh, prompt: Prompt, state: State):
         """Counts the rows before the last one; projects them where `prefill` is "causal".
@@ -111,7 +111,10 @@ class Projection(Part):
                 "prompt from the first on, but some were read by a call that did not: pass the "
                 "state that it returned with the same projection, or read the prompt at once."
             )
-        trace_btn = jnp.exp(_diagonal(prompt.q_btnh, keys.own, prompt.scale) - prompt.lse_btn)
+        trace_btn = prompt.reads[-1].own_btn
+        if trace_btn is None:
+            own_btn = _diagonal(prompt.q_btnh, keys.own, prompt.scale)
+            trace_btn = jnp.exp(own_btn - prompt.lse_btn)
         squares = [m * m * read.squares_btn for m, read in zip(prompt.masses, prompt.reads)]
         squares_btn = functools.reduce(jnp.add, squares)
         first_bt, last_b = prompt.rows.real_bt, prompt.rows.last_b

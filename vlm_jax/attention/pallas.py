@@ -1,0 +1,426 @@
+"""Attention to one segment by a fused kernel of our own, for TPUs (Pallas, compiled by Mosaic).
+
+It returns what the tiles return (`blockwise`), of the same online softmax, but no logits and no
+weights ever leave the chip's fast memory. Of each query row i and head, with logits z and
+lse_i = log sum_s exp(z_is),
+
+    out_i     = sum_s exp(z_is - lse_i) v_s
+    image_i   = sum over image keys s of exp(z_is - lse_i)      (Tap.masses)
+    squares_i = sum_s exp(z_is - lse_i)^2                       (Tap.squares)
+    own_i     = exp(z_ii - lse_i)                               (Tap.own)
+
+A step reads `rows` queries of all G heads that share a key head, and a block of its keys. Queries
+of a window are few, so that one step reads many windows.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from vlm_jax.attention.blockwise import Read, Tap
+from vlm_jax.attention.segment import MASKED, NEVER, Segment, Visibility, kinds_of
+from vlm_jax.batch import Kind
+
+ROWS, HEADS = "data", "model"
+"""Axes of the mesh, of rows of the batch and of heads."""
+
+LANES = 128
+_QUERIES, _KEYS = 1024, 512  # 2 MiB of float32 logits, of the 16 that a program has
+_GROUP = 16  # query heads of a key head that one step can read
+_WIDTH = 256  # of a head
+_TOP, _TOTAL, _IMAGE, _SQUARES, _OWN, _STATS = 0, 1, 2, 3, 4, 8
+
+
+def fits(q_btnh: Array, segment: Segment) -> bool:
+    """Says whether the kernel can read a segment for some queries."""
+    heads, kv_heads = q_btnh.shape[2], segment.k_bksh.shape[1]
+    widest = max(q_btnh.shape[-1], segment.values_bksh.shape[-1])
+    return (
+        q_btnh.dtype in (jnp.bfloat16, jnp.float32)
+        and heads // kv_heads <= _GROUP
+        and widest <= _WIDTH
+        and q_btnh.shape[0] == segment.k_bksh.shape[0]
+    )
+
+
+def kernel_attention(
+    q_btnh: Float[Array, "B T N H"],
+    segment: Segment,
+    queries: Visibility,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    tap: Tap | None = None,
+    dtype: Any = jnp.float32,
+    interpret: bool = False,
+) -> Read:
+    """Attends to one segment of keys; on a mesh in scope, each device to its rows and heads.
+
+    Args:
+        q_btnh, segment, queries, scale, tap: as `segment_attention` takes them.
+        causal: queries and keys are the same places in the same order, padded on the right, if at
+            all: their orders are not looked at, and rows of padding read what means nothing.
+        dtype: of the output as it is written; `Read` has it as float32.
+        interpret: runs on any device, slowly.
+    """
+    tap, dim = tap or Tap(), q_btnh.shape[-1]
+    inputs = _Inputs.of(q_btnh, segment, queries, causal, tap)
+    read = functools.partial(
+        _read,
+        causal=causal,
+        scale=dim**-0.5 if scale is None else scale,
+        tap=Tap(masses=tap.masses, squares=tap.squares, own=tap.own),
+        dtype=dtype,
+        interpret=interpret,
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    return read(inputs) if mesh.empty else _shared(read, inputs, mesh)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What the kernel reads; None is not read.
+
+    Attributes:
+        q_btnh, k_bksh, v_bksh: queries, keys, values.
+        rows_b8t: of queries order, group, and 1 where logits are scaled; int32.
+        keys_b8s: of keys order, group and kind; int32.
+        gains_b2n: factors on the logits of image and system keys.
+    """
+
+    q_btnh: Array
+    k_bksh: Array
+    v_bksh: Array
+    rows_b8t: Any
+    keys_b8s: Any
+    gains_b2n: Any
+
+    @classmethod
+    def of(
+        cls, q_btnh: Array, segment: Segment, queries: Visibility, causal: bool, tap: Tap
+    ) -> "_Inputs":
+        """Lays out what is asked for."""
+        batch, length, heads, _ = q_btnh.shape
+        keys, gained = segment.keys, tap.rows_bt is not None
+        both = lambda a, b: (None, None) if a is None or b is None else (a, b)
+        orders, groups = both(queries.order, keys.order), both(queries.group, keys.group)
+        kinds = kinds_of(segment) if gained or tap.masses else None
+        rows = keys_of = gains = None
+        if gained or not causal:
+            rows = _stack([orders[0], groups[0], tap.rows_bt], batch, length)
+        if kinds is not None or not causal:
+            keys_of = _stack([orders[1], groups[1], kinds], batch, segment.length)
+        if gained:
+            of_heads = [jnp.broadcast_to(a, (batch, heads)) for a in (tap.image_bn, tap.system_bn)]
+            gains = jnp.stack(of_heads, axis=1)
+        return cls(q_btnh, segment.k_bksh, segment.values_bksh, rows, keys_of, gains)
+
+
+def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read:
+    """Reads with rows split over `data` and heads over `model`, where these divide.
+
+    Where key heads do not divide, but several devices can share one, each takes its own of all: of
+    2 key heads with 8 query heads each, 4 devices with 4 query heads each read 0, 0, 1, 1.
+    """
+    batch, _, heads, _ = inputs.q_btnh.shape
+    devices, kv_heads = mesh.shape[HEADS], inputs.k_bksh.shape[1]
+    group, own = heads // kv_heads, heads // devices
+    split_keys = kv_heads % devices == 0
+    split = heads % devices == 0 and (split_keys or group % own == 0)
+    rows, over = ROWS if batch % mesh.shape[ROWS] == 0 else None, HEADS if split else None
+    wide, narrow = PartitionSpec(rows, HEADS if split_keys else None), PartitionSpec(rows)
+    by_head = PartitionSpec(rows, None, over)
+    lies: dict[str, Any] = dict(
+        q_btnh=by_head, k_bksh=wide, v_bksh=wide, rows_b8t=narrow, keys_b8s=narrow,
+        gains_b2n=by_head,
+    )  # fmt: skip
+    lies |= {name: None for name, array in vars(inputs).items() if array is None}
+
+    def own_heads(inputs: _Inputs) -> Read:
+        if split and not split_keys:
+            mine = jax.lax.axis_index(HEADS) * own // group
+            pick = lambda a: jax.lax.dynamic_slice_in_dim(a, mine, 1, axis=1)
+            inputs = dataclasses.replace(
+                inputs, k_bksh=pick(inputs.k_bksh), v_bksh=pick(inputs.v_bksh)
+            )
+        return read(inputs)
+
+    return jax.shard_map(
+        own_heads,
+        mesh=mesh,
+        in_specs=(_Inputs(**lies),),
+        out_specs=by_head,
+        check_vma=False,
+    )(inputs)
+
+
+def _stack(columns: list[Array | None], batch: int, length: int) -> Array:
+    """Returns int32 [B, 8, length]: the columns, then zeros."""
+    zeros = jnp.zeros((batch, length), jnp.int32)
+    given = [zeros if a is None else jnp.broadcast_to(a.astype(jnp.int32), zeros.shape)
+             for a in columns]  # fmt: skip
+    return jnp.stack([*given, *[zeros] * (8 - len(given))], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """How a read is cut: `batch` rows of the batch, `rows` queries and `keys` keys a step."""
+
+    batch: int
+    rows: int
+    keys: int
+    row_blocks: int
+    key_blocks: int
+    causal: bool
+
+    @classmethod
+    def of(cls, inputs: _Inputs, causal: bool) -> "_Blocks":
+        """Cuts so that a step's logits are of like size whatever the shapes are."""
+        batch, length, heads, _ = inputs.q_btnh.shape
+        kv_heads, slots = inputs.k_bksh.shape[1:3]
+        group = heads // kv_heads
+        rows = _cut(length, max(_QUERIES // group // LANES, 1) * LANES)
+        keys = _cut(slots, _KEYS)
+        most = max(_QUERIES * _KEYS // (4 * group * rows * max(keys, LANES)), 1)
+        together = next(n for n in range(min(most, batch, 16), 0, -1) if batch % n == 0)
+        return cls(together, rows, keys, -(-length // rows), -(-slots // keys), causal)
+
+    def key_block(self, i: Any, j: Any) -> Any:
+        """Returns the block of keys of a step; one above the diagonal is not fetched."""
+        return jnp.minimum(j, self.last(i)) if self.causal else j
+
+    def last(self, i: Any) -> Any:
+        """Returns the last block of keys that a block of queries sees."""
+        return ((i + 1) * self.rows - 1) // self.keys
+
+    @property
+    def steps(self) -> list[int]:
+        """The blocks of keys that are read for a key head, in turn."""
+        most = lambda i: min(self.last(i), self.key_blocks - 1) if self.causal else (
+            self.key_blocks - 1
+        )  # fmt: skip
+        return [j for i in range(self.row_blocks) for j in range(most(i) + 1)]
+
+
+def _pad(a: Array | None, length: int, fill: int) -> Array | None:
+    """Returns [B, 8, length], `fill` behind what is there."""
+    behind = (0, 0), (0, 0), (0, length - (0 if a is None else a.shape[-1]))
+    return None if a is None else jnp.pad(a, behind, constant_values=fill)
+
+
+def _cut(length: int, most: int) -> int:
+    """Returns the size of blocks, a multiple of what the chip's registers hold."""
+    whole = lambda multiple: -(-length // multiple) * multiple
+    return whole(16) if length < LANES else min(whole(LANES), most)
+
+
+def _read(
+    inputs: _Inputs, *, causal: bool, scale: float, tap: Tap, dtype: Any, interpret: bool
+) -> Read:
+    batch, length, heads, dim = inputs.q_btnh.shape
+    kv_heads, width = inputs.k_bksh.shape[1], inputs.v_bksh.shape[-1]
+    group, blocks = heads // kv_heads, _Blocks.of(inputs, causal)
+    by_group = inputs.q_btnh.reshape(batch, length, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
+    gains = None
+    if inputs.gains_b2n is not None:
+        gains = inputs.gains_b2n.reshape(batch, 2, kv_heads, group, 1, 1).swapaxes(1, 2)
+    one, rows, keys = blocks.batch, blocks.rows, blocks.keys
+    padded_rows = _pad(inputs.rows_b8t, rows * blocks.row_blocks, 0)
+    padded_keys = _pad(inputs.keys_b8s, keys * blocks.key_blocks, NEVER)
+    at_row = lambda b, k, i, j: (b, 0, i)
+    at_key = lambda b, k, i, j: (b, 0, blocks.key_block(i, j))
+    slot = lambda b, k, i, j: (b, k, blocks.key_block(i, j), 0)
+    specs = [
+        (by_group, pl.BlockSpec((one, 1, group, rows, dim), lambda b, k, i, j: (b, k, 0, i, 0))),
+        (inputs.k_bksh, pl.BlockSpec((one, 1, keys, dim), slot)),
+        (inputs.v_bksh, pl.BlockSpec((one, 1, keys, width), slot)),
+        (padded_rows, pl.BlockSpec((one, 8, rows), at_row)),
+        (padded_keys, pl.BlockSpec((one, 8, keys), at_key)),
+        (gains, pl.BlockSpec((one, 1, 2, group, 1, 1), lambda b, k, i, j: (b, k, 0, 0, 0, 0))),
+    ]  # fmt: skip
+    given = [(array, spec) for array, spec in specs if array is not None]
+    out_shape = (
+        jax.ShapeDtypeStruct((batch, kv_heads, group, length, width), dtype),
+        jax.ShapeDtypeStruct(
+            (batch, kv_heads, blocks.row_blocks, _STATS, group * rows), jnp.float32
+        ),
+    )
+    step = _Step(
+        blocks, scale, tap, group, inputs.k_bksh.shape[2],
+        inputs.rows_b8t is not None, inputs.keys_b8s is not None,
+    )  # fmt: skip
+    out_bkgth, stats = pl.pallas_call(
+        step,
+        out_shape=out_shape,
+        grid=(batch // one, kv_heads, blocks.row_blocks, blocks.key_blocks),
+        in_specs=[spec for _, spec in given],
+        out_specs=(
+            pl.BlockSpec((one, 1, group, rows, width), lambda b, k, i, j: (b, k, 0, i, 0)),
+            pl.BlockSpec((one, 1, 1, _STATS, group * rows), lambda b, k, i, j: (b, k, i, 0, 0)),
+        ),
+        scratch_shapes=[
+            pltpu.VMEM((one, group * rows, LANES), jnp.float32),
+            pltpu.VMEM((one, group * rows, width), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+        ),
+        cost_estimate=_cost(inputs, blocks, out_shape),
+        interpret=interpret,
+        name="attention",
+    )(*[array for array, _ in given])
+    flat = lambda a: jnp.moveaxis(a, 3, 1).reshape(batch, length, kv_heads * group, *a.shape[4:])
+    stats = stats.reshape(*stats.shape[:3], _STATS, group, rows)
+
+    def stat(index: int, wanted: bool) -> Array | None:
+        found = stats[:, :, :, index].transpose(0, 1, 3, 2, 4)
+        found = found.reshape(batch, kv_heads, group, -1)[..., :length]
+        return flat(found) if wanted else None
+
+    lse = stat(_TOP, True)
+    assert lse is not None
+    return Read(
+        flat(out_bkgth).astype(jnp.float32),
+        lse,
+        stat(_IMAGE, tap.masses),
+        stat(_SQUARES, tap.squares),
+        stat(_OWN, tap.own and causal),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One step of the kernel: some queries of some rows of the batch read a block of keys."""
+
+    blocks: _Blocks
+    scale: float
+    tap: Tap
+    group: int
+    slots: int
+    has_rows: bool
+    has_keys: bool
+
+    def __call__(self, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+        *others, out_ref, stats_ref, sums_ref, values_ref = refs
+        others = list(others)
+        rows_ref = others.pop(0) if self.has_rows else None
+        keys_ref = others.pop(0) if self.has_keys else None
+        gains_ref = others.pop(0) if others else None
+        i, j = pl.program_id(2), pl.program_id(3)
+
+        @pl.when(j == 0)
+        def _() -> None:
+            lane = jax.lax.broadcasted_iota(jnp.int32, sums_ref.shape, 2)
+            sums_ref[...] = jnp.where(lane == _TOP, MASKED, 0.0)
+            values_ref[...] = jnp.zeros_like(values_ref)
+
+        def add() -> None:
+            for b in range(self.blocks.batch):
+                known = [None if ref is None else ref[b] for ref in (rows_ref, keys_ref, gains_ref)]
+                read = [ref[b, 0] for ref in (q_ref, k_ref, v_ref)]
+                self._add((i, j), read, known, sums_ref.at[b], values_ref.at[b])
+
+        if self.blocks.causal:
+            pl.when(j <= self.blocks.last(i))(add)
+        else:
+            add()
+
+        @pl.when(j == self.blocks.key_blocks - 1)
+        def _() -> None:
+            for b in range(self.blocks.batch):
+                sums = sums_ref[b]
+                top, total = sums[:, _TOP : _TOP + 1], sums[:, _TOTAL : _TOTAL + 1]
+                out = jnp.where(top > 0.5 * MASKED, values_ref[b] / total, 0.0)
+                out_ref[b, 0] = out.reshape(out_ref.shape[2:]).astype(out_ref.dtype)
+                lane = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 1)
+                shares = sums / total
+                shares = jnp.where(lane == _SQUARES, shares / total, shares)
+                shares = jnp.where(lane == _TOP, top + jnp.log(total), shares)
+                stats_ref[b, 0, 0] = shares.T[:_STATS]
+
+    def _add(
+        self, at: tuple[Array, Array], read: Sequence[Array], known: Sequence[Any],
+        sums_ref: Any, values_ref: Any,
+    ) -> None:  # fmt: skip
+        """Adds a block of keys to the sums of a block of queries."""
+        (i, j), (q_gth, k_sh, v_sh), (rows_8t, keys_8s, gains_12g) = at, read, known
+        blocks, (group, rows, dim), keys = self.blocks, q_gth.shape, k_sh.shape[0]
+        exact = jax.lax.Precision.HIGHEST if q_gth.dtype == jnp.float32 else None
+        dot = functools.partial(
+            jax.lax.dot_general, precision=exact, preferred_element_type=jnp.float32
+        )
+        logits = dot(q_gth.reshape(group * rows, dim), k_sh, (((1,), (1,)), ((), ())))
+        logits = (self.scale * logits).reshape(group, rows, keys)
+        iota = lambda axis: jax.lax.broadcasted_iota(jnp.int32, (rows, keys), axis)
+        row = i * rows + iota(0)
+        key = j * keys + iota(1)
+        columns = None if rows_8t is None else rows_8t.T
+        if gains_12g is not None:
+            assert columns is not None
+            kinds = keys_8s[2:3][None]
+            factor = jnp.where(kinds == Kind.IMAGE, gains_12g[0, 0], 1.0)
+            factor = jnp.where(kinds == Kind.SYSTEM, gains_12g[0, 1], factor)
+            gained = jnp.broadcast_to(columns[:, 2:3], (rows, keys))[None] > 0
+            logits = jnp.where(gained, logits * factor, logits)
+        if blocks.causal:
+            visible = key <= row
+        else:
+            assert columns is not None
+            visible = (keys_8s[:1] <= columns[:, :1]) & (keys_8s[1:2] == columns[:, 1:2])
+        logits = jnp.where(visible[None], logits, MASKED).reshape(group * rows, keys)
+        sums = sums_ref[...]
+        top = jnp.maximum(sums[:, _TOP : _TOP + 1], jnp.max(logits, axis=1, keepdims=True))
+        shrink = jnp.exp(sums[:, _TOP : _TOP + 1] - top)
+        weights = jnp.exp(logits - top)
+        if self.slots % keys:  # what is behind the last key is anything, NaN too
+            behind = j * keys + jax.lax.broadcasted_iota(jnp.int32, v_sh.shape, 0)
+            v_sh = jnp.where(behind < self.slots, v_sh, jnp.zeros_like(v_sh))
+        values = dot(weights.astype(v_sh.dtype), v_sh, (((1,), (0,)), ((), ())))
+        values_ref[...] = shrink * values_ref[...] + values
+        added = {_TOTAL: weights}
+        some = lambda mask: jnp.where(mask, weights.reshape(group, rows, keys), 0.0).reshape(
+            group * rows, keys
+        )
+        if self.tap.masses:
+            added[_IMAGE] = some(keys_8s[2:3][None] == Kind.IMAGE)
+        if self.tap.squares:
+            added[_SQUARES] = weights * weights
+        if self.tap.own and blocks.causal:
+            added[_OWN] = some((key == row)[None])
+        lane = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 1)
+        new = jnp.where(
+            lane == _TOP, top, sums * jnp.where(lane == _SQUARES, shrink * shrink, shrink)
+        )
+        for index, terms in added.items():
+            new = new + jnp.where(lane == index, jnp.sum(terms, axis=1, keepdims=True), 0.0)
+        sums_ref[...] = new
+
+
+def _cost(inputs: _Inputs, blocks: _Blocks, outputs: Any) -> pl.CostEstimate:
+    """Returns operations of the blocks that are read, and bytes that go between the memories.
+
+    Queries and results go once, keys whenever another block of them is due.
+    """
+    batch, _, heads, dim = inputs.q_btnh.shape
+    kv_heads, width, steps = inputs.k_bksh.shape[1], inputs.v_bksh.shape[-1], blocks.steps
+    pairs = batch * heads * blocks.rows * blocks.keys * len(steps)
+    fetched = 1 + sum(a != b for a, b in itertools.pairwise(steps))
+    padded = lambda size: -(-size // LANES) * LANES
+    key = (padded(dim) + padded(width)) * inputs.k_bksh.dtype.itemsize
+    moved = batch * kv_heads * fetched * blocks.keys * key
+    for array in (inputs.q_btnh, *outputs, inputs.rows_b8t, inputs.keys_b8s):
+        if array is not None:
+            moved += array.size // array.shape[-1] * padded(array.shape[-1]) * array.dtype.itemsize
+    return pl.CostEstimate(
+        flops=2 * pairs * (dim + width), transcendentals=pairs, bytes_accessed=moved
+    )
