@@ -95,7 +95,8 @@ class ChairScore:
 
     def _headline(self) -> str:
         found = (f"{name} {100 * self.metrics[name]:.1f} %" for name in _SHOWN)
-        return f"{len(self.per_caption)} captions: {', '.join(found)}"
+        count = len(self.per_caption)
+        return f"{count} caption{'s' * (count != 1)}: {', '.join(found)}"
 
     def __repr__(self) -> str:
         return self.table()
