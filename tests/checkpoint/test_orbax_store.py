@@ -9,14 +9,17 @@ from vlm_jax.checkpoint.orbax_store import Reader, Writer
 from vlm_jax.parallel import make_mesh, param_shardings
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_an_array_larger_than_the_buffer_is_read_onto_devices(tmp_path, monkeypatch, dtype):
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [(np.float32, np.float32), (np.float32, np.float16), (np.float16, np.float32)],
+)
+def test_an_array_larger_than_the_buffer_is_read_onto_devices(tmp_path, monkeypatch, stored, dtype):
     monkeypatch.setattr(orbax_store, "_BUFFER_BYTES", 1 << 10)
     monkeypatch.setattr(orbax_store, "_CHUNK_BYTES", 1 << 11)
     draw = np.random.default_rng(0).standard_normal
     params = {
-        "decoder/embed_vd": draw((96, 40), np.float32),
-        "decoder/layers/0/wq_dnh": draw((40, 6, 8), np.float32),
+        "decoder/embed_vd": draw((96, 40), np.float32).astype(stored),
+        "decoder/layers/0/wq_dnh": draw((40, 6, 8), np.float32).astype(stored),
     }
     folder = tmp_path / "params"
     with Writer(folder) as writer:

@@ -301,7 +301,10 @@ def _context(read_bytes: int = _BUFFER_BYTES) -> ocp.Context:
 
 
 def _part_bytes(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
-    """What reading a device's part of an array takes at most: all chunks that it touches."""
+    """What reading a device's part of an array takes at most: all chunks that it touches.
+
+    A part that is widened as it is read counts as wide.
+    """
     assert wanted.sharding is not None
     dims = zip(
         stored.shape,
@@ -310,7 +313,8 @@ def _part_bytes(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
         strict=True,
     )
     touched = [min(size, (-(-part // chunk) + 1) * chunk) for size, part, chunk in dims]
-    return math.prod(touched) * np.dtype(stored.dtype).itemsize
+    itemsize = max(np.dtype(dtype).itemsize for dtype in (stored.dtype, wanted.dtype))
+    return math.prod(touched) * itemsize
 
 
 @contextlib.contextmanager
