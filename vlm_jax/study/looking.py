@@ -22,10 +22,12 @@ from vlm_jax.errors import PromptError
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.masses import replayed
 from vlm_jax.processing import Processor
+from vlm_jax.processing.cutters.base import grid_regions
 from vlm_jax.report.stored import Rows
 from vlm_jax.steering.heads import Head
 
-_MOST_CELLS = 24  # of a side of a map, or a page would be large
+_MOST_CELLS = 16  # of a side of a map, or a page would be large
+_MOST_BYTES = 2 << 20  # of all maps of a benchmark, likewise
 
 Looked = dict[str, Any]
 """`maps` by name; `images`: id -> its grid of tokens and the box of the picture that it covers; and
@@ -43,6 +45,8 @@ def look(
     heads: Sequence[Head],
 ) -> Looked | None:
     """Reads captions again; None where there is none with an object word and one picture.
+
+    It ends early where what was found would make a page large.
 
     Args:
         models: arm -> its model, all of one architecture; none that classifies heads in a pass of
@@ -65,12 +69,16 @@ def look(
         "images": {},
         "arms": {name: {} for name in models},
     }
+    size = 0
     for key in [key for key in shown if key in known][:count]:
+        if size > _MOST_BYTES:
+            break
         for name, model in models.items():
             row = rows.get(name, {}).get(key, {})
             read = _read(model, look_at, known[key], row)
             if read is not None:
                 found["images"][str(key)], found["arms"][name][str(key)] = read
+                size += sum(len(word["maps"]) for word in read[1])
     return found if found["images"] else None
 
 
@@ -180,19 +188,18 @@ def _placed(
     model: VLM, size: tuple[int, int], batch: Batch, on_image_s: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray] | None:
     """An image's grid and box, and how much of each token falls on each cell, [tokens, cells]."""
-    regions_m4 = model.processor.regions(*size)
-    if regions_m4 is not None:
-        grid, onto_mg = _onto_grid(regions_m4)
-        return {"grid": list(grid), "box": [0, 0, 1, 1]}, onto_mg
-    grid = _grid(np.asarray(batch.positions_bt3[0])[on_image_s])
-    if grid is None:
-        return None
-    box = _box(size, grid, model.processor)
-    return {"grid": list(grid), "box": box}, np.eye(int(np.sum(on_image_s)), dtype=np.float32)
+    regions_m4, box = model.processor.regions(*size), [0, 0, 1, 1]
+    if regions_m4 is None:
+        grid = _grid(np.asarray(batch.positions_bt3[0])[on_image_s])
+        if grid is None:
+            return None
+        regions_m4, box = grid_regions(*grid), _box(size, grid, model.processor)
+    cells, onto_mg = _onto_grid(regions_m4)
+    return {"grid": list(cells), "box": box}, onto_mg
 
 
 def _onto_grid(regions_m4: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
-    """A grid as fine as the smallest token, and the share of each token on each cell.
+    """A grid as fine as the smallest token, or `_MOST_CELLS`, and each token's share of each cell.
 
     Learned tokens fall on none, and what covers padding is lost. Tokens over the left half, the
     right half and all of a picture, two cells: [[1, 0], [0, 1], [.5, .5]].
