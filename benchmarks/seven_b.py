@@ -29,7 +29,7 @@ from vlm_jax.attention import fused
 from vlm_jax.config import VLMConfig, parse_config
 from vlm_jax.decoding import Generator
 from vlm_jax.models import abstract
-from vlm_jax.parallel import make_mesh, param_shardings
+from vlm_jax.parallel import lay_out, make_mesh, param_shardings
 
 QUANTITY = "shares of the peaks, and ratios of times"
 DECODE_SHARE, PREFILL_SHARE = 0.65, 0.50
@@ -97,6 +97,7 @@ def random_model(config: VLMConfig) -> Bare:
         return jax.jit(draw, out_shardings=shardings[path])(jax.random.key(index))
 
     params = {path: make(path, index) for index, path in enumerate(shapes)}
+    lay_out(params)
     return Bare(config, params, Generator(config, mesh))
 
 

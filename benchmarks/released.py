@@ -1,0 +1,283 @@
+"""What compilers say of every released size on TPUs that are not there, vanilla and steered.
+
+    python -m benchmarks.released                      # all of it: hours; goes on where it stopped
+    python -m benchmarks.released Qwen2.5-VL-7B --programs decode --minutes 10
+
+For each model the smallest slice of TPU v5e by the roofline table and a slice of several hosts, 8
+rows a replica, a prompt of one image of 640 x 480 and 64 further tokens, 64 new ones. A record is
+kept for each program as soon as it is compiled (`benchmarks/results/plans`); the tables of
+docs/performance.md are made of these. Needs libtpu (`pip install -e '.[plan-tpu]'`); nothing here
+is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from benchmarks.roofline import released
+from tests.released import CONFIGS
+from vlm_jax.planning.chips import CHIPS
+from vlm_jax.planning.sizes import fewest_chips, held_bytes
+from vlm_jax.planning.topologies import GENERATIONS, SLICES, parse
+
+RECORDS = pathlib.Path(__file__).parent / "results" / "plans"
+ROWS, CONTEXT, NEW = 8, 2048, 64
+PROGRAMS = ("decode", "prefill")
+HOSTS = {"v5e": "4x4", "v6e": "4x4", "v5p": "2x2x4"}
+"""Slices of several hosts."""
+
+METHODS: dict[str, Any] = {
+    "vanilla": None,
+    "functional heads": {
+        "method": "functional_heads", "reasoning_first_layer": 0, "reasoning_to": 0.5,
+        "perception_from": 0.6, "perception_last_layer": -1,
+    },
+    "AIR": {"method": "air", "heads": "all"},
+    "AD-HH": {"method": "adhh", "heads": "all"},
+    "AIR* (projection)": {"method": "air_star", "heads": "all"},
+    "DoLa": "dola",
+    "PAI": "pai",
+    "VCD": "vcd",
+    "ICD": "icd",
+}  # fmt: skip
+"""Name -> `config.method`; functional heads and AIR in all heads, since no fewer cost more."""
+
+STEERED = ("functional heads", "AIR", "AD-HH", "AIR* (projection)")
+GOALS = {"decode": 1.02, "prefill": 1.05}
+PROJECTION_GOAL = 1.10
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A program that is compiled.
+
+    Attributes:
+        model: a released size.
+        generation: of chips.
+        topology: a slice of it.
+        chips: of a replica.
+        method: of `METHODS`.
+        program: of `PROGRAMS`.
+    """
+
+    model: str
+    generation: str
+    topology: str
+    chips: int
+    method: str
+    program: str
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where its record is."""
+        kind = self.method.lower().replace("*", "star").replace(" ", "_").replace("(", "")
+        parts = self.model, self.topology.replace(":", "_"), kind.replace(")", ""), self.program
+        return RECORDS / f"{'-'.join(parts)}.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """Returns what is known of it, or None."""
+        return json.loads(self.path.read_text()) if self.path.exists() else None
+
+
+def cases(
+    models: Iterable[str], generations: Iterable[str], programs: Iterable[str]
+) -> Iterator[Case]:
+    """Yields what is to be compiled, what says most first: programs, then methods, then models."""
+    placed = [
+        (model, generation, topology, chips)
+        for model in models
+        for generation in generations
+        for topology, chips in slices(model, generation)
+    ]
+    for program in programs:
+        for method in METHODS:
+            for where in placed:
+                yield Case(*where, method, program)
+
+
+def slices(model: str, generation: str) -> list[tuple[str, int]]:
+    """Returns the smallest slice that holds a model, and one of several hosts, with the chips of a
+    replica."""
+    chips = fewest_chips(released(model), CHIPS[GENERATIONS[generation]], ROWS, CONTEXT)
+    assert chips is not None, model
+    shapes = [*SLICES[generation], HOSTS[generation]]
+    size = lambda shape: math.prod(parse(f"{generation}:{shape}")[1])
+    smallest = next(shape for shape in shapes if size(shape) >= chips)
+    several = next(s for s in (HOSTS[generation], shapes[-2]) if size(s) >= chips)
+    return [(f"{generation}:{shape}", chips) for shape in dict.fromkeys((smallest, several))]
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """Compiles a program; returns its record."""
+    import vlm_jax
+
+    config = released(case.model)
+    method = METHODS[case.method]
+    if isinstance(method, dict):  # -1 is the last layer
+        last = config.decoder.num_layers - 1
+        method = {key: last if value == -1 else value for key, value in method.items()}
+    chips = math.prod(parse(case.topology)[1])
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "config.json").write_text(json.dumps(CONFIGS[case.model]))
+        plan = vlm_jax.plan(
+            folder,
+            topology=case.topology,
+            model=case.chips,
+            programs=case.program,
+            method=method,
+            generation={"batch_size": ROWS, "max_new_tokens": NEW},
+        )
+    identity = plan.identity
+    length = identity["sizes"]["length"] + NEW
+    rows = identity["rows"] // identity["mesh"]["data"]
+    return {
+        "case": dataclasses.asdict(case),
+        "slice_chips": chips,
+        "mesh": identity["mesh"],
+        "rows": identity["rows"],
+        "length": identity["sizes"]["length"],
+        "held_bytes": held_bytes(config, case.chips, rows, length),
+        "jax": identity["jax"],
+        "program": dataclasses.asdict(plan.programs[case.program]),
+    }
+
+
+def main() -> None:
+    """Compiles what the command line names and no record has."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.released",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="*", metavar="model", help="all by default")
+    parser.add_argument("--generations", nargs="+", choices=HOSTS, default=["v5e"])
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--smallest", action="store_true", help="not on several hosts")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing after these")
+    args = parser.parse_args()
+    unknown = [model for model in args.models if model not in CONFIGS]
+    if unknown:
+        parser.error(f"there is no {', '.join(unknown)}; the models are {', '.join(CONFIGS)}.")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * args.minutes
+    left = 0
+    for case in cases(args.models or CONFIGS, args.generations, args.programs):
+        wanted = case.method in args.methods and case.record() is None
+        if not wanted or (
+            args.smallest and case.topology != slices(case.model, case.generation)[0][0]
+        ):
+            continue
+        if time.monotonic() > until:
+            left += 1
+            continue
+        try:
+            found = compile_case(case)
+        except Exception as error:  # of one program: the others go on
+            print(f"{case.path.stem}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        case.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        seconds = found["program"]["compile_seconds"]
+        print(f"{case.path.stem}: {seconds:.0f} s", flush=True)
+    print(f"{left} programs are left." if left else "No program is left.")
+
+
+def records() -> list[dict[str, Any]]:
+    """Returns all records: by program, models in the order of the released sizes, methods."""
+    names, methods = list(CONFIGS), list(METHODS)
+    order = lambda one: (
+        PROGRAMS.index(one["case"]["program"]),
+        names.index(one["case"]["model"]),
+        one["slice_chips"],
+        methods.index(one["case"]["method"]),
+    )
+    return sorted((json.loads(path.read_text()) for path in RECORDS.glob("*.json")), key=order)
+
+
+def released_table() -> str:
+    """What compilers say of the programs without methods."""
+    lines = [
+        "| model | slice | data x model | program | fits | weights and caches, GB a chip "
+        "| temporary, GB | GFLOP | GB accessed | over weights and caches | compiler's ms "
+        "| collectives | compiled in s |",
+        "|---" * 13 + "|",
+    ]
+    for one in records():
+        case, program = one["case"], one["program"]
+        if case["method"] != "vanilla":
+            continue
+        mesh = f"{one['mesh']['data']} x {one['mesh']['model']}"
+        start = [case["model"], case["topology"], mesh, case["program"]]
+        if program["flops"] is None:
+            lines.append(f"| {' | '.join([*start, 'no: ' + program['reason'], *['-'] * 8])} |")
+            continue
+        found = [f"{count} {kind}" for kind, count in program["collectives"].items()]
+        over = program["bytes_accessed"] / one["held_bytes"]
+        cells = [
+            *start,
+            "yes" if program["fits"] else f"no: {program['reason']}",
+            f"{program['argument_bytes'] / 1e9:.2f}",
+            f"{program['temp_bytes'] / 1e9:.2f}",
+            f"{program['flops'] / 1e9:,.0f}",
+            f"{program['bytes_accessed'] / 1e9:.1f}",
+            f"{over:.2f}" if case["program"] == "decode" else "",
+            f"{1e3 * program['compiler_seconds']:.1f}" if program["compiler_seconds"] else "-",
+            ", ".join(found) or "none",
+            f"{program['compile_seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not compiled yet."
+
+
+def steered_table() -> str:
+    """What methods add to programs, by the compilers."""
+    lines = [
+        "| model | slice | program | method | flops over vanilla | bytes | compiler's time | goal "
+        "| verdict | further collectives |",
+        "|---" * 10 + "|",
+    ]
+    found = records()
+    key = lambda one: (one["case"]["model"], one["case"]["topology"], one["case"]["program"])
+    vanilla = {key(one): one["program"] for one in found if one["case"]["method"] == "vanilla"}
+    for one in found:
+        method, base, program = one["case"]["method"], vanilla.get(key(one)), one["program"]
+        if method == "vanilla" or not base or not base["flops"] or not program["flops"]:
+            continue
+        ratios = [program[name] / base[name] for name in ("flops", "bytes_accessed")]
+        goal = PROJECTION_GOAL if "projection" in method else GOALS["prefill"]
+        goal = GOALS["decode"] if one["case"]["program"] == "decode" else goal
+        judged = method in STEERED
+        times = program["compiler_seconds"], base["compiler_seconds"]
+        more = {
+            kind: count - base["collectives"].get(kind, 0)
+            for kind, count in program["collectives"].items()
+            if count != base["collectives"].get(kind, 0)
+        }
+        cells = [
+            one["case"]["model"], one["case"]["topology"], one["case"]["program"], method,
+            *(f"{ratio:.3f}" for ratio in ratios),
+            f"{times[0] / times[1]:.3f}" if all(times) else "-",
+            f"<= {goal:g}" if judged else "",
+            ("met" if max(ratios) <= goal else "missed") if judged else "",
+            ", ".join(f"{count:+d} {kind}" for kind, count in more.items()) or "none",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not compiled yet."
+
+
+TABLES = {"released": released_table, "released steered": steered_table}
+"""Name in a page's mark -> what is put there."""
+
+
+if __name__ == "__main__":
+    main()
