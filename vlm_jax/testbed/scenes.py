@@ -143,7 +143,7 @@ def _choose_types_and_objects(
         lone_a = state < (1 + rules.p_co) / 2
         first = types * PER_TYPE + 2 * pair
         present[rows, first] = active & (broken | complete | lone_a)
-        present[rows, first + 1] = active & ~broken & (complete | ~lone_a)
+        present[rows, first + 1] = active & (not broken) & (complete | ~lone_a)
     step = 2 if broken else 1
     others = np.floor(u[:, 9] * (NUM_CLASSES - PER_TYPE) / step).astype(int) * step
     strays = (types * PER_TYPE + PER_TYPE + others) % NUM_CLASSES
