@@ -182,6 +182,8 @@ def test_pages_are_quiet_and_no_wider_than_a_phone(site):
 @pytest.mark.slow
 def test_the_site_is_searched_from_disk(site):
     with chromium() as browser, visit(browser, site / "index.html") as page:
-        page.fill("input.md-search__input", "frontier")
+        page.click("input.md-search__input")
+        page.wait_for_selector(".md-search-result__meta:has-text('Type to start')")
+        page.keyboard.type("frontier")
         page.wait_for_selector(".md-search-result__item")
         assert "frontier" in page.inner_text(".md-search-result__list").lower()
