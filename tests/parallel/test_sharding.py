@@ -48,5 +48,5 @@ def test_a_mesh_uses_all_devices(mesh):
 
 @pytest.mark.parametrize("sizes", [(3, 5), (0, 1), (-1, 0), (-1, 1000), (1, -1)])
 def test_a_mesh_that_does_not_fit_is_refused(sizes):
-    with pytest.raises(ConfigError, match=r"mesh\.data and mesh\.model"):
+    with pytest.raises(ConfigError, match=r"config\.mesh\.data and config\.mesh\.model"):
         make_mesh(*sizes)
