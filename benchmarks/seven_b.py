@@ -29,7 +29,7 @@ from vlm_jax.attention import fused
 from vlm_jax.config import VLMConfig, parse_config
 from vlm_jax.decoding import Generator
 from vlm_jax.models import abstract
-from vlm_jax.parallel import lay_out, make_mesh, param_shardings
+from vlm_jax.parallel import knows_mesh, lay_out, make_mesh, param_shardings
 
 QUANTITY = "shares of the peaks, and ratios of times"
 DECODE_SHARE, PREFILL_SHARE = 0.65, 0.50
@@ -195,7 +195,7 @@ def prefill(
                 at_most=False,
                 prefill_ms=milliseconds(base.seconds),
                 floor_ms=1e3 * floor,
-                attention=fused.choice(),
+                attention=knows_mesh(fused.choice, model.generator.mesh)(),
             )
         )
         for name in methods:
