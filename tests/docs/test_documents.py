@@ -28,7 +28,8 @@ from vlm_jax.testbed.scenes import CLASSES, draw_scenes
 # Programs of others, which set up machines; nothing of ours is in a line of theirs, or it is found.
 OTHERS = (
     "pip", "python -m venv", "python3.11 -m venv", "source", "python -c", "make", "docker", "git",
-    "export", "gcloud", "on_all", "srun", "#", "/shared/venv/bin/python -c", "/shared/venv/bin/pip",
+    "cp", "export", "gcloud", "on_all", "srun", "#", "/shared/venv/bin/python -c",
+    "/shared/venv/bin/pip",
     "/shared/venv/bin/python -m benchmarks", ".venv/bin/python docs/figures.py",
 )  # fmt: skip
 # Jobs that take long even on shipped models, and what makes them short.
