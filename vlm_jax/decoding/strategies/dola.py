@@ -47,9 +47,10 @@ def divergences(
     """
     early = jax.nn.log_softmax(early_bjv, axis=-1)
     final = jax.nn.log_softmax(final_bv, axis=-1)[:, None]
-    log_mean = jnp.logaddexp(early, final) - jnp.log(2.0)
-    from_mean = lambda log_p: jnp.mean(jnp.exp(log_mean) * (log_mean - log_p), axis=-1)
-    return (from_mean(final) + from_mean(early)) / 2
+    # One exponential and one logarithm of each token: a step has as many as the head has products.
+    mean = (jnp.exp(early) + jnp.exp(final)) / 2
+    log_mean = jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
+    return jnp.mean(mean * (log_mean - (early + final) / 2), axis=-1)
 
 
 @traced
