@@ -8,8 +8,6 @@ and 128 tokens each (captions). Stop tokens are biased away, so that every run s
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import PIL.Image
 import vlm_jax
 from benchmarks.protocol import Route, in_turns
 from benchmarks.record import figure, milliseconds, record
-from benchmarks.small import TOWER, folder_model, functional, text_of
+from benchmarks.small import TOWER, functional, scratch_model, text_of
 from vlm_jax.answering import Answer
 from vlm_jax.attention.steering import Steering
 from vlm_jax.steering.methods.air import air
@@ -40,9 +38,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     chosen = settings(quick)
 
     def figures() -> list[dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = pathlib.Path(scratch) / "model"
-            vlm = folder_model(folder, chosen["text"], chosen["vision"])
+        with scratch_model(chosen["text"], chosen["vision"]) as vlm:
             found = []
             for new_tokens, repeats in chosen["answers"]:
                 found += one_length(vlm, chosen["rows"], new_tokens, repeats, judged=not quick)

@@ -12,8 +12,6 @@ sample over greedy's 2.8) and of reasoning models in the functional-heads paper'
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ import vlm_jax
 from benchmarks.end_to_end import picture
 from benchmarks.protocol import Route, in_turns
 from benchmarks.record import figure, milliseconds, record
-from benchmarks.small import TOWER, folder_model, text_of
+from benchmarks.small import TOWER, scratch_model, text_of
 
 QUANTITY = "method / greedy, time of an answer"
 GREEDY = 2.8
@@ -87,9 +85,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     chosen = settings(quick)
 
     def figures() -> list[dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = pathlib.Path(scratch) / "model"
-            vlm = folder_model(folder, chosen["text"], chosen["vision"])
+        with scratch_model(chosen["text"], chosen["vision"]) as vlm:
             return latencies(vlm, chosen["new_tokens"], chosen["repeats"])
 
     return record("R19", QUANTITY, chosen, figures)

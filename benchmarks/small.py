@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -153,6 +156,13 @@ def folder_model(
 
     tiny.llava(folder, text=dict(text), vision=dict(vision or {}))
     return vlm_jax.load(folder)
+
+
+@contextlib.contextmanager
+def scratch_model(text: dict[str, int], vision: dict[str, int]) -> Iterator[vlm_jax.VLM]:
+    """Yields the model of such a folder, which is there meanwhile."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield folder_model(pathlib.Path(scratch) / "model", text, vision)
 
 
 def weight_bytes(config: VLMConfig, params: Params) -> int:

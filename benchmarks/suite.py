@@ -9,8 +9,6 @@ answers must be equal. The bound is the ratio of operations (`benchmarks.rooflin
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from benchmarks.end_to_end import no_stops, picture
 from benchmarks.protocol import Route, in_turns
 from benchmarks.record import figure, record
 from benchmarks.roofline import prefill_flops, suffix_flops, vision_flops
-from benchmarks.small import TOWER, folder_model, text_of
+from benchmarks.small import TOWER, scratch_model, text_of
 from vlm_jax.answering import Answer
 from vlm_jax.batch import Kind
 
@@ -46,9 +44,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     chosen = settings(quick)
 
     def figures() -> list[dict[str, Any]]:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = pathlib.Path(scratch) / "model"
-            vlm = folder_model(folder, chosen["text"], chosen["vision"])
+        with scratch_model(chosen["text"], chosen["vision"]) as vlm:
             return [one_suite(vlm, chosen, judged=not quick)]
 
     return record("R7", QUANTITY, chosen, figures)
