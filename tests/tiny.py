@@ -14,6 +14,7 @@ from tests.tiny_configs import (
     CLIP_MEAN,
     CLIP_STD,
     LLAVA_VOCAB,
+    VIT,
     blip_preprocessor,
     clip_preprocessor,
     internvl_config,
@@ -384,12 +385,7 @@ def instructblip(
         },
         "vision_config": {
             "model_type": "instructblip_vision_model",
-            "hidden_size": 48,
-            "image_size": 56,
-            "intermediate_size": 80,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 3,
-            "patch_size": 14,
+            **VIT,
         },
         "qformer_config": {
             "model_type": "instructblip_qformer",

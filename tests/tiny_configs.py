@@ -5,6 +5,16 @@ from typing import Any
 QWEN_VOCAB = 288  # the tokenizer knows 275: released heads are wider than their tokenizers too
 LLAVA_VOCAB = 384
 
+VIT = {
+    "hidden_size": 48,
+    "image_size": 56,
+    "intermediate_size": 80,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "patch_size": 14,
+}
+"""Sizes of a tower of squares, CLIP's or EVA's."""
+
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
@@ -38,12 +48,7 @@ def llava_config(tokenizer, dtype: str, text: dict, vision: dict) -> dict[str, A
         },
         "vision_config": {
             "model_type": "clip_vision_model",
-            "hidden_size": 48,
-            "image_size": 56,
-            "intermediate_size": 80,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 3,
-            "patch_size": 14,
+            **VIT,
             "projection_dim": 32,
             "vocab_size": 32000,
             **vision,
