@@ -204,7 +204,9 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
     heads = _heads(subject, settings, sets)
     if settings.maps and not heads:
         raise ConfigError("maps keeps rows of the heads that are named; name some by heads.")
-    reader, erasure = RowReader(subject.config), TokenErasure(subject.config)
+    reader = RowReader(subject.config)
+    erases = settings.contribution == "erasure" and heads
+    erasure = TokenErasure(subject.config) if erases else None
     found = []
     read = read_answers(subject, settings.answers, settings.max_new_tokens)
     for example, answer, batch, query_q in read:
@@ -220,7 +222,7 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
         information = rows.value_norms_hs
         if settings.contribution == "uniform":
             information = np.ones(information.shape)
-        elif settings.contribution == "erasure" and heads:
+        elif erasure is not None:
             targets = np.asarray(answer.tokens, np.int32)
             places = Places(np.zeros_like(targets), query_q.astype(np.int32), targets)
             information = leaned_on(erasure(model.params, batch, places), query_q)
