@@ -48,7 +48,8 @@ def read_segments(
             on the right, if at all. Rows of padding then read something that means nothing.
         q_btnh, queries, scale, tap: as `segment_attention` takes them.
     """
-    causal, alone = causal and len(segments) == 1, len(segments) == 1
+    alone = len(segments) == 1
+    causal = causal and alone
     fits = causal and tap is None and _fits(q_btnh, segments[0], queries)
     if fits and (kernel := choice()) not in (TILES, PALLAS):
         return [by_kernel(q_btnh, segments[0], scale, kernel)]
