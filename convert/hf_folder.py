@@ -16,7 +16,7 @@ from convert import layout, safetensors_io
 from convert.finished import Finished
 from convert.safetensors_io import Header
 from convert.shards import INDEX, SINGLE, read_headers, weight_map_of
-from convert.table import Tensor, bind
+from convert.table import DiskPart, Tensor, bind
 from vlm_jax.checkpoint import (
     MANIFEST,
     Extra,
@@ -108,14 +108,21 @@ class HFFolder(ModelFolder):
         dtype: np.typing.DTypeLike | None = None,
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
-        """See `ModelFolder`."""
+        """See `ModelFolder`.
+
+        Of each tensor that part is read which this process's devices need, but for tensors that are
+        read whole: those of a certificate, whose bytes are checked, and those of which a part's
+        bytes cannot be told or are no pages of their own (`Tensor.readable`).
+        """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return {
-            path: place(
-                array, path, dtype, device if shardings is None else shardings[path], self.path
-            )
-            for path, array in self.stream()
-        }
+        loaded = {}
+        for path in self.tensors:
+            sharding = device if shardings is None else shardings[path]
+            part = self._needed(path, sharding)
+            array = self.certified(path, self._ours(path, part))
+            shape = self.tensors[path].shape
+            loaded[path] = place(array, path, dtype, sharding, self.path, part=(shape, part))
+        return loaded
 
     def copy(
         self,
@@ -165,23 +172,46 @@ class HFFolder(ModelFolder):
         """The bytes of the shard index; None for a single file."""
         return None if SINGLE in self.files else read_bytes(self.path / INDEX)
 
-    def _ours(self, path: str) -> np.ndarray:
+    def _needed(self, path: str, sharding: jax.sharding.Sharding) -> tuple[slice, ...]:
+        """The part of a parameter that this process has to read for its devices."""
         info = self.tensors[path]
-        array = np.empty(info.shape, info.dtype)
+        whole = tuple(slice(0, size) for size in info.shape)
+        if self.certificate is not None and path in self.certificate.tensors:
+            return whole
+        pieces = sharding.addressable_devices_indices_map(info.shape).values()
+        bounds = [
+            [piece[dim].indices(size)[:2] for piece in pieces if piece is not None]
+            for dim, size in enumerate(info.shape)
+        ]
+        if not all(bounds):  # no device of this process, or no dims
+            return whole
+        part = tuple(slice(min(dim)[0], max(stop for _, stop in dim)) for dim in bounds)
+        tensor = self.names[self._names_of[path][0]]
+        return tensor.readable(part, info.dtype.itemsize)
+
+    def _ours(self, path: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Reads a part of a parameter (`Tensor.readable`); None: all of it."""
+        info = self.tensors[path]
+        part = part or tuple(slice(0, size) for size in info.shape)
+        array = np.empty([one.stop - one.start for one in part], info.dtype)
         for name in self._names_of[path]:
-            self._place(name, self.names[name].disk_rows(array))
+            share = self.names[name].on_disk(array, part)
+            if share is not None:
+                self._place(name, share)
         return array
 
-    def _place(self, name: str, rows: np.ndarray) -> None:
-        """Reads a tensor into an array of ours, seen in the order of its bytes."""
-        file = self._file_of[name]
+    def _place(self, name: str, share: DiskPart) -> None:
+        """Reads a part of a tensor into an array of ours, seen in the order of its bytes."""
+        file, rows = self._file_of[name], share.rows
         source = self.path / file
 
         def place_strip(row: int, strip: np.ndarray) -> None:
             check_finite(strip, name, source)
             layout.copy_rows(rows[row : row + len(strip)], layout.bits(strip))
 
-        safetensors_io.read_strips(source, self.files[file], name, len(rows), place_strip)
+        safetensors_io.read_strips(
+            source, self.files[file], name, len(rows), place_strip, (share.starts, share.length)
+        )
 
     def _raw(self, name: str) -> np.ndarray:
         file = self._file_of[name]

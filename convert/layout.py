@@ -5,7 +5,7 @@ A tensor is moved strip by strip, so that beside the whole array no second one i
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import einops
 import numpy as np
@@ -54,6 +54,60 @@ def disk_rows(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.n
     if view.ndim < 2:
         return view.reshape(1, -1)
     raise ValueError(f"the pattern {pattern!r} moves more than one block of dims.")
+
+
+def letter_slices(
+    pattern: str, sizes: Mapping[str, int], index: Sequence[slice]
+) -> dict[str, slice] | None:
+    """Returns which part of each letter a part of our array has; None where that is not known.
+
+    "(n h) d -> d n h" with d 4, n 2, h 3 and the index [:, 1:2, :] is {d: 0:4, n: 1:2, h: 0:3}. Of
+    a dim of ours that is made of several letters only the whole can be told.
+
+    Args:
+        pattern: "left -> right".
+        sizes: length of every letter.
+        index: a slice with start and stop of each dim on the right.
+    """
+    found: dict[str, slice] = {}
+    for letters, part in zip(groups(pattern.split("->")[1]), index, strict=True):
+        if len(letters) == 1:
+            found[letters[0]] = part
+        elif part == slice(0, math.prod(sizes[letter] for letter in letters)):
+            found |= {letter: slice(0, sizes[letter]) for letter in letters}
+        else:
+            return None
+    return found
+
+
+def runs(
+    pattern: str, sizes: Mapping[str, int], parts: Mapping[str, slice]
+) -> tuple[np.ndarray, int]:
+    """Returns where a part of a checkpoint's tensor lies among its elements, row by row.
+
+    "d (n h) -> n h d" with d 4, n 2, h 3 and n 1:2 is every second run of three: ([3, 9, 15, 21],
+    3).
+
+    Args:
+        pattern: "left -> right".
+        sizes: length of every letter.
+        parts: which part of each letter.
+
+    Returns:
+        The first element of each run, and the elements of a run.
+    """
+    letters = [letter for group in groups(pattern.split("->")[0]) for letter in group]
+    starts, length, step = np.zeros(1, np.int64), 1, 1
+    for letter in reversed(letters):
+        part, size = parts[letter], sizes[letter]
+        count = part.stop - part.start
+        if length == step:  # all that is behind this letter belongs to it
+            starts, length = starts + part.start * step, count * length
+        else:
+            own = np.arange(part.start, part.stop, dtype=np.int64) * step
+            starts = (own[:, None] + starts).reshape(-1)
+        step *= size
+    return starts, length
 
 
 def copy_rows(target: np.ndarray, source: np.ndarray) -> None:

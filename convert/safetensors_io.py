@@ -201,22 +201,28 @@ def read_strips(
     name: str,
     rows: int,
     visit: Callable[[int, np.ndarray], None],
+    runs: tuple[np.ndarray, int] | None = None,
 ) -> None:
-    """Reads one tensor a few rows at a time, in several threads at once.
+    """Reads one tensor, or a part of it, a few rows at a time, in several threads at once.
 
     Args:
         path: the file.
         header: its header.
         name: of the tensor.
-        rows: how many equal rows its bytes are to be seen as.
+        rows: how many equal rows the bytes that are read are to be seen as.
         visit: takes the number of the first row and [some rows, the rest] in the stored dtype, an
             array that is overwritten when it returns and has never left the processor's cache.
+        runs: the first element of each run that is read, and the elements of a run; nothing else is
+            touched. None reads all.
 
     Raises:
         CheckpointError: as `read`.
     """
     entry = header.entries[name]
-    row_bytes = (entry.stop - entry.start) // max(rows, 1)
+    starts, length = (np.zeros(1, np.int64), math.prod(entry.shape)) if runs is None else runs
+    begins, run = header.data_start + entry.start + starts * entry.dtype.itemsize, length
+    run *= entry.dtype.itemsize
+    row_bytes = len(begins) * run // max(rows, 1)
     if not row_bytes:
         return
     step = max(1, STRIP_BYTES // row_bytes)
@@ -226,9 +232,14 @@ def read_strips(
         if not hasattr(buffers, "one"):
             buffers.one = np.empty(min(step, rows) * row_bytes, np.uint8)
         strip = buffers.one[: min(step, rows - row) * row_bytes]
-        offset = header.data_start + entry.start + row * row_bytes
-        with _opened(path, offset) as file:
-            _read_into(file, strip.data, path)
+        at, left = row * row_bytes, strip.data  # at: as if runs lay one behind another
+        with open_regular(path, buffering=0) as file:
+            while len(left):
+                number, within = divmod(at, run)
+                piece = left[: run - within]
+                file.seek(int(begins[number]) + within)
+                _read_into(file, piece, path)
+                at, left = at + len(piece), left[len(piece) :]
         visit(row, strip.view(entry.dtype).reshape(strip.size // row_bytes, -1))
 
     for _ in in_order(move, range(0, rows, step)):

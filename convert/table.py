@@ -9,7 +9,7 @@ number of an expert: ours holds a layer's experts stacked, so several names shar
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from vlm_jax.checkpoint import TensorInfo
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError
 from vlm_jax.families import Family, find
+
+GAP_BYTES = 4096
+"""A page: smaller gaps between bytes that are wanted are read with them."""
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -55,6 +58,52 @@ class Tensor:
         part = array if self.expert is None else array[self.expert]
         return layout.disk_rows(layout.bits(part), self.pattern, self.sizes)
 
+    def on_disk(self, array: np.ndarray, index: Sequence[slice]) -> "DiskPart | None":
+        """Returns where a part of our array lies in the checkpoint; None: nothing of it does.
+
+        Args:
+            array: the part.
+            index: which it is of our array, as `readable` gives it.
+        """
+        parts = self._own(index)[1]
+        if parts is None:
+            raise ValueError(f"{self.name}: {index} cannot be read by itself.")
+        if self.expert is not None:
+            if not index[0].start <= self.expert < index[0].stop:
+                return None
+            array = array[self.expert - index[0].start]
+        sizes = {letter: part.stop - part.start for letter, part in parts.items()}
+        rows = layout.disk_rows(layout.bits(array), self.pattern, sizes)
+        return DiskPart(rows, *layout.runs(self.pattern, self.sizes, parts))
+
+    def readable(self, index: Sequence[slice], itemsize: int) -> tuple[slice, ...]:
+        """Returns the least part of our array that holds another and can be read by itself.
+
+        That is the part itself, but for dims that the checkpoint mixes with others (all of the
+        array then), and for gaps between runs of its bytes that are smaller than a page: a file
+        system would read them anyhow.
+
+        Args:
+            index: a slice with start and stop of each dim of our array.
+            itemsize: bytes of an element.
+        """
+        own, parts = self._own(index)
+        if parts is None:
+            return tuple(slice(0, size) for size in self.shape)
+        disk, ours = map(layout.groups, self.pattern.split("->"))
+        for letter in reversed([letter for group in disk for letter in group]):
+            starts, length = layout.runs(self.pattern, self.sizes, parts)
+            if len(starts) == 1 or (starts[1] - starts[0] - length) * itemsize >= GAP_BYTES:
+                break
+            parts[letter] = slice(0, self.sizes[letter])  # the gaps are what it leaves out
+        read = (parts[g[0]] if len(g) == 1 else part for g, part in zip(ours, own))
+        return (*index[: len(index) - len(own)], *read)
+
+    def _own(self, index: Sequence[slice]) -> tuple[list[slice], dict[str, slice] | None]:
+        """The part of our array's dims that the pattern has, and that of the pattern's letters."""
+        own = list(index if self.expert is None else index[1:])
+        return own, layout.letter_slices(self.pattern, self.sizes, own)
+
     def to_disk(self, array: np.ndarray) -> Iterator[np.ndarray]:
         """Gives our array's bytes in the checkpoint's order, in pieces.
 
@@ -73,6 +122,21 @@ class Tensor:
             return piece
 
         yield from in_order(strip, range(0, len(rows), step))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskPart:
+    """Where a part of a tensor lies in a checkpoint, and where it goes.
+
+    Attributes:
+        rows: memory of ours, in rows of the checkpoint's order.
+        starts: the first element of each run of them in the checkpoint's tensor.
+        length: elements of a run.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    length: int
 
 
 def bind(config: VLMConfig) -> "Binding":

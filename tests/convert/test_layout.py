@@ -43,6 +43,35 @@ def test_rows(pattern, dtype, strip_bytes, monkeypatch):
         assert (len(pieces) > 1) == (strip_bytes == 5000)
 
 
+def test_a_part_is_read_by_runs():
+    sizes = dict(d=4, n=2, h=3)
+    tensor = Tensor("name", "path", "d (n h) -> n h d", sizes, alias=False)
+    array = np.empty((1, 3, 4), np.float32)
+    share = tensor.on_disk(array, (slice(1, 2), slice(0, 3), slice(0, 4)))
+    assert (share.starts.tolist(), share.length) == ([3, 9, 15, 21], 3)
+    share = tensor.on_disk(np.empty((2, 3, 2)), (slice(0, 2), slice(0, 3), slice(2, 4)))
+    assert (share.starts.tolist(), share.length) == ([12], 12)
+    assert share.rows.shape == (2, 6)
+
+
+def test_a_part_that_cannot_be_read_alone_is_read_with_more():
+    part = lambda *bounds: tuple(slice(*one) for one in bounds)
+    sizes = dict(d=8, f=4096, c=3, x=2)
+    down = Tensor("name", "path", "d f -> d f", sizes, alias=False)
+    half = part((0, 8), (0, 2048))
+    assert down.readable(half, 2) == half, "gaps of a page are left out"
+    assert down.readable(part((0, 8), (0, 2049)), 2) == part((0, 8), (0, 4096))
+    assert down.readable(part((2, 4), (0, 2049)), 2) == part((2, 4), (0, 4096))
+    mixed = Tensor("name", "path", "d c x -> d (c x)", sizes, alias=False)
+    assert mixed.readable(part((0, 4), (0, 6)), 2) == part((0, 4), (0, 6))
+    assert mixed.readable(part((0, 4), (0, 3)), 2) == part((0, 8), (0, 6))
+    with pytest.raises(ValueError, match="cannot be read by itself"):
+        mixed.on_disk(np.empty((4, 3)), part((0, 4), (0, 3)))
+    expert = Tensor("name", "path", "d f -> d f", sizes, alias=False, expert=1)
+    assert expert.readable(part((1, 2), (0, 8), (9, 4096)), 2) == part((1, 2), (0, 8), (0, 4096))
+    assert expert.on_disk(np.empty((1, 8, 4096)), part((0, 1), (0, 8), (0, 4096))) is None
+
+
 def test_a_pattern_that_is_no_matrix():
     with pytest.raises(ValueError, match=r"'a b c -> c b a' moves more than one block"):
         layout.disk_rows(np.zeros((2, 3, 4), np.uint16), "a b c -> c b a", dict(a=4, b=3, c=2))

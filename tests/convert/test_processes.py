@@ -1,4 +1,4 @@
-"""Several processes: the first converts, and each reads what its devices need."""
+"""Several processes: the first converts, and each reads of a folder what its devices need."""
 
 import socket
 import subprocess
@@ -12,6 +12,7 @@ import pathlib, sys
 import jax, numpy as np
 from jax.sharding import AxisType
 import convert
+from convert import safetensors_io, table
 from vlm_jax import checkpoint
 from vlm_jax.errors import UserError
 from vlm_jax.parallel import param_shardings, processes
@@ -24,13 +25,20 @@ except UserError as error:
     assert "is no Hugging Face folder" in str(error)
 processes.by_primary(lambda: convert.import_hf(source, work / "ours", progress=False))
 processes.by_primary(lambda: convert.export_hf(work / "ours", work / "theirs", progress=False))
+table.GAP_BYTES, read, seen = 0, safetensors_io._read_into, []  # the tensors are tiny
+counted = lambda file, view, path: (seen.append(len(view)), read(file, view, path))
+safetensors_io._read_into = counted
 mesh = jax.make_mesh((1, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 for folder in (checkpoint.open_folder(work / "ours"), convert.open_hf(work / "theirs")):
+    seen.clear()
     params = folder.load(None, param_shardings(folder.tensors, mesh))
+    of_file, own = sum(seen), [array.addressable_shards[0].data for array in params.values()]
     for path, array in params.items():
         (shard,) = array.addressable_shards
         np.testing.assert_array_equal(np.asarray(shard.data), folder.read(path)[shard.index])
     assert shard.data.size < array.size or array.ndim == 1
+assert of_file == sum(one.nbytes for one in own), "of a file each reads its share and no more"
+assert of_file < 0.7 * sum(info.nbytes for info in folder.tensors.values()), of_file
 processes.barrier("end")
 print("same", flush=True)
 """

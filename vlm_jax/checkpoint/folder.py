@@ -8,8 +8,8 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import jax
 import msgspec
@@ -196,8 +196,18 @@ def place(
     dtype: np.typing.DTypeLike | None,
     sharding: jax.sharding.Sharding,
     where: pathlib.Path,
+    part: tuple[Sequence[int], Sequence[slice]] | None = None,
 ) -> jax.Array:
     """Puts a parameter that was read onto its devices, in the dtype asked for (None keeps its own).
+
+    Args:
+        array: what was read.
+        path: of the parameter.
+        dtype: that it gets.
+        sharding: where it goes.
+        where: the folder, for errors.
+        part: where only what this process's devices need was read: the shape of the whole, and
+            which part of it the array is.
 
     Raises:
         CheckpointError: it overflows the dtype.
@@ -206,7 +216,17 @@ def place(
         with np.errstate(over="ignore"):  # the next line says which tensor overflowed
             array = array.astype(dtype)
         check_finite(array, path, f"{where} as {np.dtype(dtype).name}")
-    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    if part is None:
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    shape, read = part
+
+    def piece(index: Any) -> np.ndarray:
+        bounds = [one.indices(size)[:2] for one, size in zip(index, shape, strict=True)]
+        return array[
+            tuple(slice(a - own.start, b - own.start) for (a, b), own in zip(bounds, read))
+        ]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, piece)
 
 
 def with_extra(
