@@ -17,13 +17,14 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 from vlm_jax.errors import CheckpointError
-from vlm_jax.foreign import open_regular
+from vlm_jax.foreign import convert, open_regular, parse_json
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -44,7 +45,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
-_MAX_DIMS = 64  # NumPy's own limit
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 STRIP_BYTES = 4 << 20  # what is moved at a time
 THREADS = min(4, os.cpu_count() or 1)  # enough for a fast disk
 
@@ -61,6 +62,14 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+class _Stored(msgspec.Struct):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: Annotated[list[_Count], msgspec.Meta(max_length=64)]  # dims: NumPy's own limit
+    data_offsets: tuple[_Count, _Count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +129,12 @@ def parse_header(text: bytes, where: str) -> Header:
         CheckpointError: it is not JSON, or names a tensor twice, with an unknown dtype, with a size
             that its shape does not give, or in bytes that overlap or leave a gap.
     """
-    try:
-        fields = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{where} is not a safetensors file: its header is not valid JSON ({error})."
-        ) from None
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{where} is not a safetensors file: its header is no JSON object.")
+    fields = parse_json(
+        text,
+        dict[str, Any],
+        f"{where} is no safetensors file (fetch it again): its header",
+        unique=True,
+    )
     fields.pop("__metadata__", None)
     entries = [_entry(name, field, where) for name, field in fields.items()]
     entries.sort(key=lambda entry: (entry.start, entry.stop))
@@ -329,51 +336,21 @@ def _check_fits(array: np.ndarray, entry: Entry, path: pathlib.Path) -> None:
         )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("it names a tensor twice")
-    return fields
-
-
 def _entry(name: str, field: Any, where: str) -> Entry:
-    def bad(fault: str) -> CheckpointError:
-        return CheckpointError(
-            f"{where} is corrupt: tensor {name!r} {fault}. Fetch the file again."
-        )
-
-    if not isinstance(field, dict) or not {"dtype", "shape", "data_offsets"} <= field.keys():
-        raise bad("lacks a dtype, shape or data_offsets")
-    dtype = DTYPES.get(field["dtype"]) if isinstance(field["dtype"], str) else None
+    stored = convert(field, _Stored, f"{where} is corrupt (fetch it again): tensor {name!r}")
+    dtype = DTYPES.get(stored.dtype)
     if dtype is None:
         raise CheckpointError(
-            f"{where}: tensor {name!r} has dtype {_short(field['dtype'])}, which is not supported "
+            f"{where}: tensor {name!r} has dtype {stored.dtype[:80]!r}, which is not supported "
             f"({', '.join(DTYPES)} are)."
         )
-    shape, offsets = field["shape"], field["data_offsets"]
-    if not (_counts(shape) and _counts(offsets) and len(offsets) == 2):
-        raise bad(f"has shape {_short(shape)} and offsets {_short(offsets)}")
-    start, stop = offsets
-    if stop - start != math.prod(shape) * dtype.itemsize:
-        raise bad(f"has {stop - start} bytes, which {field['dtype']} {_short(shape)} does not fill")
-    return Entry(name, dtype, tuple(shape), start, stop)
-
-
-def _counts(values: Any) -> bool:
-    """Whether a list of few counts, as NumPy's arrays can have."""
-    return (
-        isinstance(values, list)
-        and len(values) <= _MAX_DIMS
-        and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
-    )
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "a deeply nested value"
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    start, stop = stored.data_offsets
+    if stop - start != math.prod(stored.shape) * dtype.itemsize:
+        raise CheckpointError(
+            f"{where} is corrupt: tensor {name!r} has {stop - start} bytes, which {stored.dtype} "
+            f"{stored.shape} does not fill. Fetch the file again."
+        )
+    return Entry(name, dtype, tuple(stored.shape), start, stop)
 
 
 @contextlib.contextmanager

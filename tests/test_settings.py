@@ -5,7 +5,20 @@ import dataclasses
 import pytest
 
 from vlm_jax.errors import ConfigError, EditError
-from vlm_jax.settings import REQUIRED, number, one_of, read, setting, switch, text, whole
+from vlm_jax.settings import (
+    REQUIRED,
+    check_fields,
+    listed,
+    number,
+    one_of,
+    optional,
+    read,
+    setting,
+    switch,
+    text,
+    whole,
+    word,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,3 +71,45 @@ def test_no_count_is_larger_than_an_index():
     assert whole("config.n", 2**40, low=0, high=2**63) == 2**40
     with pytest.raises(ConfigError, match=r"config\.n must be a whole number from 0 to 2"):
         whole("config.n", 10**22, low=0)
+
+
+def test_a_list_may_be_one_word_where_that_is_said():
+    assert listed("x", "air", each=word, alone=True) == ("air",)
+    assert listed("x", "", each=word, alone=True) == ()
+    with pytest.raises(ConfigError, match="x must be a list, not 'air'"):
+        listed("x", "air", each=word)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1], r"x must list 2 values, not \[1\]"),
+        ((1, 2, 3), r"x must list 2 values, not \(1, 2, 3\)"),
+        ("12", "x must be a list, not '12'"),
+        (12, "x must be a list, not 12"),
+        ((1, None), "x must be a whole number, not None"),
+    ],
+)
+def test_a_pair_has_two_values(value, message):
+    assert listed("x", [1, 2], each=whole, least=2, most=2) == (1, 2)
+    with pytest.raises(ConfigError, match=message):
+        listed("x", value, each=whole, least=2, most=2)
+
+
+def test_a_list_has_an_end():
+    with pytest.raises(ConfigError, match="x must list 2 values at most, not 3"):
+        listed("x", [1, 2, 3], each=whole, most=2)
+
+
+def test_what_python_makes_is_checked_too():
+    @dataclasses.dataclass(frozen=True)
+    class Made:
+        energy: float | None = setting(None, optional, each=number, high=1)
+
+        def __post_init__(self):
+            check_fields(self)
+
+    assert Made().energy is None
+    assert Made(1).energy == 1.0
+    with pytest.raises(ConfigError, match="energy must be a finite number at most 1, not 2"):
+        Made(2)

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import stat
+from collections import Counter
 from typing import Any, BinaryIO
 
 import msgspec
@@ -92,7 +93,11 @@ def read_json(
 
 
 def parse_json(
-    content: bytes | str, kind: Any, where: str, error: type[UserError] = CheckpointError
+    content: bytes | str,
+    kind: Any,
+    where: str,
+    error: type[UserError] = CheckpointError,
+    unique: bool = False,
 ) -> Any:
     """Returns JSON text as the types asked for; see `read_json`.
 
@@ -101,10 +106,19 @@ def parse_json(
         kind: as for `read_json`.
         where: what messages call it.
         error: raised where it is not that.
+        unique: refuse an object that names a key twice, of which JSON readers keep the last.
     """
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(found)
+        if len(values) < len(found):
+            counts = Counter(key for key, _ in found)
+            raise error(f"{where} names {counts.most_common(1)[0][0]!r} twice.")
+        return values
+
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=pairs if unique else None)
     except UnicodeDecodeError as failure:
         raise error(f"{where} is not UTF-8 text (byte {failure.start}).") from None
     except json.JSONDecodeError as failure:
@@ -112,6 +126,8 @@ def parse_json(
         raise error(f"{where} is not valid JSON: {failure.msg} ({place}).") from None
     except RecursionError:
         raise error(f"{where} is not usable JSON: it is nested too deeply.") from None
+    except UserError:
+        raise
     except ValueError:  # a number of thousands of digits
         raise error(f"{where} is not usable JSON: a number in it is too long.") from None
     return convert(values, kind, where, error)

@@ -9,7 +9,8 @@
     read(Choice, {"metrik": "C_S"}, "config.choose")   # config.choose has no setting 'metrik' ...
 
 A check takes the name and the value, and returns the value or raises `ConfigError`: `number`,
-`whole`, `one_of`, `switch`, `text`, `word`, `listed`, `section`, or a function of one's own.
+`whole`, `one_of`, `switch`, `text`, `word`, `optional`, `listed`, `section`, or a function of
+one's own. A dataclass that Python code makes too calls `check_fields` in its `__post_init__`.
 """
 
 import dataclasses
@@ -75,6 +76,18 @@ def read(section_type: type[T], section: Mapping[str, Any], where: str, **given:
     except UserError as error:  # of the class's own checks
         message = str(error)
         raise ConfigError(message if where in message else f"{where}: {message}") from None
+
+
+def check_fields(made: Any) -> None:
+    """Checks the fields of a frozen dataclass by the checks of `setting`, and keeps what they give.
+
+    Raises:
+        ConfigError: a value is wrong; the message names the field.
+    """
+    for field in dataclasses.fields(made):
+        if "check" in field.metadata:
+            checked = field.metadata["check"](field.name, getattr(made, field.name))
+            object.__setattr__(made, field.name, checked)
 
 
 def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -156,26 +169,49 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
+def optional(name: str, value: Any, each: Callable[..., T], **bounds: Any) -> T | None:
+    """Returns None as it is, any other value by the check `each`.
+
+    Raises:
+        ConfigError: see the check.
+    """
+    return None if value is None else each(name, value, **bounds)
+
+
 def listed(
-    name: str, value: Any, each: Callable[..., T], least: int = 0, **bounds: Any
+    name: str,
+    value: Any,
+    each: Callable[..., T],
+    least: int = 0,
+    most: int | None = None,
+    alone: bool = False,
+    **bounds: Any,
 ) -> tuple[T, ...]:
-    """Returns a list as a tuple; a word is no list.
+    """Returns a list as a tuple.
 
         setting((), listed, each=whole, low=0)      # [3, 7] -> (3, 7)
+        setting((), listed, each=word, alone=True)  # "air" -> ("air",), "" -> ()
 
     Args:
         name, value: of the setting.
         each: check of a value of the list.
-        least: how many it must have.
+        least, most: how many it must have.
+        alone: a word stands for a list of itself, and "" for an empty one; else a word is no list.
         bounds: further arguments of the check.
 
     Raises:
-        ConfigError: it is no list, too short, or a value of it cannot be.
+        ConfigError: it is no list, too short or too long, or a value of it cannot be.
     """
+    if alone and isinstance(value, str):
+        value = [value] if value else []
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ConfigError(f"{name} must be a list, not {value!r}.")
+    if least == most != len(value):
+        raise ConfigError(f"{name} must list {least} values, not {value!r}.")
     if len(value) < least:
         raise ConfigError(f"{name} must list {least} value{'s' * (least > 1)} or more.")
+    if most is not None and len(value) > most:
+        raise ConfigError(f"{name} must list {most} values at most, not {len(value)}.")
     return tuple(each(name, one, **bounds) for one in value)
 
 

@@ -139,3 +139,19 @@ def test_settings_are_listed_with_their_sections():
     assert listed["config.edit.k"] == 4
     assert listed["config.images"] == ()
     assert len(listed["config.arms"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("score.max_unparsable", "nan", "config.score.max_unparsable must be a finite number"),
+        ("restrength", "1e400", "config.restrength must be a finite number, not inf"),
+        ("frontier.biases", "(1, 1e999)", "config.frontier.biases must be a finite number"),
+        ("method", "{'method': 'air', 'gain': 1e999}", "config.method.gain must be a finite"),
+        ("method", "b'air'", "config.method must be text, a number"),
+        ("edit.band", "(..., 1j)", "config.edit.band must be text, a number"),
+    ],
+)
+def test_what_results_cannot_record_is_refused_before_any_job(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.read("edit", [(name, value)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.edits.dense import random_layer
 from vlm_jax.edits.qk import CONTROLS, QKEdit, edit_layers, edit_many
-from vlm_jax.errors import EditError
+from vlm_jax.errors import EditError, UserError
 
 
 @pytest.mark.parametrize(
@@ -31,40 +31,47 @@ def test_depth_bands_are_contiguous_and_inside(layers, first, last):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "svd"}, "method='svd'"),
-        ({"control": "R9"}, "control='R9'"),
-        ({"bias": "no"}, "bias='no'"),
+        ({"method": "svd"}, "method must be one of.*not 'svd'"),
+        ({"control": "R9"}, "control must be one of.*not 'R9'"),
+        ({"bias": "no"}, "bias must be one of.*not 'no'"),
         ({"alignment_class": "x"}, "alignment_class"),
-        ({"map_back": "svd"}, "map_back='svd'"),
-        ({"k": 0}, "k=0"),
-        ({"k": 2.5}, "k=2.5"),
+        ({"map_back": "svd"}, "map_back must be one of.*not 'svd'"),
+        ({"k": 0}, "k must be a whole number, at least 1, not 0"),
+        ({"k": 2.5}, "k must be a whole number.*not 2.5"),
         ({"k": 4, "energy": 0.5}, "give one"),
-        ({"energy": 0.0}, "energy=0.0"),
-        ({"energy": 1.5}, "energy=1.5"),
+        ({"energy": 0.0}, "energy must be above 0, at most 1, not 0.0"),
+        ({"energy": 1.5}, "energy must be .* from 0 to 1, not 1.5"),
         ({"method": "antisymmetric", "k": 3}, "k=3 is odd"),
-        ({"strength": 1.01}, "strength=1.01"),
-        ({"strength": float("nan")}, "strength=nan"),
-        ({"strength": float("-inf")}, "strength=-inf"),
-        ({"soft": 0.0}, "soft=0.0"),
+        ({"strength": 1.01}, "strength must be .* at most 1, not 1.01"),
+        ({"strength": float("nan")}, "strength must be a finite number.*not nan"),
+        ({"strength": float("-inf")}, "strength must be a finite number.*not -inf"),
+        ({"soft": 0.0}, "soft must be above 0, not 0.0"),
         ({"soft": 1.0, "control": "R1"}, "control=R1"),
-        ({"rcond": 1.0}, "rcond=1.0"),
-        ({"alignment_min": 1.2}, "alignment_min=1.2"),
+        ({"rcond": 1.0}, "rcond must be below 1, not 1.0"),
+        ({"alignment_min": 1.2}, "alignment_min must be .* from 0 to 1, not 1.2"),
         ({"method": "symmetric", "control": "R2"}, "control=R2"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1}, "seed must be .* at least 0, not -1"),
         ({"band": (3, 2)}, "first <= last"),
         ({"band": (-1, 2)}, "first <= last"),
         ({"band": (0, 0.5)}, "mixes"),
         ({"band": (0.5, 1.5)}, r"in \[0, 1\]"),
-        ({"band": (1,)}, "first, last"),
+        ({"band": (1,)}, r"band must list 2 values, not \(1,\)"),
+        ({"band": "0.,1."}, "band must be a list, not '0.,1.'"),
+        ({"band": (0.5, "x")}, "band must be a finite number, not 'x'"),
+        ({"band": 5}, "band must be a list, not 5"),
         ({"heads": ()}, "selects no head"),
-        ({"heads": "some"}, "heads='some'"),
+        ({"heads": "some"}, "heads must be one of .*not 'some'"),
         ({"heads": (-1,)}, "heads holds -1"),
         ({"heads": ((1, 2, 3),)}, "heads holds"),
+        ({"heads": (None,)}, "heads holds None"),
+        ({"heads": 3}, "heads must be a list, not 3"),
+        ({"energy": "all"}, "energy must be a finite number.*not 'all'"),
+        ({"fold_norm": 1}, "fold_norm must be True or False, not 1"),
     ],
     ids=str,
 )
 def test_bad_fields_are_refused(fields, message):
-    with pytest.raises(EditError, match=message):
+    with pytest.raises(UserError, match=message):
         QKEdit(**fields)
 
 

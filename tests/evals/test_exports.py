@@ -98,5 +98,5 @@ def test_an_answer_longer_than_a_cell_makes_a_tsv(write, tmp_path):
 
 def test_an_unknown_layout_names_those_there_are():
     assert layouts("config.layouts", "vlmevalkit") == ("vlmevalkit",)
-    with pytest.raises(ConfigError, match=r"config\.layouts must list some of lmms_eval, vlmevalk"):
+    with pytest.raises(ConfigError, match=r"config\.layouts must be one of 'lmms_eval', 'vlmevalk"):
         layouts("config.layouts", ["lmms"])

@@ -169,7 +169,7 @@ def test_no_arms_is_a_plain_evaluation(job, config):
             {"x": {"strenght": 1}},
             r"config.arms.x has no setting 'strenght' .*; it knows .*draws",
         ),
-        ("arms", {"x": {"strength": 2.0}}, r"config.arms.x: strength=2.0 must be finite"),
+        ("arms", {"x": {"strength": 2.0}}, r"config\.arms\.x\.strength must be .* at most 1"),
         ("arms", {"x": {"control": "C2", "draws": 3}}, r"x.draws: control 'C2' is not random"),
         ("arms", {"x": {"draws": 3}}, r"x.draws: control '' is not random"),
         ("arms", {"x": {"control": "R1", "draws": 0}}, r"x.draws must be a whole number"),

@@ -124,3 +124,11 @@ def test_analyses_of_weights_ask_no_model(tiny_qwen, tmp_path, monkeypatch, caps
     config.explain.spectra.layers = (2, 9)
     with pytest.raises(ConfigError, match="layers must be the first and last"):
         explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))
+    config.explain.spectra.layers = ()
+    config.explain.editing.alpha = -1.0  # of an analysis that is not asked for
+    with pytest.raises(ConfigError, match=r"config\.explain\.editing\.alpha must be"):
+        explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))
+    with config.ignore_type():
+        config.explain.analysis = 3
+    with pytest.raises(ConfigError, match=r"config\.explain\.analysis must be a list, not 3"):
+        explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))

@@ -8,7 +8,8 @@ import pytest
 
 from tests.steering.method_fixtures import model_config
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.heads import HeadSets, read_head_sets
+from vlm_jax.steering.heads import HeadSets, check_heads, read_head_sets
+from vlm_jax.steering.layers import layer_range
 from vlm_jax.steering.named import resolve_heads
 from vlm_jax.steering.presets import FUNCTIONAL, HEAD_SETS
 
@@ -92,3 +93,26 @@ def test_published_sets_are_whole():
     shared = set(HEAD_SETS["llava-1.5-7b"].sensitive[:20]) & set(HEAD_SETS["minigpt-4"].sensitive)
     assert shared == {(16, 29), (13, 31), (19, 18), (17, 0), (22, 20)}
     assert all(p.reasoning_to < p.perception_from for p in FUNCTIONAL.values())
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (5, r"heads must list \(layer, head\) pairs, not 5"),
+        ("0,1", r"heads must list \(layer, head\) pairs, not '0,1'"),
+        ([(True, False)], "a head is a pair .* of ints"),
+        ([None], "a head is a pair .* of ints, not None"),
+        ([(0, 1, 2)], "a head is a pair"),
+        ([(0, 4)], r"there is no head \(0, 4\)"),
+        ([(0, 1), (0, 1)], r"head \(0, 1\) is listed twice"),
+    ],
+)
+def test_what_is_no_list_of_heads_is_refused(heads, message):
+    with pytest.raises(ConfigError, match=message):
+        check_heads("heads", heads, (2, 4))
+
+
+@pytest.mark.parametrize("layers", [5, "0,1", (0, True), (0, None), (0.0, 1.0)])
+def test_what_is_no_range_of_layers_is_refused(layers):
+    with pytest.raises(ConfigError, match="layers must"):
+        layer_range("layers", layers, 4)

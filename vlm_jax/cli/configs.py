@@ -10,6 +10,7 @@
 import ast
 import importlib.util
 import inspect
+import math
 import pathlib
 import sys
 import types
@@ -49,14 +50,17 @@ def read(named: str, changes: Changes = ()) -> ConfigDict:
         changes: of its settings.
 
     Raises:
-        ConfigError: there is no such config, it cannot be read, or a change is of an unknown
-            setting (the nearest is named) or has a value of another kind.
+        ConfigError: there is no such config, it cannot be read, a change is of an unknown setting
+            (the nearest is named) or has a value of another kind, or a value is one that results
+            cannot record, such as NaN.
     """
     _make_importable()
     config = _call(*_find(named), named)
     config.lock()
     for name, value in changes:
         change(config, name, value)
+    for name, value in settings(config):
+        _check_recordable(name, value)
     return config
 
 
@@ -148,6 +152,25 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def _check_recordable(name: str, value: Any) -> None:
+    """Refuses what results, which record every setting in JSON, cannot hold.
+
+    Raises:
+        ConfigError: a number is NaN or infinite, or a value is bytes, complex, a set or `...`.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, not {value}.")
+    if isinstance(value, bytes | complex | set | frozenset | types.EllipsisType):
+        raise ConfigError(
+            f"{name} must be text, a number, True, False, None, a list or a section, not {value!r}."
+        )
+    if isinstance(value, Mapping | ConfigDict):
+        for key, part in value.items():
+            _check_recordable(f"{name}.{key}", part)
+    for part in value if isinstance(value, list | tuple) else ():
+        _check_recordable(name, part)
 
 
 def _check_known(

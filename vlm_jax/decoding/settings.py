@@ -5,13 +5,23 @@ identity of answers and the programs take it from the field.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.settings import listed, number, read, setting, text, whole, word
+from vlm_jax.settings import (
+    check_fields,
+    listed,
+    number,
+    optional,
+    read,
+    setting,
+    text,
+    whole,
+    word,
+)
 
 
 def _share(name: str, value: Any) -> float:
@@ -28,11 +38,6 @@ def _positive(name: str, value: Any) -> float:
     if not found:
         raise ConfigError(f"{name} must be above 0 (1 does nothing), not {value!r}.")
     return found
-
-
-def _or_folder(check: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a check that lets None through, which stands for what the model folder says."""
-    return lambda name, value, **bounds: None if value is None else check(name, value, **bounds)
 
 
 def stopping(name: str, value: Any) -> bool | str:
@@ -91,9 +96,9 @@ class DecodeSettings:
     temperature: float = setting(0.0, number, low=0)
     top_k: int = setting(0, whole, low=0)
     top_p: float = setting(1.0, _share)
-    repetition_penalty: float | None = setting(None, _or_folder(_positive))
-    no_repeat_ngram_size: int | None = setting(None, _or_folder(whole), low=0)
-    min_new_tokens: int | None = setting(None, _or_folder(whole), low=0)
+    repetition_penalty: float | None = setting(None, optional, each=_positive)
+    no_repeat_ngram_size: int | None = setting(None, optional, each=whole, low=0)
+    min_new_tokens: int | None = setting(None, optional, each=whole, low=0)
     num_beams: int = setting(1, whole, low=1)
     length_penalty: float = setting(1.0, number)
     early_stopping: bool | str = setting(False, stopping)
@@ -103,9 +108,7 @@ class DecodeSettings:
     batch_size: int = setting(0, whole, low=0)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            checked = field.metadata["check"](field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, checked)
+        check_fields(self)
         if self.num_beams > 1 and not self.greedy:
             raise ConfigError(
                 f"num_beams={self.num_beams} with temperature={self.temperature:g}: beam search "

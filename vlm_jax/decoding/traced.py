@@ -7,7 +7,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
-from vlm_jax.settings import setting
+from vlm_jax.settings import check_fields, setting
 
 T = TypeVar("T", bound=type)
 
@@ -17,10 +17,7 @@ class Traced:
     """A method of decoding with its settings, each read by its check (`vlm_jax.settings`)."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if "check" in field.metadata:
-                checked = field.metadata["check"](field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, checked)
+        check_fields(self)
 
     @property
     def name(self) -> str:

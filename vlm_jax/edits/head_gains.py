@@ -103,7 +103,12 @@ def fixed_gains(source: ModelFolder, gains: Any) -> tuple[np.ndarray, dict[str, 
                 "gains such as {'method': 'functional_heads', 'mode': 'dataset_static', "
                 "'heads': 'identified'}."
             )
-        return np.asarray(gains, np.float64), {}
+        try:
+            return np.asarray(gains, np.float64), {}
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"gains must be numbers, as many in each of their rows, not {gains!r}."
+            ) from None
     steering = read_method(identified(gains, source.path), source.config)
     parts = [part for part in PARTS if getattr(steering, part) is not None]
     if steering.head_gains is None or len(parts) > 1:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.errors import AnswersError, ConfigError
+from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.files import replace_file
+from vlm_jax.settings import listed, one_of
 
 _MAX_CELL = 32_767  # characters of an Excel cell
 # What Excel's XML cannot hold or reads as something else: control characters, lone carriage
@@ -34,10 +35,7 @@ def layouts(name: str, value: Any) -> tuple[str, ...]:
     Raises:
         ConfigError: one is unknown.
     """
-    listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, list | tuple) or any(one not in ("", *LAYOUTS) for one in listed):
-        raise ConfigError(f"{name} must list some of {', '.join(LAYOUTS)}, not {value!r}.")
-    return tuple(one for one in listed if one)
+    return listed(name, value, each=one_of, known=tuple(LAYOUTS), alone=True)
 
 
 def export(

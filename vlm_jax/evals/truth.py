@@ -5,11 +5,12 @@ files merged) or rows of captions and instances; questions from POPE files. `rea
 apart by content.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals import sheets
@@ -28,6 +29,7 @@ from vlm_jax.evals.records import (
     text_rows,
 )
 from vlm_jax.evals.vocabulary import Vocabulary, coco_vocabulary
+from vlm_jax.foreign import convert, parse_json
 
 _TABLE_HEADER = "# categories:"
 _SPLITS = ("random", "popular", "adversarial")
@@ -185,7 +187,7 @@ def _read_one(
             f'{path} is neither JSON nor an object table (first line "{_TABLE_HEADER} a|b|c"); '
             f"it starts with {start!r}"
         )
-    document = _coco_document(text)
+    document = _coco_document(path, text)
     if document is not None:
         return _read_coco(path, document, builder)
 
@@ -226,43 +228,58 @@ def _read_table(path: Path, text: str, builder: _ObjectBuilder) -> None:
         raise AnswersError(f"{path} names categories but no image")
 
 
-def _coco_document(text: str) -> dict[str, Any] | None:
-    """The COCO annotation document a text is, None where it is something else."""
+class _Category(msgspec.Struct):
+    id: int | str
+    name: str
+
+
+class _Image(msgspec.Struct):
+    id: Any
+
+
+class _Annotation(msgspec.Struct):
+    image_id: Any
+    category_id: int | str | None = None
+    caption: str | None = None
+
+
+class _Coco(msgspec.Struct):
+    """What is read of COCO's annotations."""
+
+    annotations: list[_Annotation]
+    categories: list[_Category] | None = None
+    images: list[_Image] | None = None
+
+
+def _coco_document(path: Path, text: str) -> _Coco | None:
+    """The COCO annotation document a text is, None where it is something else, or no JSON."""
     if not text.lstrip().startswith("{") or '"annotations"' not in text:
         return None
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_json(text, dict[str, Any], str(path), AnswersError)
+    except AnswersError:
         return None
-    return document if isinstance(document.get("annotations"), list) else None
+    if not isinstance(values.get("annotations"), list):
+        return None
+    return convert(values, _Coco, str(path), AnswersError)
 
 
-def _read_coco(path: Path, document: dict[str, Any], builder: _ObjectBuilder) -> None:
-    names: dict[Any, str] = {}
-    for place, category in enumerate(document.get("categories") or ()):
-        try:
-            names[category["id"]] = builder.node(category["name"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise AnswersError(f"{path}: categories[{place}] needs 'id' and 'name'") from error
+def _read_coco(path: Path, document: _Coco, builder: _ObjectBuilder) -> None:
+    names = {category.id: builder.node(category.name) for category in document.categories or ()}
     builder.categories.update(dict.fromkeys(names.values()))
-    for place, image in enumerate(document.get("images") or ()):
-        if not isinstance(image, dict) or "id" not in image:
-            raise AnswersError(f"{path}: images[{place}] needs 'id'")
-        builder.add(_coco_image(path, f"images[{place}]", image["id"]), (), "")
-    for place, annotation in enumerate(document["annotations"]):
+    for place, image in enumerate(document.images or ()):
+        builder.add(_coco_image(path, f"images[{place}]", image.id), (), "")
+    for place, annotation in enumerate(document.annotations):
         where = f"annotations[{place}]"
-        if not isinstance(annotation, dict) or "image_id" not in annotation:
-            raise AnswersError(f"{path}: {where} needs 'image_id'")
-        image = _coco_image(path, where, annotation["image_id"])
-        category = annotation.get("category_id")
-        if isinstance(annotation.get("caption"), str):
-            builder.add(image, builder.vocabulary.objects([annotation["caption"]]), "captions")
-        elif isinstance(category, int | str) and category in names:
-            builder.add(image, [names[category]], "instances")
+        image = _coco_image(path, where, annotation.image_id)
+        if annotation.caption is not None:
+            builder.add(image, builder.vocabulary.objects([annotation.caption]), "captions")
+        elif annotation.category_id in names:
+            builder.add(image, [names[annotation.category_id]], "instances")
         else:
             raise AnswersError(
                 f"{path}: {where} needs a 'caption' or a 'category_id' that 'categories' defines, "
-                f"has category_id {category!r}"
+                f"has category_id {annotation.category_id!r}"
             )
 
 

@@ -24,7 +24,7 @@ from vlm_jax.progress import Progress
 from vlm_jax.report.contributions import Support, sections
 from vlm_jax.report.contributions import table as shares_table
 from vlm_jax.report.page import page
-from vlm_jax.settings import one_of, plain, read, refuse_unknown, setting, whole
+from vlm_jax.settings import listed, one_of, plain, read, refuse_unknown, setting, whole
 from vlm_jax.study.arms import heads_file
 from vlm_jax.study.chunks import Chunks
 from vlm_jax.study.fingerprint import fingerprint
@@ -68,8 +68,8 @@ def run(request: Request) -> None:
     chosen = _analyses(section)
     settings = {
         name: read(find(name).settings, section.get(name, {}), f"config.explain.{name}")
-        for name in chosen
-        if name != CONTRIBUTIONS
+        for name in dict.fromkeys((*chosen, *section))
+        if name not in (CONTRIBUTIONS, "analysis")
     }
     if CONTRIBUTIONS in chosen:
         read_settings(config.contributions)
@@ -99,8 +99,9 @@ def _analyses(section: Mapping[str, Any]) -> list[str]:
     known = sorted([CONTRIBUTIONS, *names()])
     refuse_unknown(section, ["analysis", *known], "config.explain")
     given = section.get("analysis", CONTRIBUTIONS)
-    listed = given.split(",") if isinstance(given, str) else list(given)
-    return list(dict.fromkeys(one_of("config.explain.analysis", one, known) for one in listed))
+    words = given.split(",") if isinstance(given, str) else given
+    chosen = listed("config.explain.analysis", words, each=one_of, least=1, known=known)
+    return list(dict.fromkeys(chosen))
 
 
 def write_contributions(

@@ -12,6 +12,7 @@ from vlm_jax.evals.base import Example
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import answer_all
 from vlm_jax.parallel import processes
+from vlm_jax.settings import listed, word
 from vlm_jax.study.fingerprint import fingerprint, picture
 from vlm_jax.study.prompts import read_requests
 from vlm_jax.study.request import Request
@@ -67,7 +68,8 @@ def run(request: Request) -> None:
 
 def _listed(images: Any) -> list[str]:
     """Paths, given as a list or as one text with commas between them."""
-    return [one for one in images.split(",") if one] if isinstance(images, str) else list(images)
+    given = [one for one in images.split(",") if one] if isinstance(images, str) else images
+    return list(listed("config.images", given, each=word))
 
 
 def _row(example: Example, answer: Answer) -> dict[str, Any]:

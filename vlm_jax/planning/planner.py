@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from vlm_jax.planning.result import HardwarePlan, Suggestion
 from vlm_jax.planning.sizes import fewest_chips, held_bytes
 from vlm_jax.planning.topologies import GENERATIONS, SLICES, Topology, parse, topology
 from vlm_jax.processing.cutters import Cutter
-from vlm_jax.settings import one_of, read, setting, switch, text, whole
+from vlm_jax.settings import listed, one_of, read, setting, switch, text, whole
 from vlm_jax.steering.config import entries, read_method
 from vlm_jax.steering.named import identified
 
@@ -41,22 +41,6 @@ ANSWERING = ("prefill", "decode", "read_images", "read_prefix", *SHARED)
 
 ROWS = 32
 """Of a batch on an accelerator, where the settings name none."""
-
-
-def _programs(name: str, value: Any) -> tuple[str, ...]:
-    """Returns the names of some programs."""
-    asked = (value,) if isinstance(value, str) else tuple(value)
-    if not asked:
-        raise ConfigError(f"{name} names no program of {', '.join((*PROGRAMS, *SHARED))}.")
-    return tuple(one_of(name, one, (*PROGRAMS, *SHARED)) for one in asked)
-
-
-def _pixels(name: str, value: Any) -> tuple[int, int]:
-    """Returns a width and a height."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ConfigError(f"{name} is a width and a height in pixels, not {value!r}.")
-    width, height = (whole(name, side, low=1, high=1 << 16) for side in value)
-    return width, height
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +61,13 @@ class PlanSettings:
     """
 
     topology: str = setting("", text)
-    programs: tuple[str, ...] = setting(PROGRAMS, _programs)
+    programs: tuple[str, ...] = setting(
+        PROGRAMS, listed, each=one_of, known=(*PROGRAMS, *SHARED), least=1, alone=True
+    )
     images: int = setting(1, whole, low=0, high=1 << 10)
-    image_size: tuple[int, int] = setting((640, 480), _pixels)
+    image_size: tuple[int, int] = setting(
+        (640, 480), listed, each=whole, least=2, most=2, low=1, high=1 << 16
+    )
     text_tokens: int = setting(64, whole, low=1, high=1 << 20)
     prefixes: int = setting(8, whole, low=1, high=1 << 16)
     joint: bool = setting(False, switch)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
 from vlm_jax.foreign import read_json
+from vlm_jax.settings import listed, whole
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Head = tuple[int, int]
@@ -77,11 +78,9 @@ def check_heads(where: str, heads: Iterable[Any], shape: tuple[int, int]) -> tup
     """
     layers, width = shape
     found: dict[Head, None] = {}
-    for head in heads:
-        pair = tuple(head) if isinstance(head, Sequence) and not isinstance(head, str) else ()
-        if len(pair) != 2 or not all(isinstance(i, int | np.integer) for i in pair):
-            raise ConfigError(f"{where}: a head is a pair (layer, head) of ints, not {head!r}.")
-        layer, index = int(pair[0]), int(pair[1])
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
+        raise ConfigError(f"{where} must list (layer, head) pairs, not {heads!r}.")
+    for layer, index in (_pair(where, head) for head in heads):
         if not (0 <= layer < layers and 0 <= index < width):
             raise ConfigError(
                 f"{where}: there is no head ({layer}, {index}); the model has layers 0 to "
@@ -91,6 +90,17 @@ def check_heads(where: str, heads: Iterable[Any], shape: tuple[int, int]) -> tup
             raise ConfigError(f"{where}: head ({layer}, {index}) is listed twice.")
         found[layer, index] = None
     return tuple(found)
+
+
+def _pair(where: str, head: Any) -> Head:
+    """Returns a (layer, head) pair."""
+    try:
+        layer, index = listed(where, head, each=whole, least=2, most=2)
+    except ConfigError:
+        raise ConfigError(
+            f"{where}: a head is a pair (layer, head) of ints, not {head!r}."
+        ) from None
+    return layer, index
 
 
 class _Sets(msgspec.Struct):

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from vlm_jax.errors import ConfigError
+from vlm_jax.settings import listed, whole
 
 _RELEASED_LAYERS = 32  # of the model that published layer ranges are for
 
@@ -24,10 +23,9 @@ def layer_range(name: str, given: Any, layers: int) -> range:
     Raises:
         ConfigError: it is no such pair of a model of so many layers.
     """
-    pair = tuple(given)
-    whole = len(pair) == 2 and all(isinstance(i, int | np.integer) for i in pair)
-    if not whole or not 0 <= pair[0] <= pair[1] < layers:
+    first, last = listed(name, given, each=whole, least=2, most=2)
+    if not 0 <= first <= last < layers:
         raise ConfigError(
             f"{name} must be the first and last of the layers 0 to {layers - 1}, not {given!r}."
         )
-    return range(pair[0], pair[1] + 1)
+    return range(first, last + 1)

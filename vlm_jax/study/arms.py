@@ -213,10 +213,7 @@ class ArmReader:
                 f"{where}.method must be an edit of weights ({', '.join(EDIT_METHODS)}) or an "
                 f"attention method ({', '.join(attention.names())}), not {values['method']!r}."
             )
-        try:
-            return read_edit(values, seed=self.seed)
-        except EditError as error:
-            raise ConfigError(f"{where}: {error}") from None
+        return read_edit(values, self.seed, where)
 
     def _count(self, where: str, asked: list, edit: QKEdit | None, methods: list) -> int:
         """How many draws an arm has."""

@@ -29,22 +29,24 @@ from vlm_jax.errors import CheckpointError, EditError
 from vlm_jax.evals.results import package_versions
 from vlm_jax.families import find
 from vlm_jax.progress import Progress
-from vlm_jax.settings import refuse_unknown
+from vlm_jax.settings import read
 
 LAYER_ARRAYS = ("wq_dnh", "bq_nh", "wk_dkh", "bk_kh", "attn_norm_d", "q_norm_h", "k_norm_h")
 _DIGITS = 8  # of a head's numbers in the certificate
 
 
-def read_edit(config: Mapping[str, Any], seed: int = 0) -> QKEdit:
+def read_edit(config: Mapping[str, Any], seed: int = 0, where: str = "config.edit") -> QKEdit:
     """Returns the edit that a config section describes.
 
+    Args:
+        config: the section.
+        seed: of an edit whose section names none.
+        where: the section's name in messages.
+
     Raises:
-        ConfigError: a key is unknown.
-        EditError: a value is out of range.
+        ConfigError: a key is unknown, a value is out of range, or two contradict each other.
     """
-    values = {"seed": seed, **config}
-    refuse_unknown(values, QKEdit.__dataclass_fields__, "config.edit")
-    return QKEdit(**values)
+    return read(QKEdit, {"seed": seed, **config}, where)
 
 
 def edit_folder(

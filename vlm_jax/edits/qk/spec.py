@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
+from typing import Any
 
-from vlm_jax.errors import EditError
+from vlm_jax.errors import ConfigError, EditError
+from vlm_jax.settings import check_fields, listed, number, one_of, optional, setting, switch, whole
 
 METHODS = ("plain", "symmetric", "antisymmetric", "alignment")
 CHANNELS = ("symmetric", "antisymmetric")
@@ -31,6 +32,65 @@ CONTROLS = {
 }
 DEFAULT_MODES = 4
 DEFAULT_CHANNEL_RCOND = 1e-2
+
+
+def _share(name: str, value: Any) -> float:
+    """Returns a number above 0, at most 1."""
+    if not number(name, value, low=0, high=1):
+        raise ConfigError(f"{name} must be above 0, at most 1, not {value!r}.")
+    return float(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    """Returns a number above 0."""
+    if not number(name, value, low=0):
+        raise ConfigError(f"{name} must be above 0, not {value!r}.")
+    return float(value)
+
+
+def _ridge(name: str, value: Any) -> float:
+    """Returns a number from 0, below 1."""
+    if number(name, value, low=0, high=1) == 1:
+        raise ConfigError(f"{name} must be below 1, not {value!r}.")
+    return float(value)
+
+
+def _band(name: str, value: Any) -> tuple[int, int] | tuple[float, float]:
+    """Returns (first, last) as layer indices if both are integers, else as relative depths."""
+    first, last = listed(name, value, each=number, least=2, most=2)
+    if _is_int(value[0]) != _is_int(value[1]):
+        raise ConfigError(
+            f"{name}={tuple(value)!r} mixes a layer index and a relative depth; "
+            "use two integers (layers) or two floats (depths)."
+        )
+    if first < 0 or first > last:
+        raise ConfigError(f"{name}={tuple(value)!r} must have 0 <= first <= last.")
+    if _is_int(value[0]):
+        return int(value[0]), whole(name, value[1])
+    if last > 1:
+        raise ConfigError(f"{name}={tuple(value)!r} are relative depths and must lie in [0, 1].")
+    return first, last
+
+
+def _heads(name: str, value: Any) -> str | tuple[int | tuple[int, int], ...]:
+    """Returns a word, or head indices and (layer, head) pairs."""
+    if isinstance(value, str):
+        return one_of(name, value, ("all", "concentrated"))
+    if not listed(name, value, each=_head):
+        raise ConfigError(f"{name}=() selects no head; use 'all' or name at least one.")
+    return listed(name, value, each=_head)
+
+
+def _head(name: str, value: Any) -> int | tuple[int, int]:
+    try:
+        if _is_int(value):
+            return whole(name, value, low=0)
+        layer, head = listed(name, value, each=whole, least=2, most=2, low=0)
+    except ConfigError:
+        raise ConfigError(
+            f"{name} holds {value!r}; use head indices or (layer, head) pairs, counted from 0."
+        ) from None
+    return layer, head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,108 +137,51 @@ class QKEdit:
             of devices.
 
     Raises:
-        EditError: a field is outside its range, or two fields contradict each other.
+        ConfigError: a field is outside its range.
+        EditError: two fields contradict each other.
     """
 
-    method: str = "plain"
-    k: int | None = None
-    energy: float | None = None
-    per_head: bool = True
-    strength: float = 0.5
-    soft: float | None = None
-    band: tuple[float, float] | tuple[int, int] = (0.36, 0.61)
-    heads: str | tuple = "all"
-    bias: str = "weights"
-    fold_norm: bool = False
-    rope_avg: bool = False
-    map_back: str = "projection"
-    rcond: float | None = None
-    alignment_min: float = 0.5
-    alignment_class: str = "content"
-    positive_only: bool = False
-    control: str = ""
-    seed: int = 0
+    method: str = setting("plain", one_of, known=METHODS)
+    k: int | None = setting(None, optional, each=whole, low=1)
+    energy: float | None = setting(None, optional, each=_share)
+    per_head: bool = setting(True, switch)
+    strength: float = setting(0.5, number, high=1)
+    soft: float | None = setting(None, optional, each=_positive)
+    band: tuple[float, float] | tuple[int, int] = setting((0.36, 0.61), _band)
+    heads: str | tuple = setting("all", _heads)
+    bias: str = setting("weights", one_of, known=BIAS_MODES)
+    fold_norm: bool = setting(False, switch)
+    rope_avg: bool = setting(False, switch)
+    map_back: str = setting("projection", one_of, known=MAP_BACKS)
+    rcond: float | None = setting(None, optional, each=_ridge)
+    alignment_min: float = setting(0.5, number, low=0, high=1)
+    alignment_class: str = setting("content", one_of, known=ALIGNMENT_CLASSES)
+    positive_only: bool = setting(False, switch)
+    control: str = setting("", one_of, known=tuple(CONTROLS))
+    seed: int = setting(0, whole, low=0)
 
     def __post_init__(self):
-        _one_of("method", self.method, METHODS)
-        _one_of("bias", self.bias, BIAS_MODES)
-        _one_of("map_back", self.map_back, MAP_BACKS)
-        _one_of("alignment_class", self.alignment_class, ALIGNMENT_CLASSES)
-        _one_of("control", self.control, tuple(CONTROLS))
-        object.__setattr__(self, "band", tuple(self.band))
-        if not isinstance(self.heads, str):
-            object.__setattr__(self, "heads", tuple(_head(h) for h in self.heads))
-        self._check_modes()
-        self._check_numbers()
-        self._check_band()
-        self._check_heads()
-
-    def _check_modes(self):
+        check_fields(self)
         if self.k is not None and self.energy is not None:
             raise EditError(
                 f"k={self.k} and energy={self.energy} both say how many modes to edit; give one of "
                 "them."
             )
-        if self.k is not None and (not _is_int(self.k) or self.k < 1):
-            raise EditError(f"k={self.k!r} must be a whole number of modes, at least 1.")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise EditError(f"energy={self.energy!r} must lie in (0, 1].")
         if self.method == "antisymmetric" and self.energy is None and self.modes % 2:
             raise EditError(
                 f"k={self.k} is odd, but antisymmetric modes come in pairs of equal strength; use "
                 "an even k."
-            )
-
-    def _check_numbers(self):
-        if not isinstance(self.strength, numbers.Real):
-            raise EditError(f"strength={self.strength!r} must be a number, at most 1.")
-        if not math.isfinite(self.strength) or self.strength > 1:
-            raise EditError(
-                f"strength={self.strength!r} must be finite and at most 1 (1 removes a mode, "
-                "negative amplifies it)."
-            )
-        if self.soft is not None and not (math.isfinite(self.soft) and self.soft > 0):
-            raise EditError(
-                f"soft={self.soft!r} must be a positive number, or None for a flat strength."
             )
         if self.soft is not None and self.control in ("R1", "R2", "R4", "C3"):
             raise EditError(
                 f"control={self.control} replaces the modes that soft={self.soft} weights; "
                 "use R3, R5 or a C control with a soft filter."
             )
-        if self.rcond is not None and not 0 <= self.rcond < 1:
-            raise EditError(f"rcond={self.rcond!r} must lie in [0, 1).")
-        if not 0 <= self.alignment_min <= 1:
-            raise EditError(
-                f"alignment_min={self.alignment_min!r} must lie in [0, 1]: it bounds a cosine."
-            )
         if self.control == "R2" and self.method in CHANNELS:
             raise EditError(
                 f"control=R2 suppresses a frame of the query space and has no {self.method} form; "
                 "use R1, R3, R4 or R5."
             )
-        if not _is_int(self.seed) or self.seed < 0:
-            raise EditError(f"seed={self.seed!r} must be a whole number, at least 0.")
-
-    def _check_band(self):
-        if len(self.band) != 2:
-            raise EditError(f"band={self.band!r} must be (first, last).")
-        first, last = self.band
-        if _is_int(first) != _is_int(last):
-            raise EditError(
-                f"band={self.band!r} mixes a layer index and a relative depth; "
-                "use two integers (layers) or two floats (depths)."
-            )
-        if not (math.isfinite(first) and math.isfinite(last)) or first < 0 or first > last:
-            raise EditError(f"band={self.band!r} must have 0 <= first <= last.")
-        if not _is_int(first) and last > 1:
-            raise EditError(f"band={self.band!r} are relative depths and must lie in [0, 1].")
-
-    def _check_heads(self):
-        if isinstance(self.heads, str):
-            _one_of("heads", self.heads, ("all", "concentrated"))
-        elif not self.heads:
-            raise EditError("heads=() selects no head; use 'all' or name at least one.")
 
     @property
     def modes(self) -> int:
@@ -291,21 +294,5 @@ def _apart(control: tuple[int, ...], band: tuple[int, ...], num_layers: int) -> 
     return control
 
 
-def _one_of(name: str, value: str, words: tuple[str, ...]):
-    if value not in words:
-        raise EditError(
-            f"{name}={value!r} is not known; use one of {', '.join(repr(w) for w in words)}."
-        )
-
-
 def _is_int(value) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _head(entry) -> int | tuple[int, int]:
-    parts = (entry,) if _is_int(entry) else tuple(entry)
-    if len(parts) not in (1, 2) or not all(_is_int(p) and p >= 0 for p in parts):
-        raise EditError(
-            f"heads holds {entry!r}; use head indices or (layer, head) pairs, counted from 0."
-        )
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))

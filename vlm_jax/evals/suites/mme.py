@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Example, Judged, Metric
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
 from vlm_jax.evals.records import Record
 from vlm_jax.evals.tallies import Totals, ratio
 from vlm_jax.evals.yes_no import verdict
-from vlm_jax.settings import setting
+from vlm_jax.settings import listed, setting, word
 
 HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (
@@ -24,13 +23,6 @@ SUBSETS = (
 )
 
 
-def _subsets(name: str, value: Any) -> tuple[str, ...]:
-    listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
-        raise ConfigError(f"{name} must list names of subsets, not {value!r}.")
-    return tuple(listed)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MmeSettings(QuestionSettings):
     """A section on MME.
@@ -40,7 +32,7 @@ class MmeSettings(QuestionSettings):
             hallucination.
     """
 
-    subsets: tuple[str, ...] = setting(HALLUCINATION, _subsets)
+    subsets: tuple[str, ...] = setting(HALLUCINATION, listed, each=word, alone=True)
 
 
 class Mme(QuestionSuite):
