@@ -2,7 +2,8 @@
 
 A `Steering` is a pytree of float32 arrays, [b, L, N] with b = 1 (the same for every example) or the
 batch size (each example its own), and a few static switches. Parts that are None compile to
-nothing. All values are traced: a sweep compiles once. A part is a file of `attention/parts`.
+nothing. All values are traced: a sweep compiles once. A part is a file of `attention/parts`, or one
+of another package, which says behind which of these it acts.
 
 Order within one call, for query row i with logits s and weights a = softmax(s); it is the order of
 the fields:
@@ -55,7 +56,12 @@ __all__ = [
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steering:
-    """Everything that is done to attention; see the module for the order."""
+    """Everything that is done to attention; see the module for the order.
+
+    Attributes:
+        others: parts of other packages, at most one of a class; each acts behind the part that
+            `Part.follows` names.
+    """
 
     energy_rescale: EnergyRescale | None = None
     logit_gains: LogitGains | None = None
@@ -67,11 +73,26 @@ class Steering:
     head_gains: HeadGains | None = None
     registers: Registers | None = None
     vectors: Vectors | None = None
+    others: tuple[Part, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Part]) -> "Steering":
+        """Returns the steering that has these `parts`."""
+        own = {name: part for name, part in parts.items() if name in cls.__dataclass_fields__}
+        named: dict[str, Any] = own
+        return cls(**named, others=tuple(part for name, part in parts.items() if name not in own))
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The parts that are there, by name, in their order."""
-        return {name: part for name, part in vars(self).items() if part is not None}
+        """The parts that are there, by name, in their order; others by the name of their class."""
+        found = {}
+        for name, part in vars(self).items():
+            if name == "others":
+                continue
+            if part is not None:
+                found[name] = part
+            found |= {type(one).__name__: one for one in self.others if one.follows == name}
+        return found
 
     def layer(self, index: int) -> "Steering":
         """Returns the part of one layer: leaves [b, N]."""
@@ -84,8 +105,8 @@ class Steering:
         Others act on text rows after the image, or on the last row of a prompt and the generated
         ones.
         """
-        acting: dict[str, Any] = {n: part for n, part in self.parts.items() if part.on_prefix}
-        return Steering(**acting) if acting else None
+        acting = {name: part for name, part in self.parts.items() if part.on_prefix}
+        return Steering.of(acting) if acting else None
 
     @property
     def keeps_prefix(self) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from vlm_jax.checkpoint import ModelFolder, edited_card
 from vlm_jax.edits.base import MadeEdit, Replacements, WeightEdit
 from vlm_jax.errors import ConfigError, EditError
-from vlm_jax.steering.combine import PARTS
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.heads import shape_of
 from vlm_jax.steering.named import identified
@@ -110,7 +109,7 @@ def fixed_gains(source: ModelFolder, gains: Any) -> tuple[np.ndarray, dict[str, 
                 f"gains must be numbers, as many in each of their rows, not {gains!r}."
             ) from None
     steering = read_method(identified(gains, source.path), source.config)
-    parts = [part for part in PARTS if getattr(steering, part) is not None]
+    parts = list(steering.parts)
     if steering.head_gains is None or len(parts) > 1:
         raise ConfigError(
             f"gains: {gains.get('method')!r} acts by {' and '.join(parts)}, but weights can hold "

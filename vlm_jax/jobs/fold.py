@@ -10,7 +10,6 @@ from vlm_jax import checkpoint, edits
 from vlm_jax.edits.head_gains import fold_gains
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import read
-from vlm_jax.steering.combine import PARTS
 from vlm_jax.study.arms import ArmReader
 from vlm_jax.study.request import Request
 
@@ -46,7 +45,7 @@ def fold_method(
         return _fold_energy(source, target, dict(config.fold))
     arm = ArmReader.of(config, source).arm("fold", config.fold, "config.fold")
     steering = arm.draws[0].steering
-    parts = [part for part in PARTS if steering is not None and getattr(steering, part) is not None]
+    parts = [] if steering is None else list(steering.parts)
     if steering is None or steering.head_gains is None or arm.edits or len(parts) > 1:
         acts = "edits queries and keys" if arm.edits else f"acts by {' and '.join(parts)}"
         raise ConfigError(

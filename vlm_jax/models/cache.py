@@ -212,8 +212,7 @@ class Prefix:
 
 
 def _parts(steering: Steering | None) -> str:
-    named = {} if steering is None else vars(steering)
-    return " and ".join(name for name, part in named.items() if part is not None) or "none"
+    return "none" if steering is None else " and ".join(steering.parts) or "none"
 
 
 def prompt_order(batch: Batch, start: int = 0) -> Int[Array, "B T"]:

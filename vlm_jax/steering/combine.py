@@ -24,8 +24,6 @@ import numpy as np
 from vlm_jax.attention.steering import Steering
 from vlm_jax.errors import ConfigError
 
-PARTS = tuple(field.name for field in dataclasses.fields(Steering))
-
 
 def merge(named: Sequence[tuple[str, Steering]]) -> Steering:
     """Returns one steering that does what several do, in the order of `attention.steering`.
@@ -39,17 +37,14 @@ def merge(named: Sequence[tuple[str, Steering]]) -> Steering:
     parts: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for name, steering in named:
-        for part in PARTS:
-            value = getattr(steering, part)
-            if value is None:
-                continue
+        for part, value in steering.parts.items():
             if part in parts:
                 raise ConfigError(
                     f"methods {owners[part]!r} and {name!r} both set {part}, so they cannot act "
                     "together; use one of them."
                 )
             parts[part], owners[part] = value, name
-    return Steering(**parts)
+    return Steering.of(parts)
 
 
 def stack(steerings: Sequence[Steering], rows: Sequence[int] | None = None) -> Steering:
@@ -76,8 +71,8 @@ def stack(steerings: Sequence[Steering], rows: Sequence[int] | None = None) -> S
         raise ConfigError(f"steering {unused[0]} is used by no example; leave it out.")
     if any(leaf.shape[0] != 1 for one in steerings for leaf in jax.tree.leaves(one)):
         raise ConfigError("only steerings that are the same for all examples can be stacked.")
-    parts = {part: _stack_part(part, steerings, chosen) for part in PARTS}
-    made = Steering(**parts)
+    names = dict.fromkeys(name for one in steerings for name in one.parts)
+    made = Steering.of({name: _stack_part(name, steerings, chosen) for name in names})
     if len(steerings) > 1 and any(part.mixes_examples for part in made.parts.values()):
         raise ConfigError(
             "a trigger that sums over the batch would sum over settings; run them one by one."
@@ -86,10 +81,8 @@ def stack(steerings: Sequence[Steering], rows: Sequence[int] | None = None) -> S
 
 
 def _stack_part(part: str, steerings: Sequence[Steering], chosen: Sequence[int]) -> Any:
-    given = [getattr(steering, part) for steering in steerings]
+    given = [steering.parts.get(part) for steering in steerings]
     present = [value for value in given if value is not None]
-    if not present:
-        return None
     first = present[0]
     for field, values in _switches(present).items():
         if len(values) > 1:

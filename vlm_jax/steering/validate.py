@@ -23,10 +23,11 @@ def validate(steering: Steering, config: DecoderConfig, batch: int | None = None
 
     Raises:
         ConfigError: a leaf's shape is not the model's; a value is not finite (thresholds may be
-            inf); a head could be of perception and of reasoning at once; a switch is unknown; the
-            steering has no part.
+            inf); a head could be of perception and of reasoning at once; a switch is unknown; a
+            part of another package has no place; the steering has no part.
         IdentityError: none of its parts changes a head of any example.
     """
+    _check_places(steering)
     if not steering.parts:
         raise ConfigError("The steering has no part. Give it one, or pass None for no steering.")
     for name, part in steering.parts.items():
@@ -47,6 +48,19 @@ def validate(steering: Steering, config: DecoderConfig, batch: int | None = None
             "strengths 0, no head listed). List heads or change a strength, or pass None for no "
             "steering."
         )
+
+
+def _check_places(steering: Steering) -> None:
+    places = [field.name for field in dataclasses.fields(steering) if field.name != "others"]
+    kinds = [type(part) for part in steering.others]
+    for kind in kinds:
+        if kind.follows not in places:
+            raise ConfigError(
+                f"steering.{kind.__name__} follows {kind.follows!r}, which is no part; the parts "
+                f"are {', '.join(places)}."
+            )
+        if kinds.count(kind) > 1:
+            raise ConfigError(f"steering.others has two {kind.__name__}; make one of them.")
 
 
 def _leaves(part: Part) -> Iterator[tuple[str, np.ndarray]]:

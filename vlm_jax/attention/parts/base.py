@@ -14,9 +14,11 @@
         def output(self, out_b1nh, row):
             return out_b1nh * self.gain[:, None, :, None]
 
-A part is a file here and a field of `Steering`; all else is read off it. Its leaves are float32
-[b, L, N], or [b, N] once a layer is picked, b = 1 or the batch; fields marked `choice` are part of
-the program. Methods that it does not define compile to nothing.
+A part is a file here and a field of `Steering`, which is its place in the order; all else is read
+off it. A part of another package is a file there: `follows` says behind which of ours it acts, and
+`Steering(others=(Damp(gain),))` has it. Its leaves are float32 [b, L, N], or [b, N] once a layer is
+picked, b = 1 or the batch; fields marked `choice` are part of the program. Methods that it does not
+define compile to nothing.
 """
 
 import dataclasses
@@ -55,6 +57,7 @@ class Part:
     """One thing that is done to attention.
 
     Attributes:
+        follows: of a part of another package, the field of `Steering` behind which it acts.
         identity: of each leaf, the value that changes nothing.
         endless: leaves that may be infinite, and what inf means.
         flags: fields of `Readings` that it sets; they are counted at every step.
@@ -62,6 +65,7 @@ class Part:
         attends: False for parts that act on the residual stream.
     """
 
+    follows: ClassVar[str] = "registers"
     identity: ClassVar[Mapping[str, float]] = {}
     endless: ClassVar[Mapping[str, str]] = {}
     flags: ClassVar[tuple[str, ...]] = ()
