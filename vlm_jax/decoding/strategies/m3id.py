@@ -19,11 +19,9 @@ class M3ID(Strategy):
     model is sure, its own distribution is kept.
 
     Attributes:
-        decay: forgetting rate (lambda in the paper), 0.02 in the implementations that compare with
-            it; 0 is none.
+        decay: forgetting rate (lambda in the paper); 0 is none.
         alpha: rows whose likeliest token has at least this probability are left alone; 1 leaves
-            none, as in the implementations that compare with it. The default, 0.3, was not checked
-            against the paper.
+            none, as in the implementations that compare with it.
         beta: least probability of a token, as a share of the likeliest one's; 0 keeps all, as in
             the paper, 0.1 is that of the implementations that compare with it.
         control: "same" keeps the image in the second view: nothing is added.
