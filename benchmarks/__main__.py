@@ -1,6 +1,6 @@
 """Runs benchmark rows and writes their records and tables.
 
-    python -m benchmarks                  # rows R1 to R19, then the tables of docs/
+    python -m benchmarks                  # rows R1 to R20, then the tables of docs/
     python -m benchmarks R1 R13 --quick   # some rows on tiny models: do they run?
     python -m benchmarks --device_shape=7b  # a 7B shape on an accelerator
 
@@ -40,6 +40,7 @@ ROWS = {
     "R17": "attention_rows",
     "R18": "decode_mixed",
     "R19": "method_latency",
+    "R20": "prefill_torch",
     "edit": "edit_folder",
     "convert": "conversion",
 }

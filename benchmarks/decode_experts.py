@@ -22,10 +22,11 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import torch_decoding
 from benchmarks.decoding import Decoding, same
 from benchmarks.protocol import Route, in_turns
 from benchmarks.record import figure, milliseconds, record
-from benchmarks.small import prompts
+from benchmarks.small import Bare, prompts
 from convert.table import bind
 from tests.families.tiny_deepseek import text_model
 from vlm_jax.config import DecoderConfig, parse_config
@@ -59,15 +60,15 @@ def measure(quick: bool = False) -> dict[str, Any]:
     return record("R16", QUANTITY, chosen, lambda: figures(chosen, judged=not quick))
 
 
-def figures(chosen: dict[str, Any], judged: bool) -> list[dict[str, Any]]:
-    """Times both sides at each batch."""
+def sides(text: dict[str, Any]) -> tuple[Bare, Any, torch.Tensor]:
+    """Returns our model of a text config, and torch's with its head, of the same weights."""
     config = parse_config(
         {
             "model_type": "deepseek_vl_v2",
             "candidate_resolutions": [[28, 28]],
-            "language_config": chosen["text"],
+            "language_config": text,
             "vision_config": dict(layers=2, width=32, heads=2, image_size=28, patch_size=14),
-            "projector_config": dict(input_dim=32, n_embed=chosen["text"]["hidden_size"]),
+            "projector_config": dict(input_dim=32, n_embed=text["hidden_size"]),
         }
     )
     generator = Generator(config, make_mesh())
@@ -79,12 +80,16 @@ def figures(chosen: dict[str, Any], judged: bool) -> list[dict[str, Any]]:
             bits = np.concatenate([piece.reshape(-1) for piece in pieces])
             name = tensor.name.removeprefix("language.")
             words[name] = bits.view(np.float32).reshape(tensor.disk_shape)
-    model = text_model(chosen["text"], words, torch.float32)
-    head = torch.from_numpy(words["lm_head.weight"])
-    found = []
+    model = text_model(text, words, torch.float32)
+    return Bare(config, params, generator), model, torch.from_numpy(words["lm_head.weight"])
+
+
+def figures(chosen: dict[str, Any], judged: bool) -> list[dict[str, Any]]:
+    """Times both sides at each batch."""
+    (bare, model, head), found = sides(chosen["text"]), []
     for rows in chosen["batches"]:
-        batch = prompts(config, rows, chosen["prompt"])
-        ours = Decoding.record(generator, params, batch, chosen["new_tokens"])
+        batch = prompts(bare.config, rows, chosen["prompt"])
+        ours = Decoding.record(bare.generator, bare.params, batch, chosen["new_tokens"])
         theirs = _Torch(model, head, np.asarray(batch.tokens_bt), chosen["new_tokens"])
         same(ours.tokens_bn, theirs.tokens_bn)
         best, tried = theirs.best()
@@ -103,8 +108,8 @@ def figures(chosen: dict[str, Any], judged: bool) -> list[dict[str, Any]]:
             torch_ms=milliseconds(series["torch"].seconds, chosen["new_tokens"]),
             ours_ms=milliseconds(series["ours"].seconds, chosen["new_tokens"]),
             torch_is=best,
-            experts_bytes=experts_bytes(config.decoder, chosen=False),
-            chosen_bytes=experts_bytes(config.decoder, chosen=True),
+            experts_bytes=experts_bytes(bare.config.decoder, chosen=False),
+            chosen_bytes=experts_bytes(bare.config.decoder, chosen=True),
         )
         found.append(case | {"tried": tried})
     return found
@@ -151,8 +156,8 @@ class _Torch:
         """Sets the fastest of all settings; returns its name, and every time."""
         seconds = {}
         threads = sorted({1, os.cpu_count() or 1})
-        for each in itertools.product(("eager", "sdpa"), ("eager", "grouped_mm"), threads):
-            self._set(each)
+        for each in itertools.product(("eager", "sdpa"), threads, ("eager", "grouped_mm")):
+            torch_decoding.use(self._model, *each)
             taken = []
             for _ in range(2):
                 ready = self.prepare()
@@ -160,19 +165,11 @@ class _Torch:
                 same(self.run(*ready), self.tokens_bn)
                 taken.append(time.perf_counter() - start)
             seconds[each] = min(taken)
-        names = ("attention", "experts", "threads")
+        names = ("attention", "threads", "experts")
         tried = [
             dict(zip(names, each)) | {"ms_per_step": 1e3 * taken / self._new_tokens}
             for each, taken in seconds.items()
         ]
         best = min(seconds, key=seconds.__getitem__)
-        self._set(best)
-        return f"{best[0]} attention, {best[1]} experts, {best[2]} threads", tried
-
-    def _set(self, setting: tuple[str, str, int]) -> None:
-        attention, experts, threads = setting
-        for module in self._model.modules():
-            if hasattr(module, "config"):
-                module.config._attn_implementation = attention
-                module.config._experts_implementation = experts
-        torch.set_num_threads(threads)
+        torch_decoding.use(self._model, *best)
+        return f"{best[0]} attention, {best[2]} experts, {best[1]} threads", tried

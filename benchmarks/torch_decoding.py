@@ -54,6 +54,16 @@ class Setting:
     threads: int
 
 
+def use(model: Any, attention: str, threads: int, experts: str = "") -> None:
+    """Has a model run with a kind of attention and of experts, and torch with so many threads."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = attention
+            if experts:
+                module.config._experts_implementation = experts
+    torch.set_num_threads(threads)
+
+
 class Torch:
     """transformers' `generate` from a cache that holds all of the prompt but its last token.
 
