@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import types
 import zlib
 
 import jax
@@ -204,7 +203,7 @@ def test_m3id_without_its_threshold_is_that_of_those_who_compare_with_it():
     own, blind = rng.standard_normal((2, 11)).astype(np.float32) * 3
     method = read_named("m3id", {"alpha": 1, "beta": 0.1})
     for count in (0, 7, 40):
-        step = Step(np.int32(count), Watched(), None)
+        step = Step(np.int32(count), Watched())
         kept = np.exp(-0.02 * (count + 1))
         expected = among(own, own + (own - blind) * (1 - kept) / kept, 0.1)
         found = np.asarray(method.scores(jnp.asarray([[own, blind]]), step)[0])
@@ -240,7 +239,7 @@ def test_noise_is_that_of_the_released_schedule():
 
 def test_numbers_are_those_of_the_released_code():
     """Of VCD, AGLA and DoLa, whose distances and whose choice of a layer are given too."""
-    step = Step(np.int32(0), Watched(), None)
+    step = Step(np.int32(0), Watched())
     for name in ("vcd", "agla"):
         golden = GOLDEN[f"{name}_combine"]
         other = golden["noised" if name == "vcd" else "augmented"]
@@ -252,8 +251,7 @@ def test_numbers_are_those_of_the_released_code():
     early, final = (jnp.asarray(golden[f"{name}_logits"]) for name in ("premature", "mature"))
     found = divergences(early[None], final[None])[0]
     np.testing.assert_allclose(found, golden["js"], rtol=1e-4)
-    decoder = types.SimpleNamespace(logits=lambda hidden: hidden)
-    step = Step(np.int32(0), Watched(hidden_bjd=early[None, None]), decoder)
+    step = Step(np.int32(0), Watched(early_bjv=early[None, None]))
     scores = read_named("dola", {}).scores(final[None, None], step)[0]
     np.testing.assert_allclose(scores, as_scores(golden["contrast"]), rtol=1e-4)
     assert int(np.argmax(scores)) == golden["argmax"]
@@ -268,7 +266,7 @@ def as_scores(values) -> np.ndarray:
 def watched_levels(strategy, depth: int) -> tuple[int, ...]:
     watch = strategy.watch(depth)
     assert watch is not None
-    return watch.hidden
+    return watch.early
 
 
 def test_layers_are_those_that_words_mean():

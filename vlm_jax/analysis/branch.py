@@ -18,7 +18,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.models import Network, Params, merge
 from vlm_jax.models.decoder import DecoderLayer
 from vlm_jax.models.hooks import Attend
-from vlm_jax.models.layers import rms_norm, text_angles
+from vlm_jax.models.layers import text_angles
 
 
 def branched_probabilities(
@@ -52,8 +52,7 @@ def branched_probabilities(
         put_nh = jnp.zeros((config.num_heads, 1)) if mean_lnh is None else mean_lnh[index]
         branches = _without_each(layer, x_1rd[:, :1], before, angles, query, put_nh)
         x_1rd = jnp.concatenate([kept, branches], axis=1)
-    hidden_1rd = rms_norm(x_1rd, model.decoder.final_norm_d[...], config.rms_norm_eps)
-    logits_rv = model.decoder.logits(hidden_1rd)[0]
+    logits_rv = model.decoder.logits(model.decoder.normed(x_1rd))[0]
     return jax.nn.softmax(logits_rv, axis=-1)[:, target]
 
 

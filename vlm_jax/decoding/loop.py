@@ -156,7 +156,7 @@ class _Loop:
         if strategy is not None:
             watched = jax.tree.map(rows.of_strategy, state.watched)
             first_bwv = rows.of_strategy(self.first_rv) if strategy.needs_first else None
-            step = Step(state.count, watched, self.model.decoder, first_bwv)
+            step = Step(state.count, watched, first_bwv)
             scores_rv = strategy.scores(rows.of_strategy(scores_rv), step)
         scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
         if inputs.bias_bv is not None:

@@ -117,7 +117,11 @@ class Decoder(nnx.Module):
             if index < len(deeper):
                 x_btd = x_btd + deeper[index]
             x_btd = hooks.left(index + 1, x_btd)
-        return rms_norm(x_btd, self.final_norm_d[...], c.rms_norm_eps)
+        return self.normed(x_btd)
+
+    def normed(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """Applies the final norm."""
+        return rms_norm(x, self.final_norm_d[...], self.config.rms_norm_eps)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Projects hidden states on the vocabulary; float32 or wider."""

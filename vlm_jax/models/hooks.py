@@ -39,12 +39,16 @@ class Watch:
         weights: layers whose attention weights are kept, the largest over heads.
         heads: layers whose attention weights are kept, head by head.
         masses: whether masses of attention are read where nothing is steered too.
+        early: levels that the head reads too, in one product with what the last layer left.
+        early_norm: whether these go through the final norm before.
     """
 
     hidden: tuple[int, ...] = ()
     weights: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     masses: bool = False
+    early: tuple[int, ...] = ()
+    early_norm: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -58,12 +62,14 @@ class Watched:
         weights_bjs: float32 [B, J, S] for the layers of `Watch.weights`, over the keys of all
             segments: the prompt's, then the slots of new tokens.
         heads_bjns: float32 [B, J, N, S] the same for the layers of `Watch.heads`, of each head.
+        early_bjv: float32 [B, J, V] logits of the levels of `Watch.early`.
     """
 
     readings: Readings | None = None
     hidden_bjd: Any = None
     weights_bjs: Any = None
     heads_bjns: Any = None
+    early_bjv: Any = None
 
 
 @dataclasses.dataclass
@@ -175,22 +181,26 @@ class Hooks:
         """
         if self.residual is not None and level > 0:
             x_btd = self.residual(level - 1, x_btd)
-        if level in self.watch.hidden:
+        if level in (*self.watch.hidden, *self.watch.early):
             self._hidden[level] = self._last(x_btd)[:, 0]
         return x_btd
 
+    @property
+    def early_bjd(self) -> Array | None:
+        """The residual stream at the levels of `Watch.early`; None where there are none."""
+        return _stack(self._hidden, self.watch.early)
+
     def watched(self) -> Watched:
-        """Returns what was kept of the call."""
-        stack = lambda found, order: jnp.stack([found[i] for i in order], axis=1) if order else None
+        """Returns what was kept of the call; what the head makes of it is still missing."""
         readings = None
         if self.steer is not None:
             join = lambda *layers: jnp.stack(layers, axis=1)
             readings = jax.tree.map(join, *self.steer.readings)
         return Watched(
             readings,
-            stack(self._hidden, self.watch.hidden),
-            stack(self._weights, self.watch.weights),
-            stack(self._heads, self.watch.heads),
+            _stack(self._hidden, self.watch.hidden),
+            _stack(self._weights, self.watch.weights),
+            _stack(self._heads, self.watch.heads),
         )
 
     def _attend_watched(
@@ -218,6 +228,10 @@ class Hooks:
         if self.last_b is None:
             return a[:, -1:]
         return jnp.take_along_axis(a, self.last_b.reshape(-1, *[1] * (a.ndim - 1)), axis=1)
+
+
+def _stack(found: dict[int, Array], order: tuple[int, ...]) -> Array | None:
+    return jnp.stack([found[i] for i in order], axis=1) if order else None
 
 
 def _residual(steering: Steering, rows: Rows | None) -> Residual | None:

@@ -21,7 +21,7 @@ def matrix(rngs: nnx.Rngs, outputs: int, inputs: int) -> nnx.Param:
     return nnx.Param(weight(rngs, inputs, outputs, fan_in=inputs)[...].T)
 
 
-FEW_ROWS = 64
+FEW_ROWS = 32
 """Up to so many rows, products on the CPU are faster with the matrix on the left."""
 
 

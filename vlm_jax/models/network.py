@@ -180,7 +180,8 @@ class Network(nnx.Module):
         new = tuple(new_slots(segment, slots) for segment in prompt)
         next_position_b = jnp.asarray(batch.next_position_b)
         cache = Cache(prompt, new, next_position_b, jnp.int32(0), _states(hooks))
-        return self.decoder.logits(hidden_bd), cache, _watched(hooks)
+        logits_bv, watched = self._read_head(hidden_bd, hooks)
+        return logits_bv, cache, watched
 
     def step(
         self,
@@ -214,7 +215,20 @@ class Network(nnx.Module):
             used=cache.used + 1,
             states=_states(hooks),
         )
-        return self.decoder.logits(hidden_btd[:, 0]), cache, _watched(hooks)
+        logits_bv, watched = self._read_head(hidden_btd[:, 0], hooks)
+        return logits_bv, cache, watched
+
+    def _read_head(
+        self, hidden_bd: Float[Array, "B D"], hooks: Hooks | None
+    ) -> tuple[Float[Array, "B V"], Watched]:
+        """Returns the logits of last rows and what was kept, early layers' logits among it."""
+        early_bjd = None if hooks is None else hooks.early_bjd
+        if hooks is None or early_bjd is None:
+            return self.decoder.logits(hidden_bd), _watched(hooks)
+        if hooks.watch.early_norm:
+            early_bjd = self.decoder.normed(early_bjd)
+        logits_bjv = self.decoder.logits(jnp.concatenate([hidden_bd[:, None], early_bjd], axis=1))
+        return logits_bjv[:, 0], dataclasses.replace(hooks.watched(), early_bjv=logits_bjv[:, 1:])
 
 
 def _take(prefix: Prefix | None, owner_b: Array | None) -> Prefix | None:

@@ -53,13 +53,11 @@ class Step:
     Attributes:
         count: int32 scalar, tokens of the answers that are there.
         watched: what the strategy watches of the rows whose logits these are, leaves [B, W, ...].
-        decoder: the model's, for its head and its final norm.
         first_bwv: the logits of the first token, for strategies that need them.
     """
 
     count: Any
     watched: Watched
-    decoder: Any
     first_bwv: Any = None
 
 

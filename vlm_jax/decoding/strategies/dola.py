@@ -11,7 +11,6 @@ from vlm_jax.decoding.strategies.base import Step, Strategy, plausible
 from vlm_jax.decoding.traced import traced
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import Watch
-from vlm_jax.models.layers import rms_norm
 from vlm_jax.settings import number, one_of, setting, switch, whole
 
 WORDS = "even", "low", "high"
@@ -86,21 +85,17 @@ class DoLa(Strategy):
         if isinstance(self.layers, str):
             half = depth // 2
             ends = {"even": (0, depth), "low": (0, half), "high": (half + half % 2, depth)}
-            return Watch(hidden=tuple(range(*ends[self.layers], 2)))
+            return Watch(early=tuple(range(*ends[self.layers], 2)), early_norm=self.norm)
         if max(self.layers) >= depth:
             raise ConfigError(
                 f"method 'dola': layers names {max(self.layers)}, but candidates are below the "
                 f"last of the model's {depth} layers: 0 to {depth - 1}."
             )
-        return Watch(hidden=self.layers)
+        return Watch(early=self.layers, early_norm=self.norm)
 
     def scores(self, logits_bwv, step: Step):
         """See `Strategy.scores`."""
-        final_bv, hidden_bjd = logits_bwv[:, 0], step.watched.hidden_bjd[:, 0]
-        if self.norm:
-            gain_d, eps = step.decoder.final_norm_d[...], step.decoder.config.rms_norm_eps
-            hidden_bjd = rms_norm(hidden_bjd, gain_d, eps)
-        early_bjv = step.decoder.logits(hidden_bjd)
+        final_bv, early_bjv = logits_bwv[:, 0], step.watched.early_bjv[:, 0]
         if self.control:
             key = jax.random.fold_in(jax.random.key(self.seed), step.count)
             chosen = jax.random.randint(key, (), 0, early_bjv.shape[1])
