@@ -14,6 +14,10 @@ from benchmarks.protocol import RatioReport, machine, peaks
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
+class Unavailable(Exception):
+    """A row cannot be measured here; the message says what is missing, and how to have it."""
+
+
 def figure(
     name: str,
     report: RatioReport | float,

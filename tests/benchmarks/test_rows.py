@@ -34,7 +34,10 @@ def _one_torch_thread():
     "row", [row if row in FAST else pytest.param(row, marks=pytest.mark.slow) for row in QUICK]
 )
 def test_a_row_runs(row, tmp_path):
-    result = importlib.import_module(f"benchmarks.{QUICK[row]}").measure(quick=True)
+    try:
+        result = importlib.import_module(f"benchmarks.{QUICK[row]}").measure(quick=True)
+    except record.Unavailable as reason:
+        pytest.skip(str(reason))
     assert result["row"] == row
     assert result["figures"]
     assert all(found["low"] > 0 and found["verdict"] == "" for found in result["figures"])
