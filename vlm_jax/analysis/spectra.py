@@ -145,6 +145,28 @@ def _capture(head: HeadFactors, metrics_ohh: np.ndarray, modes: int) -> float:
     return float(np.median(kept_o / np.where(best_o > 0, best_o, 1)))
 
 
+def gaussian_energy(
+    width: int, head_dim: int, modes: int, *, heads: int = 8, seed: int = 0
+) -> float:
+    """Returns what share of ||W||^2 the strongest modes of heads of Gaussian weights hold.
+
+    It is what a spectrum has by its shape alone. With D 576, H 64 and 4 modes it is 0.13.
+
+    Args:
+        width: D.
+        head_dim: H.
+        modes: how many of the strongest.
+        heads: that the mean is over.
+        seed: of their weights.
+    """
+    rng = np.random.default_rng(seed)
+    wq_ndh, wk_ndh = rng.standard_normal((2, heads, width, head_dim))
+    r_q, r_k = (np.asarray(np.linalg.qr(each, mode="r")) for each in (wq_ndh, wk_ndh))
+    cores_nhh = r_q @ r_k.swapaxes(1, 2)
+    squares_nm = np.linalg.svd(cores_nhh, compute_uv=False) ** 2
+    return float(np.mean(squares_nm[:, :modes].sum(1) / squares_nm.sum(1)))
+
+
 def localisation(
     trace: Any, squared_trace: Any, width: int, theta: Any, variance: str = "exact"
 ) -> np.ndarray:

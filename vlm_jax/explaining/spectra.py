@@ -1,11 +1,12 @@
 """Spectra of query-key products: singular values, alignment, symmetry, rotation, localisation."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
-from vlm_jax.analysis.spectra import THETAS, VARIANCES, Spectra, spectra
+from vlm_jax.analysis.spectra import THETAS, VARIANCES, Spectra, gaussian_energy, spectra
 from vlm_jax.edits.qk.folder import image_rope
 from vlm_jax.explaining.base import Analysis, Subject
 from vlm_jax.report.tables import Table
@@ -38,6 +39,12 @@ class FoundSpectra:
 
     spectra: Spectra
 
+    @functools.cached_property
+    def by_chance(self) -> float:
+        """Share of the energy that as many modes hold in Gaussian weights of this shape."""
+        found = self.spectra
+        return gaussian_energy(found.width, found.values_lnm.shape[-1], found.modes)
+
     def document(self) -> dict[str, Any]:
         """See `Finding`."""
         found = self.spectra
@@ -47,6 +54,7 @@ class FoundSpectra:
             "modes": found.modes,
             "singular_values": _rounded(found.values_lnm),
             "energy": _rounded(found.energy_lnm),
+            "energy_of_gaussian_weights": self.by_chance,
             "alignment": _rounded(found.alignment_lnm),
             "stable_rank": _rounded(found.stable_rank_ln),
             "symmetry": _rounded(found.symmetry_ln),
@@ -85,6 +93,9 @@ class FoundSpectra:
                 ["layer", *columns],
                 rows,
                 [
+                    f"energy of {modes}: {np.median(found.energy_lnm[..., modes - 1]):.3g} is the "
+                    f"median over all heads, and {self.by_chance:.3g} the mean of Gaussian weights "
+                    "of their shape.",
                     "u.v: 1 attracts what is alike, -1 repels it, 0 reads different things.",
                     f"rotated: energy that the {modes} strongest modes keep at the offsets of text "
                     "behind an image, over the best possible.",
