@@ -131,7 +131,9 @@ def test_the_page_of_answers_to_pope(write, tmp_path, capsys):
     assert {name: float(rows[name].split(" | ")[1].split(" ")[0]) for name in shares} == shares
     assert "| metric | labels as given, 3 | revised labels, 2 |" in text
     assert rows["accuracy"].split(" | ")[2].startswith("100.0")
-    assert "The same answers, by parser" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "The same answers, by parser" in printed
+    assert "By revised labels" in printed
 
 
 def test_a_file_that_names_more_and_errs_less(captions, tmp_path, capsys):

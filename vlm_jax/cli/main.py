@@ -211,7 +211,8 @@ def _parse(words: Sequence[str]) -> flags.FlagValues:
     if extra:
         raise UserError(f"Unexpected word {extra[0]!r}: settings are flags, see --help.")
     for name in known:
-        if str(known[name].value).startswith("--"):
+        value = known[name].value
+        if value == "" or str(value).startswith("--"):  # as of --workdir=$UNSET
             raise UserError(f"--{name} has no value; write --{name}=<value>.")
     return known
 
@@ -259,7 +260,7 @@ def _check_folders(given: flags.FlagValues) -> None:
         text = given[flag].value
         if not text:
             continue
-        path = pathlib.Path(str(text))
+        path = pathlib.Path(_path(flag, text))
         if flag == "target" and (path.exists() or path.is_symlink()):
             raise UserError(f"{path} exists already; remove it or name another --target.")
         above = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -267,6 +268,20 @@ def _check_folders(given: flags.FlagValues) -> None:
             raise UserError(f"--{flag}={path} cannot be a folder: {above} is a file.")
         if not os.access(above, os.W_OK | os.X_OK):
             raise UserError(f"--{flag}={path} cannot be made: {above} may not be written.")
+
+
+def _path(flag: str, text: str) -> str:
+    """A path as a file system takes it; bytes that are no text are kept as they are.
+
+    Raises:
+        UserError: a character of it is NUL or half of a surrogate pair.
+    """
+    try:
+        if b"\0" not in os.fsencode(text):
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"--{flag}={text!r} is no path: it holds a character that none can.")
 
 
 def _work_together(job: Job, given: flags.FlagValues, work: Callable[[], None]) -> None:

@@ -79,12 +79,13 @@ def run(request: Request) -> None:
     )
     scored = dataclasses.replace(scored, results=dataclasses.replace(scored.results, made=made()))
     print(scored.results.table())
-    if request.workdir is None:
-        return
     revised = None
     if chosen.revised:
         kind = scored.suite.name
         revised = score(answers, chosen.revised, kind, allow_extra=True, **options).results
+        print(f"\n{revised_table(scored.results, revised).text()}")
+    if request.workdir is None:
+        return
     path = scored.results.write(request.workdir / "results.json")
     items = scored.write_items(request.workdir / "items.jsonl")
     values = {name: one.value for name, one in scored.results.metrics.items()}
