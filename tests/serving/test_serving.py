@@ -207,7 +207,7 @@ def test_a_request_may_name_a_method(served):
         ({"messages": asking(url="https://example.org/a.png")}, "data URLs"),
         ({"messages": asking(url="file:///etc/passwd")}, "data URLs"),
         ({"messages": asking(url="data:image/png;base64,@@@")}, "not base64"),
-        ({"messages": asking(url="data:image/png;base64,AAAA")}, "is no picture"),
+        ({"messages": asking(url="data:image/png;base64,AAAA")}, "is no picture; JPEG"),
         ({"messages": []}, "1 to 200 messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "user and assistant take turns"),
         ({"n": 2}, "n=2 is not supported"),
@@ -216,6 +216,7 @@ def test_a_request_may_name_a_method(served):
         ({"extra_body": {"top_q": 3}}, "'top_q' is unknown .did you mean 'top_p'"),
         ({"extra_body": {"method": 7}}, "method must be a name"),
         ({"extra_body": {"method": "airs"}}, "air"),
+        ({"extra_body": {"method": ["air"] * 17}}, "17 methods; 16 can act together"),
     ],
 )
 def test_malformed_requests_are_one_line(served, changes, message):
@@ -237,6 +238,20 @@ def test_refusals_have_their_status(served):
         client.chat.completions.create(model="unedited", messages=asking("x" * (2 << 20)))
     assert error.value.status_code == 413
     assert client.chat.completions.create(model="unedited", messages=asking()).choices
+
+
+def test_a_body_is_refused_by_its_length_and_one_that_ends_early_forgotten(served, caplog):
+    client, _ = served
+    where = client.base_url
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    for length in (10**11, 100):
+        with socket.create_connection((where.host, where.port), timeout=10) as one:
+            one.sendall(f"{head}Content-Type: application/json\r\n".encode())
+            one.sendall(f"Content-Length: {length}\r\n\r\n{{".encode())
+            if length > 100:
+                assert one.recv(100).startswith(b"HTTP/1.1 413 ")
+    assert client.chat.completions.create(model="unedited", messages=asking()).choices
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_client_that_leaves_is_not_answered(served):

@@ -19,6 +19,8 @@ from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import load_model
 from vlm_jax.study.treated import EDIT, treated
 
+_MOST_METHODS = 16  # of one request
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeSettings:
@@ -111,6 +113,8 @@ def treat_request(model: VLM, method: Any, config: Any) -> VLM:
         UserError: a method or a setting is unknown, names a file, or edits weights.
     """
     listed = method if isinstance(method, list) else [method]
+    if len(listed) > _MOST_METHODS:
+        raise ConfigError(f"method lists {len(listed)} methods; {_MOST_METHODS} can act together.")
     entries = [{"method": one} if isinstance(one, str) else one for one in listed]
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):

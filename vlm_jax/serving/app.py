@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -24,6 +24,7 @@ from vlm_jax.serving.batcher import Arms, Batcher
 from vlm_jax.serving.chat import ChatRequest, read_chat
 
 _METHODS_KEPT = 64  # treated models of requests' own methods
+_GONE = 499  # of answers to clients that left
 _LOOK = 0.05  # seconds between two looks whether a client is still there
 
 
@@ -98,12 +99,15 @@ def make_app(
             await asyncio.wait([future], timeout=_LOOK)
             if not future.done() and await request.is_disconnected():
                 future.cancel()
-                return Response(status_code=499)
+                return Response(status_code=_GONE)
         return JSONResponse(_completion(asked, future.result()))
 
     async def refused(request: Request, error: Exception) -> Response:
         known = error if isinstance(error, _Refused) else _Refused(400, str(error))
         return JSONResponse(_error(known), status_code=known.status)
+
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=_GONE)  # which nobody reads
 
     async def broke(request: Request, error: Exception) -> Response:
         found = _Refused(500, f"{type(error).__name__}: {error}", "server_error")
@@ -119,7 +123,12 @@ def make_app(
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
         ],
-        exception_handlers={_Refused: refused, UserError: refused, Exception: broke},
+        exception_handlers={
+            _Refused: refused,
+            UserError: refused,
+            ClientDisconnect: left,
+            Exception: broke,
+        },
         lifespan=lifespan,
     )
 
@@ -135,11 +144,15 @@ async def _json(request: Request, max_bytes: int) -> Any:
     """The body of a request, bounded, as JSON."""
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise _Refused(415, "the body must be application/json.")
+    too_long = _Refused(413, f"the body has more than {max_bytes} bytes.")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise too_long
     content = bytearray()
     async for part in request.stream():
         content += part
         if len(content) > max_bytes:
-            raise _Refused(413, f"the body has more than {max_bytes} bytes.")
+            raise too_long
     return parse_json(bytes(content), Any, "the body", UserError)
 
 

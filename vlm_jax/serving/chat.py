@@ -168,6 +168,8 @@ def read_image(url: Any, where: str) -> PIL.Image.Image:
     try:
         content = base64.b64decode(data, validate=True)
         return PIL.Image.open(io.BytesIO(content), formats=FORMATS)
+    except PIL.UnidentifiedImageError:
+        raise PromptError(f"{where} is no picture; {', '.join(FORMATS)} are read.") from None
     except (binascii.Error, ValueError):
         raise PromptError(f"{where} is not base64 text of a picture.") from None
     except Exception as error:  # PIL's readers raise whatever they meet
