@@ -151,6 +151,8 @@ class Steering:
 class Readings:
     """What happened in a layer's decode row; float32 [B, N].
 
+    Devices that share the heads gather each of these once a call, when it ends.
+
     Attributes:
         image_bn, text_bn, system_bn: masses before reallocation.
         fired_bn: 1 where the row was reallocated.

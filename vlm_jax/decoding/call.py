@@ -56,7 +56,12 @@ class Placement:
         return cls(lambda tree: to(tree, rows), lambda tree: to(tree, whole))
 
     def steering(self, steering: Steering | None) -> Steering | None:
-        """Places steering: examples' own values with their rows, shared ones everywhere."""
+        """Places steering: examples' own values with their rows, shared ones everywhere.
+
+        One without parts is none, and programs are those of none.
+        """
+        if steering is not None and not steering.parts:
+            return None
         put = lambda leaf: (self.rows if leaf.shape[0] > 1 else self.whole)(leaf)
         return jax.tree.map(put, steering)
 

@@ -97,6 +97,13 @@ class Part:
         return False
 
     @property
+    def collectives(self) -> Mapping[str, int]:
+        """What devices that share a layer's heads, or the batch, tell one another for it at each
+        read of a layer: kind of collective -> how many. Nothing where heads and samples are apart.
+        """
+        return {}
+
+    @property
     def keeps_rows(self) -> str | None:
         """Why rows of tokens cannot be taken back, and the remedy, if they cannot."""
         return None

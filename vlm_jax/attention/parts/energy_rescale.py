@@ -43,6 +43,11 @@ class EnergyRescale(Part):
         """See `Part.touches_row`."""
         return True
 
+    @property
+    def collectives(self) -> Mapping[str, int]:
+        """See `Part.collectives`; a mean over all heads."""
+        return {"all-reduce": 1}
+
     def acts(self):
         """See `Part.acts`."""
         return host(self.on) > 0

@@ -41,6 +41,11 @@ class Reallocation(Part):
         """See `Part.touches_row`."""
         return True
 
+    @property
+    def collectives(self) -> Mapping[str, int]:
+        """See `Part.collectives`; a sum over the batch."""
+        return {"all-reduce": 1} if self.trigger_reduce == "batch_sum" else {}
+
     def acts(self):
         """See `Part.acts`."""
         moves = (host(self.image) != 1) | (host(self.text) != 1)

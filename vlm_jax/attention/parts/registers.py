@@ -50,6 +50,11 @@ class Registers(Part):
         """See `Part.on_prefix`."""
         return True
 
+    @property
+    def collectives(self) -> Mapping[str, int]:
+        """See `Part.collectives`; what other heads' rows leave."""
+        return {"all-gather": 1} if self.dealt else {}
+
     def acts(self):
         """See `Part.acts`."""
         return host(self.sigma) < np.inf
