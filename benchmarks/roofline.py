@@ -18,7 +18,7 @@ from tests.released import CONFIGS
 from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig, parse_config
 from vlm_jax.models import abstract
 from vlm_jax.planning.chips import CHIPS, USABLE, Chip
-from vlm_jax.planning.sizes import fewest_chips, shard_bytes, token_bytes
+from vlm_jax.planning.sizes import fewest_chips, param_bytes, token_bytes
 
 WIDTH = 2
 """Bytes of a bfloat16 value."""
@@ -139,8 +139,7 @@ def place(config: VLMConfig, model: int) -> Placed:
     """Lays the weights out over `model` chips."""
     weights = always = experts = 0.0
     decoder = config.decoder
-    for path, leaf in abstract(config)[1].items():
-        size = shard_bytes(path, leaf, model, WIDTH)
+    for path, size in param_bytes(config, model, WIDTH).items():
         weights += size
         table = path.endswith("embed_vd") and not decoder.tie_embeddings
         if path.startswith("decoder/") and not table:

@@ -194,7 +194,7 @@ def test_the_smallest_slice_is_suggested():
     fits = CompiledProgram(True, peak_bytes=int(9.6e9))
     found = planner("Qwen2.5-VL-7B", 2, 4).suggestion({"prefill": fits})
     assert (found.topology, found.model, found.compiled) == ("v5e:2x2", 2, True)
-    roomy = CompiledProgram(True, peak_bytes=int(5e9))
+    roomy = CompiledProgram(True, peak_bytes=int(6e9))
     found = planner("Qwen2.5-VL-7B", 4, 4).suggestion({"prefill": roomy})
     assert (found.model, found.compiled) == (2, False)
     plan = HardwarePlan(

@@ -1,7 +1,7 @@
 """One query row a sample: the whole row of weights fits, so it is edited as it is."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +62,12 @@ def _scores(q_bkgh: Array, k_bksh: Array, kind: jnp.dtype) -> Array:
     matrix-vector products on all of them; reading a key once for each of its few query heads then
     costs less than the idle cores. Many heads on one sample are better read together.
 
-    On TPU the vector unit would multiply a key head with its only query, by the compiler's estimate
-    at a quarter of the memory's rate. Read with two queries it is a product of matrices.
+    A key head's only query: see `_in_pairs`.
     """
     together = lambda q, k: jnp.einsum("bkgh,bksh->bkgs", q, k, preferred_element_type=kind)
     batch, _, group, _ = q_bkgh.shape
     if group == 1:
-        twice = lambda q, k: together(jnp.repeat(q, 2, axis=2), k)[:, :, :1]
-        return jax.lax.platform_dependent(q_bkgh, k_bksh, tpu=twice, default=together)
+        return _in_pairs(together, q_bkgh, k_bksh)
     if group > 2 * batch:
         return together(q_bkgh, k_bksh)
 
@@ -78,6 +76,25 @@ def _scores(q_bkgh: Array, k_bksh: Array, kind: jnp.dtype) -> Array:
         return jnp.stack([one(q[:, :, index]) for index in range(group)], axis=2)
 
     return jax.lax.platform_dependent(q_bkgh, k_bksh, cpu=apart, default=together)
+
+
+def _in_pairs(product: Callable[[Array, Array], Array], one_bkgx: Array, read: Array) -> Array:
+    """Returns products of one row for each key head, G = 1, with what is read of that head.
+
+    On TPU the vector unit would make them, by the compiler's estimate at a quarter of the memory's
+    rate and less. With a second row beside the one they are products of matrices.
+    """
+    twice = lambda one, read: product(jnp.repeat(one, 2, axis=2), read)[:, :, :1]
+    return jax.lax.platform_dependent(one_bkgx, read, tpu=twice, default=product)
+
+
+@functools.partial(jax.jit, static_argnames="kind", inline=True)
+def _values(weights_bkgs: Array, v_bksh: Array, kind: jnp.dtype) -> Array:
+    """Sums of the values under the row's weights, [B, K, G, H]."""
+    together = lambda w, v: jnp.einsum("bkgs,bksh->bkgh", w, v, preferred_element_type=kind)
+    if weights_bkgs.shape[2] == 1:
+        return _in_pairs(together, weights_bkgs, v_bksh)
+    return together(weights_bkgs, v_bksh)
 
 
 def row_values(
@@ -91,12 +108,8 @@ def row_values(
         piece = weights_bns[..., start : start + length]
         piece = piece.reshape(batch, kv_heads, heads // kv_heads, length)
         sharing = segment.sharing(batch)
-        read = jnp.einsum(
-            "bkgs,bksh->bkgh",
-            _fold(piece.astype(segment.values_bksh.dtype), sharing),
-            segment.values_bksh,
-            preferred_element_type=weights_bns.dtype,
-        )
+        folded = _fold(piece.astype(segment.values_bksh.dtype), sharing)
+        read = _values(folded, segment.values_bksh, weights_bns.dtype)
         read = _unfold(read, sharing).reshape(batch, 1, heads, dim)
         out = read if out is None else out + read
         start += length

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Images
 from vlm_jax.config import NativeVitConfig
+from vlm_jax.models.dealing import Across, all_keys, own_part, together
 from vlm_jax.models.layers import (
     ACTIVATIONS,
     halves,
@@ -43,16 +44,23 @@ class NativeVitLayer(nnx.Module):
         self.w_down_df, self.b_down_d = matrix(rngs, d, f), zeros(d)
 
     def __call__(
-        self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P half"], queries: Visibility
+        self,
+        x_bpd: Float[Array, "B P D"],
+        angles: Float[Array, "B P half"],
+        queries: Visibility,
+        across: Across = (),
     ) -> Float[Array, "B P D"]:
-        """Maps the states of all patches of a sample; `queries` says which are of one image."""
+        """Maps the states of all patches of a sample; `queries` says which are of one image.
+
+        With `across`, other devices hold the rest of each sample.
+        """
         normed = layer_norm(x_bpd, self.norm1_scale_d[...], self.norm1_bias_d[...], self.eps)
         qkv = jnp.einsum("bpd,dtnh->tbpnh", normed, self.wqkv_d3nh[...])
         q, k, v = qkv + self.bqkv_3nh[...][:, None, None]
         q, k = (halves(q), halves(k)) if self.neighbours else (q, k)
         q, k = rotate(q, angles), rotate(k, angles)
         segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)
-        out = attend(q, [segment], queries)
+        out = attend(q, [all_keys(segment, across)], queries)
         x_bpd = x_bpd + jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...]) + self.bo_d[...]
         normed = layer_norm(x_bpd, self.norm2_scale_d[...], self.norm2_bias_d[...], self.eps)
         hidden = ACTIVATIONS[self.act](linear(normed, self.w_up_fd[...]) + self.b_up_f[...])
@@ -61,6 +69,8 @@ class NativeVitLayer(nnx.Module):
 
 class NativeVit(nnx.Module):
     """Runs of patches in, features of the last layer and of the deep ones side by side out."""
+
+    apart = False
 
     def __init__(self, config: NativeVitConfig, rngs: nnx.Rngs):
         self.config = config
@@ -72,14 +82,19 @@ class NativeVit(nnx.Module):
         if config.post_norm:
             self.post_norm_scale_d, self.post_norm_bias_d = ones(d), zeros(d)
 
-    def __call__(self, images: Images) -> Float[Array, "B G U E"]:
-        """Returns features [B, groups, patches of a group, (1 + deep layers) D], the last first."""
+    def __call__(self, images: Images, across: Across = ()) -> Float[Array, "B G U E"]:
+        """Returns features [B, groups, patches of a group, (1 + deep layers) D], the last first.
+
+        `across` as of `deal`.
+        """
         c = self.config
         patches_bgue = images.patches_bgue.astype(self.patch_de[...].dtype)
         batch, groups, count, _ = patches_bgue.shape
         x = linear(patches_bgue, self.patch_de[...]) + self.patch_bias_d[...]
         positions_bgu2 = jnp.asarray(images.positions_bgu2)
-        extents = image_extents(jnp.asarray(images.ids_bgu), positions_bgu2)
+        ids_bgu = jnp.asarray(images.ids_bgu)
+        extents = image_extents(*together((ids_bgu, positions_bgu2), across))
+        extents = own_part(extents, across, groups)
         table_pd = self.positions_pd[...]
         kernel = c.position_kernel
         learned = resample(table_pd, positions_bgu2, extents, c.position_side, kernel)
@@ -90,10 +105,10 @@ class NativeVit(nnx.Module):
             rows, cols = jnp.split(angles, 2, axis=-1)
             angles = jnp.stack([cols, rows], axis=-1).reshape(angles.shape)
         whole = lambda a: a.reshape(batch, groups * count, *a.shape[3:])
-        x, angles, queries = whole(x), whole(angles), Visibility(group=whole(images.ids_bgu))
+        x, angles, queries = whole(x), whole(angles), Visibility(group=whole(ids_bgu))
         deep = []
         for index, layer in enumerate(self.layers):
-            x = layer(x, angles, queries)
+            x = layer(x, angles, queries, across)
             if index in c.deep_layers:
                 deep.append(x)
         if c.post_norm:

@@ -16,9 +16,11 @@ from vlm_jax.batch import Batch, Features, Images, Kind
 from vlm_jax.config import VLMConfig
 from vlm_jax.families import find
 from vlm_jax.models.cache import Cache, Prefix, new_slots, prompt_order, prompt_rows
+from vlm_jax.models.dealing import Across, deal
 from vlm_jax.models.decoder import Decoder
 from vlm_jax.models.hooks import Hooks, Watch, Watched
 from vlm_jax.models.q_former import QFormer
+from vlm_jax.parallel import images_lie_whole, reads_images
 
 Params = dict[str, jax.Array]
 """Parameters by path, as in `decoder/layers/0/wq_dnh`; see docs/architecture.md."""
@@ -37,7 +39,21 @@ class Network(nnx.Module):
 
     def image_features(self, images: Images) -> Float[Array, "B M W"]:
         """Returns the image tokens of each sample, in group order; W as of `Decoder.__call__`."""
-        features = self.vision(images)
+        apart, mesh = getattr(self.vision, "apart", None), jax.sharding.get_abstract_mesh()
+        if apart is None or mesh.size <= 1 or mesh.manual_axes:
+            return self._read_images(images)
+        graphdef, params = split(self)
+        if not images_lie_whole(params):
+            return self._read_images(images)
+
+        def read(own: Params, images: Images, across: Across) -> Array:
+            return merge(graphdef, params | own)._read_images(images, across)
+
+        reading = {path: array for path, array in params.items() if reads_images(path)}
+        return deal(read, reading, images, apart)
+
+    def _read_images(self, images: Images, across: Across = ()) -> Float[Array, "B M W"]:
+        features = self.vision(images, across) if across else self.vision(images)
         if self.qformer is not None:
             features = self.qformer(features, images.words_bs)
         return self.projector(features)

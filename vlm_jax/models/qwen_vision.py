@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vlm_jax.attention import Segment, Visibility, attend
 from vlm_jax.batch import Images
 from vlm_jax.config import QwenVisionConfig
+from vlm_jax.models.dealing import Across, all_keys
 from vlm_jax.models.layers import (
     ACTIVATIONS,
     linear,
@@ -40,15 +41,22 @@ class QwenVisionLayer(nnx.Module):
         self.w_down_df, self.b_down_d = matrix(rngs, d, f), zeros(d)
 
     def __call__(
-        self, x_bpd: Float[Array, "B P D"], angles: Float[Array, "B P half"], queries: Visibility
+        self,
+        x_bpd: Float[Array, "B P D"],
+        angles: Float[Array, "B P half"],
+        queries: Visibility,
+        across: Across = (),
     ) -> Float[Array, "B P D"]:
-        """Maps the states of each row of patches; `queries` says which attend to which."""
+        """Maps the states of each row of patches; `queries` says which attend to which.
+
+        With `across`, other devices hold the rest of each row.
+        """
         normed = rms_norm(x_bpd, self.norm1_d[...], self.eps)
         qkv = jnp.einsum("bpd,dtnh->tbpnh", normed, self.wqkv_d3nh[...])
         q, k, v = qkv + self.bqkv_3nh[...][:, None, None]
         q, k = rotate(q, angles), rotate(k, angles)
         segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)
-        out = attend(q, [segment], queries)
+        out = attend(q, [all_keys(segment, across)], queries)
         x_bpd = x_bpd + jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...]) + self.bo_d[...]
         normed = rms_norm(x_bpd, self.norm2_d[...], self.eps)
         gate = linear(normed, self.w_gate_fd[...]) + self.b_gate_f[...]
@@ -60,14 +68,16 @@ class QwenVisionLayer(nnx.Module):
 class QwenVision(nnx.Module):
     """Windows of patches in, patch features out; the merger is the model's projector."""
 
+    apart = False
+
     def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs):
         self.config = config
         inputs = config.num_channels * config.temporal_patch_size * config.patch_size**2
         self.patch_de = matrix(rngs, config.hidden_size, inputs)
         self.layers = nnx.List([QwenVisionLayer(config, rngs) for _ in range(config.num_layers)])
 
-    def __call__(self, images: Images) -> Float[Array, "B G U D"]:
-        """Returns features [B, windows, patches of a window, D]."""
+    def __call__(self, images: Images, across: Across = ()) -> Float[Array, "B G U D"]:
+        """Returns features [B, windows, patches of a window, D]; `across` as of `deal`."""
         c = self.config
         patches_bgue = images.patches_bgue.astype(self.patch_de[...].dtype)
         batch, groups, count, _ = patches_bgue.shape
@@ -76,8 +86,9 @@ class QwenVision(nnx.Module):
         windowed = (batch * groups, count)
         whole = (batch, groups * count)
         for index, layer in enumerate(self.layers):
-            rows = whole if index in c.full_attention_layers else windowed
+            full = index in c.full_attention_layers
+            rows = whole if full else windowed
             shape = lambda a, rows=rows: a.reshape(*rows, *a.shape[a.ndim - 1 :])
             queries = Visibility(group=images.ids_bgu.reshape(rows))
-            x = layer(shape(x), shape(angles), queries)
+            x = layer(shape(x), shape(angles), queries, across if full else ())
         return x.reshape(batch, groups, count, c.hidden_size)

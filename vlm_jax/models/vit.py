@@ -86,6 +86,8 @@ class VitLayer(nnx.Module):
 class Vit(nnx.Module):
     """Images, or tiles, as one group of patches each in; features of the chosen layers out."""
 
+    apart = True
+
     def __init__(self, config: VitConfig, rngs: nnx.Rngs):
         self.config = config
         d = config.hidden_size

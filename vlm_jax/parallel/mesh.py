@@ -50,12 +50,13 @@ def make_mesh(
 
 
 def knows_mesh(function: F, mesh: jax.sharding.Mesh) -> F:
-    """Returns a function that, when it is traced, has the mesh in scope if it is one of TPUs.
+    """Returns a function that, when it is traced, has the mesh in scope.
 
-    Kernels of our own cannot be split by the partitioner: they say what of them each device of the
-    mesh in scope does. Elsewhere there are none, and the function itself is returned.
+    What the partitioner cannot split well says itself what each device of the mesh in scope does:
+    kernels of our own, and the towers that read images. For a single device that is none of TPU
+    the function itself is returned.
     """
-    if mesh.devices.flat[0].platform != "tpu":
+    if mesh.size == 1 and mesh.devices.flat[0].platform != "tpu":
         return function
 
     @functools.wraps(function)

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from vlm_jax.planning.chips import Chip
+from vlm_jax.planning.traffic import moved_bytes
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -34,7 +35,10 @@ class CompiledProgram:
             argument's place.
         memory_bytes: of the chip that programs may have.
         flops, bytes_accessed: of one run, the bodies of loops once: of decode a step.
-        roofline_seconds: the least time that these take by the chip's data sheet.
+        moved_bytes: of these, what goes to and from the chip's main memory by the program's text
+            (`vlm_jax.planning.traffic`).
+        roofline_seconds: the least time that flops and bytes accessed take by the chip's data
+            sheet.
         compiler_seconds: the sum of what the compiler expects of each instruction.
         collectives: kind -> how many instructions of it there are.
         compile_seconds: on this machine.
@@ -48,6 +52,7 @@ class CompiledProgram:
     memory_bytes: int | None = None
     flops: float | None = None
     bytes_accessed: float | None = None
+    moved_bytes: int | None = None
     roofline_seconds: float | None = None
     compiler_seconds: float | None = None
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -86,6 +91,7 @@ def compile_program(lowered: Any, chip: Chip | None) -> CompiledProgram:
         memory_bytes=None if chip is None else int(chip.usable),
         flops=flops,
         bytes_accessed=accessed,
+        moved_bytes=moved_bytes(text) if text else None,
         roofline_seconds=chip.seconds(flops, accessed) if known else None,  # type: ignore[union-attr]
         compiler_seconds=cycles / chip.clock if chip is not None and chip.clock else None,
         collectives=dict(sorted(Counter(_CALL.findall(text)).items())),

@@ -60,7 +60,7 @@ class HardwarePlan:
     def _table(self) -> tuple[list[str], list[list[str]]]:
         headers = [
             "program", "fits", "arguments", "temporary", "peak, GB", "GFLOP", "GB accessed",
-            "roofline, ms", "compiler, ms", "collectives", "compiled, s",
+            "GB moved", "roofline, ms", "compiler, ms", "collectives", "compiled, s",
         ]  # fmt: skip
         return headers, [_row(name, program) for name, program in self.programs.items()]
 
@@ -97,6 +97,7 @@ def _row(name: str, program: CompiledProgram) -> list[str]:
         show(program.peak_bytes, 1e9) + limit,
         show(program.flops, 1e9, 0),
         show(program.bytes_accessed, 1e9),
+        show(program.moved_bytes, 1e9),
         show(program.roofline_seconds, 1e-3),
         show(program.compiler_seconds, 1e-3),
         collectives or ("-" if program.argument_bytes is None else "none"),

@@ -1,34 +1,37 @@
 """Bytes of a model on one chip, by the sharding table: what is known before anything compiles."""
 
 import math
-from typing import Any
 
 from vlm_jax.config import DecoderConfig, VLMConfig
 from vlm_jax.models import abstract
-from vlm_jax.parallel.sharding import AXES
+from vlm_jax.parallel.sharding import AXES, images_lie_whole, reads_images
 from vlm_jax.planning.chips import USABLE, Chip
 
 MODELS = (1, 2, 4, 8, 16, 32, 64)
 """Devices of a replica that are tried."""
 
 
-def shard_bytes(path: str, leaf: Any, model: int, width: int = 2) -> float:
-    """Returns the bytes of a parameter on each of `model` chips.
+def param_bytes(config: VLMConfig, model: int, width: int = 2) -> dict[str, float]:
+    """Returns the bytes of each parameter on each of `model` chips, by path.
 
     Args:
-        path: spells the dims, as in "decoder/layers/0/wq_dnh".
-        leaf: has a shape.
+        config: the architecture.
         model: chips of a replica.
         width: bytes of a value.
     """
-    dims = zip(path.rsplit("_", 1)[-1], leaf.shape)
-    divides = any(AXES[letter] == "model" and size % model == 0 for letter, size in dims)
-    return width * math.prod(leaf.shape) / (model if divides else 1)
+    shapes, found = abstract(config)[1], {}
+    whole = images_lie_whole(shapes)
+    for path, leaf in shapes.items():
+        dims = zip(path.rsplit("_", 1)[-1], leaf.shape)
+        divides = any(AXES[letter] == "model" and size % model == 0 for letter, size in dims)
+        split = divides and not (whole and reads_images(path))
+        found[path] = width * math.prod(leaf.shape) / (model if split else 1)
+    return found
 
 
 def weight_bytes(config: VLMConfig, model: int, width: int = 2) -> float:
     """Returns the bytes of all weights on each of `model` chips."""
-    return sum(shard_bytes(path, leaf, model, width) for path, leaf in abstract(config)[1].items())
+    return sum(param_bytes(config, model, width).values())
 
 
 def token_bytes(decoder: DecoderConfig, model: int, width: int = 2) -> float:
