@@ -16,6 +16,7 @@ from vlm_jax import edits
 from vlm_jax.decoding import named
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, make_callable
+from vlm_jax.plugins import usable
 from vlm_jax.settings import nearest, read, refuse_unknown
 from vlm_jax.steering import methods as attention
 from vlm_jax.steering.config import read_method
@@ -63,7 +64,8 @@ class Method:
 
 def methods() -> Listing[Method]:
     """Returns all methods by name: a line, the settings and their defaults of each."""
-    listed = {name: make(name) for name, make in _makers().items()}
+    makers = _makers()
+    listed = usable(makers, lambda name: makers[name](name))
     settings = lambda method: ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
     columns = {"acts on": lambda m: m.kind, "what it does": lambda m: m.summary}
     return Listing(listed, "method", {**columns, "settings": settings})

@@ -6,15 +6,20 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import pkgutil
 import sys
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import nearest
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Plugins:
         what: a thing of this kind is called, in errors.
         but: names of the package's files that are none.
         also: further packages of ours whose files are such things.
+        check: whether something is of this kind; what another package names is held against it.
     """
 
     package: str
@@ -34,6 +40,7 @@ class Plugins:
     what: str
     but: tuple[str, ...] = ("base",)
     also: tuple[str, ...] = ()
+    check: Callable[[Any], bool] = callable
 
     def modules(self) -> dict[str, str]:
         """Returns the modules that lie in the packages' folders, by name; imports none of them."""
@@ -89,13 +96,17 @@ class Plugins:
         Raises:
             ConfigError: that package cannot be imported, or has no such thing.
         """
+        named = f"the {self.what} {entry.name!r} of {entry.value}"
         try:
-            return entry.load()
-        except Exception as error:  # another package's code
+            found = entry.load()
+        except (Exception, SystemExit) as error:  # another package's code
             raise ConfigError(
-                f"the {self.what} {entry.name!r} of {entry.value} cannot be imported: {error}; "
-                "mend or uninstall that package."
+                f"{named} cannot be imported: {type(error).__name__}: {error}; mend or uninstall "
+                "that package."
             ) from error
+        if not self.check(found):
+            raise ConfigError(f"{named} is none: {found!r:.80}; mend or uninstall that package.")
+        return found
 
     def line(self, name: str) -> str:
         """Returns the first line of the docstring of a thing's file, without importing it.
@@ -110,6 +121,35 @@ class Plugins:
         assert specification.origin is not None
         tree = ast.parse(Path(specification.origin).read_text(encoding="utf-8"))
         return (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
+
+
+def usable(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
+    """Returns what `make` gives for each name; what another package breaks is left out.
+
+    The log says once what that is: a package that is merely installed hurts nothing else.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = make(name)
+        except ConfigError as error:
+            _warn(str(error))
+    return found
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    _log.warning("%s", " ".join(text.split()))
+
+
+def instance(*kinds: type) -> Callable[[Any], bool]:
+    """Returns a check for what is an instance of a class."""
+    return lambda one: isinstance(one, kinds)
+
+
+def subclass(*kinds: type) -> Callable[[Any], bool]:
+    """Returns a check for what is a subclass of a class."""
+    return lambda one: isinstance(one, type) and issubclass(one, kinds)
 
 
 def installed(group: str) -> tuple[EntryPoint, ...]:

@@ -197,10 +197,26 @@ def test_another_package_adds_a_method(shipped_llava, scenes, monkeypatch):
         shipped_llava.apply("louder", gain=1.0)
 
 
-def test_a_package_that_cannot_be_imported_hurts_no_other_method(shipped_llava, monkeypatch):
-    install(monkeypatch, "broken", "no_such_package:broken")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_package:broken", "'broken' of no_such_package.*cannot be imported"),
+        (f"{__name__}:no_such_method", "cannot be imported: AttributeError"),
+        (f"{__name__}:FOLDS", "'broken' of .* is none: {'head_gains'"),
+        ("antigravity_exit:broken", "cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_a_package_that_is_broken_hurts_no_other_method(
+    shipped_llava, monkeypatch, caplog, tmp_path, value, message
+):
+    (tmp_path / "antigravity_exit.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, "broken", value)
     assert shipped_llava.apply("air", heads="all").steering is not None
-    with pytest.raises(ConfigError, match=r"'broken' of no_such_package.*cannot be imported"):
+    assert "air" in vlm_jax.methods()
+    assert "broken" not in vlm_jax.methods()
+    assert sum("'broken'" in text for text in caplog.messages) == 1
+    with pytest.raises(ConfigError, match=message):
         shipped_llava.apply("broken")
 
 

@@ -89,11 +89,16 @@ def test_a_family_of_another_package_converts_and_answers(installed, tmp_path):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_a_package_that_cannot_be_imported_hurts_no_family_of_ours(installed):
-    installed("broken = no_such_package.family:FAMILY")
+def test_a_package_that_cannot_be_imported_hurts_no_other_family(installed, caplog):
+    installed("broken = no_such_package.family:FAMILY", "five = math:pi")
     assert find("llava").name == "llava"
-    with pytest.raises(ConfigError, match=r"'broken' of no_such_package.*cannot be imported"):
+    assert not caplog.messages
+    with pytest.raises(ConfigError, match="'outside_vl' is not supported"):
         find("outside_vl")
+    assert "llava" in families()
+    broken, five = caplog.messages
+    assert "'broken' of no_such_package.family:FAMILY cannot be imported" in broken
+    assert "'five' of math:pi is none: 3.14" in five
 
 
 def test_no_package_replaces_a_family_of_ours(installed, monkeypatch):

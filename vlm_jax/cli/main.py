@@ -105,6 +105,7 @@ def _run(words: list[str]) -> None:
     if full or not words or any(word in _HELP for word in words):
         from vlm_jax.cli import help
 
+        logs.start(-1)
         words = [word for word in words if word not in (*_HELP, "--helpfull")]
         named, changes, _ = _split(words)
         help.show(own_flags(), _read_config(named, changes, _named_job(words)) if full else None)

@@ -13,10 +13,12 @@ from vlm_jax.decoding.rerankers import RERANKERS, HostMethod
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import STRATEGIES, Strategy
 from vlm_jax.errors import ConfigError
-from vlm_jax.plugins import Plugins
+from vlm_jax.plugins import Plugins, subclass
 from vlm_jax.settings import nearest, read
 
-SEARCHES = Plugins(search.__name__, "vlm_jax.searches", "search", but=search.UNNAMED)
+SEARCHES = Plugins(
+    search.__name__, "vlm_jax.searches", "search", but=search.UNNAMED, check=subclass(Search)
+)
 _KINDS = STRATEGIES, SEARCHES, RERANKERS
 
 

@@ -7,11 +7,13 @@ by what, and its certificate: the file beside the edited weights that says what 
 
 from vlm_jax.edits.base import MadeEdit, WeightEdit
 from vlm_jax.edits.certificate import Certificate
-from vlm_jax.plugins import Plugins
+from vlm_jax.plugins import Plugins, instance
 
 __all__ = ["EDITS", "Certificate", "MadeEdit", "WeightEdit", "find", "names"]
 
-EDITS = Plugins(__name__, "vlm_jax.edits", "edit", but=("base", "certificate"))
+EDITS = Plugins(
+    __name__, "vlm_jax.edits", "edit", but=("base", "certificate"), check=instance(WeightEdit)
+)
 
 
 def names() -> list[str]:

@@ -17,7 +17,7 @@ from vlm_jax.evals.protocol import parts_of, refuse_incomparable
 from vlm_jax.evals.records import Record, decode, is_table, read_content, read_rows, some, text_rows
 from vlm_jax.evals.results import Results, protocol_hash, read_results
 from vlm_jax.evals.statistics import DRAWS, bootstrap_all, mcnemar, paired_bootstrap
-from vlm_jax.evals.suites import benchmarks, find
+from vlm_jax.evals.suites import find, kinds
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.settings import read
 
@@ -177,14 +177,14 @@ def make_suite(truth: Paths, suite: str = "", rules: Mapping[str, Any] | None = 
 def _recognised(path: str | Path) -> type[Suite]:
     """The kind of benchmark whose truth a file can only be."""
     first = _first_row(path)
-    kinds = {name: find(name) for name in benchmarks()}
-    for name, kind in kinds.items():
+    known = kinds()
+    for name, kind in known.items():
         if (first is None and name == "chair") or (first is not None and kind.recognises(first)):
             return kind
     have = ", ".join(map(repr, first.fields)) if first is not None else ""
     raise AnswersError(
         f"{path} does not say which benchmark it is of (its rows have {have}); name one by "
-        f"config.score.suite: {', '.join(name for name, kind in kinds.items() if _reads(kind))}."
+        f"config.score.suite: {', '.join(name for name, kind in known.items() if _reads(kind))}."
     )
 
 

@@ -14,12 +14,12 @@ from vlm_jax.calls import ImagesOf, read_call
 from vlm_jax.errors import PromptError
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.explaining.base import Analysis, Finding, Subject
-from vlm_jax.plugins import Plugins
+from vlm_jax.plugins import Plugins, instance
 from vlm_jax.settings import read
 
 __all__ = ["ANALYSES", "Analysis", "Finding", "Subject", "explain", "find", "names"]
 
-ANALYSES = Plugins(__name__, "vlm_jax.analyses", "analysis")
+ANALYSES = Plugins(__name__, "vlm_jax.analyses", "analysis", check=instance(Analysis))
 
 
 def names() -> list[str]:

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
-from vlm_jax.plugins import Plugins
+from vlm_jax.plugins import Plugins, usable
 
 if TYPE_CHECKING:  # an architecture is read without Flax, JAX or transformers
     from flax import nnx
 
     from vlm_jax.processing.cutters import Cutter, Layout
 
-FAMILIES = Plugins("vlm_jax.families", "vlm_jax.families", "model family")
+FAMILIES = Plugins(
+    "vlm_jax.families",
+    "vlm_jax.families",
+    "model family",
+    check=lambda one: isinstance(one, Family),
+)
 
 Token = Callable[[int | None, str], str]
 """(id, its name in config.json) -> its text; raises `CheckpointError` where there is no such id."""
@@ -227,8 +232,9 @@ def _own() -> dict[str, Family]:
 @functools.cache
 def _others() -> dict[str, Family]:
     """Returns the families that other packages bring, by name."""
-    found = [FAMILIES.load(entry) for entry in FAMILIES.others().values()]
-    return {family.name: family for family in found}
+    others = FAMILIES.others()
+    found = usable(others, lambda name: FAMILIES.load(others[name]))
+    return {family.name: family for family in found.values()}
 
 
 def families() -> dict[str, str]:

@@ -12,7 +12,7 @@ from vlm_jax.evals.base import paths
 from vlm_jax.evals.exports import export
 from vlm_jax.evals.results import Results
 from vlm_jax.evals.score import MAX_UNPARSABLE, ScoredFile, score
-from vlm_jax.evals.suites import benchmarks, find
+from vlm_jax.evals.suites import kinds
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.suites.pope import Pope
 from vlm_jax.made import made
@@ -137,8 +137,7 @@ def write_audit(
 def split_section(section: Mapping[str, Any]) -> tuple[ScoreSettings, dict[str, Any]]:
     """The settings of any benchmark, and the benchmark's own."""
     own = {field.name for field in dataclasses.fields(ScoreSettings)}
-    kinds = [find(name).Settings for name in benchmarks()]
-    theirs = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    theirs = {f.name for kind in kinds().values() for f in dataclasses.fields(kind.Settings)}
     values = {key: plain(value) for key, value in section.items()}
     refuse_unknown(values, [*own, *sorted(theirs - own)], "config.score")
     general = {key: value for key, value in values.items() if key in own}

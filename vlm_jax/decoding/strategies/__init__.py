@@ -6,8 +6,8 @@ module.
 """
 
 from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
-from vlm_jax.plugins import Plugins
+from vlm_jax.plugins import Plugins, subclass
 
-STRATEGIES = Plugins(__name__, "vlm_jax.strategies", "strategy")
+STRATEGIES = Plugins(__name__, "vlm_jax.strategies", "strategy", check=subclass(Strategy))
 
 __all__ = ["STRATEGIES", "Step", "Strategy", "View", "plausible"]

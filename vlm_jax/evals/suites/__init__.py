@@ -9,16 +9,25 @@ from typing import Any
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
-from vlm_jax.plugins import Plugins
+from vlm_jax.plugins import Plugins, subclass, usable
 
 SUITES = Plugins(
-    __name__, "vlm_jax.benchmarks", "kind of benchmark", also=("vlm_jax.testbed.suites",)
+    __name__,
+    "vlm_jax.benchmarks",
+    "kind of benchmark",
+    also=("vlm_jax.testbed.suites",),
+    check=subclass(Suite),
 )
 
 
 def benchmarks() -> dict[str, str]:
     """Returns every kind of benchmark there is, with one line on it."""
     return {name: SUITES.line(name) for name in SUITES.names()}
+
+
+def kinds() -> dict[str, type[Suite]]:
+    """Returns the class of every kind of benchmark; what another package breaks is left out."""
+    return usable(SUITES.names(), find)
 
 
 def find(kind: Any, where: str = "") -> type[Suite]:
