@@ -1,5 +1,6 @@
 """Settings that must exist before jax is imported, and the fixtures that every room shares."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -20,6 +21,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
+    # One module of LLVM a program: the cores are busy with the other tests, and a part costs
+    # memory maps (see tests/compiles.py) and a fifth more time.
+    " --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
@@ -37,6 +41,13 @@ jaxtyping.install_import_hook(
 )
 
 pytest_plugins = ["tests.tiny_fixtures", "tests.loaded_fixtures"]
+
+
+def pytest_collection_finish() -> None:
+    """Collects garbage seldom, and none among the modules that are there: they stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
