@@ -80,6 +80,7 @@ def test_sharing_prefixes_changes_no_answer(fresh, suite, monkeypatch):
         assert alone.tokens == shared[index].tokens
 
 
+@ONE_DAILY
 def test_kept_prefixes_serve_later_calls(fresh, suite, monkeypatch):
     settings = {"max_new_tokens": 4, "batch_size": 4}
     expected = by_index(fresh.answer(*suite, **settings))
@@ -97,6 +98,7 @@ def test_kept_prefixes_serve_later_calls(fresh, suite, monkeypatch):
     assert other.prefixes.limit_bytes == 1 << 30
 
 
+@ONE_DAILY
 def test_an_edited_decoder_reads_no_image_again(fresh, suite, monkeypatch):
     settings = {"max_new_tokens": 4, "batch_size": 4}
     path = "decoder/layers/1/wq_dnh"
@@ -119,6 +121,7 @@ def test_an_edited_decoder_reads_no_image_again(fresh, suite, monkeypatch):
     assert other.images.bytes < fresh.prefixes.bytes
 
 
+@ONE_DAILY
 def test_an_edited_tower_reads_every_image_again(fresh, suite):
     settings = {"max_new_tokens": 1, "batch_size": 4}
     fresh.keep_prefixes(1 << 30)
@@ -130,6 +133,7 @@ def test_an_edited_tower_reads_every_image_again(fresh, suite):
     assert (fresh.images.read, other.images.read, other.images.reused) == (1, 1, 0)
 
 
+@ONE_DAILY
 def test_prefixes_that_calls_come_round_to_stay(fresh):
     ask = lambda seed: list(
         fresh.answer([[picture(60, 84, seed)]], WORDS[:1], max_new_tokens=1, batch_size=1)
@@ -179,6 +183,7 @@ def test_a_batch_of_nothing_but_failures_is_not_read(fresh, tmp_path, monkeypatc
     assert counts == {"rows": 0, "prefixes": 0, "images": 0}
 
 
+@ONE_DAILY
 def test_all_buckets_are_compiled_before_the_first_answer(fresh, suite):
     model = fresh.with_params(fresh.params)
     model.generator, model.buckets = Generator(model.config, model.mesh), set()
@@ -239,6 +244,7 @@ def test_steering_that_acts_on_prefixes_is_read_with_them(fresh, suite, monkeypa
     assert shared == tokens(fresh.answer(*suite, **settings, share_prefix=False))
 
 
+@ONE_DAILY
 def test_answers_count_heads_by_step(fresh):
     decoder = fresh.config.decoder
     leaf = lambda value: np.full((1, decoder.num_layers, decoder.num_heads), value, np.float32)
@@ -256,7 +262,7 @@ def test_answers_count_heads_by_step(fresh):
 @ONE_DAILY
 def test_samples_that_are_drawn_are_drawn_apart(fresh):
     images, prompts = [IMAGES[1]] * 4, [WORDS[0]] * 4
-    settings = {"max_new_tokens": 6, "temperature": 2.0}
+    settings = {"max_new_tokens": 4, "batch_size": 4, "temperature": 2.0}
     found = by_index(fresh.answer(images, prompts, **settings))
     assert len({one.tokens for one in found.values()}) > 1
     whole = by_index(fresh.answer(images, prompts, **settings, share_prefix=False))
@@ -266,7 +272,7 @@ def test_samples_that_are_drawn_are_drawn_apart(fresh):
 @ONE_DAILY
 def test_a_part_of_a_list_draws_what_the_whole_list_draws(fresh, suite):
     images, prompts = suite
-    settings = {"max_new_tokens": 6, "batch_size": 4, "temperature": 1.5, "seed": 3}
+    settings = {"max_new_tokens": 4, "batch_size": 4, "temperature": 1.5, "seed": 3}
     whole = by_index(fresh.answer(images, prompts, **settings))
     part = [3, 7, 12, 13]
     found = by_index(

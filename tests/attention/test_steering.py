@@ -1,5 +1,6 @@
 """Steered attention against the dense oracle: prompts, cached decoding, every part and switch."""
 
+import functools
 import json
 import pathlib
 
@@ -61,9 +62,14 @@ def compare(layout, choice, seed, dtype, bar, steps=2):
     assert max(errors) <= bar, errors
 
 
+def layout_of(choice: str) -> Layout:
+    """The layouts in turn."""
+    return LAYOUTS[list(CHOICES).index(choice) % len(LAYOUTS)]
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_part_equals_the_oracle(choice):
-    layout = LAYOUTS[list(CHOICES).index(choice) % len(LAYOUTS)]
+    layout = layout_of(choice)
     for seed in range(4):
         compare(layout, choice, seed, "float64", 1e-12)
 
@@ -100,18 +106,18 @@ def test_prompts_of_several_tiles_equal_the_oracle(choice):
 
 
 def test_choices_do_something_and_triggers_go_both_ways():
-    layout = LAYOUTS[1]
     for choice, switches in CHOICES.items():
+        layout = layout_of(choice)  # whose programs are compiled already
         with jax.enable_x64(True):
-            found = [
-                jax.device_get(read(build(layout, seed), steer(choice, layout, seed)))
-                for seed in range(4)
+            pairs = [
+                jax.device_get([read(build(layout, seed), s) for s in (steering, None)])
+                for seed, steering in enumerate(steer(choice, layout, n) for n in range(8))
             ]
-            vanilla = jax.device_get(read(build(layout, 0), None))
-        change = max(np.abs(a - b).max() for a, b in zip(found[0][:2], vanilla[:2]))
+        outs = [zip(found[:2], plain[:2]) for found, plain in pairs]
+        change = max(np.abs(a - b).max() for pair in outs for a, b in pair)
         assert (change > 1e-3) == (choice != "nothing"), choice
-        mean = lambda flag, found=found: np.mean(
-            [getattr(reading, flag) for _, _, readings in found for reading in readings]
+        mean = lambda flag, pairs=pairs: np.mean(
+            [getattr(reading, flag) for (_, _, readings), _ in pairs for reading in readings]
         )
         flags = ["perception_bn", "reasoning_bn"] if "visual_gains" in switches else []
         for flag in [*flags, *(["fired_bn"] if "reallocation" in switches else [])]:
@@ -149,11 +155,10 @@ def test_registers_are_the_published_masks():
     one, ones = jnp.eye(length)[None, None], np.ones((1, 1), np.float32)
     kinds = jnp.full((1, length), Kind.TEXT, jnp.int8)
     rows = Rows(jnp.zeros((1, length), bool), jnp.ones((1, length), bool), places[:, -1])
-    weights = attend(
+    weights = jax.jit(functools.partial(attend, scale=1.0))(
         scores[None, :, None],
         [Segment(one, one, Visibility(order=places), kinds)],
         Visibility(order=places),
-        scale=1.0,
         steering=Steering(registers=Registers(sigma, ones, 0 * ones)),
         rows=rows,
     )[0]

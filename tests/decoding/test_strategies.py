@@ -1,6 +1,7 @@
 """Strategies against a plain loop of whole forward passes; identities, controls and bad input."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import zlib
@@ -90,15 +91,20 @@ def oracle(vlm, name: str, bug: bool = False) -> list[list[int]]:
     return answers
 
 
-def early_logits(vlm, batch) -> np.ndarray:
-    """Logits [B, J, V] of what layers 0, 2, ... read in the last rows, without the final norm."""
-    levels, watched = tuple(range(0, vlm.config.decoder.num_layers, 2)), {}
-    read = jax.jit(
-        lambda params, batch: models.merge(models.abstract(vlm.config)[0], params).prefill(
-            batch, 1, steering=vlm.steering, watch=models.Watch(hidden=levels)
+@functools.cache
+def early_reader(vlm):
+    graphdef, levels = models.abstract(vlm.config)[0], range(0, vlm.config.decoder.num_layers, 2)
+    watch = models.Watch(hidden=tuple(levels))
+    return jax.jit(
+        lambda params, batch, steering: models.merge(graphdef, params).prefill(
+            batch, 1, steering=steering, watch=watch
         )[2]
     )
-    watched = read(vlm.params, batch)
+
+
+def early_logits(vlm, batch) -> np.ndarray:
+    """Logits [B, J, V] of what layers 0, 2, ... read in the last rows, without the final norm."""
+    watched = early_reader(vlm)(vlm.params, batch, vlm.steering)
     head = vlm.params.get("decoder/head_vd", vlm.params["decoder/embed_vd"])
     return np.einsum("bjd,vd->bjv", np.asarray(watched.hidden_bjd), np.asarray(head))
 

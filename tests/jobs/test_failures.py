@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from configs import base
+from tests import tiny
 from tests.jobs.conftest import IMAGES, stand_in
 from vlm_jax.errors import AnswersError, ConfigError, PromptError, UserError
 from vlm_jax.evals.suites.chair import Chair
@@ -101,9 +102,9 @@ def ask(tiny_llava, tmp_path, capsys):
     config.requests, config.max_new_tokens, config.batch_size = str(requests), 4, 2
     config.compile_cache = "off"
 
-    def run(name: str = "work", **changes):
+    def run(name: str = "work", source=tiny_llava, **changes):
         config.update(changes)
-        generate.run(Request(config=config, source=tiny_llava, workdir=tmp_path / name))
+        generate.run(Request(config=config, source=source, workdir=tmp_path / name))
         return tmp_path / name / "answers.jsonl", capsys.readouterr()
 
     return run
@@ -168,9 +169,10 @@ def test_generate_steers_and_edits_as_asked(ask, tiny_llava):
         ask("other", method="airr")
 
 
-def test_too_many_new_tokens_are_cut_with_a_word(ask, caplog):
-    _, said = ask(max_failures=2, max_new_tokens=10_000)
-    assert "max_new_tokens=10000 is cut to 2002" in caplog.text
+def test_too_many_new_tokens_are_cut_with_a_word(ask, caplog, tmp_path):
+    short = tiny.llava(tmp_path / "short", text={"max_position_embeddings": 128})
+    _, said = ask(max_failures=2, max_new_tokens=10_000, source=short)
+    assert "max_new_tokens=10000 is cut to 82" in caplog.text
     assert "[r0]" in said.out
 
 

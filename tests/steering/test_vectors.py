@@ -1,5 +1,7 @@
 """Vectors in the residual stream: where they are added, how, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,9 @@ def drawn(llava_vlm):
     return np.random.default_rng(0).standard_normal(shape).astype("f")
 
 
-def levels(vlm, steering):
-    """The stream behind all layers in the last rows of two prompts, and of a token after them."""
+@functools.cache
+def reader(vlm):
     every = Watch(hidden=tuple(range(1, vlm.config.decoder.num_layers + 1)))
-    batch = vlm.processor.batch(*ASKED)
 
     def read(params, batch, steering):
         model = merge(abstract(vlm.config)[0], params)
@@ -35,7 +36,13 @@ def levels(vlm, steering):
         token_b = jnp.full(batch.size, 7, jnp.int32)
         return first.hidden_bjd, model.step(token_b, cache, steering, every)[2].hidden_bjd
 
-    return [np.asarray(a) for a in jax.jit(read)(vlm.params, batch, steering)]
+    return jax.jit(read)
+
+
+def levels(vlm, steering):
+    """The stream behind all layers in the last rows of two prompts, and of a token after them."""
+    found = reader(vlm)(vlm.params, vlm.processor.batch(*ASKED), steering)
+    return [np.asarray(a) for a in found]
 
 
 def last_only(vlm, vector, layer, **switches):
