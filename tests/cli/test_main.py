@@ -118,7 +118,10 @@ def test_wrong_words_are_one_line_with_the_nearest(words, message):
 def test_folders_are_looked_at_before_any_work(asked, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
     for words, message in (
+        ([f"--workdir={link / 'in'}"], f"cannot be made: {link} is a link that leads nowhere."),
         ([f"--target={tmp_path}"], "exists already; remove it or name another --target."),
         ([f"--workdir={file}"], f"cannot be a folder: {file} is a file."),
         ([f"--workdir={file / 'in' / 'it'}"], f"cannot be a folder: {file} is a file."),

@@ -138,15 +138,18 @@ def test_a_picture_that_was_replaced_is_not_the_one_that_was_asked_about(ask, tm
     assert path.exists()
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("damage", [None, "", "{", "[" * 100_000, "\xff"])
 def test_answers_of_nobody_are_kept_and_made_again(ask, damage):
     path, _ = ask(max_failures=2)
     whole = path.read_bytes()
-    path.with_suffix(".run.json").write_bytes(damage.encode("latin-1"))
+    path.with_name("answers.jsonl.damaged").write_text("of before")
+    key = path.with_suffix(".run.json")
+    key.unlink() if damage is None else key.write_bytes(damage.encode("latin-1"))
     path, said = ask(max_failures=2)
-    assert "answers.run.json is damaged" in said.err
+    assert "answers.run.json is missing or damaged" in said.err
     assert path.read_bytes() == whole
-    assert path.with_name("answers.jsonl.damaged").read_bytes() == whole
+    assert path.with_name("answers.jsonl.damaged").read_text() == "of before"
+    assert path.with_name("answers.jsonl.damaged.2").read_bytes() == whole
 
 
 def test_nothing_answered_is_an_error(ask, tmp_path):

@@ -264,7 +264,11 @@ def _check_folders(given: flags.FlagValues) -> None:
         path = pathlib.Path(_path(flag, text))
         if flag == "target" and (path.exists() or path.is_symlink()):
             raise UserError(f"{path} exists already; remove it or name another --target.")
-        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+        above = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
+        if not above.exists():
+            raise UserError(
+                f"--{flag}={path} cannot be made: {above} is a link that leads nowhere."
+            )
         if not above.is_dir():
             raise UserError(f"--{flag}={path} cannot be a folder: {above} is a file.")
         if not os.access(above, os.W_OK | os.X_OK):

@@ -9,6 +9,7 @@ A small file beside it, `answers.run.json`, says whose answers they are.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -75,12 +76,10 @@ class AnswerLog:
             UserError: it cannot be read.
         """
         try:
-            self._fresh = not self.key.exists()
-            if self._fresh:
-                return {}
-            before = self._whose()
+            before = self._whose() if self.key.exists() else None
             if before is None:
                 self._set_aside()
+                self._fresh = True
                 return {}
             if before != self.identity:
                 raise AnswersError(
@@ -107,17 +106,22 @@ class AnswerLog:
             return None
 
     def _set_aside(self) -> None:
-        """Renames answers of which nothing says whose they are; they are made again."""
-        for old in (self.path, self.log, *self._logs()):
+        """Renames answers of which nothing says whose they are: ours, damaged, or another's."""
+        logs = list(dict.fromkeys((self.path, self.log, *self._logs())))
+        for old in logs:
             refuse_other_kinds(old)
-            if old.exists():
-                old.replace(old.with_name(f"{old.name}.damaged"))
-        self._fresh = True
-        print(
-            f"{self.key} is damaged, so nothing says whose answers {self.path.name} holds: they "
-            f"are kept as {self.path.name}.damaged and made again.",
-            file=sys.stderr,
-        )
+        found = [old for old in logs if old.exists() and old.stat().st_size]
+        # A process that has just started writes the key, then its log.
+        if not found or (self.key.exists() and self._whose() is not None):
+            return
+        for old in found:
+            kept = _free(old.with_name(f"{old.name}.damaged"))
+            old.replace(kept)
+            print(
+                f"{self.key} is missing or damaged, so nothing says whose answers {old.name} "
+                f"holds: they are kept as {kept.name} and made again.",
+                file=sys.stderr,
+            )
 
     def __enter__(self) -> "AnswerLog":
         try:
@@ -306,6 +310,12 @@ _WORDS = {
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _free(path: pathlib.Path) -> pathlib.Path:
+    """Returns a path at which nothing is: this one, or with a number behind it."""
+    numbered = (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
 
 
 def _line(row: Line) -> bytes:
