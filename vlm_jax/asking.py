@@ -17,7 +17,6 @@ from vlm_jax.attention.steering import Reallocation, Steering
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.errors import ConfigError, PromptError, UserError
-from vlm_jax.parallel import fetch
 from vlm_jax.processing import ImageSource
 from vlm_jax.steering.combine import identity_like, merge
 from vlm_jax.treatments import Reranked, Steered, TreatedModel, TwoPasses, bias_of, strategy_of
@@ -98,7 +97,7 @@ def logits(
     fill = lambda samples: [*samples, *samples[-1:] * (rows - len(prompts))]
     batch = model.processor.batch(None if images is None else fill(images), fill(prompts))
     lengths = np.asarray(batch.lengths_b)[: len(prompts)]
-    found = fetch(model.generator.logits(model.params, batch, model.steering), model.mesh)
+    found = model.generator.logits(model.params, batch, model.steering)
     return found[: len(prompts), : lengths.max()], lengths
 
 

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.compiles import counted
 from tests.decoding.conftest import SLOTS, generate
 from vlm_jax import models
+from vlm_jax.decoding import generate as generator
 
 
 def test_greedy_equals_a_loop_of_forward_passes(vlm, asked):
@@ -39,6 +41,19 @@ def test_cached_steps_give_the_logits_of_a_full_pass(vlm, asked):
     assert int(cache.used) == 4
     expected_position = asked.batch.next_position_b + 4
     np.testing.assert_array_equal(cache.next_position_b, expected_position)
+
+
+def test_many_logits_are_made_of_some_places_at_a_time(vlm, asked, monkeypatch):
+    rows, length = asked.batch.tokens_bt.shape
+    whole = vlm.generator.logits(vlm.params, asked.batch)
+    places = length // 2 - 1
+    assert length % places, "the last places overlap"
+    monkeypatch.setattr(generator, "LOGITS_BYTES", 4 * rows * whole.shape[2] * places)
+    vlm.generator.warm_logits(vlm.params, asked.batch)
+    with counted() as compiled:
+        found = vlm.generator.logits(vlm.params, asked.batch)
+    assert not compiled
+    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
 
 
 def test_a_stop_id_ends_its_row_only(vlm, asked):

@@ -104,8 +104,8 @@ def test_slices_are_names_that_grow():
     [
         ({"topology": 3}, "must be text"),
         ({"programs": ("prefil",)}, "prefill"),
-        ({"programs": ()}, "names no program"),
-        ({"image_size": (640,)}, "a width and a height"),
+        ({"programs": ()}, "must list 1 value"),
+        ({"image_size": (640,)}, "must list 2 values"),
         ({"text_tokens": 0}, "text_tokens"),
     ],
 )

@@ -43,7 +43,7 @@ def refuse_overflow(
         return
     logits_btv = generator.logits(params, batch, steering, prefix=prefix, owner_b=owner_b)
     last = (np.asarray(batch.lengths_b) - 1)[:, None, None]
-    if bool(jnp.isfinite(jnp.take_along_axis(logits_btv, last, axis=1)).all()):
+    if bool(np.isfinite(np.take_along_axis(logits_btv, last, axis=1)).all()):
         return
     read = generator.read_prefix(params, batch) if prefix is None else prefix
     for layer, segment in enumerate(read.segments):

@@ -25,6 +25,9 @@ from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix, abstract, merge
 from vlm_jax.parallel import batch_sharding, fetch, knows_mesh
 
+LOGITS_BYTES = 1 << 30
+"""Of the logits of many places that a device holds at once."""
+
 PART = 8
 """Tokens after which a call that is to tell of its answers tells what there is."""
 
@@ -92,6 +95,14 @@ class Generator:
             prefix = _everywhere(prefix, mesh)
             return merge(graphdef, params).forward(batch, steering, prefix, owner_b)
 
+        def hidden(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
+            prefix = _everywhere(prefix, mesh)
+            return merge(graphdef, params).hidden(batch, steering, prefix, owner_b)
+
+        def head(params: Params, hidden_btd, start, *, length):
+            part_btd = jax.lax.dynamic_slice_in_dim(hidden_btd, start, length, axis=1)
+            return merge(graphdef, params).decoder.logits(part_btd)
+
         def decode_all(params: Params, read, cache, inputs, slots: int):
             return decode(merge(graphdef, params), read, cache, inputs, slots)
 
@@ -106,7 +117,8 @@ class Generator:
         self._read_images = jit(read_images)
         self._read_prefix = jit(read_prefix)
         self._prefill = jit(prefill, static_argnames=("slots", "watch", "shared"))
-        self._forward = jit(forward)
+        self._forward, self._hidden = jit(forward), jit(hidden)
+        self._head = jit(head, static_argnames="length")
         # Answers lie whole with every device of a replica, of which the host may not have all.
         answers = (batch_sharding(mesh),) * 6
         self._decode = jax.jit(
@@ -125,8 +137,8 @@ class Generator:
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         jitted: tuple[Any, ...] = (
-            self._read_images, self._read_prefix, self._prefill, self._forward, self._decode,
-            self._begin, self._decode_part,
+            self._read_images, self._read_prefix, self._prefill, self._forward, self._hidden,
+            self._head, self._decode, self._begin, self._decode_part,
         )  # fmt: skip
         return sum(program._cache_size() for program in jitted)
 
@@ -172,10 +184,10 @@ class Generator:
         *,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
-    ) -> Float[Array, "B T V"]:
+    ) -> Float[np.ndarray, "B T V"]:
         """Returns float32 logits at every place of the batch; those at pads mean nothing.
 
-        They stay where the devices computed them; `vlm_jax.parallel.fetch` brings them to the host.
+        Where they are many, the devices make those of some places at a time.
 
         Args:
             params: parameters, already on the mesh.
@@ -185,7 +197,16 @@ class Generator:
         """
         steering = self._put.steering(steering)
         before = self._before(batch, prefix, owner_b)
-        return self._forward(params, self._put.rows(batch), steering, *before)
+        args = params, self._put.rows(batch), steering, *before
+        length, places = batch.tokens_bt.shape[1], self._places(batch)
+        if places >= length:
+            return fetch(self._forward(*args), self.mesh)
+        hidden_btd, found = self._hidden(*args), []
+        for start in range(0, length, places):
+            first = min(start, length - places)
+            part = self._head(params, hidden_btd, np.int32(first), length=places)
+            found.append(fetch(part, self.mesh)[:, start - first :])
+        return np.concatenate(found, axis=1)
 
     def next_logits(
         self, params: Params, batch: Batch, steering: Steering | None = None
@@ -344,7 +365,19 @@ class Generator:
     ) -> None:
         """Compiles ahead of time what `logits` of whole prompts runs; arguments as of `warm`."""
         rows, steering = self._like.rows(batch), self._like.steering(steering)
-        (compile or compile_ahead)("logits", self._forward, params, rows, steering)
+        compile, places = compile or compile_ahead, self._places(batch)
+        if places >= batch.tokens_bt.shape[1]:
+            compile("logits", self._forward, params, rows, steering)
+            return
+        hidden_btd = compile("logits", self._hidden, params, rows, steering)
+        compile("head", self._head, params, hidden_btd, np.int32(0), length=places)
+
+    def _places(self, batch: Batch) -> int:
+        """Returns at how many places of a batch a device makes logits at once."""
+        data, model = self.mesh.shape["data"], self.mesh.shape["model"]
+        share = self.vocabulary // model if self.vocabulary % model == 0 else self.vocabulary
+        rows = batch.size // data if batch.size % data == 0 else batch.size
+        return max(LOGITS_BYTES // (4 * rows * share), 1)
 
     def _rows_or_whole(self, put: Placement, size: int) -> Callable[[Any], Any]:
         """How to place what leads with `size` prefixes: split over the data axis if they divide."""

@@ -51,6 +51,18 @@ def linear(
     return jax.lax.platform_dependent(x, w_oi, cpu=turned, default=plain)
 
 
+def heads(
+    x_bpd: Float[Array, "B P D"], w_d3nh: Float[Array, "D 3 N H"], bias_3nh: Float[Array, "3 N H"]
+) -> list[Float[Array, "B P N H"]]:
+    """Returns queries, keys and values.
+
+    What one product made of all three would be written once more, to be taken apart.
+    """
+    return [
+        jnp.einsum("bpd,dnh->bpnh", x_bpd, w_d3nh[:, part]) + bias_3nh[part] for part in range(3)
+    ]
+
+
 def zeros(*shape: int) -> nnx.Param:
     """Declares a bias: float32 zeros."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))

@@ -16,6 +16,7 @@ from vlm_jax.models.dealing import Across, all_keys, own_part, together
 from vlm_jax.models.layers import (
     ACTIVATIONS,
     halves,
+    heads,
     layer_norm,
     linear,
     matrix,
@@ -55,8 +56,7 @@ class NativeVitLayer(nnx.Module):
         With `across`, other devices hold the rest of each sample.
         """
         normed = layer_norm(x_bpd, self.norm1_scale_d[...], self.norm1_bias_d[...], self.eps)
-        qkv = jnp.einsum("bpd,dtnh->tbpnh", normed, self.wqkv_d3nh[...])
-        q, k, v = qkv + self.bqkv_3nh[...][:, None, None]
+        q, k, v = heads(normed, self.wqkv_d3nh[...], self.bqkv_3nh[...])
         q, k = (halves(q), halves(k)) if self.neighbours else (q, k)
         q, k = rotate(q, angles), rotate(k, angles)
         segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)

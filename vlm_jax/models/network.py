@@ -144,7 +144,17 @@ class Network(nnx.Module):
         owner_b: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits at every place of the batch; arguments as of `prefill`."""
-        return self.decoder.logits(self.read(batch, steering, _take(prefix, owner_b))[0])
+        return self.decoder.logits(self.hidden(batch, steering, prefix, owner_b))
+
+    def hidden(
+        self,
+        batch: Batch,
+        steering: Steering | None = None,
+        prefix: Prefix | None = None,
+        owner_b: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Returns what logits are made of at every place; arguments as of `prefill`."""
+        return self.read(batch, steering, _take(prefix, owner_b))[0]
 
     def read_prefix(self, batch: Batch, steering: Steering | None = None) -> Prefix:
         """Reads the beginnings of prompts, each up to its last image token.

@@ -15,6 +15,7 @@ from vlm_jax.config import QwenVisionConfig
 from vlm_jax.models.dealing import Across, all_keys
 from vlm_jax.models.layers import (
     ACTIVATIONS,
+    heads,
     linear,
     matrix,
     ones,
@@ -52,8 +53,7 @@ class QwenVisionLayer(nnx.Module):
         With `across`, other devices hold the rest of each row.
         """
         normed = rms_norm(x_bpd, self.norm1_d[...], self.eps)
-        qkv = jnp.einsum("bpd,dtnh->tbpnh", normed, self.wqkv_d3nh[...])
-        q, k, v = qkv + self.bqkv_3nh[...][:, None, None]
+        q, k, v = heads(normed, self.wqkv_d3nh[...], self.bqkv_3nh[...])
         q, k = rotate(q, angles), rotate(k, angles)
         segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)
         out = attend(q, [all_keys(segment, across)], queries)

@@ -37,6 +37,9 @@ from vlm_jax.steering.named import identified
 
 PROGRAMS = ("prefill", "decode", "read_images", "read_prefix", "logits", "edit")
 SHARED = ("shared_prefill", "shared_decode")
+HEAD = "head"
+"""What `logits` is followed by where they are made of some places at a time."""
+
 ANSWERING = ("prefill", "decode", "read_images", "read_prefix", *SHARED)
 
 ROWS = 32
@@ -247,7 +250,7 @@ class _Recorder:
 
     def plan(self) -> HardwarePlan:
         """Returns what is known so far."""
-        order = [name for name in (*PROGRAMS, *SHARED) if name in self.programs]
+        order = [name for name in (*PROGRAMS, HEAD, *SHARED) if name in self.programs]
         programs = {name: self.programs[name] for name in order}
         return HardwarePlan(self.planner.identity, programs, self.planner.suggestion(programs))
 
@@ -291,11 +294,12 @@ class _Recorder:
             return
 
     def logits(self) -> None:
-        """Compiles what reads prompts without answering."""
+        """Compiles what reads prompts without answering, in two where there are many logits."""
         planner, sizes = self.planner, self.planner.sizes
 
-        def compile(name: str, program: Any, *args: Any, **static: Any) -> None:
-            self._compile("logits", lambda: program.lower(*args, **static))
+        def compile(name: str, program: Any, *args: Any, **static: Any) -> Any:
+            self._compile(name, lambda: program.lower(*args, **static))
+            return result_shapes(program, args, static, planner.config, planner.mesh)
 
         batch = batch_shapes(planner.rows, sizes.length, sizes, planner.cut, images=True)
         self.generator.warm_logits(self.params, batch, self.steering, compile=compile)
@@ -308,7 +312,8 @@ class _Recorder:
         self._compile("edit", lambda: lower_factoring(*shape, devices, joint=joint))
 
     def _compile(self, name: str, lower: Callable[[], Any]) -> None:
-        if name not in self.planner.settings.programs or name in self.programs:
+        asked = {HEAD: "logits"}.get(name, name)
+        if asked not in self.planner.settings.programs or name in self.programs:
             return
         self.programs[name] = compile_program(lower(), self.planner.devices.chip)
         self.done(name, self.plan())
