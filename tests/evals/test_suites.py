@@ -332,7 +332,7 @@ def test_mmvet_takes_the_grades_of_a_judge(write):
     assert found.pop("unparsable_rate") == found.pop("truncated_rate") == 0
     assert found == {"total": 0.5, "rec": 0.5, "ocr": 0.25}
     bad = write("b.json", json.dumps({"v1_0": 2}))
-    with pytest.raises(AnswersError, match="'v1_0' needs a score from 0 to 1, found 2"):
+    with pytest.raises(AnswersError, match=r"score of 'v1_0': Expected `float` <= 1\.0"):
         score(answers, truth, rules={"grades": str(bad)})
 
 

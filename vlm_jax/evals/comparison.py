@@ -245,7 +245,11 @@ def make_frontier(sweep: Mapping[float, Mapping[str, TallyTable]]) -> Frontier:
 
 
 def shared_fields(tables: Mapping[str, TallyTable]) -> dict[str, TallyTable]:
-    """The tables with only the fields that all of them count, so that they can be pooled."""
+    """Returns the tables with only the fields that all of them count, in the first one's order.
+
+    CHAIR counts captions, mentions and words, CHAIR by label mentions of each label too: pooled
+    they have captions, mentions and words.
+    """
     first = next(iter(tables.values()))
     fields = [name for name in first.fields if all(name in t.fields for t in tables.values())]
     return {

@@ -202,7 +202,14 @@ def read_curve(recalls: Sequence[float] | np.ndarray, values, at: float) -> floa
 
 
 def pool_sets(tables: TallyTable | Mapping[str, TallyTable]) -> tuple[TallyTable, tuple[str, ...]]:
-    """One table over all sets, its items named (set, item), and the set of every item."""
+    """Returns one table over all sets, and the set of each of its rows.
+
+    {"a": items 1 and 2, "b": item 1} becomes the rows ("a", 1), ("a", 2), ("b", 1), and
+    ("a", "a", "b"). A lone table is the set "".
+
+    Raises:
+        ValueError: there is no set, or two count different fields.
+    """
     by_set = {"": tables} if isinstance(tables, TallyTable) else dict(tables)
     if not by_set:
         raise ValueError("an arm needs the tallies of at least one set")

@@ -243,12 +243,15 @@ def minimum_detectable_effect(error: float, *, power: float = 0.8, level: float 
 
 
 def paired_error(discordant: float, effect: float, items: int) -> float:
-    """Standard error of a paired difference of proportions.
+    """Returns the standard error of a paired difference of proportions.
 
     Args:
-        discordant: share of items whose outcome differs between the arms.
-        effect: difference of the proportions.
-        items: number of items.
+        discordant: share of items whose outcome differs between the arms, from 0 to 1.
+        effect: difference of the proportions; its square is at most `discordant`.
+        items: number of items, at least 1.
+
+    Raises:
+        ValueError: a value is out of range.
     """
     if items < 1 or not 0 <= discordant <= 1 or effect**2 > discordant:
         raise ValueError(
@@ -263,8 +266,17 @@ def detectable_change(
 ) -> float:
     """The least difference of paired proportions that is found, where a share of pairs differs.
 
-    It solves effect = z sqrt((discordant - effect^2) / items), and is at most `discordant`, for
-    pairs cannot all differ one way by more.
+    It solves effect = z sqrt((discordant - effect^2) / items), and is at most `discordant`, as no
+    more pairs differ: where 10 % of 500 pairs differ, a change of 3.9 points is found.
+
+    Args:
+        discordant: share of items whose outcome differs between the arms, from 0 to 1.
+        items: number of items, at least 1.
+        power: chance to find it, above 0 and below 1.
+        level: of the interval that it is found by, such as 0.95.
+
+    Raises:
+        ValueError: a value is out of range.
     """
     paired_error(discordant, 0, items)
     z = _both_quantiles(power, level)

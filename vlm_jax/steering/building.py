@@ -19,14 +19,35 @@ QK_RESCALE = ("off", "logit", "weight")
 
 
 def in_layers(name: str, given: Any, released: tuple[int, int], layers: int, width: int):
-    """Bool [L, N], True in a range of layers."""
+    """Returns a mask, bool [L, N], that is True at all heads of a range of layers.
+
+    Args:
+        name: of the setting, for errors.
+        given: its first and last layer, both included; None: the released range, scaled.
+        released: first and last layer that the authors name, of a model of 32.
+        layers, width: L and N of the model.
+
+    Raises:
+        ConfigError: `given` is no such range.
+    """
     usual = given is None
     chosen = scaled_layers(*released, layers) if usual else layer_range(name, given, layers)
     return np.broadcast_to(np.isin(np.arange(layers), list(chosen))[:, None], (layers, width))
 
 
 def listed(config: VLMConfig, heads: Any, count: int | None, control: str, seed: int):
-    """Bool [L, N], True in the heads that a method or its control acts on."""
+    """Returns a mask, bool [L, N], that is True at the heads that a method or its control acts on.
+
+    Args:
+        config: of the model.
+        heads: what a method's setting `heads` takes, see `resolve_heads`.
+        count: so many of them, the strongest first; None: as many as the set says.
+        control: a word of `CONTROLS`; "" for the method itself.
+        seed: of a random control.
+
+    Raises:
+        ConfigError: a value is wrong, or the control is not possible with these heads.
+    """
     one_of("control", control, CONTROLS)
     sets = resolve_heads(heads, config)
     return mask_of(choose_heads(sets, count, control, seed), sets.shape)
@@ -49,7 +70,14 @@ def energy_rescale(
 def reallocation(
     on_ln: np.ndarray, threshold: float, image: float, text: float, **switches: Any
 ) -> Reallocation:
-    """Reallocation with these strengths where heads are on."""
+    """Returns a reallocation that acts at the heads of a mask, and is the identity elsewhere.
+
+    Args:
+        on_ln: the mask, bool [L, N].
+        threshold: mass on text from which on a row is reallocated; elsewhere infinity.
+        image, text: factors of the weights on image and text; elsewhere 1.
+        switches: static switches of `Reallocation`.
+    """
     return Reallocation(
         leaf(np.where(on_ln, image, 1)),
         leaf(np.where(on_ln, text, 1)),
@@ -59,7 +87,16 @@ def reallocation(
 
 
 def projection(on_ln: np.ndarray, shrinkage: Any, zero_trace: Any, prefill: Any) -> Projection:
-    """Projection with this shrinkage where heads are on."""
+    """Returns a projection that acts at the heads of a mask, bool [L, N].
+
+    Args:
+        on_ln: the mask.
+        shrinkage: beta, from 0 to 1; 0 elsewhere.
+        zero_trace, prefill: words of `ZERO_TRACE` and `PREFILL`.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
     beta = number("shrinkage", shrinkage, 0, 1)
     one_of("zero_trace", zero_trace, ZERO_TRACE)
     one_of("prefill", prefill, PREFILL)
@@ -69,5 +106,5 @@ def projection(on_ln: np.ndarray, shrinkage: Any, zero_trace: Any, prefill: Any)
 
 
 def leaf(values_ln: np.ndarray) -> np.ndarray:
-    """Float32 [1, L, N], the same for all examples."""
+    """Returns values [L, N] as a part's leaf: float32 [1, L, N], the same for all examples."""
     return np.asarray(values_ln, np.float32)[None]

@@ -34,7 +34,10 @@ def layer_order(seed: int, layer: int, width: int) -> np.ndarray:
 
 
 def random_heads(heads: tuple[Head, ...], shape: tuple[int, int], seed: int) -> tuple[Head, ...]:
-    """As many heads of every layer, drawn without replacement.
+    """Returns as many heads of every layer, drawn from all of that layer without replacement.
+
+    Heads (0, 3), (0, 5) and (4, 1) become two heads of layer 0 and one of layer 4; a drawn head
+    may be one of those given. A layer's draw is of (seed, layer) alone.
 
     Raises:
         ConfigError: a draw could only give the heads themselves.
@@ -66,7 +69,9 @@ def without_sinks(heads: tuple[Head, ...], sets: HeadSets) -> tuple[Head, ...]:
 
 
 def sink_mask(sets: HeadSets) -> np.ndarray:
-    """Bool [L, N], True for attention sinks.
+    """Returns a mask, bool [L, N], that is True at attention sinks.
+
+    These have more than `SINK_MASS` of their mass on tokens before the first image.
 
     Raises:
         ConfigError: it was not measured which they are.

@@ -150,7 +150,14 @@ def read_head_sets(path: str | os.PathLike) -> HeadSets:
 
 
 def mask_of(heads: Iterable[Head], shape: tuple[int, int]) -> np.ndarray:
-    """Bool [L, N], True where a head is among some."""
+    """Returns a mask, bool [L, N], that is True at the heads.
+
+        mask_of([(0, 1)], (2, 3))      # [[False, True, False], [False, False, False]]
+
+    Args:
+        heads: (layer, head) pairs, both from 0, within `shape`.
+        shape: (layers, query heads).
+    """
     mask_ln = np.zeros(shape, bool)
     for layer, head in heads:
         mask_ln[layer, head] = True
@@ -158,7 +165,10 @@ def mask_of(heads: Iterable[Head], shape: tuple[int, int]) -> np.ndarray:
 
 
 def per_layer(heads: Iterable[Head]) -> Mapping[int, int]:
-    """Layer -> how many of the heads are in it."""
+    """Returns how many of the heads each layer has; a layer without any has no entry.
+
+    per_layer([(2, 0), (2, 5), (7, 1)])      # {2: 2, 7: 1}
+    """
     counts: dict[int, int] = {}
     for layer, _ in heads:
         counts[layer] = counts.get(layer, 0) + 1

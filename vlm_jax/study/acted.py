@@ -66,9 +66,10 @@ def acted(steering: Steering, lines: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
 
 def touched(steering: Steering) -> np.ndarray:
-    """Bool [L, N], True for heads that a steering may act on.
+    """Returns a mask, bool [L, N], that is True at heads that a steering may act on.
 
-    Vectors in the residual stream act on all heads of their layers; alone, on one column.
+    Vectors in the residual stream act on all heads of their layers. A steering of vectors alone
+    gives one column, [L, 1]: True at the layers that they are added in.
     """
     masks = []
     for part in steering.parts.values():

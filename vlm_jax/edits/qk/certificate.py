@@ -125,9 +125,14 @@ def cosine_of(one: HeadEdit, other: HeadEdit, product: Product) -> float:
 
 
 def rope_capture(edit: HeadEdit, cores_obc: np.ndarray) -> dict[str, Any]:
-    """rho: the energy in the edited directions over that of as many best ones, at each offset.
+    """Returns rho: the energy in the edited directions over that of as many best ones, by offset.
 
-    1 where the modes of offset 0 are still the strongest of the rotated product.
+    1 where the modes of offset 0 are still the strongest of the rotated product; 0.5 where others
+    hold twice as much there.
+
+    Args:
+        edit: of the head; the first columns of `left` are its directions.
+        cores_obc: the head's product between rotated queries and keys, one core an offset.
 
     Returns:
         `values`, one an offset, and their `median`; nothing where no direction was edited.

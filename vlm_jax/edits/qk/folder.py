@@ -134,7 +134,11 @@ def image_rope(config: VLMConfig) -> Rope:
 
 
 def read_layer(source: ModelFolder, layer: int) -> dict[str, np.ndarray]:
-    """The arrays of a decoder layer that an edit reads, by name."""
+    """Returns the arrays of a decoder layer that an edit reads, by the names of `LAYER_ARRAYS`.
+
+    Those that the architecture has not (biases, norms of queries and keys) are absent; dtypes are
+    as stored.
+    """
     prefix = _prefix(layer)
     paths = [prefix + name for name in LAYER_ARRAYS if prefix + name in source.tensors]
     return {path.removeprefix(prefix): array for path, array in source.stream(paths)}

@@ -143,7 +143,15 @@ def candidates(modes: Modes, spec: QKEdit) -> np.ndarray:
 
 
 def count_for_energy(modes: Modes, pool: np.ndarray, energy: float) -> int:
-    """The smallest number of the pool's modes whose share of the pool's energy reaches `energy`."""
+    """Returns how many of a head's modes it takes to reach a share of their energy.
+
+    Singular values 3, 2, 1 have energies 9, 4, 1: energy=0.9 takes two modes, (9 + 4) / 14 = 0.93.
+
+    Args:
+        modes: of the head.
+        pool: [m] indices of the modes that count, the strongest first.
+        energy: the share of the pool's energy to reach, in (0, 1].
+    """
     if not pool.size:
         return 0
     share = np.cumsum(modes.values[pool] ** 2) / np.sum(modes.values[pool] ** 2)
@@ -151,7 +159,14 @@ def count_for_energy(modes: Modes, pool: np.ndarray, energy: float) -> int:
 
 
 def shared_count(layer: list[tuple[Modes, np.ndarray]], energy: float) -> int:
-    """The smallest number of modes at which the layer's mean energy share reaches `energy`."""
+    """Returns how many modes of every head it takes until the heads' mean share reaches `energy`.
+
+    Heads whose first modes hold 0.9 and 0.5 of their energy: one mode gives 0.7 in the mean.
+
+    Args:
+        layer: modes and pool of each head, see `count_for_energy`.
+        energy: the share to reach, in (0, 1].
+    """
     longest = max((pool.size for _, pool in layer), default=0)
     curves = []
     for modes, pool in layer:
@@ -164,7 +179,17 @@ def shared_count(layer: list[tuple[Modes, np.ndarray]], energy: float) -> int:
 
 
 def select(modes: Modes, pool: np.ndarray, count: int, spec: QKEdit, where: str) -> np.ndarray:
-    """The first `count` of the pool, moved to the nearest cut that is not a tie.
+    """Returns the indices of the first `count` modes of the pool, or of a few more or fewer.
+
+    Modes of equal strength are chosen together, as which of them comes first is chance: strengths
+    5, 3, 3, 1 and count=2 give the first three; 5, 3, 3, 3, 1 and count=2 the first one.
+
+    Args:
+        modes: of the head.
+        pool: [m] indices of the modes to choose from, the strongest first.
+        count: how many.
+        spec: the edit; of the method `alignment` there may be fewer than `count`.
+        where: the head, for errors.
 
     Raises:
         EditError: the head has fewer modes than asked for.

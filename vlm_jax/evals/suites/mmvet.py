@@ -6,7 +6,10 @@ one nothing is scored: results of different judges do not compare.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+import numpy as np
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.base import Example, Judged, Metric
@@ -14,10 +17,18 @@ from vlm_jax.evals.final_answer import final
 from vlm_jax.evals.questions import QuestionSettings, QuestionSuite, need
 from vlm_jax.evals.records import Record, read_text
 from vlm_jax.evals.tallies import Totals, ratio
-from vlm_jax.foreign import parse_json
+from vlm_jax.foreign import convert, parse_json
 from vlm_jax.settings import setting, text
 
 _PARTS = 1000  # grades are tallied in thousandths
+_Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Scores = _Score | Annotated[list[_Score], msgspec.Meta(min_length=1)]
+
+
+class _Entry(msgspec.Struct):
+    """What the official grader says of an answer."""
+
+    score: _Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +123,9 @@ class MmVet(QuestionSuite):
 
 
 def read_grades(path: str) -> dict[str, float]:
-    """Id -> grade from 0 to 1, the mean over a judge's runs.
+    """Returns the grade of each id, from 0 to 1, the mean over a judge's runs.
+
+    {"v1_0": 0.5, "v1_1": [0, 1], "v1_2": {"score": [1.0]}} gives 0.5, 0.5 and 1.0.
 
     Raises:
         AnswersError: the file is something else.
@@ -120,12 +133,9 @@ def read_grades(path: str) -> dict[str, float]:
     document = parse_json(read_text(path), dict[str, Any], path, AnswersError)
     found = {}
     for key, entry in document.items():
-        scores = entry.get("score") if isinstance(entry, dict) else entry
-        listed = scores if isinstance(scores, list) else [scores]
-        valid = [s for s in listed if isinstance(s, int | float) and 0 <= s <= 1]
-        if not valid or len(valid) < len(listed):
-            raise AnswersError(f"{path}: {key!r} needs a score from 0 to 1, found {scores!r}.")
-        found[key] = sum(valid) / len(valid)
+        graded = convert(entry, _Scores | _Entry, f"{path}: score of {key!r}", AnswersError)
+        scores = graded.score if isinstance(graded, _Entry) else graded
+        found[key] = float(np.mean(scores))
     return found
 
 
