@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -128,6 +129,17 @@ def test_generate_records_what_it_cannot_read_and_goes_on_after_a_kill(ask):
     assert "[r4]" in said.out
     with pytest.raises(AnswersError, match="another run: max_new_tokens was 4 and is 5"):
         ask(max_new_tokens=5)
+
+
+def test_what_an_answer_took_is_logged_on_request(ask, caplog):
+    caplog.set_level("INFO", logger="vlm_jax.jobs.generate")
+    ask(max_failures=2)
+    first, *_, last = caplog.messages
+    read, pictures, written = map(int, re.findall(r" (\d+)", first))
+    assert first.startswith("[r0] ")
+    assert 0 < pictures == 4 * 4 < read  # patches of 14 pixels
+    assert 0 < written <= 4
+    assert re.fullmatch(r"peak of memory: this process [\d,]+ MiB", last)
 
 
 def test_a_picture_that_was_replaced_is_not_the_one_that_was_asked_about(ask, tmp_path):

@@ -56,7 +56,8 @@ class Answer:
             [steps, L].
         score: of beam search: the sum of log-probabilities over the length to the power of the
             length penalty; None elsewhere.
-        prompt_tokens: tokens of its prompt, those of images counted.
+        prompt_tokens: tokens of its prompt, those of images counted; 0 of a reranker's answer.
+        image_tokens: those of images alone.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Answer:
     counts: StepCounts | None = None
     score: float | None = None
     prompt_tokens: int = 0
+    image_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,6 +415,7 @@ class _Run:
                     jax.tree.map(operator.itemgetter((row, steps)), generated.counts),
                     None if generated.scores_b is None else float(generated.scores_b[row]),
                     question.draft.length,
+                    sum(extent.tokens for extent in question.draft.extents),
                 )
 
     @property

@@ -1,8 +1,12 @@
 """Answers prompts about images."""
 
+import logging
 import pathlib
+import resource
 import sys
 from typing import Any
+
+import jax
 
 from vlm_jax import checkpoint
 from vlm_jax.answering import Answer
@@ -19,13 +23,16 @@ from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_identity, generation_settings, load_model, share
 from vlm_jax.study.treated import treated
 
+_log = logging.getLogger(__name__)
+
 
 def run(request: Request) -> None:
     """Answers `config.requests`, or `config.prompt` about `config.images`.
 
     `config.method` says what is done to the model first. Prints the answers; with `--workdir` also
     writes `answers.jsonl`, a line {"id", "prompt", "image" or "images", "text"} an answer, or
-    {"id", "error"} for a request that cannot be read. A killed run goes on where it stopped.
+    {"id", "error"} for a request that cannot be read. A killed run goes on where it stopped. With
+    `--verbosity=0` it also says how many tokens were read and written, and the peak of memory.
 
     Raises:
         UserError: no request was answered, or more failed than may.
@@ -55,15 +62,39 @@ def run(request: Request) -> None:
         max_failures=config.max_failures,
         share=part,
         malformed=malformed,
-        show=lambda example, answer: print(f"[{example.id}] {answer.text}", flush=True),
+        show=_show,
         settings=settings,
     )
+    _log.info("%s", _peak_memory())
     failed = [row for row in rows.values() if ERROR in row]
     for row in failed if processes.primary() else []:
         print(f"[{row['id']}] failed: {row[ERROR]}", file=sys.stderr)
     if log.path is not None:
         counted = f" ({len(failed)} of {len(rows)} failed)" if failed else ""
         print(f"Answers: {log.path}{counted}")
+
+
+def _show(example: Example, answer: Answer) -> None:
+    """Prints an answer; logs what it took."""
+    print(f"[{example.id}] {answer.text}", flush=True)
+    if answer.prompt_tokens:
+        _log.info(
+            "[%s] %d tokens read, %d of them of images; %d written",
+            example.id,
+            answer.prompt_tokens,
+            answer.image_tokens,
+            len(answer.tokens),
+        )
+
+
+def _peak_memory() -> str:
+    """Returns the most memory that was in use so far, of each device or, on a CPU, the process."""
+    found = [(str(device), device.memory_stats()) for device in jax.local_devices()]
+    peaks = {name: stats["peak_bytes_in_use"] for name, stats in found if stats}
+    # Linux counts in KiB.
+    peaks = peaks or {"this process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    listed = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in peaks.items())
+    return f"peak of memory: {listed}"
 
 
 def _listed(images: Any) -> list[str]:
