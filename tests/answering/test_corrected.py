@@ -131,6 +131,7 @@ def test_boxes_are_chosen_drawn_and_refused():
     assert asked(boxes) == ((0.1, 0.2, 0.3, 0.4), True)
     assert asked([]) == ((0.2, 0.2, 0.8, 0.8), False)
     assert asked(boxes * 2) is None
+    assert asked(None) is None
     (drawn, found) = asked(boxes, control="random")
     assert found
     np.testing.assert_allclose([drawn[2] - drawn[0], drawn[3] - drawn[1]], [0.2, 0.2])

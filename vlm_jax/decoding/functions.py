@@ -1,7 +1,8 @@
 """Functions and models beside the VLM that settings of methods name.
 
-In Python a setting takes any function. In a config it takes "package.module:name", and where a
-model that matches texts and images will do, its folder or its name on the hub.
+In Python a setting takes any function. In a config it takes "package.module:name"; where a model
+that matches texts and images will do, its folder or its name on the hub; and where a detector will
+do, its JSON.
 """
 
 import functools
@@ -23,6 +24,7 @@ def function(
     *,
     does: str,
     of_matcher: Callable[[Any], Callable[..., Any]] | None = None,
+    detects: bool = False,
 ) -> Callable[..., Any]:
     """Returns the function that a setting means.
 
@@ -31,6 +33,7 @@ def function(
         value: a function, "package.module:name", or where `of_matcher` is given a model's folder.
         does: what the function takes and returns, for errors.
         of_matcher: returns what the setting wants of a model that `vlm_jax.matching` opens.
+        detects: whether it may be the JSON of a detector that `vlm_jax.detecting` opens.
 
     Raises:
         ConfigError: it means none.
@@ -40,9 +43,12 @@ def function(
     text = isinstance(value, str) and value
     if text and _NAMED.fullmatch(value):
         return _imported(name, value)
+    if text and detects and value.endswith(".json"):
+        return _detector(value)
     if text and of_matcher is not None:
         return of_matcher(_matcher(value))
     folder = ", or a folder of a CLIP, SigLIP or BLIP" if of_matcher is not None else ""
+    folder += ", or the .json of a CenterNet" if detects else ""
     raise ConfigError(
         f"{name} must be a function of {does}, or 'package.module:name' of one{folder}, not "
         f"{value!r}."
@@ -89,3 +95,11 @@ def _matcher(folder: str) -> Any:
     from vlm_jax.matching import open_matcher  # reads pictures and words: not needed without one
 
     return open_matcher(folder)
+
+
+@functools.cache
+def _detector(path: str) -> Any:
+    """Arms that name one detector share it."""
+    from vlm_jax.detecting import open_detector  # not needed without one
+
+    return open_detector(path)

@@ -34,7 +34,8 @@ class HALC(HostMethod):
 
     Attributes:
         detector: function of an image and a word; returns boxes (see `Box`), best by a threshold of
-            0.4 of a GroundingDINO. More than three are no evidence: the word stays.
+            0.4 of a GroundingDINO. More than three, or None, are no evidence: the word stays. Or
+            the JSON of a detector of `vlm_jax.detecting`.
         tagger: function of a word; returns whether it is a noun.
         matcher: function of texts and an image; returns a number for each. Or the folder of a model
             of `vlm_jax.matching`. Candidates are ranked by it.
@@ -53,7 +54,10 @@ class HALC(HostMethod):
     """
 
     detector: Any = setting(
-        None, function, does="an image and a word that returns boxes of shares of its sides"
+        None,
+        function,
+        does="an image and a word that returns boxes of shares of its sides",
+        detects=True,
     )
     tagger: Any = setting(None, function, does="a word that returns whether it is a noun")
     matcher: Any = setting(
@@ -98,7 +102,10 @@ class HALC(HostMethod):
         Raises:
             ConfigError: the detector returns no boxes inside the image.
         """
-        found = np.asarray(self.detector(image, word), np.float64)
+        found = self.detector(image, word)
+        if found is None:
+            return None
+        found = np.asarray(found, np.float64)
         found = found.reshape(-1, 4) if not found.size else found
         if found.ndim != 2 or found.shape[1] != 4 or not _inside(found):
             raise ConfigError(
