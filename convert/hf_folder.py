@@ -15,7 +15,7 @@ import numpy as np
 from convert import layout, safetensors_io
 from convert.finished import Finished
 from convert.safetensors_io import Header
-from convert.shards import INDEX, SINGLE, read_headers, weight_map_of
+from convert.shards import INDEX, SINGLE, places, read_headers
 from convert.table import DiskPart, Tensor, bind
 from vlm_jax.checkpoint import (
     MANIFEST,
@@ -57,18 +57,12 @@ class HFFolder(ModelFolder):
         self.path = pathlib.Path(path)
         self.config = read_config(self.path)
         self.files = read_headers(self.path)
-        self._file_of: dict[str, str] = {}
-        found: dict[str, TensorInfo] = {}
-        for file, header in self.files.items():
-            for name, entry in header.entries.items():
-                if name in found:
-                    raise CheckpointError(
-                        f"{self.path}: tensor {name!r} is in both {self._file_of[name]} and "
-                        f"{file}; remove the file that does not belong to the model."
-                    )
-                found[name] = TensorInfo(entry.shape, entry.dtype)
-                self._file_of[name] = file
-        _check_index(self.path, self._file_of)
+        self._file_of = places(self.path, self.files)
+        found = {
+            name: TensorInfo(entry.shape, entry.dtype)
+            for header in self.files.values()
+            for name, entry in header.entries.items()
+        }
         self.names: dict[str, Tensor] = bind(self.config).match(found, str(self.path))
         self._names_of: dict[str, list[str]] = {}
         for name, tensor in self.names.items():
@@ -261,14 +255,3 @@ def _check_written(
 
 def _is_index(name: str) -> bool:
     return name.endswith((".safetensors.index.json", ".bin.index.json"))
-
-
-def _check_index(folder: pathlib.Path, file_of: Mapping[str, str]) -> None:
-    if SINGLE in file_of.values() or not (folder / INDEX).exists():
-        return
-    for name, file in weight_map_of(folder).items():
-        if file_of.get(name) != file:
-            raise CheckpointError(
-                f"{folder / file} lacks tensor {name!r}, which {INDEX} places there. Fetch both "
-                "files again."
-            )

@@ -1,6 +1,7 @@
 """The safetensors files of a folder: one, or shards with an index."""
 
 import pathlib
+from collections.abc import Mapping
 
 import msgspec
 
@@ -30,6 +31,31 @@ def read_headers(folder: pathlib.Path) -> dict[str, Header]:
             "code. Save the model as safetensors first (save_pretrained of transformers does)."
         )
     raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}. Fetch the weights.")
+
+
+def places(folder: pathlib.Path, files: Mapping[str, Header]) -> dict[str, str]:
+    """Returns tensor name -> file name of a folder's weights.
+
+    Raises:
+        CheckpointError: a tensor is in two files, or not in the one where the index places it.
+    """
+    found: dict[str, str] = {}
+    for file, header in files.items():
+        for name in header.entries:
+            if name in found:
+                raise CheckpointError(
+                    f"{folder}: tensor {name!r} is in both {found[name]} and {file}; remove the "
+                    "file that does not belong to the model."
+                )
+            found[name] = file
+    if SINGLE not in files and (folder / INDEX).exists():
+        for name, file in weight_map_of(folder).items():
+            if found.get(name) != file:
+                raise CheckpointError(
+                    f"{folder / file} lacks tensor {name!r}, which {INDEX} places there. Fetch "
+                    "both files again."
+                )
+    return found
 
 
 class _Index(msgspec.Struct):

@@ -2,6 +2,7 @@
 
     found = verify_hf("llava-1.5-7b-hf", "edited-hf")
     found.heads       # which query heads changed, and by how much
+    found.files       # other files that differ: config.json, a tokenizer
     found.faults      # tensors that changed without the certificate's leave: none, one hopes
     found.left        # how much of the edit rounding to fewer bits would leave
 
@@ -21,15 +22,16 @@ import msgspec
 import numpy as np
 
 from convert import safetensors_io
-from convert.safetensors_io import Entry, Header
-from convert.shards import read_headers
-from vlm_jax.edit_record import CERTIFICATE, EditRecord, digest, read_certificate
+from convert.safetensors_io import Entry
+from convert.shards import INDEX, SINGLE, places, read_headers
+from vlm_jax.edit_record import CERTIFICATE, SIDECAR, EditRecord, digest, read_certificate
 from vlm_jax.errors import CheckpointError
-from vlm_jax.foreign import convert, read_json
+from vlm_jax.foreign import convert, read_bytes, read_json
 from vlm_jax.terminal import written
 
 _CERTIFIED = re.compile(r"decoder/layers/(\d+)/(wq_dnh|bq_nh)")
 _ENDS = {"wq_dnh": "q_proj.weight", "bq_nh": "q_proj.bias"}
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx")
 _GROUP = 128  # inputs that share a scale, as 4-bit checkpoints have them
 
 
@@ -76,6 +78,8 @@ class Verification:
         heads: query heads that changed as the certificate has it, by layer and head.
         faults: tensor on disk -> what is wrong with it.
         left: rounding -> what it leaves of the edit; empty where nothing was edited.
+        files: other file -> how it differs from the original's, such as a config.json. Not a fault:
+            the certificate is about tensors.
     """
 
     original: pathlib.Path
@@ -85,6 +89,7 @@ class Verification:
     heads: Sequence[HeadChange]
     faults: Mapping[str, str]
     left: Mapping[str, Left]
+    files: Mapping[str, str]
 
     def __str__(self) -> str:
         parts = [f"{self.equal} of {self.tensors} tensors have the same bytes."]
@@ -100,6 +105,8 @@ class Verification:
             parts.append(written(["rounded to", "of the edit left", "noise added"], rows))
         if self.faults:
             parts.append(written(["tensor", "fault"], [list(x) for x in self.faults.items()]))
+        if self.files:
+            parts.append(written(["other file", ""], [list(x) for x in self.files.items()]))
         return "\n\n".join(parts)
 
     def check(self) -> None:
@@ -152,8 +159,12 @@ def verify_hf(original: str | os.PathLike[str], edited: str | os.PathLike[str]) 
         else:
             lacks = "there is no" if record is None else "it is not in"
             faults[name] = f"was changed, and {lacks} {CERTIFICATE}"
-    heads = [] if record is None or not changes else _heads(changes, named, record, after.path)
-    return Verification(before.path, after.path, len(both), equal, heads, faults, _left(changes))
+    heads: list[HeadChange] = []
+    if record is not None and changes:
+        heads = _heads(changes, named, record, after.path, faults)
+    files = _files(before.path, after.path)
+    left = _left(changes)
+    return Verification(before.path, after.path, len(both), equal, heads, faults, left, files)
 
 
 class _Weights:
@@ -161,11 +172,16 @@ class _Weights:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.entries: dict[str, Entry] = {}
-        self._where: dict[str, tuple[pathlib.Path, Header]] = {}
-        for file, header in read_headers(path).items():
-            self.entries |= header.entries
-            self._where |= dict.fromkeys(header.entries, (path / file, header))
+        if (path / SINGLE).exists() and (path / INDEX).exists():
+            raise CheckpointError(
+                f"{path} has both {SINGLE} and {INDEX}, of which some programs read the one and "
+                "some the other; remove what does not belong to the model."
+            )
+        headers = read_headers(path)
+        self._where = {n: (path / f, headers[f]) for n, f in places(path, headers).items()}
+        self.entries: dict[str, Entry] = {
+            name: header.entries[name] for name, (_, header) in self._where.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor as stored."""
@@ -195,6 +211,29 @@ def _named(
         alike = (name for name in names if name.endswith(end))
         found |= {n: path for n in alike if digest(_ours(before.read(n))) == both["before"]}
     return found
+
+
+def _files(original: pathlib.Path, edited: pathlib.Path) -> dict[str, str]:
+    """Returns other file -> how the edited folder's differs from the original's.
+
+    What an edit itself adds, cards and indices are left out.
+    """
+    left_out = {CERTIFICATE, SIDECAR, INDEX, "README.md"}
+
+    def listed(folder: pathlib.Path) -> set[str]:
+        return {
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_file() and entry.suffix not in _WEIGHTS and entry.name not in left_out
+        }
+
+    before, after = listed(original), listed(edited)
+    differs = {name: "is missing" for name in before - after}
+    differs |= {name: "is not in the original" for name in after - before}
+    for name in before & after:
+        if read_bytes(original / name) != read_bytes(edited / name):
+            differs[name] = "differs"
+    return dict(sorted(differs.items()))
 
 
 class _Decoder(msgspec.Struct):
@@ -241,8 +280,9 @@ def _heads(
     named: Mapping[str, str],
     record: EditRecord,
     folder: pathlib.Path,
+    faults: dict[str, str],
 ) -> list[HeadChange]:
-    """Returns the heads whose weights or biases changed."""
+    """Returns the heads whose weights or biases changed; those not certified are faults."""
     certified = convert(record.fields, _Certified, str(record.path)).heads
     relative = {(h.layer, h.head): h.edit.get("dw_relative") for h in certified}
     squares: dict[tuple[int, int], np.ndarray] = {}
@@ -253,6 +293,8 @@ def _heads(
         both = np.stack([((new - old) ** 2).sum(axis=1), (old**2).sum(axis=1)], axis=1)
         for head in np.flatnonzero(both[:, 0]):
             key = layer, int(head)
+            if key not in relative:
+                faults[name] = f"changed in head {head}, which {CERTIFICATE} does not name"
             squares[key] = squares.get(key, 0) + both[head]
     return [
         HeadChange(*key, float(np.sqrt(change / max(whole, 1e-300))), relative.get(key))

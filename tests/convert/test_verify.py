@@ -10,11 +10,12 @@ import pytest
 
 import convert
 from convert import safetensors_io
+from convert.shards import INDEX
 from convert.verify import _in_groups, _scaled
 from tests import tiny
 from vlm_jax import checkpoint
 from vlm_jax.cli.main import main
-from vlm_jax.edit_record import CERTIFICATE
+from vlm_jax.edit_record import CERTIFICATE, digest
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import CheckpointError
@@ -138,6 +139,99 @@ def test_a_change_without_a_certificate_is_a_fault(original, copied):
     assert len(faults) == 2
     assert set(faults.values()) == {f"was changed, and there is no {CERTIFICATE}"}
     assert not convert.verify_hf(original, original).faults
+
+
+def test_a_head_that_the_certificate_does_not_name(original, copied):
+    """Whoever changes a head can write its hash, too; the head is then found by its weights."""
+    name = "model.layers.1.self_attn.q_proj.weight"
+
+    def other_head(array):
+        array[array.shape[0] // 4 + 1] *= 2  # of four heads the second, which was not edited
+        return array
+
+    change(copied, name, other_head)
+    path = copied / CERTIFICATE
+    fields = json.loads(path.read_text())
+    for file in copied.glob("*.safetensors"):
+        header = safetensors_io.read_header(file)
+        if name in header.entries:
+            forged = digest(safetensors_io.read(file, header, name).T)
+    fields["tensors"]["decoder/layers/1/wq_dnh"]["after"] = forged
+    path.write_text(json.dumps(fields))
+    found = convert.verify_hf(original, copied)
+    assert found.faults == {name: f"changed in head 1, which {CERTIFICATE} does not name"}
+
+
+def test_other_files_that_differ_are_told(original, edited, copied):
+    assert not convert.verify_hf(original, edited).files
+    (copied / "config.json").write_text((copied / "config.json").read_text() + " ")
+    (copied / "adapter_config.json").write_text("{}")
+    (copied / "preprocessor_config.json").unlink()
+    found = convert.verify_hf(original, copied)
+    assert found.files == {
+        "adapter_config.json": "is not in the original",
+        "config.json": "differs",
+        "preprocessor_config.json": "is missing",
+    }
+    assert not found.faults
+    assert "adapter_config.json" in str(found)
+
+
+def two_places(folder):
+    """A tensor also in the first shard, before the one that the index names."""
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    first, last = (folder / file for file in sorted(set(index.values())))
+    header, other = safetensors_io.read_header(first), safetensors_io.read_header(last)
+    arrays = {n: safetensors_io.read(first, header, n) for n in header.entries}
+    name = next(iter(other.entries))
+    arrays[name] = safetensors_io.read(last, other, name) + 1
+    made = safetensors_io.build_header([(n, a.dtype, a.shape) for n, a in arrays.items()], {})
+    first.unlink()
+    safetensors_io.write(first, made, arrays.__getitem__)
+
+
+def another_place(folder):
+    """The index places a tensor in the other shard."""
+    fields = json.loads((folder / INDEX).read_text())
+    files = sorted(set(fields["weight_map"].values()))
+    name = next(iter(fields["weight_map"]))
+    fields["weight_map"][name] = files[files[0] == fields["weight_map"][name]]
+    (folder / INDEX).write_text(json.dumps(fields))
+
+
+def two_sets(folder):
+    """One file beside the shards, which some programs read and some do not."""
+    shutil.copy(next(folder.glob("*.safetensors")), folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (two_places, "is in both"),
+        (another_place, "lacks tensor"),
+        (two_sets, "has both model.safetensors and"),
+        (lambda folder: sorted(folder.glob("*.safetensors"))[0].unlink(), "does not exist"),
+        (lambda folder: (folder / INDEX).unlink(), "neither model.safetensors nor"),
+        (lambda folder: (folder / CERTIFICATE).write_text("{}"), "is damaged"),
+    ],
+)
+def test_folders_that_are_read_in_more_than_one_way_are_refused(original, copied, damage, message):
+    damage(copied)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convert.verify_hf(original, copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_of_another_dtype(original, copied):
+    path = next(iter(copied.glob("*.safetensors")))
+    header = safetensors_io.read_header(path)
+    arrays = {n: safetensors_io.read(path, header, n) for n in header.entries}
+    name = next(iter(arrays))
+    arrays[name] = arrays[name].astype(np.float16)
+    made = safetensors_io.build_header([(n, a.dtype, a.shape) for n, a in arrays.items()], {})
+    path.unlink()
+    safetensors_io.write(path, made, arrays.__getitem__)
+    assert convert.verify_hf(original, copied).faults[name].startswith("is float16 [")
 
 
 def test_an_original_that_is_not_the_one(original, edited, tmp_path):
