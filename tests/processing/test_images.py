@@ -30,7 +30,7 @@ def test_orientation_tags_are_applied_to_paths(tmp_path, orientation):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_the_pixels_of_the_reference(llava, tmp_path, mode):
     if mode == "I;16":
-        pixels = np.arange(50 * 40, dtype=np.uint16).reshape(50, 40) * 30
+        pixels = np.arange(50 * 40, dtype=np.uint16).reshape(50, 40) // 8
         image = PIL.Image.fromarray(pixels)
     else:
         image = picture(40, 50, mode="RGBA" if "A" in mode else "RGB").convert(mode)
@@ -42,6 +42,42 @@ def test_every_mode_becomes_the_pixels_of_the_reference(llava, tmp_path, mode):
         batch = llava.ours.batch([[source]], ["hi"])
         cells = expected["pixel_values"].reshape(3, 4, 14, 4, 14).transpose(1, 3, 0, 2, 4)
         np.testing.assert_array_equal(batch.images.patches_bgue[0, 0], cells.reshape(16, -1))
+
+
+@pytest.mark.parametrize(
+    "kind", ["grey16.png", "grey16.tif", "shares.tif", "nan.tif", "grey32.tif"]
+)
+def test_greys_that_would_be_white_or_black_are_refused(tmp_path, kind):
+    greys = {
+        "grey16": np.linspace(0, 65535, 600).astype(np.uint16),
+        "shares": np.linspace(0, 1, 600).astype(np.float32),
+        "nan": np.full(600, np.nan, np.float32),
+        "grey32": np.linspace(-9, 300, 600).astype(np.int32),
+    }[kind.partition(".")[0]]
+    image = PIL.Image.fromarray(greys.reshape(20, 30))
+    image.save(tmp_path / kind)
+    for source in (image, tmp_path / kind):
+        with pytest.raises(PromptError, match=r"greys of more than 8 bits.*save it with 8 bits"):
+            load_image(source, "Image 0")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_the_size_of_a_turned_picture_is_that_of_its_pixels(tmp_path, suffix):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"turned.{suffix}"
+    picture(40, 60).save(path, exif=exif)
+    assert image_size(path, "Image 0") == load_image(path, "Image 0").size == (60, 40)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_the_first_of_several_pictures_is_read(tmp_path, suffix):
+    path = tmp_path / f"moving.{suffix}"
+    still, *more = (PIL.Image.new("RGB", (60, 40), colour) for colour in ("red", "lime", "blue"))
+    still.save(path, save_all=True, append_images=more)
+    red, green, blue = np.asarray(load_image(path, "Image 0")).mean((0, 1))
+    assert red > 250
+    assert max(green, blue) < 5
 
 
 def test_paths_may_be_strings_or_path_objects_and_the_file_is_closed(llava, tmp_path):

@@ -19,6 +19,7 @@ EMBEDDED = "embedded"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 1 << 28
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 def find_images(source: ImageSource, by_path: bool = False) -> dict[ImageId, Any]:
@@ -82,6 +83,7 @@ def embedded(row: Record, key: str = "image") -> Any:
         except (binascii.Error, ValueError):
             raise row.error(f"{key} is not base64 text of a picture") from None
     import PIL.Image
+    import PIL.ImageOps
 
     try:
         picture = PIL.Image.open(io.BytesIO(cell), formats=FORMATS)
@@ -89,4 +91,8 @@ def embedded(row: Record, key: str = "image") -> Any:
         raise row.error(f"{key} is no picture: {error}") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise row.error(f"{key} has {picture.width} x {picture.height} pixels, more than are read")
-    return picture
+    try:
+        turned = picture.getexif().get(_ORIENTATION, 1) != 1
+        return PIL.ImageOps.exif_transpose(picture) if turned else picture
+    except Exception as error:
+        raise row.error(f"{key} is no whole picture: {error}") from None

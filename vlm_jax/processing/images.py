@@ -6,6 +6,9 @@ called, and one of them (EPS) hands it to a program that runs what it says.
 A path is read as transformers' `load_image` reads it: EXIF orientation applied, then converted to
 RGB. A PIL image is the caller's own: it goes on as it is, orientation tag and transparency
 included, and the folder's image processor makes RGB of it (transparency over white).
+
+Greys of 16 or 32 bits are refused unless they are 0 to 255: what is lighter becomes white, in
+transformers too, and of most such pictures nothing else is left.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
@@ -67,15 +71,44 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
 
     Raises:
         PromptError: the file is missing or is not a whole image, the image has too many pixels or
-            none, or `source` is neither a path nor a PIL image.
+            none, its greys are not 0 to 255, or `source` is neither a path nor a PIL image.
     """
     if isinstance(source, PIL.Image.Image):
         _check_source(source, where)
         _check_size(source, f"{where} ({describe(source)})", max_pixels)
         _decode(source.load, source, where)
+        _check_greys(source, source, where)
         return source
     with _open(source, where, max_pixels) as image:
-        return _decode(lambda: PIL.ImageOps.exif_transpose(image).convert("RGB"), source, where)
+        turned = _decode(lambda: PIL.ImageOps.exif_transpose(image), source, where)
+        _check_greys(turned, source, where)
+        return _decode(lambda: turned.convert("RGB"), source, where)
+
+
+def upright(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
+    """Returns an opened file's image, turned as its EXIF tag says.
+
+    Raises:
+        PromptError: it is too large to be looked at, or not whole.
+    """
+    _check_size(image, where, MAX_IMAGE_PIXELS)  # looking for the tag decodes some formats
+    if _decode(lambda: image.getexif().get(_ORIENTATION, 1), image, where) == 1:
+        return image
+    return _decode(lambda: PIL.ImageOps.exif_transpose(image), image, where)
+
+
+def _check_greys(image: PIL.Image.Image, source: ImageSource, where: str) -> None:
+    """Refuses greys of more than 8 bits that are not 0 to 255."""
+    if not image.mode.startswith(("I", "F")):
+        return
+    greys = np.asarray(image)
+    low, high = greys.min(), greys.max()
+    of_shares = image.mode == "F" and high <= 1  # would be black
+    if not (low >= 0 and high <= 255) or of_shares:
+        raise PromptError(
+            f"{where} ({describe(source)}) has greys of more than 8 bits, from {low:g} to "
+            f"{high:g}; save it with 8 bits, from 0 to 255."
+        )
 
 
 def image_size(
@@ -93,6 +126,9 @@ def image_size(
     with _open(source, where, max_pixels) as image:
         orientation = _decode(lambda: image.getexif().get(_ORIENTATION, 1), source, where)
         turned = orientation in _TURNED
+        if turned and image.format == "TIFF":  # which Pillow turns itself, some versions late
+            _decode(image.load, source, where)
+            turned = False
         return (image.height, image.width) if turned else (image.width, image.height)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.evals.pictures import FORMATS, MAX_PIXELS
@@ -195,4 +195,4 @@ def _open(path: Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{path} has too many pixels")
     image.draft("RGB", (2 * _EDGES[0], 2 * _EDGES[0]))  # a JPEG is read smaller
-    return image
+    return ImageOps.exif_transpose(image)  # as models see it

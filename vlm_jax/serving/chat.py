@@ -16,7 +16,7 @@ import PIL.Image
 
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import PromptError, UserError
-from vlm_jax.processing.images import FORMATS
+from vlm_jax.processing.images import FORMATS, upright
 from vlm_jax.settings import nearest
 
 MAX_IMAGES = 32
@@ -154,10 +154,10 @@ def _parts(content: Any, where: str) -> list[str | PIL.Image.Image]:
 
 
 def read_image(url: Any, where: str) -> PIL.Image.Image:
-    """The picture of a data URL, opened; its pixels are decoded when it is read.
+    """The picture of a data URL, opened and upright.
 
     Raises:
-        PromptError: it is another URL, or no picture.
+        PromptError: it is another URL, no picture, or one that is too large.
     """
     head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
@@ -167,13 +167,14 @@ def read_image(url: Any, where: str) -> PIL.Image.Image:
         )
     try:
         content = base64.b64decode(data, validate=True)
-        return PIL.Image.open(io.BytesIO(content), formats=FORMATS)
+        picture = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
     except PIL.UnidentifiedImageError:
         raise PromptError(f"{where} is no picture; {', '.join(FORMATS)} are read.") from None
     except (binascii.Error, ValueError):
         raise PromptError(f"{where} is not base64 text of a picture.") from None
     except Exception as error:  # PIL's readers raise whatever they meet
         raise PromptError(f"{where} is no picture: {error}.") from None
+    return upright(picture, where)
 
 
 def refuse_files(entry: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from vlm_jax.evals.base import Example, Suite
 from vlm_jax.masses import replayed
 from vlm_jax.processing import Processor
 from vlm_jax.processing.cutters.base import grid_regions
+from vlm_jax.processing.images import image_size
 from vlm_jax.report.stored import Rows
 from vlm_jax.steering.heads import Head
 
@@ -251,7 +252,6 @@ def _box(size: tuple[int, int], grid: tuple[int, int], processor: Processor) -> 
 
 def _size(path: Any) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return image_size(path, "The image")
+    except PromptError:
         return None

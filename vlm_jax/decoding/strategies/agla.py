@@ -11,6 +11,7 @@ from vlm_jax.decoding.functions import function
 from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
 from vlm_jax.decoding.traced import traced
 from vlm_jax.errors import ConfigError, PromptError
+from vlm_jax.processing.images import load_image
 from vlm_jax.settings import number, one_of, setting, switch, whole
 
 
@@ -61,7 +62,7 @@ class AGLA(Strategy):
         return [View(images=[self._masked(image, prompt) for image in images])]
 
     def _masked(self, source: Any, prompt: Any) -> PIL.Image.Image:
-        image = source if isinstance(source, PIL.Image.Image) else PIL.Image.open(source)
+        image = load_image(source, "The image")
         pixels = np.asarray(image.convert("RGB"))
         mask = np.asarray(self.mask(image, prompt))
         if mask.shape != pixels.shape[:2] or not np.isin(mask, (0, 1)).all():
