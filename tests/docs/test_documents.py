@@ -48,13 +48,18 @@ SANDBOX = ("photo.jpg", "val2014", "instances_val2014.json", "captions_val2014.j
            "coco_pope_adversarial.json", "captions.jsonl", "pairs.jsonl", "dev.jsonl",
            "test.jsonl")  # fmt: skip
 
+# Pages that a page reads as text.
+TEXTS = ("guide.md", "serving.md", "tpu_pods.md", "tutorials/evaluate.md", "tutorials/heads.md")
+
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory) -> pathlib.Path:
     """A folder where the files that pages speak of exist."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "docs").mkdir()
-    shutil.copyfile(ROOT / "docs" / "kitchen.png", folder / "docs" / "kitchen.png")
+    for name in ("kitchen.png", *TEXTS):
+        target = folder / "docs" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "docs" / name, target)
     drawn = draw_scenes("broken", "test", 0, np.arange(FEW))
     scenes = drawn.images
     PIL.Image.fromarray(scenes[0]).save(folder / "photo.jpg")
