@@ -150,6 +150,8 @@ def test_settings_are_listed_with_their_sections():
         ("method", "{'method': 'air', 'gain': 1e999}", "config.method.gain must be a finite"),
         ("method", "b'air'", "config.method must be text, a number"),
         ("edit.band", "(..., 1j)", "config.edit.band must be text, a number"),
+        ("arms", "{1: {}}", "config.arms has an entry 1; a name is text"),
+        ("benchmarks", "{'../x': {}}", "a name in .* has a dot in it"),
     ],
 )
 def test_what_results_cannot_record_is_refused_before_any_job(name, value, message):

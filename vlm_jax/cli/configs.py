@@ -59,8 +59,7 @@ def read(named: str, changes: Changes = ()) -> ConfigDict:
     config.lock()
     for name, value in changes:
         change(config, name, value)
-    for name, value in settings(config):
-        _check_recordable(name, value)
+    _check_recordable("config", config)
     return config
 
 
@@ -98,6 +97,8 @@ def change(config: ConfigDict, name: str, value: str) -> None:
         except TypeError:
             kind = type(default).__name__
             raise ConfigError(f"config.{name} must be a {kind}, not {value!r}.") from None
+        except ValueError:
+            raise ConfigError(f"config.{name}: a name in {value!r} has a dot in it.") from None
 
 
 def parse(name: str, text: str, kind: type, default: Any = None) -> Any:
@@ -158,7 +159,8 @@ def _check_recordable(name: str, value: Any) -> None:
     """Refuses what results, which record every setting in JSON, cannot hold.
 
     Raises:
-        ConfigError: a number is NaN or infinite, or a value is bytes, complex, a set or `...`.
+        ConfigError: a number is NaN or infinite, a value is bytes, complex, a set or `...`, or a
+            name is no text.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} must be a finite number, not {value}.")
@@ -168,6 +170,8 @@ def _check_recordable(name: str, value: Any) -> None:
         )
     if isinstance(value, Mapping | ConfigDict):
         for key, part in value.items():
+            if not isinstance(key, str) or not key:
+                raise ConfigError(f"{name} has an entry {key!r}; a name is text.")
             _check_recordable(f"{name}.{key}", part)
     for part in value if isinstance(value, list | tuple) else ():
         _check_recordable(name, part)

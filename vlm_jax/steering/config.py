@@ -60,7 +60,9 @@ def entries(section: Section) -> list[dict[str, Any]]:
     """
     if isinstance(section, str):
         return [{"method": section}]
-    listed: list[Any] = [section] if hasattr(section, "items") else list(section)
+    listed: Any = [section] if hasattr(section, "items") else section
+    if not isinstance(listed, list | tuple):
+        listed = [listed]
     for entry in listed:
         if not (isinstance(entry, str) or hasattr(entry, "items")):
             raise ConfigError(
