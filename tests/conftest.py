@@ -6,6 +6,8 @@ import os
 import pathlib
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# torch's threads would wait by spinning, and burn what the other test process needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,9 +23,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
-    # One module of LLVM a program: the cores are busy with the other tests, and a part costs
-    # memory maps (see tests/compiles.py) and a fifth more time.
-    " --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
