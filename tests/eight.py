@@ -15,11 +15,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
+from tests import children
+
 DEVICES = 8
-ENVIRONMENT = {
+ENVIRONMENT = children.ENVIRONMENT | {
     "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
     + f" --xla_force_host_platform_device_count={DEVICES}",
-    "JAX_PLATFORMS": "cpu",
     # XLA's pool needs room for all devices to wait for one another.
     "NPROC": str(2 * DEVICES),
     "OPENBLAS_NUM_THREADS": "1",

@@ -47,7 +47,7 @@ def sharded(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(sharded):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orbax_store, "GROUP_BYTES", 100_000)
+        patch.setattr(orbax_store, "GROUP_BYTES", 300_000)
         convert.import_hf(sharded, sharded.parent / "ours", progress=False)
     return sharded.parent / "ours"
 
@@ -55,7 +55,7 @@ def whole(sharded):
 @pytest.fixture
 def half(sharded, tmp_path, monkeypatch):
     """An import of which three groups are written."""
-    monkeypatch.setattr(orbax_store, "GROUP_BYTES", 40_000)
+    monkeypatch.setattr(orbax_store, "GROUP_BYTES", 100_000)
     with monkeypatch.context() as patch:
         count_saves(patch, fail_at=3)
         with pytest.raises(CheckpointError, match="the same command goes on"):

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+import vlm_jax
+from tests import tiny
 from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax.attention.steering import (
@@ -112,8 +114,19 @@ def generate(vlm, batch, steering, count=STEPS):
     return made.tokens_bn[:, :count], made.readings
 
 
+@pytest.fixture(scope="module", params=["llava", "qwen2_5_vl"])
+def shallow(request, tmp_path_factory):
+    """A model of two layers: its programs are compiled with every optimisation."""
+    folder, layers = tmp_path_factory.mktemp("shallow") / request.param, {"num_hidden_layers": 2}
+    if request.param == "llava":
+        return vlm_jax.load(tiny.llava(folder, text=layers, vision=layers))
+    vision = {"depth": 2, "fullatt_block_indexes": [1]}
+    return vlm_jax.load(tiny.qwen2_5_vl(folder, text=layers, vision=vision))
+
+
 @pytest.mark.bits
-def test_neutral_values_keep_every_bit_of_the_model(vlm):
+def test_neutral_values_keep_every_bit_of_the_model(shallow):
+    vlm = shallow
     batch, steering = make_batch(vlm), neutral_values(vlm)
     tokens, _ = generate(vlm, batch, None)
     np.testing.assert_array_equal(generate(vlm, batch, steering)[0], tokens)
@@ -121,7 +134,8 @@ def test_neutral_values_keep_every_bit_of_the_model(vlm):
 
 
 @pytest.mark.bits
-def test_unlisted_heads_keep_every_bit_of_the_model(vlm):
+def test_unlisted_heads_keep_every_bit_of_the_model(shallow):
+    vlm = shallow
     batch = make_batch(vlm)
     same(vlm, batch, no_head_listed(vlm), generate(vlm, batch, None)[0])
 

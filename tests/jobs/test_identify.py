@@ -227,7 +227,7 @@ def test_a_damaged_chunk_is_made_again(chunks, tmp_path, capsys, damage):
 def test_images_that_cannot_be_read_are_left_out_up_to_the_limit(small_config, tmp_path, capsys):
     """One of five is cut short."""
     config = small_config.copy_and_resolve_references()
-    config.identify.captions = "all"
+    config.identify.captions, config.identify.mean_ablation = "all", False
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     scenes = draw_scenes("broken", "dev", 0, np.arange(5))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.children import ENVIRONMENT, ROOT
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax import load
 from vlm_jax.parallel import make_mesh
 
 pytestmark = pytest.mark.timeout(600)
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def found(folder):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = ENVIRONMENT | {"XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.parallel.spanning", str(folder.parent), str(folder)]
     started = [
         subprocess.Popen([*command, str(port), str(n)], cwd=ROOT, env=environment) for n in range(2)
