@@ -232,7 +232,7 @@ def machine() -> dict[str, Any]:
             for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPROC", "XLA_FLAGS")
             if name in os.environ
         },
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -246,7 +246,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Returns the commit that this is run from, marked where files were changed since."""
     here = pathlib.Path(__file__).parent
     git = ["git", "-C", str(here)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

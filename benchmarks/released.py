@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from benchmarks.protocol import commit
 from benchmarks.roofline import released
 from tests.released import CONFIGS
 from vlm_jax.planning.chips import CHIPS
@@ -147,6 +148,7 @@ def compile_case(case: Case) -> dict[str, Any]:
         "length": identity["sizes"]["length"],
         "held_bytes": held_bytes(config, case.chips, rows, length),
         "jax": identity["jax"],
+        "commit": commit(),
         "program": dataclasses.asdict(plan.programs[case.program]),
     }
 
