@@ -11,8 +11,9 @@ export OPENBLAS_NUM_THREADS = 1
 REAL ?= out/real
 CLIENTS ?= out/clients
 CLIENTS_VENV ?= .venv-clients
+PLAN ?= .plan
 
-.PHONY: demo real clients test test-all plan-env lint types docs bench clean
+.PHONY: demo real clients test test-all test-plan plan-env lint types docs bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -76,15 +77,22 @@ clients: $(VENV)/.product $(CLIENTS_VENV)/.done
 
 # What guards a user: run before every commit.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not plan"
 
-# All of it: also random kills, every mesh, every row of the benchmarks.
+# All of it: also random kills, every mesh, every row of the benchmarks, plans.
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not plan"
+	$(MAKE) test-plan
 
-# What compiles for TPUs that are not there (half a gigabyte); `make test-all` then plans for some.
+# Plans for TPUs that are not there; skipped without `make plan-env`.
+test-plan: $(VENV)/.test
+	PYTHONPATH=$(abspath $(PLAN)) $(BIN)/python -m pytest -m plan -rs
+
+# What compiles for TPUs, as this jax wants it (half a gigabyte). Beside the environment and not in it:
+# every start of jax without a TPU would complain of it.
 plan-env: $(VENV)/.test
-	$(BIN)/python -m pip install -q -e '.[plan-tpu]'
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(PLAN) "$$($(BIN)/python -c \
+	  'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
 
 # All rows on an otherwise idle machine (about 20 minutes on two cores), then the tables of docs/.
 bench: $(VENV)/.test
@@ -102,4 +110,4 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 clean:
-	rm -rf out build $(CLIENTS_VENV)
+	rm -rf out build $(CLIENTS_VENV) $(PLAN)

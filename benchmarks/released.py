@@ -1,30 +1,32 @@
-"""What compilers say of every released size on TPUs that are not there, vanilla and steered.
+"""What compilers say of every released size on chips that are not there, vanilla and steered.
 
     python -m benchmarks.released                      # all of it: hours; goes on where it stopped
     python -m benchmarks.released Qwen2.5-VL-7B --programs decode --minutes 10
 
 For each model the smallest slice of TPU v5e by the roofline table and a slice of several hosts, 8
 rows a replica, a prompt of one image of 640 x 480 and 64 further tokens, 64 new ones. A record is
-kept for each program as soon as it is compiled (`benchmarks/results/plans`); the tables of
-docs/performance.md are made of these. Needs libtpu (`pip install -e '.[plan-tpu]'`); nothing here
-is measured.
+kept for each program as soon as it is compiled (`benchmarks/results/plans`); tables of
+docs/performance.md, docs/tpu_pods.md and docs/gpu_clusters.md are made of these. Needs libtpu
+(`pip install -e '.[plan-tpu]'`), and `--generations h100` JAX's CUDA plug-in (`[plan-gpu]`);
+nothing here is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks.protocol import commit
-from benchmarks.roofline import released
+from benchmarks.roofline import released, smallest
 from tests.released import CONFIGS
 from vlm_jax.planning.chips import CHIPS
 from vlm_jax.planning.sizes import fewest_chips, held_bytes
@@ -35,6 +37,9 @@ ROWS, CONTEXT, NEW = 8, 2048, 64
 PROGRAMS = ("decode", "prefill")
 HOSTS = {"v5e": "4x4", "v6e": "4x4", "v5p": "2x2x4"}
 """Slices of several hosts."""
+
+HOST_CHIPS = 4
+"""Of each of them."""
 
 METHODS: dict[str, Any] = {
     "vanilla": None,
@@ -107,14 +112,19 @@ def cases(
 
 def slices(model: str, generation: str) -> list[tuple[str, int]]:
     """Returns the smallest slice that holds a model, and one of several hosts, with the chips of a
-    replica."""
+    replica.
+
+    The latter is left out where each host runs the very program of the former: a replica of two on
+    v5e:4x4 is one of the two of v5e:2x2.
+    """
     chips = fewest_chips(released(model), CHIPS[GENERATIONS[generation]], ROWS, CONTEXT)
     assert chips is not None, model
-    shapes = [*SLICES[generation], HOSTS[generation]]
-    size = lambda shape: math.prod(parse(f"{generation}:{shape}")[1])
-    smallest = next(shape for shape in shapes if size(shape) >= chips)
-    several = next(s for s in (HOSTS[generation], shapes[-2]) if size(s) >= chips)
-    return [(f"{generation}:{shape}", chips) for shape in dict.fromkeys((smallest, several))]
+    shapes, size = SLICES[generation], lambda shape: math.prod(parse(f"{generation}:{shape}")[1])
+    fewest = next(shape for shape in shapes if size(shape) >= chips)
+    found = [fewest]
+    if generation in HOSTS and not chips <= size(fewest) == HOST_CHIPS:
+        found.append(next(s for s in (HOSTS[generation], shapes[-1]) if size(s) >= chips))
+    return [(f"{generation}:{shape}", chips) for shape in dict.fromkeys(found)]
 
 
 def compile_case(case: Case) -> dict[str, Any]:
@@ -161,7 +171,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="*", metavar="model", help="all by default")
-    parser.add_argument("--generations", nargs="+", choices=HOSTS, default=["v5e"])
+    parser.add_argument("--generations", nargs="+", choices=SLICES, default=["v5e"])
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--smallest", action="store_true", help="not on several hosts")
@@ -211,8 +221,8 @@ def released_table() -> str:
     lines = [
         "| model | slice | data x model | program | fits | weights and caches, GB a chip "
         "| temporary, GB | GFLOP | GB accessed | over weights and caches | compiler's ms "
-        "| collectives | compiled in s |",
-        "|---" * 13 + "|",
+        "| collectives | compiled in s | commit |",
+        "|---" * 14 + "|",
     ]
     for one in records():
         case, program = one["case"], one["program"]
@@ -220,33 +230,65 @@ def released_table() -> str:
             continue
         mesh = f"{one['mesh']['data']} x {one['mesh']['model']}"
         start = [case["model"], case["topology"], mesh, case["program"]]
-        if program["flops"] is None:
-            lines.append(f"| {' | '.join([*start, 'no: ' + program['reason'], *['-'] * 8])} |")
+        if program["argument_bytes"] is None:
+            cells = [*start, "no: " + program["reason"], *["-"] * 8, one["commit"][:7]]
+            lines.append(f"| {' | '.join(cells)} |")
             continue
         found = [f"{count} {kind}" for kind, count in program["collectives"].items()]
-        over = program["bytes_accessed"] / one["held_bytes"]
+        show = lambda value, digits: "-" if value is None else f"{value / 1e9:,.{digits}f}"
+        accessed, seconds = program["bytes_accessed"], program["compiler_seconds"]
+        over = accessed / one["held_bytes"] if accessed and case["program"] == "decode" else None
         cells = [
             *start,
             "yes" if program["fits"] else f"no: {program['reason']}",
             f"{program['argument_bytes'] / 1e9:.2f}",
             f"{program['temp_bytes'] / 1e9:.2f}",
-            f"{program['flops'] / 1e9:,.0f}",
-            f"{program['bytes_accessed'] / 1e9:.1f}",
-            f"{over:.2f}" if case["program"] == "decode" else "",
-            f"{1e3 * program['compiler_seconds']:.1f}" if program["compiler_seconds"] else "-",
+            show(program["flops"], 0),
+            show(accessed, 1),
+            "" if over is None else f"{over:.2f}",
+            f"{1e3 * seconds:.1f}" if seconds else "-",
             ", ".join(found) or "none",
             f"{program['compile_seconds']:.0f}",
+            one["commit"][:7],
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else "Not compiled yet."
+
+
+def meshes_table(generation: str, *chips: str) -> str:
+    """The fewest chips of some kinds for every released size, no machine having more than 8, and
+    what was compiled for the smallest slice of one generation."""
+    peaks = [f"{program}, GB a chip" for program in PROGRAMS]
+    headers = ["model", *chips, "compiled for", "data x model", *peaks]
+    lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
+    for name in CONFIGS:
+        counts = [smallest(released(name), CHIPS[chip]).model for chip in chips]
+        cells = [str(count) if count <= 8 else f"({count})" for count in counts]
+        where = slices(name, generation)[0]
+        known = [Case(name, generation, *where, "vanilla", one).record() for one in PROGRAMS]
+        mesh = next((one["mesh"] for one in known if one), None)
+        cells += [where[0], f"{mesh['data']} x {mesh['model']}"] if mesh else ["-", "-"]
+        lines.append(f"| {' | '.join([name, *cells, *map(_peak, known)])} |")
+    return "\n".join(lines)
+
+
+def _peak(record: dict[str, Any] | None) -> str:
+    """Memory that a program takes, of what there is."""
+    if record is None:
+        return "not compiled"
+    program = record["program"]
+    if program["peak_bytes"] is None:
+        return f"does not fit: {program['reason']}"
+    peak = f"{program['peak_bytes'] / 1e9:.1f} of {program['memory_bytes'] / 1e9:.1f}"
+    return peak if program["fits"] else f"does not fit: {peak}"
 
 
 def steered_table() -> str:
     """What methods add to programs, by the compilers."""
     lines = [
         "| model | slice | program | method | flops over vanilla | bytes | compiler's time | goal "
-        "| verdict | further collectives |",
-        "|---" * 10 + "|",
+        "| verdict | further collectives | commit |",
+        "|---" * 11 + "|",
     ]
     found = records()
     key = lambda one: (one["case"]["model"], one["case"]["topology"], one["case"]["program"])
@@ -272,12 +314,18 @@ def steered_table() -> str:
             f"<= {goal:g}" if judged else "",
             ("met" if max(ratios) <= goal else "missed") if judged else "",
             ", ".join(f"{count:+d} {kind}" for kind, count in more.items()) or "none",
+            one["commit"][:7],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else "Not compiled yet."
 
 
-TABLES = {"released": released_table, "released steered": steered_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "released": released_table,
+    "released steered": steered_table,
+    "tpu meshes": functools.partial(meshes_table, "v5e", "TPU v5e", "TPU v5p", "TPU v6e"),
+    "gpu meshes": functools.partial(meshes_table, "h100", "H100 SXM", "H200"),
+}
 """Name in a page's mark -> what is put there."""
 
 

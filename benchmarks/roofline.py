@@ -10,7 +10,6 @@ of the chip; good engines reach 65 to 75 % of it in decoding and about half in p
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
@@ -204,21 +203,9 @@ def sizes_table() -> str:
     return "\n".join(lines)
 
 
-def meshes_table(*chips: str) -> str:
-    """The fewest chips of some kinds for every released size; no machine has more than 8."""
-    lines = [f"| model | {' | '.join(chips)} |", "|---" * (len(chips) + 1) + "|"]
-    for name in CONFIGS:
-        counts = [smallest(released(name), CHIPS[chip]).model for chip in chips]
-        cells = [str(count) if count <= 8 else f"({count})" for count in counts]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "roofline": chips_table,
     "sizes": sizes_table,
-    "tpu meshes": functools.partial(meshes_table, "TPU v5e", "TPU v5p", "TPU v6e"),
-    "gpu meshes": functools.partial(meshes_table, "H100 SXM", "H200"),
 }
 """Name in a page's mark -> what is put there."""
 

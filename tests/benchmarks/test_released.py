@@ -12,10 +12,12 @@ from vlm_jax.planning.compiled import CompiledProgram
 
 def test_a_model_is_compiled_for_the_smallest_slice_and_for_several_hosts():
     assert slices("Qwen2.5-VL-3B", "v5e") == [("v5e:1x1", 1), ("v5e:4x4", 1)]
-    assert slices("Qwen2.5-VL-7B", "v5e") == [("v5e:2x2", 2), ("v5e:4x4", 2)]
+    assert slices("Qwen2.5-VL-7B", "v5e") == [("v5e:2x2", 2)], "each host of 4x4 runs the same"
+    assert slices("Qwen2.5-VL-32B", "v5e") == [("v5e:2x4", 8), ("v5e:4x4", 8)]
+    assert slices("Qwen2.5-VL-72B", "h100") == [("h100:4", 4)]
     assert slices("Qwen2.5-VL-72B", "v5e")[0] == ("v5e:4x8", 32)
     assert [chips for _, chips in slices("Qwen2.5-VL-72B", "v6e")] == [8, 8]
-    everything = list(released.cases(["Qwen2.5-VL-7B"], ["v5e"], ["decode", "prefill"]))
+    everything = list(released.cases(["Qwen2.5-VL-3B"], ["v5e"], ["decode", "prefill"]))
     assert (
         len({case.path for case in everything}) == len(everything) == 2 * 2 * len(released.METHODS)
     )
@@ -41,6 +43,7 @@ def test_steering_is_judged_by_flops_and_bytes(more, verdict, tmp_path, monkeypa
                 {
                     "case": dataclasses.asdict(case), "slice_chips": 4, "rows": 16, "length": 512,
                     "mesh": {"data": 2, "model": 2}, "held_bytes": 8e9, "jax": "0",
+                    "commit": "0123456789",
                     "program": dataclasses.asdict(program),
                 }
             )
@@ -49,6 +52,9 @@ def test_steering_is_judged_by_flops_and_bytes(more, verdict, tmp_path, monkeypa
     assert "| yes | 8.00 | 0.05 | 30 | 9.0 | 1.12 | 13.0 | 58 all-reduce |" in (
         released.released_table()
     )
-    assert f"| 1.000 | {more:.3f} | 1.000 | <= 1.02 | {verdict} | +1 all-reduce |" in (
+    assert "| 2 | 1 | 1 | v5e:2x2 | 2 x 2 | 8.1 of 16.9 | not compiled |" in (
+        released.TABLES["tpu meshes"]()
+    )
+    assert f"| 1.000 | {more:.3f} | 1.000 | <= 1.02 | {verdict} | +1 all-reduce | 0123456 |" in (
         released.steered_table()
     )

@@ -1,4 +1,4 @@
-"""Plans for host devices, which need nothing that is not there; TPUs are in test_tpu.py."""
+"""Plans for host devices, which need nothing that is not there; others are in test_absent.py."""
 
 import dataclasses
 import json

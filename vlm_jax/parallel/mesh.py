@@ -53,10 +53,12 @@ def knows_mesh(function: F, mesh: jax.sharding.Mesh) -> F:
     """Returns a function that, when it is traced, has the mesh in scope.
 
     What the partitioner cannot split well says itself what each device of the mesh in scope does:
-    kernels of our own, and the towers that read images. For a single device that is none of TPU
-    the function itself is returned.
+    kernels of our own, and the towers that read images. And what is compiled for devices of another
+    machine is to attend as there. For a single device of this machine that is none of TPU the
+    function itself is returned.
     """
-    if mesh.size == 1 and mesh.devices.flat[0].platform != "tpu":
+    platform = mesh.devices.flat[0].platform
+    if mesh.size == 1 and platform != "tpu" and platform == jax.default_backend():
         return function
 
     @functools.wraps(function)

@@ -38,11 +38,13 @@ SLICES = {
 
 _DIMS = {"v5e": 2, "v6e": 2, "v5p": 3, "h100": 1, "h200": 1, "cpu": 1}
 _SINGLE_HOSTS = {"v5e": (8,), "v6e": (8,)}  # more chips than 4 on one machine
-# Silences libtpu's search for the machine's metadata, which a planning machine does not have.
+# Silences libtpu's search for the machine's metadata, which a planning machine does not have; and
+# several plans at once do not take a TPU away from one another.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _GPUS = {
     "h100": ("NVIDIA H100 80GB HBM3", 3_352_320_000_000, 84_929_347_584),

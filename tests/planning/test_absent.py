@@ -1,21 +1,28 @@
-"""Plans for TPUs that are not there: needs libtpu (`make plan-env`), and tiny shapes."""
+"""Plans for chips that are not there, of tiny shapes: needs libtpu (`make plan-env`), or JAX's CUDA
+plug-in."""
 
+import dataclasses
 import importlib.util
 import json
+import re
 
 import pytest
 
 import vlm_jax
 from tests.planning.conftest import CONFIG
+from vlm_jax.planning import planner
 
-pytestmark = [
-    pytest.mark.plan,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu is missing: `make plan-env`"
-    ),
-]
+pytestmark = pytest.mark.plan
+on_tpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is missing: `make plan-env`"
+)
+on_gpu = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="JAX's CUDA plug-in is missing: pip install -e '.[plan-gpu]'",
+)
 
 
+@on_tpu
 def test_every_program_compiles_for_a_slice(folder):
     programs = "prefill", "decode", "read_images", "read_prefix", "logits", "edit"
     found = vlm_jax.plan(
@@ -34,6 +41,43 @@ def test_every_program_compiles_for_a_slice(folder):
     assert (found.suggestion.topology, found.suggestion.model) == ("v5e:1x1", 1)
 
 
+@on_tpu
+def test_each_host_of_a_slice_runs_the_program_of_one(folder):
+    """A replica that a host holds: v5e:4x4 is four times v5e:2x2."""
+    settings = dict(model=2, programs="decode", generation={"batch_size": 4, "max_new_tokens": 8})
+    one, several = (
+        vlm_jax.plan(folder, topology=name, **settings).programs["decode"]
+        for name in ("v5e:2x2", "v5e:4x4")
+    )
+    assert dataclasses.replace(several, compile_seconds=one.compile_seconds) == one
+
+
+@on_gpu
+def test_prompts_on_gpus_attend_by_cudnn(folder, monkeypatch):
+    texts, compile = {}, planner.compile_program
+
+    class Kept:
+        def __init__(self, lowered):
+            self.lowered = lowered
+
+        def compile(self):
+            compiled = self.lowered.compile()
+            texts[len(texts)] = compiled.as_text()
+            return compiled
+
+    monkeypatch.setattr(planner, "compile_program", lambda lower, chip: compile(Kept(lower), chip))
+    found = vlm_jax.plan(
+        folder,
+        topology="h100:1",
+        programs=("prefill", "decode"),
+        generation={"batch_size": 4, "max_new_tokens": 8},
+    )
+    assert found.fits
+    calls = [len(re.findall(r'custom_call_target="__cudnn\$fmha', text)) for text in texts.values()]
+    assert calls == [CONFIG["text_config"]["num_hidden_layers"], 0], "one a layer of a prompt"
+
+
+@on_tpu
 def test_what_does_not_fit_says_so(tmp_path):
     text = {**CONFIG["text_config"], "vocab_size": 1 << 22, "hidden_size": 4096}
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "text_config": text}))
@@ -44,6 +88,7 @@ def test_what_does_not_fit_says_so(tmp_path):
     assert found.suggestion.model >= 4
 
 
+@on_tpu
 def test_decode_copies_no_weights(tmp_path):
     """8 heads of 128 a chip fill TPU's tiles, where the usual order of dims is the wrong one."""
     text = dict(hidden_size=2048, num_attention_heads=16, num_key_value_heads=16, head_dim=128)
