@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import released
 from benchmarks.released import Case, slices
+from tests.released import CONFIGS
 from vlm_jax.planning.compiled import CompiledProgram
 
 
@@ -27,6 +28,7 @@ def test_a_model_is_compiled_for_the_smallest_slice_and_for_several_hosts():
 @pytest.mark.parametrize(("more", "verdict"), [(1.01, "met"), (1.03, "missed")])
 def test_steering_is_judged_by_flops_and_bytes(more, verdict, tmp_path, monkeypatch):
     monkeypatch.setattr(released, "RECORDS", tmp_path)
+    monkeypatch.setattr(released, "CONFIGS", {"Qwen2.5-VL-7B": CONFIGS["Qwen2.5-VL-7B"]})
     assert released.released_table() == released.steered_table() == "Not compiled yet."
     base = CompiledProgram(
         True, int(8e9), int(5e7), int(8.05e9), int(16.9e9), 3e10, 9e9, 0.011, 0.013,

@@ -171,9 +171,15 @@ def _gpus(generation: str, count: int) -> list[Any]:
 
     kind, bandwidth, memory = _GPUS[generation]
     target = _GPU_TARGET.format(kind=kind, bandwidth=bandwidth, memory=memory)
-    found = topologies.get_topology_desc(
-        platform="cuda", target_config=target, topology=f"1x1x{count}"
-    )
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda", target_config=target, topology=f"1x1x{count}"
+        )
+    except NotImplementedError:  # the plug-in saw no device and left
+        raise ConfigError(
+            f"topology '{generation}:{count}' is compiled for without a GPU only by a process that "
+            "was told to look for none; start it with JAX_PLATFORMS=cpu in the environment."
+        ) from None
     return list(found.devices)
 
 
