@@ -31,8 +31,8 @@ def test_steering_is_judged_by_flops_and_bytes(more, verdict, tmp_path, monkeypa
     monkeypatch.setattr(released, "CONFIGS", {"Qwen2.5-VL-7B": CONFIGS["Qwen2.5-VL-7B"]})
     assert released.released_table() == released.steered_table() == "Not compiled yet."
     base = CompiledProgram(
-        True, int(8e9), int(5e7), int(8.05e9), int(16.9e9), 3e10, 9e9, 0.011, 0.013,
-        {"all-reduce": 58},
+        True, int(8e9), int(5e7), int(8.05e9), int(16.9e9), flops=3e10, bytes_accessed=9e9,
+        compiler_seconds=0.013, collectives={"all-reduce": 58},
     )  # fmt: skip
     steered = dataclasses.replace(
         base, bytes_accessed=more * base.bytes_accessed, collectives={"all-reduce": 59}
