@@ -62,7 +62,7 @@ def settings(quick: bool) -> dict[str, Any]:
         root |= {f"{name}_token_id": 500 + i for i, name in enumerate(("image", "vision_start",
                  "vision_end", "video", "bos", "eos"))}  # fmt: skip
         sizes = dict(batches=(2,), steered_batches=(2,), context=48, steps=4, repeats=2)
-        sizes |= dict(lengths=(48,), steered_lengths=(48,), edited_layers=1)
+        sizes |= dict(lengths=(48,), steered_lengths=(48,), edited_layers=0)
     else:
         sizes = dict(
             batches=(1, 8, 32), steered_batches=(1, 8), context=2048, steps=64, repeats=9,
@@ -82,8 +82,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
         given = (model, chip, source, chosen, not quick)
         groups: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "kernel": lambda: [kernel(model, not quick)],
-            "edit": lambda: [whole_model(chosen["edited_layers"], 1, EDIT_SECONDS)],
         }
+        if chosen["edited_layers"]:
+            groups["edit"] = lambda: [whole_model(chosen["edited_layers"], 1, EDIT_SECONDS)]
         for rows, length in zip(chosen["batches"], chosen["lengths"]):
             groups[f"decode, batch {rows}"] = functools.partial(decoding, *given, rows)
             groups[f"prefill, {length} tokens"] = functools.partial(prefill, *given, length)
