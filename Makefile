@@ -90,9 +90,12 @@ test-plan: $(VENV)/.test
 
 # What compiles for TPUs, as this jax wants it (half a gigabyte). Beside the environment and not in it:
 # every start of jax without a TPU would complain of it.
-plan-env: $(VENV)/.test
+plan-env: $(PLAN)/.done
+
+$(PLAN)/.done: $(VENV)/.test
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(PLAN) "$$($(BIN)/python -c \
 	  'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+	@touch $@
 
 # All rows on an otherwise idle machine (about 20 minutes on two cores), then the tables of docs/.
 bench: $(VENV)/.test
