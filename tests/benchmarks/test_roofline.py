@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks import roofline
 from benchmarks.roofline import CHIPS, place, released, smallest
+from vlm_jax.parallel.sharding import reads_images
+from vlm_jax.planning.sizes import param_bytes
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,11 @@ def test_the_smallest_mesh_holds_weights_and_caches(name, chip, chips):
 def test_sharded_weights_add_up():
     config = released("Qwen2.5-VL-7B")
     one, four, eight = (place(config, model) for model in (1, 4, 8))
-    # Norms and output biases are on every chip; 4 key heads do not divide over 8 chips.
-    assert one.weights < 4 * four.weights < 1.01 * one.weights
+    # The tower, norms and output biases are on every chip; 4 key heads do not divide over 8 chips.
+    tower = sum(size for path, size in param_bytes(config, 1).items() if reads_images(path))
+    assert tower == pytest.approx(2 * 0.68e9, rel=0.01)
+    decoder = one.weights - tower
+    assert decoder < 4 * (four.weights - tower) < 1.01 * decoder
     assert four.kv == one.kv / 4
     assert eight.kv == one.kv
 

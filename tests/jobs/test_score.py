@@ -53,7 +53,7 @@ def test_answers_come_in_the_layouts_of_other_harnesses_too(asked):
         read = score_files(asked.workdir / name, list(again.truth)).results
         assert read.metrics["C_S"].value == own["metrics"]["C_S"]["value"]
     asked.config.layouts = ("lmms",)
-    with pytest.raises(ConfigError, match=r"config\.layouts must list some of lmms_eval, vlmevalk"):
+    with pytest.raises(ConfigError, match=r"config\.layouts must be one of 'lmms_eval', 'vlmeval"):
         found(asked)
 
 
