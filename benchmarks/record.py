@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,8 +69,10 @@ def record(
 
 
 def device_name(result: dict[str, Any]) -> str:
-    """The device as file names spell it: cpu, nvidia-h100-80gb-hbm3."""
-    return str(result["machine"]["devices"][0]).lower().replace(" ", "-")
+    """The device as file names spell it: amd-epyc, intel-xeon, nvidia-h100-80gb-hbm3."""
+    machine = result["machine"]
+    device = machine["cpu"] if machine["devices"][0] == "cpu" else machine["devices"][0]
+    return re.sub(r"\((r|tm)\)| processor", "", device.lower()).strip().replace(" ", "-")
 
 
 def write(result: dict[str, Any], folder: pathlib.Path = RESULTS) -> pathlib.Path:

@@ -55,7 +55,7 @@ def test_a_page_is_filled_and_filled_again_to_the_same(result, tmp_path, monkeyp
         "<!-- table: R2 -->\nold\n<!-- end -->\nEnd.\n"
     )
     path = record.write(result, results)
-    assert path.name == "r1_cpu.json"
+    assert path.name == "r1_some-cpu.json"
     assert json.loads(path.read_text())["row"] == "R1"
     assert tables.fill(check=True) == ["page.md"]
     assert "old" in page.read_text()
