@@ -1,14 +1,16 @@
 """What compilers say of every released size on chips that are not there, vanilla and steered.
 
-    python -m benchmarks.released                      # all of it: hours; goes on where it stopped
+    python -m benchmarks.released                    # all of it: hours; goes on where stopped
     python -m benchmarks.released Qwen2.5-VL-7B --programs decode --minutes 10
+    python -m benchmarks.released --layers 2         # what methods add to two layers: seconds each
 
 For each model the smallest slice of TPU v5e by the roofline table and a slice of several hosts, 8
-rows a replica, a prompt of one image of 640 x 480 and 64 further tokens, 64 new ones. A record is
-kept for each program as soon as it is compiled (`benchmarks/results/plans`); tables of
-docs/performance.md, docs/tpu_pods.md and docs/gpu_clusters.md are made of these. Needs libtpu
-(`pip install -e '.[plan-tpu]'`), and `--generations h100` JAX's CUDA plug-in (`[plan-gpu]`);
-nothing here is measured.
+rows a replica, a prompt of one image of 640 x 480 and 64 further tokens, 64 new ones. With
+`--layers` the decoder is cut to its first layers, the mesh and the prompt being those of the whole
+model, and images are not read. A record is kept for each program as soon as it is compiled
+(`benchmarks/results/plans`); tables of docs/performance.md, docs/tpu_pods.md and
+docs/gpu_clusters.md are made of these. Needs libtpu (`pip install -e '.[plan-tpu]'`), and
+`--generations h100` JAX's CUDA plug-in (`[plan-gpu]`); nothing here is measured.
 """
 
 from __future__ import annotations
@@ -16,20 +18,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import jax
 
 from benchmarks.protocol import commit
 from benchmarks.roofline import released, smallest
 from tests.released import CONFIGS
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.planning.chips import CHIPS
-from vlm_jax.planning.sizes import fewest_chips, held_bytes
+from vlm_jax.planning.planner import Planner, PlanSettings, acting
+from vlm_jax.planning.sizes import fewest_chips, held_bytes, param_bytes
 from vlm_jax.planning.topologies import GENERATIONS, SLICES, parse
 
 RECORDS = pathlib.Path(__file__).parent / "results" / "plans"
@@ -73,6 +81,7 @@ class Case:
         chips: of a replica.
         method: of `METHODS`.
         program: of `PROGRAMS`.
+        layers: of the decoder, the first ones; 0 is the whole model.
     """
 
     model: str
@@ -81,13 +90,15 @@ class Case:
     chips: int
     method: str
     program: str
+    layers: int = 0
 
     @property
     def path(self) -> pathlib.Path:
         """Where its record is."""
         kind = self.method.lower().replace("*", "star").replace(" ", "_").replace("(", "")
         parts = self.model, self.topology.replace(":", "_"), kind.replace(")", ""), self.program
-        return RECORDS / f"{'-'.join(parts)}.json"
+        cut = f"-{self.layers}_layers" if self.layers else ""
+        return RECORDS / f"{'-'.join(parts)}{cut}.json"
 
     def record(self) -> dict[str, Any] | None:
         """Returns what is known of it, or None."""
@@ -95,7 +106,7 @@ class Case:
 
 
 def cases(
-    models: Iterable[str], generations: Iterable[str], programs: Iterable[str]
+    models: Iterable[str], generations: Iterable[str], programs: Iterable[str], layers: int = 0
 ) -> Iterator[Case]:
     """Yields what is to be compiled, what says most first: programs, then methods, then models."""
     placed = [
@@ -107,7 +118,7 @@ def cases(
     for program in programs:
         for method in METHODS:
             for where in placed:
-                yield Case(*where, method, program)
+                yield Case(*where, method, program, layers)
 
 
 def slices(model: str, generation: str) -> list[tuple[str, int]]:
@@ -129,40 +140,60 @@ def slices(model: str, generation: str) -> list[tuple[str, int]]:
 
 def compile_case(case: Case) -> dict[str, Any]:
     """Compiles a program; returns its record."""
-    import vlm_jax
-
-    config = released(case.model)
-    method = METHODS[case.method]
+    config, method = released(case.model), METHODS[case.method]
+    layers = case.layers or config.decoder.num_layers
     if isinstance(method, dict):  # -1 is the last layer
-        last = config.decoder.num_layers - 1
-        method = {key: last if value == -1 else value for key, value in method.items()}
-    chips = math.prod(parse(case.topology)[1])
+        method = {key: layers - 1 if value == -1 else value for key, value in method.items()}
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         pathlib.Path(folder, "config.json").write_text(json.dumps(CONFIGS[case.model]))
-        plan = vlm_jax.plan(
+        planner = Planner.of(
             folder,
-            topology=case.topology,
+            PlanSettings(topology=case.topology, programs=(case.program,)),
+            DecodeSettings(batch_size=ROWS, max_new_tokens=NEW),
             model=case.chips,
-            programs=case.program,
             method=method,
-            generation={"batch_size": ROWS, "max_new_tokens": NEW},
         )
-    identity = plan.identity
-    length = identity["sizes"]["length"] + NEW
-    rows = identity["rows"] // identity["mesh"]["data"]
+        if case.layers:
+            planner = shallow(planner, case.layers)
+        program = planner.run().programs[case.program]
+        steering, _ = acting(method, planner.config, planner.folder)
+    named = Counter()
+    for part in steering.parts.values() if steering else ():
+        named += Counter({kind: layers * count for kind, count in part.collectives.items()})
+    decoder, sizes, mesh = planner.config.decoder, planner.sizes, planner.mesh.shape
+    unread = 0.0 if decoder.tie_embeddings else param_bytes(config, case.chips)["decoder/embed_vd"]
     return {
         "case": dataclasses.asdict(case),
-        "slice_chips": chips,
-        "mesh": identity["mesh"],
-        "rows": identity["rows"],
-        "length": identity["sizes"]["length"],
-        "held_bytes": held_bytes(config, case.chips, rows, length),
-        "jax": identity["jax"],
+        "slice_chips": math.prod(parse(case.topology)[1]),
+        "mesh": dict(mesh),
+        "rows": planner.rows,
+        "length": sizes.length,
+        "held_bytes": held_bytes(
+            planner.config, case.chips, planner.rows // mesh["data"], sizes.length + NEW
+        ),
+        "unread_bytes": unread,
+        "named_collectives": dict(named),
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu") if case.generation[0] == "v" else "",
         "commit": commit(),
         "processor_seconds": round(time.process_time() - begun, 1),
-        "program": dataclasses.asdict(plan.programs[case.program]),
+        "program": dataclasses.asdict(program),
     }
+
+
+def shallow(planner: Planner, layers: int) -> Planner:
+    """Returns a planner of the first layers of a model, on the same mesh, that reads no images.
+
+    Its prompts have the places of images, so that they are as long.
+    """
+    decoder = dataclasses.replace(planner.config.decoder, num_layers=layers)
+    return dataclasses.replace(
+        planner,
+        config=dataclasses.replace(planner.config, decoder=decoder),
+        settings=dataclasses.replace(planner.settings, images=0),
+        sizes=dataclasses.replace(planner.sizes, groups=0),
+    )
 
 
 def main() -> None:
@@ -176,6 +207,7 @@ def main() -> None:
     parser.add_argument("--generations", nargs="+", choices=SLICES, default=["v5e"])
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--layers", type=int, default=0, help="of the decoder; all by default")
     parser.add_argument("--smallest", action="store_true", help="not on several hosts")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing after these")
     args = parser.parse_args()
@@ -186,7 +218,7 @@ def main() -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * args.minutes
     left = 0
-    for case in cases(args.models or CONFIGS, args.generations, args.programs):
+    for case in cases(args.models or CONFIGS, args.generations, args.programs, args.layers):
         wanted = case.method in args.methods and case.record() is None
         if not wanted or (
             args.smallest and case.topology != slices(case.model, case.generation)[0][0]
