@@ -123,6 +123,9 @@ def test_training_leaves_decoder_and_tower_as_they_are(tmp_path, monkeypatch):
             assert not np.array_equal(value, start[name]), name
     held = safetensors.numpy.load_file(tmp_path / "whole" / "training.safetensors")
     assert {name.split("/")[1] for name in held} == {"projector"}
+    for name, value in held.items():  # as it ships; what a run goes on from is not rounded
+        expected = np.asarray(whole[name.removeprefix("params/")]).astype(np.float16)
+        np.testing.assert_array_equal(value, expected, err_msg=name, strict=True)
 
 
 SHIPPED = hub.SHIPPED / "smollm2-0.training"
@@ -134,6 +137,8 @@ def test_the_projector_that_ships_is_of_the_recipe_and_needs_no_step():
     shapes = {k: v.shape for k, v in abstract.items() if k.startswith("projector/")}
     found = state.read_params(SHIPPED / "training.safetensors")
     assert {name: value.shape for name, value in found.items()} == shapes
+    held = safetensors.numpy.load_file(SHIPPED / "training.safetensors")
+    assert {value.dtype for value in held.values()} == {np.dtype(np.float16)}
     assert "smollm2-0.training" not in hub.shipped()
 
 

@@ -17,16 +17,11 @@ from vlm_jax.testbed.architecture import get_family, model_config
 from vlm_jax.testbed.companions import write_companions
 from vlm_jax.testbed.measure import measure, standard_benchmarks
 from vlm_jax.testbed.recipe import Recipe
+from vlm_jax.testbed.state import round_params
 
 RECIPE = "recipe.json"
-_DTYPE = jnp.float16
 
 Params = dict[str, jax.Array]
-
-
-def round_params(params: Params) -> Params:
-    """Rounds parameters to the type they ship in."""
-    return {name: value.astype(_DTYPE) for name, value in params.items()}
 
 
 def measure_params(

@@ -1,4 +1,7 @@
-"""The state of a training run on disk: one safetensors file, replaced atomically."""
+"""The state of a training run on disk: one safetensors file, replaced atomically.
+
+A run that goes on has float32 parameters in it, one that has ended what ships of them.
+"""
 
 import hashlib
 import json
@@ -20,12 +23,17 @@ Params = dict[str, jax.Array]
 _MAX_BYTES = 1 << 32
 
 
+def round_params(params: Params) -> Params:
+    """Rounds parameters to the type they ship in, float16."""
+    return {name: value.astype(jnp.float16) for name, value in params.items()}
+
+
 def write_state(path: pathlib.Path, params: Params, optimiser: Any, place: dict[str, Any]) -> None:
     """Writes parameters, optimiser state and where training stands.
 
     Args:
         path: the file; what was there stays until the new one is whole.
-        params: float32, by path.
+        params: by path.
         optimiser: any pytree of arrays.
         place: JSON values that name the run and the next step.
     """
@@ -67,10 +75,10 @@ def _digest(tensors: dict[str, np.ndarray], place: str) -> str:
 
 
 def read_params(path: pathlib.Path) -> Params:
-    """Returns the parameters of a state."""
+    """Returns the parameters of a state in float32, whatever they are stored in."""
     tensors = safetensors.numpy.load_file(path)
     return {
-        name.removeprefix("params/"): jnp.asarray(value)
+        name.removeprefix("params/"): jnp.asarray(value, jnp.float32)
         for name, value in tensors.items()
         if name.startswith("params/")
     }

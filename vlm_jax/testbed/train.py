@@ -44,7 +44,7 @@ class Trained:
     """What training gives.
 
     Attributes:
-        params: float32 parameters of the model.
+        params: float32 parameters of the model; of a run that had ended before, as they ship.
         losses: mean loss of the last reported steps of each stage.
         cpu_seconds: processor time of the run, without what a kill undid.
     """
@@ -233,7 +233,8 @@ def train(
                     run.save(own({**frozen, **trained}), moments, index, done)
             params = {**frozen, **trained}
             run.losses[stage.name] = losses.mean
-            run.save(own(params), {}, index + 1, 0)
+            ends = index + 1 == len(stages)
+            run.save(own(state.round_params(params) if ends else params), {}, index + 1, 0)
     params = {k: v for k, v in params.items() if not k.startswith("labels/")}
     return Trained(params, run.losses, run.cpu_seconds)
 
