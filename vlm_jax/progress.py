@@ -18,6 +18,9 @@ class Progress:
     line says how long the whole took. Work shorter than a second prints only that. What is printed
     meanwhile to the same terminal takes a line of its own. A notebook shows a bar.
 
+    The rate and the time left are of the work behind the first step, which may wait for a compiler:
+    5 answers after 20 s, the first of them after 16 s, is 1 answer a second.
+
     Args:
         total: how much there is to do; None if unknown.
         unit: what is counted, e.g. "images"; "B" counts bytes and shows them as MB or GB.
@@ -44,6 +47,7 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._interval = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
         self._begun = self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first step ended, and what it did
         self._width = 0
         self._printed: dict[str, TextIO] = {}
         self._bar: Any = None
@@ -75,6 +79,7 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
+        self._first = self._first or (now, self.done)
         if now - self._shown >= self._interval:
             self._shown = now
             self._show(self._line(now), last=False)
@@ -88,29 +93,34 @@ class Progress:
         if not failed and not (self._brief and seconds < _TERMINAL_SECONDS):
             line = f"{self._prefix()}{self._amount(self.done)} in {duration(seconds)}"
             lost = f", {self.failed} failed" if self.failed else ""
-            self._show(f"{line} ({self._rate(seconds)}){lost}", last=True)
+            self._show(f"{line} ({self._rate(self.done, seconds)}){lost}", last=True)
         elif self._terminal and self._width:
             self._write("\n")
 
     def _line(self, now: float) -> str:
-        seconds = now - self._begun
+        assert self._first is not None  # a line is shown behind a step
         parts = [self._amount(self.done)]
         if self.total:
             done = _bytes(self.done) if self.unit == "B" else str(self.done)
             parts = [f"{done} of {self._amount(self.total)}", f"{self.done / self.total:.0%}"]
         parts += [f"{self.failed} failed"] * bool(self.failed)
-        parts.append(self._rate(seconds))
-        if self.total and self.done:
-            left = seconds * max(self.total - self.done, 0) / self.done
-            parts.append(f"{duration(left)} left")
+        begun, before = self._first
+        if self.done > before:
+            seconds, done = now - begun, self.done - before
+            parts.append(self._rate(done, seconds))
+            if self.total:
+                left = seconds * max(self.total - self.done, 0) / done
+                parts.append(f"{duration(left)} left")
         return self._prefix() + ", ".join(parts)
 
     def _prefix(self) -> str:
         return f"{self.label}: " if self.label else ""
 
-    def _rate(self, seconds: float) -> str:
-        rate = self.done / max(seconds, 1e-9)
-        return f"{_bytes(rate)}/s" if self.unit == "B" else f"{rate:.3g} {self.unit}/s"
+    def _rate(self, done: int, seconds: float) -> str:
+        rate = done / max(seconds, 1e-9)
+        if self.unit == "B":
+            return f"{_bytes(rate)}/s"
+        return f"{rate:.3g} {self.unit}/s" if rate < 999.5 else f"{rate:.0f} {self.unit}/s"
 
     def _amount(self, count: int) -> str:
         if self.unit == "B":

@@ -38,11 +38,12 @@ def test_what_is_printed_takes_a_line_of_its_own(clock, monkeypatch):
     both = Terminal()
     monkeypatch.setattr("sys.stdout", both)
     with Progress(4, "answers", stream=both) as meter:
+        meter.advance()
         clock[0] += 2
-        meter.advance(2)
+        meter.advance()
         print("[a] a cup")
         print("[b] a fork")
-    line = "2 of 4 answers, 50%, 1 answers/s, 2.0 s left"
+    line = "2 of 4 answers, 50%, 0.5 answers/s, 4.0 s left"
     blank = " " * len(line)
     assert both.getvalue().startswith(f"\r{line}\r{blank}\r[a] a cup\n[b] a fork\n\r2 answers in")
     assert sys.stdout is both
@@ -64,14 +65,30 @@ def test_files_get_plain_lines_every_ten_seconds(clock):
 def test_unknown_total_and_long_times(clock):
     out = Terminal()
     with Progress(None, "tokens", stream=out) as meter:
+        meter.advance(0)
         clock[0] += 90
         meter.advance(9)
     assert "9 tokens, 0.1 tokens/s" in out.getvalue()
     assert "9 tokens in 1 min 30 s" in out.getvalue()
     with Progress(10_000, "steps", stream=out) as meter:
+        meter.advance(0)
         clock[0] += 3600
         meter.advance(5_000)
     assert "1 h 00 min left" in out.getvalue()
+
+
+def test_a_first_step_that_compiles_says_nothing_of_the_rest(clock):
+    out = Terminal()
+    with Progress(6000, "answers", stream=out) as meter:
+        for seconds in (16, 1, 1):
+            clock[0] += seconds
+            meter.advance(2000)
+    assert out.getvalue().replace(" ", "").split("\r")[1:] == [
+        "2000of6000answers,33%",
+        "4000of6000answers,67%,2000answers/s,1.0sleft",
+        "6000of6000answers,100%,2000answers/s,0.0sleft",
+        "6000answersin18s(333answers/s)\n",
+    ]
 
 
 def test_silent_and_failed(clock):

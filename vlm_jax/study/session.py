@@ -243,6 +243,7 @@ class _Clock:
     """Counts runs and says how long the rest may take, from the runs that took time at all."""
 
     _RESUMED_SECONDS = 0.5
+    _LONG_SECONDS = 60.0  # beside which compiling takes little
 
     def __init__(self, total: int):
         self.total, self.begun = total, 0
@@ -260,7 +261,7 @@ class _Clock:
 
     def __str__(self) -> str:
         # The first run compiles; later ones say more about the rest.
-        known = self._seconds[1:] or self._seconds
+        known = self._seconds[1:] or [s for s in self._seconds if s > self._LONG_SECONDS]
         left = sum(known) / len(known) * (self.total - self.begun + 1) if known else None
         rest = "" if left is None else f", {duration(left)} left"
         return f"[{self.begun} of {self.total}{rest}]"
