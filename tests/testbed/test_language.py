@@ -97,6 +97,13 @@ def test_the_chat_template_ends_where_the_answer_begins(folder, family, tokenize
         [*chat, {"role": "assistant", "content": "yes"}], tokenize=False
     )
     assert told == asked + family.gap + "yes" + family.eos
+    part = lambda text: [{"type": "text", "text": text}]
+    again = [{"role": "assistant", "content": part("yes")}, {"role": "user", "content": part("no")}]
+    turns = [{"role": "system", "content": part("so")}, *chat, *again]
+    before, behind = family.system
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == (
+        f"{before}so{behind}{told}{family.before}no"
+    )
     assert read_config(folder) == model_config(family.name)
     assert json.loads((folder / "config.json").read_text()) == hf_config(family)
 

@@ -26,6 +26,7 @@ class Architecture:
         before, between, after: text of a chat before its images, after them, and after the user's
             turn.
         gap: what stands between `after` and the answer.
+        system: what stands before and behind a system message; no training text has one.
         released: whether decoder and tokenizer are a released language model's, which stays as it
             is; texts are then spelt as people write them.
     """
@@ -43,6 +44,7 @@ class Architecture:
     between: str
     after: str
     gap: str
+    system: tuple[str, str]
     released: bool = False
 
     @property
@@ -70,6 +72,7 @@ LLAVA = Architecture(
     between="\n",
     after=" ASSISTANT:",
     gap=" ",
+    system=("", " "),
 )
 
 QWEN2_5_VL = Architecture(
@@ -95,6 +98,7 @@ QWEN2_5_VL = Architecture(
     between="<|vision_end|>",
     after="<|im_end|>\n<|im_start|>assistant\n",
     gap="",
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
 )
 
 # A LLaVA whose decoder is a released model. `<file_sep>`, which no text of it has, is renamed to be
@@ -120,6 +124,7 @@ SMOLLM2 = Architecture(
     between="\n",
     after="<|im_end|>\n<|im_start|>assistant\n",
     gap="",
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
     released=True,
 )
 

@@ -19,21 +19,27 @@ if TYPE_CHECKING:
 
 
 def chat_template(family: Architecture) -> str:
-    """Returns the Jinja form of a chat: the user's images, then the user's words."""
-    quote = lambda text: json.dumps(text, ensure_ascii=False)
+    """Returns the Jinja form of a chat: the user's images, then the user's words, and so on."""
+    quote = lambda text: "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
+    words = "{{ words(message['content']) }}"
+    before_system, after_system = family.system
     return (
+        "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
+        "{% for part in content if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}{% endif %}{% endmacro %}"
         "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{{{{ {quote(family.before)} }}}}"
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        f"{quote(family.before)}"
+        "{% if message['content'] is not string %}"
         "{% for part in message['content'] if part['type'] == 'image' %}"
-        f"{{{{ {quote(family.image + family.between)} }}}}"
-        "{% endfor %}"
-        "{% for part in message['content'] if part['type'] == 'text' %}"
-        "{{ part['text'] }}{% endfor %}{% endif %}"
+        f"{quote(family.image + family.between)}"
+        "{% endfor %}{% endif %}"
+        f"{words}"
+        "{% elif message['role'] == 'assistant' %}"
+        f"{quote(family.after + family.gap)}{words}{quote(family.eos)}"
         "{% else %}"
-        f"{{{{ {quote(family.after + family.gap)} + message['content'] + {quote(family.eos)} }}}}"
+        f"{quote(before_system)}{words}{quote(after_system)}"
         "{% endif %}{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ {quote(family.after)} }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{quote(family.after)}{{% endif %}}"
     )
 
 
