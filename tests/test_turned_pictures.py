@@ -12,6 +12,7 @@ from vlm_jax.decoding.named import read_named
 from vlm_jax.errors import PromptError
 from vlm_jax.evals.pictures import embedded
 from vlm_jax.evals.records import Record
+from vlm_jax.processing import images
 from vlm_jax.processing.images import load_image
 from vlm_jax.report.examples import _picture
 from vlm_jax.serving.chat import read_image
@@ -44,6 +45,13 @@ def test_it_is_upright_everywhere(path):
     assert _size(path) == (40, 60)
     shown = _picture(path, 512).partition("base64,")[2]
     assert is_upright(PIL.Image.open(io.BytesIO(base64.b64decode(shown))))
+
+
+def test_a_pil_image_is_left_alone_which_is_said_once(path, caplog):
+    images._warn_of_orientation.cache_clear()
+    for _ in range(2):
+        assert load_image(PIL.Image.open(path), "The image").size == (60, 40)
+    assert caplog.text.count("PIL.ImageOps.exif_transpose(image) turns it.") == 1
 
 
 def test_agla_masks_it_upright(path):

@@ -306,12 +306,15 @@ class VLM:
             vlm.generate("a.jpg", ["Is there a cat?", "A dog?"])      # two texts about one image
             vlm.generate([["a.jpg", "b.jpg"], "c.jpg"], ["Compare.", "Describe."])
             vlm.generate(prompts="What is a cup for?")                # no image
+            vlm.generate("a.jpg", [["A cat?", "Yes.", "What colour?"]])   # one sample, three turns
 
         Args:
             images: one image (a path, a PIL image, or uint8 pixels [height, width, 3] or [height,
                 width]), or a list with an entry a sample: an image, a list of images that go
-                together, or None. `vlm_jax.calls` has the table.
-            prompts: the user's turn, through the folder's chat template; one, or a list.
+                together, or None. `vlm_jax.calls` has the table. Paths are turned by their EXIF
+                orientation, PIL images are taken as they are.
+            prompts: the user's turn, through the folder's chat template; one, or a list, whose
+                entries may be lists of turns.
             settings: of decoding; greedy by default. A `max_new_tokens` of more than half of the
                 model's positions is cut to what the longest prompt leaves, which is logged.
             return_readings: gives `Answer`s, with tokens and with what attention did
@@ -329,7 +332,7 @@ class VLM:
             ConfigError: a setting is unknown or out of range.
         """
         call = read_call(images, prompts)
-        settings = (settings or DecodeSettings()).replace(**changes)
+        settings = _changed(settings, changes)
         room = self.room(call.images, call.prompts, settings.max_new_tokens)
         options = {"settings": settings.replace(max_new_tokens=room)}
         steering = asking.reading_masses(self) if return_readings else None
@@ -405,7 +408,7 @@ class VLM:
             told: called with a sample's index and its text so far, every few tokens, where nothing
                 reads a sample in several rows (strategies, beams, rankings).
         """
-        settings = (settings or DecodeSettings()).replace(**changes)
+        settings = _changed(settings, changes)
         asked = Asking(
             settings, logit_bias, steering, strategy, share_prefix, on_error, streams, told
         )
@@ -444,3 +447,17 @@ class VLM:
             prompt means nothing), and the int32 lengths [B].
         """
         return asking.logits(self, images, prompts)
+
+
+def _changed(settings: DecodeSettings | None, changes: Mapping[str, Any]) -> DecodeSettings:
+    """Returns settings of decoding, or the defaults, with some changed.
+
+    Raises:
+        ConfigError: they are of another type, or a change is unknown or out of range.
+    """
+    if not isinstance(settings, DecodeSettings | None):
+        raise ConfigError(
+            f"settings must be a vlm_jax.decoding.DecodeSettings, not {type(settings).__name__}; "
+            "single settings are arguments, such as max_new_tokens=64."
+        )
+    return (settings or DecodeSettings()).replace(**changes)

@@ -22,7 +22,7 @@ in RGB or [height, width] in grey.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,8 @@ def read_call(images: Any, prompts: Any) -> Call:
         PromptError: it could mean several things, or an image is none.
     """
     texts, one = _texts(prompts)
+    if _swapped(images, prompts):
+        raise PromptError(f"{prompts} is a file: images come before prompts, (image, prompt).")
     if images is None:
         return Call(None, texts, single=one)
     if _is_image(images):
@@ -89,10 +91,29 @@ def as_image(image: Any, where: str) -> ImageSource:
         return _from_array(image, where)
     if isinstance(image, PIL.Image.Image | str | os.PathLike):
         return image
-    hint = "; np.asarray(...) makes an array of it" if hasattr(image, "__array__") else ""
     raise PromptError(
-        f"{where} must be a path, a PIL image or a NumPy array, not {type(image).__name__}{hint}."
+        f"{where} must be a path, a PIL image or a NumPy array, not {type(image).__name__}"
+        f"{_hint(image)}."
     )
+
+
+def _hint(value: Any) -> str:
+    """What makes of a value what a call takes, for the end of an error."""
+    if hasattr(value, "__array__"):
+        return "; np.asarray(...) makes an array of it"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "; PIL.Image.open(io.BytesIO(...)) opens a file's bytes"
+    if hasattr(value, "read"):
+        return "; PIL.Image.open(...) makes an image of it"
+    if isinstance(value, Iterator | Set):
+        return "; list(...) makes a list of it"
+    return ""
+
+
+def _swapped(images: Any, prompts: Any) -> bool:
+    """Whether the prompt is where an image goes, and a file is where a prompt goes."""
+    both = isinstance(images, str) and isinstance(prompts, str)
+    return both and os.path.isfile(prompts) and not os.path.exists(images)
 
 
 def _texts(prompts: Any) -> tuple[list[Any], bool]:
@@ -107,7 +128,8 @@ def _texts(prompts: Any) -> tuple[list[Any], bool]:
     texts = _listed(prompts)
     if texts is None:
         raise PromptError(
-            f"prompts must be a text or a list of texts, not {type(prompts).__name__}."
+            f"prompts must be a text or a list of texts, not {type(prompts).__name__}"
+            f"{_hint(prompts)}."
         )
     if not texts:
         raise PromptError("prompts must be a list of at least one text; it is empty.")
@@ -115,7 +137,10 @@ def _texts(prompts: Any) -> tuple[list[Any], bool]:
         turns = text if isinstance(text, list | tuple) else [text]
         wrong = next((one for one in turns if not isinstance(one, str)), None)
         if wrong is not None:
-            raise PromptError(f"prompts[{index}] must be a text, not {type(wrong).__name__}.")
+            turns = "; turns are texts: [user, assistant, user]" if isinstance(wrong, dict) else ""
+            raise PromptError(
+                f"prompts[{index}] must be a text, not {type(wrong).__name__}{turns}."
+            )
     return texts, False
 
 

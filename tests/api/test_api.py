@@ -90,6 +90,8 @@ BAD_CALLS = {
     "no rows": (None, ["a"], dict(batch_size=-1), "batch_size"),
     "negative temperature": (None, ["a"], dict(temperature=-1.0), "temperature"),
     "top_p of zero": (None, ["a"], dict(top_p=0.0), "top_p"),
+    "sampling by name": (None, ["a"], dict(do_sample=True), "a temperature above 0 samples"),
+    "a dict of settings": (None, ["a"], dict(settings={}), "not dict; single settings are"),
     "prompt too long": (None, ["word " * 3000], {}, "Sample 0.*tokens long"),
     "missing image": ([["/nowhere/cat.png"]], ["a"], {}, "cat.png"),
     "image of one pixel row": ([[picture(4000, 1)]], ["a"], {}, "Sample 0, image 0"),

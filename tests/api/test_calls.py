@@ -1,5 +1,7 @@
 """What calls mean: one or many images and prompts, and what is refused."""
 
+import io
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -53,7 +55,12 @@ REFUSED = {
     "a number among images": ([CAT, 7], "p", r"images\[1\] must be a path"),
     "a nested number": ([[CAT, 7]], "p", r"images\[0\]\[1\] must be a path"),
     "a list too deep": ([[[CAT]]], "p", r"images\[0\]\[0\] must be a path.*not list"),
-    "bytes": (b"\x89PNG", "p", "not bytes"),
+    "bytes": (b"\x89PNG", "p", r"not bytes; PIL.Image.open\(io.BytesIO"),
+    "a file": (io.BytesIO(), "p", r"not BytesIO; PIL.Image.open\("),
+    "a generator": (iter([CAT]), "p", r"not list_iterator; list\("),
+    "a generator of prompts": (CAT, iter(["p"]), r"not list_iterator; list\("),
+    "messages": (CAT, [{"role": "user"}], "not dict; turns are texts"),
+    "the wrong way round": ("Describe it.", __file__, "images come before prompts"),
 }
 
 

@@ -121,8 +121,12 @@ def test_a_damaged_file_is_named_with_its_sample(llava, tmp_path, kind):
 def test_a_missing_file_is_named_with_its_sample(llava, tmp_path):
     with pytest.raises(PromptError, match=r"Sample 0, image 0: no such file: .*nowhere\.png"):
         llava.ours.batch([[tmp_path / "nowhere.png"]], ["hi"])
-    with pytest.raises(PromptError, match="no such file"):
+    with pytest.raises(PromptError, match="is a folder; give the images in it"):
         llava.ours.batch([[tmp_path]], ["hi"])
+    for url in ("https://example.org/cat.jpg", "data:image/png;base64," + "A" * 10**6):
+        with pytest.raises(PromptError, match="is a URL, and nothing is fetched") as caught:
+            llava.ours.batch([[url]], ["hi"])
+        assert len(str(caught.value)) < 200
 
 
 def test_the_pixel_budget_is_checked_before_decoding(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ class DecodeSettings:
             to this power.
         early_stopping: when beam search ends: True, with as many answers as beams; False, when the
             best beam as it is would not come among them; "never", when it could not at its best.
-        stop: an answer ends before the first of these strings.
+        stop: an answer ends before the first of these strings; one alone needs no list.
         system: a system message before the first turn; the template's own by default.
         seed: of the run. Each sample draws from its own stream, so that its answer does not depend
             on the batch it is in.
@@ -102,7 +102,7 @@ class DecodeSettings:
     num_beams: int = setting(1, whole, low=1)
     length_penalty: float = setting(1.0, number)
     early_stopping: bool | str = setting(False, stopping)
-    stop: tuple[str, ...] = setting((), listed, each=word)
+    stop: tuple[str, ...] = setting((), listed, each=word, alone=True)
     system: str = setting("", text)
     seed: int = setting(0, whole, low=0)
     batch_size: int = setting(0, whole, low=0)
@@ -132,6 +132,10 @@ class DecodeSettings:
         Raises:
             ConfigError: one is unknown or out of range.
         """
+        if "do_sample" in changes:
+            raise ConfigError(
+                "generation has no setting 'do_sample': a temperature above 0 samples, 0 is greedy."
+            )
         return read(DecodeSettings, {**dataclasses.asdict(self), **changes}, "generation")
 
     def following(self, generation: Mapping[str, Any]) -> "DecodeSettings":

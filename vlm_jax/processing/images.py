@@ -5,15 +5,19 @@ called, and one of them (EPS) hands it to a program that runs what it says.
 
 A path is read as transformers' `load_image` reads it: EXIF orientation applied, then converted to
 RGB. A PIL image is the caller's own: it goes on as it is, orientation tag and transparency
-included, and the folder's image processor makes RGB of it (transparency over white).
+included, and the folder's image processor makes RGB of it (transparency over white). A warning says
+so once of an orientation that is not applied.
 
 Greys of 16 or 32 bits are refused unless they are 0 to 255: what is lighter becomes white, in
 transformers too, and of most such pictures nothing else is left.
 """
 
 import contextlib
+import functools
 import hashlib
+import logging
 import os
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
@@ -27,6 +31,9 @@ from vlm_jax.settings import whole
 ImageSource = PIL.Image.Image | str | os.PathLike
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_log = logging.getLogger(__name__)
+
+_URL = re.compile(r"(https?|ftp|file|s3|gs|hf)://|data:\w+/")
 _VIDEO = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg")
 
 # Pillow warns of a decompression bomb from here on, a quarter of a GiB of RGB, and refuses twice
@@ -78,11 +85,21 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
         _check_size(source, f"{where} ({describe(source)})", max_pixels)
         _decode(source.load, source, where)
         _check_greys(source, source, where)
+        if _decode(lambda: source.getexif().get(_ORIENTATION, 1), source, where) != 1:
+            _warn_of_orientation()
         return source
     with _open(source, where, max_pixels) as image:
         turned = _decode(lambda: PIL.ImageOps.exif_transpose(image), source, where)
         _check_greys(turned, source, where)
         return _decode(lambda: turned.convert("RGB"), source, where)
+
+
+@functools.cache
+def _warn_of_orientation() -> None:
+    _log.warning(
+        "A PIL image lies on its side by its EXIF orientation, which is applied to paths alone; "
+        "PIL.ImageOps.exif_transpose(image) turns it."
+    )
 
 
 def upright(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
@@ -166,9 +183,16 @@ def _path(source: ImageSource, where: str) -> str:
             "as one list per sample, such as [[first], [second, third]]."
         )
     if not os.path.isfile(source):
-        if os.path.exists(source) and not os.path.isdir(source):
-            raise PromptError(f"{where}: {describe(source)} is not a regular file.")
-        raise PromptError(f"{where}: no such file: {describe(source)}.")
+        name = describe(source)
+        if _URL.match(name):
+            raise PromptError(
+                f"{where}: {name[:80]} is a URL, and nothing is fetched; save it and give its path."
+            )
+        if os.path.isdir(source):
+            raise PromptError(f"{where}: {name} is a folder; give the images in it.")
+        if os.path.exists(source):
+            raise PromptError(f"{where}: {name} is not a regular file.")
+        raise PromptError(f"{where}: no such file: {name}.")
     return os.fspath(source)
 
 

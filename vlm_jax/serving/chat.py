@@ -91,8 +91,6 @@ def read_chat(body: Any, defaults: DecodeSettings) -> ChatRequest:
              if body.get(name) is not None}  # fmt: skip
     if not asked.get("temperature", defaults.temperature):
         asked = {name: value for name, value in asked.items() if name not in ("top_p", "top_k")}
-    if isinstance(asked.get("stop"), str):
-        asked["stop"] = (asked["stop"],)
     if system:
         asked["system"] = system
     prompt = turns[0] if len(turns) == 1 else tuple(turns)
