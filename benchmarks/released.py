@@ -7,7 +7,7 @@
 For each model the smallest slice of TPU v5e by the roofline table and a slice of several hosts, 8
 rows a replica, a prompt of one image of 640 x 480 and 64 further tokens, 64 new ones. With
 `--layers` the decoder is cut to its first layers, the mesh and the prompt being those of the whole
-model, and images are not read. A record is kept for each program as soon as it is compiled
+model, and images are not read. A record is kept of each program as soon as it is compiled
 (`benchmarks/results/plans`); tables of docs/performance.md, docs/tpu_pods.md and
 docs/gpu_clusters.md are made of these. Needs libtpu (`pip install -e '.[plan-tpu]'`), and
 `--generations h100` JAX's CUDA plug-in (`[plan-gpu]`); nothing here is measured.
@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ import pathlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ from tests.released import CONFIGS
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.planning.chips import CHIPS
 from vlm_jax.planning.planner import Planner, PlanSettings, acting
-from vlm_jax.planning.sizes import fewest_chips, held_bytes, param_bytes
+from vlm_jax.planning.sizes import fewest_chips, param_bytes
 from vlm_jax.planning.topologies import GENERATIONS, SLICES, parse
 
 RECORDS = pathlib.Path(__file__).parent / "results" / "plans"
@@ -94,15 +95,26 @@ class Case:
 
     @property
     def path(self) -> pathlib.Path:
-        """Where its record is."""
-        kind = self.method.lower().replace("*", "star").replace(" ", "_").replace("(", "")
-        parts = self.model, self.topology.replace(":", "_"), kind.replace(")", ""), self.program
+        """Where its record is, among those of the same program on other slices and of methods."""
         cut = f"-{self.layers}_layers" if self.layers else ""
-        return RECORDS / f"{'-'.join(parts)}{cut}.json"
+        return RECORDS / f"{self.model}-{self.program}{cut}.json"
+
+    @property
+    def name(self) -> str:
+        """What its record is called there."""
+        return f"{self.topology} {self.method}"
 
     def record(self) -> dict[str, Any] | None:
         """Returns what is known of it, or None."""
-        return json.loads(self.path.read_text()) if self.path.exists() else None
+        return self._known().get(self.name)
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Writes what was found beside what is known of others."""
+        known = self._known() | {self.name: record}
+        self.path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+    def _known(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
 
 def cases(
@@ -161,17 +173,14 @@ def compile_case(case: Case) -> dict[str, Any]:
     named = Counter()
     for part in steering.parts.values() if steering else ():
         named += Counter({kind: layers * count for kind, count in part.collectives.items()})
-    decoder, sizes, mesh = planner.config.decoder, planner.sizes, planner.mesh.shape
-    unread = 0.0 if decoder.tie_embeddings else param_bytes(config, case.chips)["decoder/embed_vd"]
+    tied = config.decoder.tie_embeddings
+    unread = 0.0 if tied else param_bytes(config, case.chips)["decoder/embed_vd"]
     return {
         "case": dataclasses.asdict(case),
         "slice_chips": math.prod(parse(case.topology)[1]),
-        "mesh": dict(mesh),
+        "mesh": dict(planner.mesh.shape),
         "rows": planner.rows,
-        "length": sizes.length,
-        "held_bytes": held_bytes(
-            planner.config, case.chips, planner.rows // mesh["data"], sizes.length + NEW
-        ),
+        "length": planner.sizes.length,
         "unread_bytes": unread,
         "named_collectives": dict(named),
         "jax": jax.__version__,
@@ -230,62 +239,130 @@ def main() -> None:
         try:
             found = compile_case(case)
         except Exception as error:  # of one program: the others go on
-            print(f"{case.path.stem}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            print(f"{case.path.stem}, {case.name}: {said}")
             continue
-        case.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"{case.path.stem}: {found['processor_seconds']:.0f} s of processors", flush=True)
+        case.keep(found)
+        print(
+            f"{case.path.stem}, {case.name}: {found['processor_seconds']:.0f} s of processors",
+            flush=True,
+        )
     print(f"{left} programs are left." if left else "No program is left.")
 
 
-def records() -> list[dict[str, Any]]:
-    """Returns all records: by program, models in the order of the released sizes, methods."""
+def records(program: str, layers: int = 0) -> list[dict[str, Any]]:
+    """Returns the records of a program, of whole models or of so many layers: models in the order
+    of the released sizes, then slices, then methods."""
     names, methods = list(CONFIGS), list(METHODS)
+    of_case = lambda one: one["case"]["program"] == program and one["case"]["layers"] == layers
     order = lambda one: (
-        PROGRAMS.index(one["case"]["program"]),
         names.index(one["case"]["model"]),
+        list(GENERATIONS).index(one["case"]["generation"]),
         one["slice_chips"],
         methods.index(one["case"]["method"]),
     )
-    return sorted((json.loads(path.read_text()) for path in RECORDS.glob("*.json")), key=order)
+    files = (json.loads(path.read_text()) for path in RECORDS.glob("*.json"))
+    found = itertools.chain.from_iterable(known.values() for known in files)
+    return sorted(filter(of_case, found), key=order)
 
 
-def released_table() -> str:
-    """What compilers say of the programs without methods."""
-    lines = [
-        "| model | slice | data x model | program | fits | weights and caches, GB a chip "
-        "| temporary, GB | GFLOP | GB accessed | over weights and caches | compiler's ms "
-        "| collectives | compiled in s | commit |",
-        "|---" * 14 + "|",
-    ]
-    for one in records():
-        case, program = one["case"], one["program"]
+def released_table(program: str, layers: int = 0) -> str:
+    """What compilers say of a program without methods."""
+    lines = []
+    for one in records(program, layers):
+        case, found = one["case"], one["program"]
         if case["method"] != "vanilla":
             continue
-        mesh = f"{one['mesh']['data']} x {one['mesh']['model']}"
-        start = [case["model"], case["topology"], mesh, case["program"]]
-        if program["argument_bytes"] is None:
-            cells = [*start, "no: " + program["reason"], *["-"] * 8, one["commit"][:7]]
-            lines.append(f"| {' | '.join(cells)} |")
-            continue
-        found = [f"{count} {kind}" for kind, count in program["collectives"].items()]
+        known = found["argument_bytes"] is not None
+        read = found["argument_bytes"] - one["unread_bytes"] if known else 0
         show = lambda value, digits: "-" if value is None else f"{value / 1e9:,.{digits}f}"
-        accessed, seconds = program["bytes_accessed"], program["compiler_seconds"]
-        over = accessed / one["held_bytes"] if accessed and case["program"] == "decode" else None
-        cells = [
-            *start,
-            "yes" if program["fits"] else f"no: {program['reason']}",
-            f"{program['argument_bytes'] / 1e9:.2f}",
-            f"{program['temp_bytes'] / 1e9:.2f}",
-            show(program["flops"], 0),
-            show(accessed, 1),
-            "" if over is None else f"{over:.2f}",
-            f"{1e3 * seconds:.1f}" if seconds else "-",
-            ", ".join(found) or "none",
-            f"{program['compile_seconds']:.0f}",
-            one["commit"][:7],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not compiled yet."
+        moved, seconds = found["moved_bytes"], found["compiler_seconds"]
+        seconds_of = one["processor_seconds"]
+        kinds = [f"{count} {kind}" for kind, count in found["collectives"].items()]
+        cells = {
+            "model": case["model"],
+            "slice": case["topology"],
+            "data x model": f"{one['mesh']['data']} x {one['mesh']['model']}",
+            "fits": "yes" if found["fits"] else f"no: {found['reason']}",
+            "weights and caches, GB a chip": show(found["argument_bytes"], 2),
+            "temporary, GB": show(found["temp_bytes"], 2),
+            "GFLOP": show(found["flops"], 0),
+            "GB moved": show(moved, 2),
+            "over what is to be read": f"{moved / read:.3f}" if moved and known else "-",
+            "GB accessed": show(found["bytes_accessed"], 1),
+            "compiler's ms": f"{1e3 * seconds:.1f}" if seconds else "-",
+            "collectives": ", ".join(kinds) or ("none" if known else "-"),
+            "processor s": "-" if seconds_of is None else f"{seconds_of:.0f}",
+            "commit": one["commit"][:7],
+        }
+        left_out = ["over what is to be read"] if program == "prefill" else []
+        if layers:
+            left_out += ["fits", "temporary, GB", "compiler's ms", "collectives", "processor s"]
+        for column in left_out:
+            del cells[column]
+        lines.append(cells)
+    return _table(lines)
+
+
+def _table(lines: list[dict[str, str]]) -> str:
+    """Returns rows of the same columns as a table."""
+    if not lines:
+        return "Not compiled yet."
+    rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def steered_table(program: str, layers: int, methods: Sequence[str]) -> str:
+    """What methods add to a program, by the compilers: operations, bytes moved and accessed."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for one in records(program, layers):
+        place = one["case"]["model"], one["case"]["topology"]
+        found.setdefault(place, {})[one["case"]["method"]] = one
+    lines = []
+    for (model, topology), known in found.items():
+        base = known.get("vanilla")
+        if base is None or not base["program"]["flops"] or len(known) == 1:
+            continue
+        cells, missed, further = {"model": model, "slice": topology}, [], {}
+        for method in methods:
+            cells[method] = "-"
+            if method not in known or not known[method]["program"]["flops"]:
+                continue
+            ratios = [
+                known[method]["program"][name] / base["program"][name]
+                for name in ("flops", "moved_bytes", "bytes_accessed")
+            ]
+            cells[method] = " / ".join(f"{ratio:.3f}" for ratio in ratios)
+            if max(ratios[:2]) > goal(program, method):
+                missed.append(method)
+            more = Counter(known[method]["program"]["collectives"])
+            more -= Counter(base["program"]["collectives"])
+            further[method] = more - Counter(known[method]["named_collectives"])
+        if not further:
+            continue
+        if set(methods) <= set(STEERED):
+            cells["goals"] = f"missed: {', '.join(missed)}" if missed else "met"
+        cells["further collectives"] = _further(further)
+        lines.append(cells)
+    return _table(lines)
+
+
+def goal(program: str, method: str) -> float:
+    """The most that a method may do or move, over vanilla."""
+    if method not in STEERED:
+        return math.inf
+    return PROJECTION_GOAL if program == "prefill" and "projection" in method else GOALS[program]
+
+
+def _further(found: dict[str, Counter]) -> str:
+    """Collectives that methods have besides those that they name, equal ones together."""
+    grouped: dict[str, list[str]] = {}
+    for method, more in found.items():
+        said = ", ".join(f"{count} {kind}" for kind, count in sorted(more.items())) or "none"
+        grouped.setdefault(said, []).append(method)
+    if len(grouped) == 1:
+        return next(iter(grouped))
+    return "; ".join(f"{', '.join(methods)}: {said}" for said, methods in grouped.items())
 
 
 def meshes_table(generation: str, *chips: str) -> str:
@@ -316,46 +393,19 @@ def _peak(record: dict[str, Any] | None) -> str:
     return peak if program["fits"] else f"does not fit: {peak}"
 
 
-def steered_table() -> str:
-    """What methods add to programs, by the compilers."""
-    lines = [
-        "| model | slice | program | method | flops over vanilla | bytes | compiler's time | goal "
-        "| verdict | further collectives | commit |",
-        "|---" * 11 + "|",
-    ]
-    found = records()
-    key = lambda one: (one["case"]["model"], one["case"]["topology"], one["case"]["program"])
-    vanilla = {key(one): one["program"] for one in found if one["case"]["method"] == "vanilla"}
-    for one in found:
-        method, base, program = one["case"]["method"], vanilla.get(key(one)), one["program"]
-        if method == "vanilla" or not base or not base["flops"] or not program["flops"]:
-            continue
-        ratios = [program[name] / base[name] for name in ("flops", "bytes_accessed")]
-        goal = PROJECTION_GOAL if "projection" in method else GOALS["prefill"]
-        goal = GOALS["decode"] if one["case"]["program"] == "decode" else goal
-        judged = method in STEERED
-        times = program["compiler_seconds"], base["compiler_seconds"]
-        more = {
-            kind: count - base["collectives"].get(kind, 0)
-            for kind, count in program["collectives"].items()
-            if count != base["collectives"].get(kind, 0)
-        }
-        cells = [
-            one["case"]["model"], one["case"]["topology"], one["case"]["program"], method,
-            *(f"{ratio:.3f}" for ratio in ratios),
-            f"{times[0] / times[1]:.3f}" if all(times) else "-",
-            f"<= {goal:g}" if judged else "",
-            ("met" if max(ratios) <= goal else "missed") if judged else "",
-            ", ".join(f"{count:+d} {kind}" for kind, count in more.items()) or "none",
-            one["commit"][:7],
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not compiled yet."
+LAYERS = 2
+"""Of the decoders that methods are compiled for in every size."""
 
+DECODING = tuple(method for method in METHODS if method not in ("vanilla", *STEERED))
 
 TABLES: dict[str, Callable[[], str]] = {
-    "released": released_table,
-    "released steered": steered_table,
+    **{f"released {name}": functools.partial(released_table, name) for name in PROGRAMS},
+    "released layers": functools.partial(released_table, "decode", LAYERS),
+    **{
+        f"{kind} {name}": functools.partial(steered_table, name, LAYERS, methods)
+        for name in PROGRAMS
+        for kind, methods in (("steered", STEERED), ("strategies", DECODING))
+    },
     "tpu meshes": functools.partial(meshes_table, "v5e", "TPU v5e", "TPU v5p", "TPU v6e"),
     "gpu meshes": functools.partial(meshes_table, "h100", "H100 SXM", "H200"),
 }

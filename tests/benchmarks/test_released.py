@@ -1,7 +1,6 @@
 """The tables of what was compiled, from records; compiling is tested with plans."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -20,43 +19,53 @@ def test_a_model_is_compiled_for_the_smallest_slice_and_for_several_hosts():
     assert [chips for _, chips in slices("Qwen2.5-VL-72B", "v6e")] == [8, 8]
     everything = list(released.cases(["Qwen2.5-VL-3B"], ["v5e"], ["decode", "prefill"]))
     assert (
-        len({case.path for case in everything}) == len(everything) == 2 * 2 * len(released.METHODS)
+        len({(case.path, case.name) for case in everything})
+        == len(everything)
+        == 2 * 2 * len(released.METHODS)
     )
     assert [case.method for case in everything[:2]] == ["vanilla", "vanilla"]
 
 
-@pytest.mark.parametrize(("more", "verdict"), [(1.01, "met"), (1.03, "missed")])
-def test_steering_is_judged_by_flops_and_bytes(more, verdict, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "verdict"), [(1.01, "met"), (1.03, "missed: functional heads, AIR")]
+)
+def test_steering_is_judged_by_operations_and_bytes_moved(more, verdict, tmp_path, monkeypatch):
     monkeypatch.setattr(released, "RECORDS", tmp_path)
     monkeypatch.setattr(released, "CONFIGS", {"Qwen2.5-VL-7B": CONFIGS["Qwen2.5-VL-7B"]})
-    assert released.released_table() == released.steered_table() == "Not compiled yet."
+    tables = {name: make for name, make in released.TABLES.items() if "meshes" not in name}
+    assert {make() for make in tables.values()} == {"Not compiled yet."}
     base = CompiledProgram(
         True, int(8e9), int(5e7), int(8.05e9), int(16.9e9), flops=3e10, bytes_accessed=9e9,
-        compiler_seconds=0.013, collectives={"all-reduce": 58},
+        moved_bytes=int(7.7e9), compiler_seconds=0.013, collectives={"all-reduce": 58},
     )  # fmt: skip
     steered = dataclasses.replace(
-        base, bytes_accessed=more * base.bytes_accessed, collectives={"all-reduce": 59}
+        base, moved_bytes=int(more * 7.7e9), bytes_accessed=9.9e9, collectives={"all-reduce": 87}
     )
-    for method, program in (("vanilla", base), ("AIR", steered)):
-        case = Case("Qwen2.5-VL-7B", "v5e", "v5e:2x2", 2, method, "decode")
+    for layers, method, program in [
+        (0, "vanilla", base), (2, "vanilla", base), (2, "AIR", steered),
+        (2, "functional heads", steered),
+    ]:  # fmt: skip
+        case = Case("Qwen2.5-VL-7B", "v5e", "v5e:2x2", 2, method, "decode", layers)
         assert case.record() is None
-        case.path.write_text(
-            json.dumps(
-                {
-                    "case": dataclasses.asdict(case), "slice_chips": 4, "rows": 16, "length": 512,
-                    "mesh": {"data": 2, "model": 2}, "held_bytes": 8e9, "jax": "0",
-                    "commit": "0123456789",
-                    "program": dataclasses.asdict(program),
-                }
-            )
-        )  # fmt: skip
-        assert case.record() is not None
-    assert "| yes | 8.00 | 0.05 | 30 | 9.0 | 1.12 | 13.0 | 58 all-reduce |" in (
-        released.released_table()
+        record = {
+            "case": dataclasses.asdict(case), "slice_chips": 4, "rows": 16, "length": 512,
+            "mesh": {"data": 2, "model": 2}, "unread_bytes": 5e8, "commit": "0123456789",
+            "named_collectives": {"all-reduce": 28} if method == "AIR" else {},
+            "processor_seconds": 41.6, "program": dataclasses.asdict(program),
+        }  # fmt: skip
+        case.keep(record)
+        assert case.record() == record
+    moved = "7.70 | 1.027 | 9.0"
+    assert f"| yes | 8.00 | 0.05 | 30 | {moved} | 13.0 | 58 all-reduce | 42 | 0123456 |" in (
+        tables["released decode"]()
     )
+    assert f"| 2 x 2 | 8.00 | 30 | {moved} | 0123456 |" in tables["released layers"]()
     assert "| 2 | 1 | 1 | v5e:2x2 | 2 x 2 | 8.1 of 16.9 | not compiled |" in (
         released.TABLES["tpu meshes"]()
     )
-    assert f"| 1.000 | {more:.3f} | 1.000 | <= 1.02 | {verdict} | +1 all-reduce | 0123456 |" in (
-        released.steered_table()
-    )
+    ratios = f"1.000 / {more:.3f} / 1.100"
+    assert tables["steered decode"]().splitlines()[2:] == [
+        f"| Qwen2.5-VL-7B | v5e:2x2 | {ratios} | {ratios} | - | - | {verdict} | "
+        "functional heads: 29 all-reduce; AIR: 1 all-reduce |"
+    ]
+    assert tables["steered prefill"]() == tables["strategies decode"]() == "Not compiled yet."
