@@ -134,7 +134,7 @@ class _Torch:
         self._last = torch.from_numpy(ids[:, -1:]).long()
         with torch.inference_mode():
             self._cache = transformers.DynamicCache(config=model.config)
-            given = dict(past_key_values=self._cache, use_cache=True)
+            given = dict(use_cache=True, **torch_decoding.holding(self._cache))
             model(input_ids=torch.from_numpy(ids[:, :-1]).long(), **given)
         self.tokens_bn = self.run(*self.prepare())
 
@@ -147,7 +147,7 @@ class _Torch:
         """Decodes; returns the tokens [B, new_tokens]."""
         token, made = self._last, []
         for _ in range(self._new_tokens):
-            hidden = self._model(input_ids=token, past_key_values=cache, use_cache=True)
+            hidden = self._model(input_ids=token, use_cache=True, **torch_decoding.holding(cache))
             token = (hidden.last_hidden_state[:, -1] @ self._head.T).argmax(-1, keepdim=True)
             made.append(token)
         return torch.cat(made, dim=1).numpy()

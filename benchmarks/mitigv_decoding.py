@@ -145,6 +145,12 @@ def _with_cache(method: Any) -> None:
 
     def made(attention: Any) -> Callable[..., Any]:
         forward = make(attention)
-        return lambda *args, cache=None, **kw: forward(*args, past_key_values=cache, **kw)
+
+        def renamed(*args, **given):
+            if "cache" in given:
+                given["past_key_values"] = given.pop("cache")
+            return forward(*args, **given)
+
+        return renamed
 
     method._make_patched_forward = made

@@ -254,6 +254,8 @@ def torch_decode(chosen: dict[str, Any], rows: int) -> Route | None:
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu and not torch.cuda.is_available():
         return None
+    from benchmarks.torch_decoding import holding
+
     device = "cpu" if on_cpu else "cuda"
     model, config = _torch_model(chosen, device)
     context, steps = chosen["context"], chosen["steps"]
@@ -262,7 +264,7 @@ def torch_decode(chosen: dict[str, Any], rows: int) -> Route | None:
     @torch.inference_mode()
     def prepare() -> tuple:
         cache = transformers.StaticCache(config=config, max_cache_len=context + steps)
-        model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+        model(input_ids=ids[:, :-1], use_cache=True, **holding(cache))
         if device == "cuda":
             torch.cuda.synchronize()
         return (cache,)
@@ -272,11 +274,11 @@ def torch_decode(chosen: dict[str, Any], rows: int) -> Route | None:
         made = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
             max_new_tokens=steps,
             min_new_tokens=steps,
             do_sample=False,
             pad_token_id=0,
+            **holding(cache),
         )
         tokens = made[:, context:].cpu().numpy()
         if tokens.shape != (rows, steps):

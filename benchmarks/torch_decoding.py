@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import itertools
 import os
 import pathlib
@@ -52,6 +53,12 @@ class Setting:
     attention: str
     cache: str
     threads: int
+
+
+def holding(cache: Any) -> dict[str, Any]:
+    """Hands a cache to a model by the name that this release of transformers has for it."""
+    now = inspect.signature(modeling_llama.LlamaModel.forward).parameters
+    return {"cache" if "cache" in now else "past_key_values": cache}
 
 
 def use(model: Any, attention: str, threads: int, experts: str = "") -> None:
@@ -153,7 +160,7 @@ class Torch:
         """Reads all of the prompt but its last token."""
         cache = transformers.DynamicCache(config=self._config)
         ids = self._ids[:, :-1]
-        model(input_ids=ids, pixel_values=self._pixels, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, pixel_values=self._pixels, use_cache=True, **holding(cache))
         return cache
 
     @torch.inference_mode()
@@ -177,7 +184,7 @@ class Torch:
     def run(self, setting: Setting, cache, new_tokens: int | None = None) -> np.ndarray:
         """Decodes; returns the tokens [B, new_tokens]."""
         count = new_tokens or self._new_tokens
-        return self._generate(self._models[setting.attention], count, past_key_values=cache)
+        return self._generate(self._models[setting.attention], count, **holding(cache))
 
     def best(self, repeats: int, new_tokens: int = 8) -> tuple[Setting, list[dict[str, Any]]]:
         """Tries all settings turn by turn; returns the fastest and every time.
