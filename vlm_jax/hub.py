@@ -65,6 +65,8 @@ def _download(repo: str, revision: str | None, weights: bool) -> pathlib.Path:
             revision=revision,
             allow_patterns=list(_WANTED if weights else _SMALL),
             ignore_patterns=list(_UNWANTED),
+            # Releases before 2.2 ask for the list of files of a commit even where all is cached.
+            local_files_only=huggingface_hub.constants.HF_HUB_OFFLINE,
         )
     except errors.GatedRepoError:
         raise CheckpointError(
