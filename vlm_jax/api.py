@@ -203,8 +203,8 @@ class VLM:
         call = read_call(images, prompts)
         own = set(find_method(method).settings)
         options = {name: settings.pop(name) for name in set(settings) & _OPTIONS - own}
-        limit = self.room(call.images, call.prompts, options.pop("max_new_tokens", 128))
-        return sweep(self, method, settings, call, {"max_new_tokens": limit, **options})
+        limit = self.room(call.images, call.prompts, _changed(None, options).max_new_tokens)
+        return sweep(self, method, settings, call, {**options, "max_new_tokens": limit})
 
     def attention(
         self,
@@ -229,7 +229,8 @@ class VLM:
             ConfigError: the model classifies heads in a pass of its own.
         """
         call = read_call(images, prompts)
-        options = {"max_new_tokens": self.room(call.images, call.prompts, max_new_tokens)}
+        limit = _changed(None, {"max_new_tokens": max_new_tokens}).max_new_tokens
+        options = {"max_new_tokens": self.room(call.images, call.prompts, limit)}
         reading = asking.all_steering(self, asking.reading_masses(self))
         assert reading is not None
         answers = self.ask(call.images, call.prompts, options)

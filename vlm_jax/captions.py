@@ -159,7 +159,14 @@ def _objects(
 ) -> tuple[dict[int | str, frozenset[str]], frozenset[str]]:
     """Image id -> node words, and what named them (`ObjectTruth.sources`)."""
     if isinstance(truth, str | os.PathLike) or not isinstance(truth, Mapping):
-        paths = [truth] if isinstance(truth, str | os.PathLike) else list(truth)
+        paths = [truth] if isinstance(truth, str | os.PathLike) else truth
+        if not isinstance(paths, list | tuple) or not all(
+            isinstance(path, str | os.PathLike) for path in paths
+        ):
+            raise AnswersError(
+                "truth must be a mapping of image ids to the objects in the image, such as "
+                "{7: ['cup', 'person']}, or paths of files."
+            )
         found = read_object_truth([os.fspath(path) for path in paths], vocabulary)
         return dict(found.objects), found.sources
     node = lambda word: vocabulary.node(word) or word

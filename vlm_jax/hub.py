@@ -35,6 +35,11 @@ def resolve(name: str | os.PathLike[str], weights: bool = True) -> pathlib.Path:
     Raises:
         CheckpointError: it is none of these, or the hub cannot give it; says what to do.
     """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise CheckpointError(
+            "a model is named by the path of a folder, a hub name (owner/name) or one of "
+            f"{', '.join(shipped())}, not by {name!r}."
+        )
     folder = pathlib.Path(name).expanduser()
     text = os.fspath(name)
     if folder.is_dir():

@@ -78,6 +78,11 @@ def load(
     chosen = None if dtype is None else read_dtype(dtype)
     opened = isinstance(source, checkpoint.ModelFolder)
     folder = source if opened else checkpoint.open_folder(hub.resolve(source))
+    if not isinstance(mesh, Mesh | None):
+        raise ConfigError(
+            f"mesh must be a jax.sharding.Mesh, as vlm_jax.parallel.make_mesh(data=..., model=...) "
+            f"makes them, not {mesh!r}."
+        )
     mesh = mesh or make_mesh()
     chosen = chosen or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     shardings = param_shardings(abstract(folder.config)[1], mesh)

@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from vlm_jax import edits
 from vlm_jax.decoding import named
 from vlm_jax.errors import ConfigError
@@ -80,7 +82,13 @@ def treat(name: str, model: TreatedModel, settings: Mapping[str, Any]) -> Treatm
     """
     method = find_method(name)
     refuse_unknown(settings, method.settings, f"method {name!r}")
-    return method.treatment(model, settings)
+    return method.treatment(model, {key: _plain(key, value) for key, value in settings.items()})
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting as a config has it: NumPy's scalars, and an array of heads, as Python's."""
+    listed = name == "heads" and isinstance(value, np.ndarray)
+    return value.tolist() if listed or isinstance(value, np.generic) else value
 
 
 def find_method(name: str) -> Method:

@@ -18,6 +18,8 @@ def save(model: TreatedModel, target: str | os.PathLike[str]) -> None:
         ConfigError: a treatment of the model is no edit, or it has no folder.
         CheckpointError: the target exists or cannot be written.
     """
+    if not isinstance(target, str | os.PathLike) or not os.fspath(target):
+        raise ConfigError(f"save needs the path of a new folder, not {target!r}.")
     steered = [str(one) for one in model.treatments if not isinstance(one, Edited)]
     if steered:
         raise ConfigError(

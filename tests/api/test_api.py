@@ -7,7 +7,7 @@ import pytest
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.decoding import DecodeSettings
-from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+from vlm_jax.errors import CheckpointError, ConfigError, PromptError, UserError
 from vlm_jax.loading import read_dtype
 
 
@@ -115,6 +115,26 @@ def test_a_corrupt_image_is_named(vlm, tmp_path):
 def test_a_prompt_whose_placeholder_has_no_image_is_refused(vlm):
     with pytest.raises(PromptError, match="Sample 0"):
         vlm.logits(None, [f"{vlm.processor.image_token} what is it?"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda vlm: vlm_jax.load(None), "not by None"),
+        (lambda vlm: vlm_jax.load(""), "a model is named by"),
+        (lambda vlm: vlm_jax.load("llava-0", mesh=3), "make_mesh"),
+        (lambda vlm: vlm.save(None), "the path of a new folder, not None"),
+        (lambda vlm: vlm.save(""), "the path of a new folder, not ''"),
+        (lambda vlm: vlm.attention(None, "a", max_new_tokens="3"), "max_new_tokens must be"),
+        (lambda vlm: vlm_jax.explain(None, "spectra"), "a model of vlm_jax.load, not NoneType"),
+        (lambda vlm: vlm_jax.chair(["a cat"], [["cat"]]), "truth must be a mapping"),
+        (lambda vlm: vlm_jax.chair(None, None), "truth must be a mapping"),
+    ],
+)
+def test_a_wrong_type_at_the_door_is_one_clear_error(qwen_vlm, call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(qwen_vlm)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):

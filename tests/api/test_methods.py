@@ -285,3 +285,11 @@ def test_edits_of_different_tensors_are_saved_together(shipped_llava, tmp_path):
 def test_gains_that_weights_cannot_hold_are_refused(shipped_llava, settings, message):
     with pytest.raises((ConfigError, EditError), match=message):
         shipped_llava.apply("head_gains", **settings)
+
+
+def test_numpy_says_as_much_as_python(shipped_llava):
+    apply = lambda **settings: shipped_llava.apply("air", **settings)
+    plain = apply(heads=[[0, 1], [2, 3]], text_gain=0.5)
+    arrays = apply(heads=np.array([[0, 1], [2, 3]]), text_gain=np.float64(0.5))
+    assert str(arrays.treatments[0]) == str(plain.treatments[0])
+    jax.tree.map(np.testing.assert_array_equal, arrays.steering, plain.steering)

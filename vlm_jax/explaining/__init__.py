@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_jax.api import VLM
 from vlm_jax.calls import ImagesOf, read_call
-from vlm_jax.errors import PromptError
+from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.explaining.base import Analysis, Finding, Subject
 from vlm_jax.plugins import Plugins, instance
@@ -56,6 +56,8 @@ def explain(
         ConfigError: there is no such analysis or setting, or a value cannot be.
         PromptError: it asks the model, and nothing is to be asked.
     """
+    if not isinstance(model, VLM):
+        raise ConfigError(f"explain needs a model of vlm_jax.load, not {type(model).__name__}.")
     analysis = find(name)
     chosen = read(analysis.settings, settings, f"analysis {name!r}")
     if not analysis.asks:
