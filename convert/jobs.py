@@ -18,6 +18,7 @@ from convert.shards import INDEX
 from convert.source_layout import SourceLayout
 from convert.table import Binding, Tensor, bind
 from vlm_jax.checkpoint import (
+    MANIFEST,
     SOURCE_LAYOUT,
     ConvertedFolder,
     FolderWriter,
@@ -50,9 +51,9 @@ def import_hf(
     """
     folder = open_hf(source) if pathlib.Path(source).is_dir() else None
     if folder is None:
-        raise CheckpointError(
-            f"{source} is no Hugging Face folder: it needs config.json and weights."
-        )
+        converted = (pathlib.Path(source) / MANIFEST).is_file()
+        why = "it is converted already" if converted else "it needs config.json and weights"
+        raise CheckpointError(f"{source} is no Hugging Face folder: {why}.")
     headers = (header.text for header in folder.files.values())
     identity = identity_of(folder.sources(), b"import", *headers)
     with (

@@ -73,4 +73,5 @@ def verify(request: Request) -> None:
     found = _convert.verify_hf(*request.sources)
     print(found)
     found.check()
-    print(f"\n{found.edited} is {found.original}, changed as certified and nowhere else.")
+    changed = "changed as certified and nowhere else" if found.heads else "unchanged"
+    print(f"\n{found.edited} is {found.original}, {changed}.")

@@ -92,6 +92,8 @@ def test_several_sources_are_all_found_first(asked):
         (["--config=edit"], "--job is missing: one of "),
         (["--job=evalute"], "There is no job 'evalute' (did you mean 'evaluate'?): one of "),
         (["--job=edit", "--sorce=a"], "There is no flag --sorce (did you mean 'source'?); see "),
+        (["--job=edit", "--images=a"], "no flag --images (did you mean --config.images?); see "),
+        (["--job=edit", "--strength=1"], "--strength (did you mean --config.edit.strength?); see"),
         (["--job=edit", "--cnfig=a"], "There is no flag --cnfig (did you mean 'config'?); see "),
         (["--job=edit", "--source=llava-0", "b"], "Unexpected word 'b': settings are flags, see "),
         (["edti", "llava-0"], "There is no job 'edti' (did you mean 'edit'?): one of "),
@@ -139,6 +141,13 @@ def test_every_list_of_the_help_has_a_line_for_each():
         assert all(found.values()), found
     assert all(job.line for job in listing.jobs().values())
     assert {"convert", "edit", "evaluate", "export", "generate", "score"} <= set(listing.jobs())
+
+
+def test_help_is_a_word_too_and_a_value_of_that_name_is_none(asked, capsys):
+    main(["help"])
+    assert "vlm-jax JOB MODEL" in capsys.readouterr().out
+    main(["generate", "llava-0", "--config.prompt", "help", "--num_processes=1"])
+    assert asked[0][1].config.prompt == "help"
 
 
 def test_helpfull_shows_the_settings_of_the_config_that_is_named(capsys):

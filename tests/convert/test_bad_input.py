@@ -105,7 +105,7 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_a_converted_folder_is_not_imported_again(ours):
-    refuses(ours, "is no Hugging Face folder")
+    refuses(ours, "is no Hugging Face folder: it is converted already")
 
 
 def test_no_weights(source):

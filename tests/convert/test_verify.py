@@ -257,6 +257,8 @@ def test_the_command(original, edited, copied, capsys):
     shown = capsys.readouterr().out
     assert "changed as certified and nowhere else" in shown
     assert "int4" in shown
+    main(["verify", str(original), str(original)])
+    assert f"{original} is {original}, unchanged." in capsys.readouterr().out
     change(copied, "model.layers.2.self_attn.k_proj.weight", one_up)
     with pytest.raises(SystemExit, match="k_proj"):
         main(["verify", str(original), str(copied)])

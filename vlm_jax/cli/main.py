@@ -101,6 +101,7 @@ def _run(words: list[str]) -> None:
     if "--version" in words or "-version" in words:
         print(f"vlm_jax {__version__}")
         return
+    words = ["--help", *words[1:]] if words[:1] == ["help"] else words
     full = "--helpfull" in words
     if full or not words or any(word in _HELP for word in words):
         from vlm_jax.cli import help
@@ -201,7 +202,10 @@ def _parse(words: Sequence[str]) -> flags.FlagValues:
     try:
         extra = known(["vlm-jax", *words])[1:]
     except flags.UnrecognizedFlagError as error:
+        settings = [name for name, _ in configs.settings(configs.read("base"))]
+        meant = [name for name in settings if name.endswith(f".{error.flagname}")]
         hint = nearest(error.flagname, ["config", *known])
+        hint = f" (did you mean --{min(meant, key=len)}?)" if meant else hint
         raise UserError(f"There is no flag --{error.flagname}{hint}; see --help.") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
