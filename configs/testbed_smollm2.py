@@ -1,6 +1,7 @@
 """A released decoder in the testbed: what `--config=train_smollm2` trains, method by method.
 
-24 scenes of each set, captions alone: its answers to adversarial questions are at chance.
+24 scenes of each set. Captions alone: `configs/testbed_smollm2.py:questions` shows that its answers
+to adversarial questions are at chance.
 
 - `configs/testbed_smollm2.py`: the QK edit beside its controls (`make real`).
 - `configs/testbed_smollm2.py:methods`: the methods of attention and decoding too, in the same
@@ -15,12 +16,11 @@ from ml_collections import ConfigDict
 
 from configs import testbed, testbed_methods
 
-# Beams take five times as long: no OPERA. Two of 30 layers are left out by PAI as two of 32 as
-# published; a prompt with its answer is no longer than 128 tokens.
+# Two of 30 layers are left out by PAI as two of 32 as published; a prompt with its answer is no
+# longer than 128 tokens.
 DECODING = {
     name: {"method": name, **({"mode": "budget", "budget": 128} if name == "farsight" else {})}
     for name in testbed_methods.DECODING
-    if name != "opera"
 }
 _GAINS = {"method": "functional_heads", "rows": "last", "heads": "identified"}  # Ocean-R1's
 _AIR, _ADHH = testbed.METHODS["air"], testbed.METHODS["adhh_t40"]
@@ -36,14 +36,19 @@ CHOSEN = {"air_milder": MILD["air_milder"]}
 
 
 def get_config(size: str = "") -> ConfigDict:
-    if size not in ("", "methods", "mild"):
+    if size not in ("", "methods", "mild", "questions"):
         raise ValueError(
-            f"configs/testbed_smollm2.py takes no argument, 'methods' or 'mild', not {size!r}."
+            "configs/testbed_smollm2.py takes no argument, 'methods', 'mild' or 'questions', "
+            f"not {size!r}."
         )
     config: Any = testbed.get_config("demo")
-    del config.benchmarks.pope
+    asked = ("pope",) if size == "questions" else ("broken", "normal")
+    config.benchmarks = ConfigDict({name: config.benchmarks[name] for name in asked})
     arms: dict[str, Any] = {"edited": {}, "R1": {"control": "R1"}, "R3": {"control": "R3"}}
-    if size == "mild":
+    if size == "questions":
+        del arms["R1"], arms["R3"]
+        config.frontier.biases = ()
+    elif size == "mild":
         arms = {**PUBLISHED, **MILD}
     elif size == "methods":
         arms |= _methods()
