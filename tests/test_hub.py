@@ -6,7 +6,7 @@ import shutil
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from vlm_jax import checkpoint, hub
 from vlm_jax.errors import CheckpointError
@@ -19,8 +19,8 @@ def cache(tmp_path, monkeypatch):
     """An empty cache of the hub, with no way to the hub."""
     folder = tmp_path / "cache"
     folder.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     return folder
 

@@ -62,7 +62,7 @@ def resolve(name: str | os.PathLike[str], weights: bool = True) -> pathlib.Path:
 def _download(repo: str, revision: str | None, weights: bool) -> pathlib.Path:
     """The folder of a hub model in the hub's cache; a download that was stopped goes on."""
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         path = huggingface_hub.snapshot_download(
@@ -71,7 +71,7 @@ def _download(repo: str, revision: str | None, weights: bool) -> pathlib.Path:
             allow_patterns=list(_WANTED if weights else _SMALL),
             ignore_patterns=list(_UNWANTED),
             # Releases before 2.2 ask for the list of files of a commit even where all is cached.
-            local_files_only=huggingface_hub.constants.HF_HUB_OFFLINE,
+            local_files_only=constants.HF_HUB_OFFLINE,
         )
     except errors.GatedRepoError:
         raise CheckpointError(
