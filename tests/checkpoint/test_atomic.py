@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import shutil
 
 import pytest
@@ -126,3 +127,16 @@ def test_names_that_cannot_be_are_one_error(tmp_path, name):
         with pytest.raises(CheckpointError), kind(target):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_no_byte_is_one_error_of_the_target(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with (
+            pytest.raises(CheckpointError, match=f"cannot write {tmp_path / 'target'}: File too"),
+            resumable_folder(tmp_path / "target", tmp_path / "source", "a"),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -190,8 +190,7 @@ def _claim(
     for left in others:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     state.truncate(0)
-    state.write(mark)
-    state.flush()
+    os.write(state.fileno(), mark.encode())  # a buffer is written, and fails, when it is closed too
     os.fsync(state.fileno())
 
 
