@@ -1,6 +1,7 @@
 """The words of a command, in this process: which job is called, and with what."""
 
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -189,6 +190,22 @@ def test_a_message_is_one_line_of_a_bounded_length():
 def test_benchmarks_that_are_no_sections_are_refused_by_the_job(asked):
     main(["--job=evaluate", "--source=llava-0", "--config.benchmarks.a=1", "--num_processes=1"])
     assert asked
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("JAX_PLATFORMS", "nonsense", "JAX finds no device with JAX_PLATFORMS='nonsense'"),
+        ("JAX_NUM_CPU_DEVICES", "x", "JAX does not start: Invalid value"),
+    ],
+)
+def test_variables_that_jax_cannot_read_are_one_line(variable, value, message, tmp_path):
+    command = [sys.executable, "-m", "vlm_jax", "generate", "llava-0"]
+    found = {**os.environ, variable: value}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=found)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1].startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 2
 
 
 INTERRUPTED = """

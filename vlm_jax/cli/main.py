@@ -117,6 +117,8 @@ def _run(words: list[str]) -> None:
     _check_folders(given)
     # At once: configs and jobs import JAX, which takes a while.
     print(_opening(job, named, given.source), file=sys.stderr, flush=True)
+    if not job.alone:
+        _import_jax()
     config = _read_config(named, changes, job)
     # Warnings alone: the checkpoint library reports every read.
     logs.start(-1 if given.verbosity is None else given.verbosity)
@@ -293,6 +295,24 @@ def _path(flag: str, text: str) -> str:
     raise UserError(f"--{flag}={text!r} is no path: it holds a character that none can.")
 
 
+def _import_jax() -> None:
+    """Imports JAX, which reads variables of the environment.
+
+    Raises:
+        UserError: one is none that JAX can read.
+    """
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UserError(f"JAX does not start: {error}. Unset that variable.") from None
+
+
+def _of_devices(error: BaseException) -> bool:
+    """Whether JAX raised this while it looked for its devices."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.endswith("xla_bridge.py")
+
+
 def _work_together(job: Job, given: flags.FlagValues, work: Callable[[], None]) -> None:
     """Runs the job in all processes, or in process 0; an error in one is an error in all."""
     from vlm_jax.parallel import processes
@@ -311,13 +331,26 @@ def _work(
     changed: Sequence[str],
     named: str | None,
 ) -> None:
-    """Runs the job."""
+    """Runs the job.
+
+    Raises:
+        UserError: what the job finds wrong, or no device that the environment names is there.
+    """
     request = _request(given, config, changed, job.reads_weights)
     if named is None:
         _check_default(job, request)
     run = job.load()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job puts its files in order
-    run(request)
+    try:
+        run(request)
+    except (RuntimeError, AssertionError) as error:
+        if not _of_devices(error):
+            raise
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device with JAX_PLATFORMS={platforms!r}: {error or 'not installed'}; "
+            "unset it, or JAX_PLATFORMS=cpu."
+        ) from None
 
 
 def _check_default(job: Job, request: "Request") -> None:
