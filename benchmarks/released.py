@@ -47,8 +47,8 @@ PROGRAMS = ("decode", "prefill")
 HOSTS = {"v5e": "4x4", "v6e": "4x4", "v5p": "2x2x4"}
 """Slices of several hosts."""
 
-HOST_CHIPS = 4
-"""Of each of them."""
+HOST_CHIPS, LARGEST_HOST = 4, 8
+"""Chips of each of these hosts, and of the largest machine that is a slice of its own."""
 
 METHODS: dict[str, Any] = {
     "vanilla": None,
@@ -137,16 +137,17 @@ def slices(model: str, generation: str) -> list[tuple[str, int]]:
     """Returns the smallest slice that holds a model, and one of several hosts, with the chips of a
     replica.
 
-    The latter is left out where each host runs the very program of the former: a replica of two on
-    v5e:4x4 is one of the two of v5e:2x2.
+    The latter is left out where the former is one already, and where each host runs the very
+    program of the former: a replica of two on v5e:4x4 is one of the two of v5e:2x2.
     """
     chips = fewest_chips(released(model), CHIPS[GENERATIONS[generation]], ROWS, CONTEXT)
     assert chips is not None, model
     shapes, size = SLICES[generation], lambda shape: math.prod(parse(f"{generation}:{shape}")[1])
     fewest = next(shape for shape in shapes if size(shape) >= chips)
     found = [fewest]
-    if generation in HOSTS and not chips <= size(fewest) == HOST_CHIPS:
-        found.append(next(s for s in (HOSTS[generation], shapes[-1]) if size(s) >= chips))
+    same = chips <= size(fewest) == HOST_CHIPS or size(fewest) > LARGEST_HOST
+    if generation in HOSTS and not same:
+        found.append(HOSTS[generation])
     return [(f"{generation}:{shape}", chips) for shape in dict.fromkeys(found)]
 
 
