@@ -33,6 +33,9 @@ import pytest
 from tests import compiles, typecheck
 from tests.eight import started
 
+# What collection imports stays: it is not searched for garbage before the tests start.
+gc.disable()
+
 # Shapes and dtypes in the annotations of these rooms are checked at every call the tests make.
 jaxtyping.install_import_hook(
     ["vlm_jax.attention", "vlm_jax.decoding", "vlm_jax.models", "vlm_jax.parallel"],
@@ -43,10 +46,11 @@ pytest_plugins = ["tests.tiny_fixtures", "tests.loaded_fixtures"]
 
 
 def pytest_collection_finish() -> None:
-    """Collects garbage seldom, and none among the modules that are there: they stay."""
+    """Collects garbage seldom, and never among what was imported."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

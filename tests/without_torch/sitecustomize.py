@@ -4,6 +4,7 @@ The commands that the tests start run so, as they run for most people, and some 
 transformers imports torch wherever it can. See `tests/children.py`.
 """
 
+import gc
 from importlib.machinery import PathFinder
 
 HIDDEN = ("torch", "torchvision")
@@ -16,3 +17,4 @@ def _without(name: str, *rest):
 
 
 PathFinder.find_spec = _without  # type: ignore[method-assign]
+gc.set_threshold(20_000, 20, 20)  # what a start imports stays
