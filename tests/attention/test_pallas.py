@@ -77,7 +77,8 @@ def dense(q, segment, queries, tap):
 def check(dtype, causal, tapped, **sizes):
     q, segment, queries, tap, read = problem(causal=causal, dtype=dtype, **sizes)
     tap = tap if tapped else None
-    found = kernel_attention(q, segment, queries, causal=causal, tap=tap, interpret=True)
+    read_all = functools.partial(kernel_attention, causal=causal, interpret=True)
+    found = jax.jit(read_all)(q, segment, queries, tap=tap)
     out, lse, *shares, total = dense(q, segment, queries, tap)
     bar = BARS[dtype]
     np.testing.assert_allclose(found.out_btnh[read], out[read], atol=bar)
@@ -134,8 +135,7 @@ def chosen(monkeypatch):
     """A machine whose fused kernel is ours, interpreted."""
     ours = functools.partial(kernel_attention, interpret=True)
     monkeypatch.setattr(fused, "kernel_attention", ours)
-    yield lambda kernel: monkeypatch.setattr(fused, "choice", lambda: kernel)
-    jax.clear_caches()
+    return lambda kernel: monkeypatch.setattr(fused, "choice", lambda: kernel)
 
 
 def test_steering_of_prompt_rows_goes_on_from_the_kernel(chosen):
@@ -153,9 +153,8 @@ def test_steering_of_prompt_rows_goes_on_from_the_kernel(chosen):
     found = {}
     for kernel in (fused.TILES, fused.PALLAS):
         chosen(kernel)
-        found[kernel] = attend(
-            q, [segment], queries, causal=True, steering=steering, rows=rows, scale=0.3
-        )
+        read = jax.jit(functools.partial(attend, causal=True, scale=0.3))
+        found[kernel] = read(q, [segment], queries, steering=steering, rows=rows)
     ours, tiles = found[fused.PALLAS], found[fused.TILES]
     np.testing.assert_allclose(ours[0][real], tiles[0][real], atol=2e-5)
     for one, other in zip(jax.tree.leaves(ours[1:]), jax.tree.leaves(tiles[1:]), strict=True):
