@@ -38,7 +38,7 @@ def full(value, heads=LAYOUT.heads):
     return jnp.full((1, heads), value, jnp.float64)
 
 
-def problem_with_images(layout=LAYOUT, seed=0, steps=3):
+def problem_with_images(layout=LAYOUT, seed=0, steps=2):
     """A problem whose samples all have an image, and one of them system tokens."""
     for tried in range(seed, seed + 20):
         problem = build(layout, tried, steps=steps, images=1)
@@ -230,7 +230,7 @@ def test_samples_do_not_meet_but_in_a_batch_summed_trigger(choice):
     layout = Layout(3, 8, 2, 2)
     found_difference = False
     for seed in range(3):
-        problem = problem_with_images(layout, seed=10 * seed)
+        problem = problem_with_images(layout, seed=10 * seed, steps=1)
         steering = steer(choice, layout, seed)
         whole = read(problem, steering)
         for row in range(3):
@@ -249,7 +249,7 @@ def test_samples_do_not_meet_but_in_a_batch_summed_trigger(choice):
 @pytest.mark.parametrize("choice", ["all", "all shrink", "AIR* as released"])
 def test_padding_changes_nothing(choice):
     layout = Layout(2, 8, 2, 2)
-    problem = problem_with_images(layout)
+    problem = problem_with_images(layout, steps=1)
     steering = steer(choice, layout, 2)
     pad = lambda a, axis: jnp.concatenate(
         [a, 9 + jnp.zeros_like(a.take(jnp.arange(3), axis))], axis
