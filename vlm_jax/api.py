@@ -30,7 +30,7 @@ from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits import Certificate
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
-from vlm_jax.masses import read_masses
+from vlm_jax.masses import read_masses, refuse_two_passes
 from vlm_jax.methods import find_method, treat
 from vlm_jax.models import Params, Prefix
 from vlm_jax.parallel import lay_out, put
@@ -228,6 +228,7 @@ class VLM:
             PromptError: see `generate`.
             ConfigError: the model classifies heads in a pass of its own.
         """
+        refuse_two_passes(self)
         call = read_call(images, prompts)
         limit = _changed(None, {"max_new_tokens": max_new_tokens}).max_new_tokens
         options = {"max_new_tokens": self.room(call.images, call.prompts, limit)}

@@ -86,6 +86,12 @@ class Masses:
 _KINDS = ("image", "text", "system")
 
 
+def refuse_two_passes(model: TreatedModel) -> None:
+    """Raises ConfigError if the model classifies heads in a pass of its own."""
+    if any(isinstance(one, TwoPasses) for one in model.treatments):
+        raise ConfigError("attention cannot be read of passes=2; use passes=1, or no treatment.")
+
+
 def read_masses(
     model: TreatedModel, answer: Answer, images: list[Any], prompt: str, steering: Steering
 ) -> Masses:
@@ -133,8 +139,7 @@ def replayed(
     Raises:
         ConfigError: the model classifies heads in a pass of its own.
     """
-    if any(isinstance(one, TwoPasses) for one in model.treatments):
-        raise ConfigError("attention cannot be read of passes=2; use passes=1, or no treatment.")
+    refuse_two_passes(model)
     count = max(len(tokens), 1)
     rows = answering.batch_rows(1, 1, model.mesh.shape["data"])
     batch = model.processor.batch([images] * rows, [prompt] * rows)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import vlm_jax
+from tests.compiles import counted
 from vlm_jax.errors import ConfigError
 
 PROMPT = "Please describe this image in detail."
@@ -45,8 +46,9 @@ def test_without_an_image_no_head_looks_at_one(qwen_vlm):
 
 def test_two_passes_are_refused(shipped_llava):
     model = shipped_llava.apply("functional_heads", passes=2, perception_gain=2.0)
-    with pytest.raises(ConfigError, match="passes=2"):
+    with counted() as compiled, pytest.raises(ConfigError, match="passes=2"):
         model.attention(prompts="Hello")
+    assert not compiled, "it is refused before an answer is made"
 
 
 def test_pieces_of_a_model_are_never_markup():
