@@ -220,31 +220,79 @@ def places(*, long: bool) -> list[tuple[str, list[list[str]]]]:
     return list(found.items())
 
 
+class Place:
+    """Runs commands in a copy of the sandbox.
+
+    A command that was run before, here or at another place, on the same model, is not run again:
+    what it wrote is copied to the folder that this one names.
+
+    Args:
+        folder: the copy.
+        written: the folders that commands wrote, by what was run: its words without the folder, a
+            folder of a command among them as what that command was.
+    """
+
+    def __init__(self, folder: pathlib.Path, written: dict[tuple, pathlib.Path]):
+        self._folder, self._written = folder, written
+        self._made_by: dict[str, tuple] = {}
+
+    def run(self, words: list[str]) -> None:
+        """Runs a command, unless it was run; it must have written what it names."""
+        targets = [w for w in words if w.startswith(("--target=", "--workdir="))]
+        what = tuple(self._what(word) for word in words if word not in targets)
+        target = "".join(targets).partition("=")[2]
+        folder, before = self._folder / target, self._written.get(what)
+        if before is None:
+            run(words, self._folder)
+            self._written[what] = folder
+        elif target and self._made_by.get(target) != what:
+            shutil.copytree(before, folder)
+        if target:
+            assert any(folder.iterdir()), words
+            self._made_by[target] = what
+
+    def _what(self, word: str) -> tuple:
+        """A word, where folders of commands are what these were: of files in them too."""
+        flag, _, value = word.partition("=")
+        parts = []
+        for part in value.split(","):
+            made = next((m for m in self._made_by if part == m or part.startswith(f"{m}/")), None)
+            parts.append(part if made is None else (self._made_by[made], part.removeprefix(made)))
+        return (flag, *parts)
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[tuple, pathlib.Path]:
+    """What `Place` keeps from place to place."""
+    return {}
+
+
 def run_all(
-    place: str, all_words: list[list[str]], sandbox: pathlib.Path, folder: pathlib.Path
+    place: str,
+    all_words: list[list[str]],
+    sandbox: pathlib.Path,
+    folder: pathlib.Path,
+    written: dict[tuple, pathlib.Path],
 ) -> None:
-    """Runs commands in a copy of the sandbox; each must have written what it names."""
+    """Runs the commands of a place in a copy of the sandbox."""
     shutil.copytree(sandbox, folder)
+    here = Place(folder, written)
     for number, words in enumerate(all_words):
         source = f"--source={SOURCES.get(place, 'llava-0')}"
         words = [word.replace("--source=<folder>", source) for word in words]
         words = [word.replace("=<folder>", f"=folder-{number}") for word in words]
-        made = shortened(stand_in(words, folder))
-        run(made, folder)
-        for word in made:
-            if word.startswith(("--target=", "--workdir=")):
-                assert any((folder / word.split("=")[1]).iterdir()), words
+        here.run(shortened(stand_in(words, folder)))
 
 
 @pytest.mark.parametrize(("place", "all_words"), places(long=False), ids=lambda v: str(v)[:30])
-def test_the_commands_of_a_place_run_in_their_order(place, all_words, sandbox, tmp_path):
-    run_all(place, all_words, sandbox, tmp_path / "reader")
+def test_the_commands_of_a_place_run_in_their_order(place, all_words, sandbox, tmp_path, written):
+    run_all(place, all_words, sandbox, tmp_path / "reader", written)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "all_words"), places(long=True), ids=lambda v: str(v)[:30])
-def test_the_long_commands_of_a_place_run(place, all_words, sandbox, tmp_path):
-    run_all(place, all_words, sandbox, tmp_path / "reader")
+def test_the_long_commands_of_a_place_run(place, all_words, sandbox, tmp_path, written):
+    run_all(place, all_words, sandbox, tmp_path / "reader", written)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "guide.md"], ids=str)
