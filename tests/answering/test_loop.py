@@ -123,7 +123,7 @@ def test_an_edited_decoder_reads_no_image_again(fresh, suite, monkeypatch):
 
 @ONE_DAILY
 def test_an_edited_tower_reads_every_image_again(fresh, suite):
-    settings = {"max_new_tokens": 1, "batch_size": 4}
+    settings = {"max_new_tokens": 4, "batch_size": 4}
     fresh.keep_prefixes(1 << 30)
     list(fresh.answer(*suite, **settings))
     path = next(path for path in fresh.params if path.startswith("projector/"))
@@ -136,7 +136,7 @@ def test_an_edited_tower_reads_every_image_again(fresh, suite):
 @ONE_DAILY
 def test_prefixes_that_calls_come_round_to_stay(fresh):
     ask = lambda seed: list(
-        fresh.answer([[picture(60, 84, seed)]], WORDS[:1], max_new_tokens=1, batch_size=1)
+        fresh.answer([[picture(60, 84, seed)]], WORDS[:1], max_new_tokens=4, batch_size=1)
     )
     fresh.keep_prefixes(1 << 30)
     ask(0)
@@ -148,6 +148,7 @@ def test_prefixes_that_calls_come_round_to_stay(fresh):
     assert 0 < fresh.prefixes.bytes <= fresh.prefixes.limit_bytes
 
 
+@ONE_DAILY
 @pytest.mark.parametrize("share", [True, False])
 def test_a_sample_that_cannot_be_read_fails_alone(fresh, suite, tmp_path, share):
     images, prompts = map(list, suite)
@@ -156,7 +157,7 @@ def test_a_sample_that_cannot_be_read_fails_alone(fresh, suite, tmp_path, share)
     torn.write_bytes(torn.read_bytes()[:-2000])  # its header is whole
     images[1], images[4], images[8] = [missing], [torn], [torn]
     prompts[6] = "  "
-    settings = {"max_new_tokens": 2, "batch_size": 4, "share_prefix": share}
+    settings = {"max_new_tokens": 4, "batch_size": 4, "share_prefix": share}
     found = by_index(fresh.answer(images, prompts, **settings, on_error="yield"))
     failures = {index: one.reason for index, one in found.items() if isinstance(one, Failure)}
     assert sorted(failures) == [1, 4, 6, 8]
@@ -189,7 +190,7 @@ def test_all_buckets_are_compiled_before_the_first_answer(fresh, suite):
     model.generator, model.buckets = Generator(model.config, model.mesh), set()
     images, prompts = map(list, suite)
     prompts[0] += " word" * 40  # a second bucket of what follows an image
-    ask = lambda **more: model.answer(images, prompts, max_new_tokens=2, batch_size=4, **more)
+    ask = lambda **more: model.answer(images, prompts, max_new_tokens=4, batch_size=4, **more)
     answers = ask()
     next(answers)
     with counted() as compiled:
@@ -250,7 +251,7 @@ def test_answers_count_heads_by_step(fresh):
     leaf = lambda value: np.full((1, decoder.num_layers, decoder.num_heads), value, np.float32)
     always = Steering(reallocation=Reallocation(leaf(1.0), leaf(0.5), leaf(-1.0)))
     ask = lambda steering: fresh.answer(
-        IMAGES[:2], PROMPTS[:2], max_new_tokens=5, steering=steering
+        IMAGES[:2], PROMPTS[:2], max_new_tokens=4, steering=steering
     )
     for made in ask(always):
         shape = (len(made.tokens) + made.ended, decoder.num_layers)
