@@ -1,7 +1,7 @@
-"""Searches, one file each: which tokens come next, and which of a sample's beams they go on from.
+"""Searches, one file each: greedy decoding, sampling, beam search, OPERA.
 
-Settings of decoding choose among greedy decoding, sampling and beam search; the others are asked
-for by their names, as strategies are (`vlm_jax.decoding.named`).
+Decoding settings choose among greedy decoding, sampling and beam search; others are chosen by name,
+as strategies are (`vlm_jax.decoding.named`).
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from vlm_jax.errors import ConfigError
 
 __all__ = ["Beam", "Choice", "Found", "Now", "Search", "search_of"]
 
-UNNAMED = "base", "beam", "greedy", "sampling"
-"""Modules that hold no search to be asked for by name."""
+UNNAMED = "base", "beam", "greedy", "retrospection", "sampling"
+"""Modules without a search that can be chosen by name."""
 
 
 def search_of(settings: DecodeSettings, method: Any = None) -> Search:
