@@ -53,18 +53,18 @@ class Decoding:
 
         The first token is prefill's, so this many steps need room for one token more.
         """
-        program, kept = generator._decode, {}
+        program, kept = generator.programs.decode, {}
 
         def listen(params, *args, **statics):
             kept["args"], kept["statics"] = jax.tree.map(jnp.copy, args), statics
             return program(params, *args, **statics)
 
-        generator._decode = listen
+        generator.programs.decode = listen
         try:
             settings = DecodeSettings(max_new_tokens=new_tokens + 1, **asked)
             made = generator(params, batch, settings, steering=steering, strategy=strategy)
         finally:
-            generator._decode = program
+            generator.programs.decode = program
         tokens = made.tokens_bn[:, :new_tokens]
         return cls(params, new_tokens, tokens, program, kept["args"], kept["statics"])
 

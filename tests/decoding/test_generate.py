@@ -154,13 +154,13 @@ def test_nothing_moves_between_host_and_devices_unasked(vlm, asked):
 
 
 def test_the_cache_is_donated(vlm, asked, monkeypatch):
-    decode, caches = vlm.generator._decode, []
+    decode, caches = vlm.generator.programs.decode, []
 
     def watched(params, logits, cache, *args, **options):
         caches.append(cache)
         return decode(params, logits, cache, *args, **options)
 
-    monkeypatch.setattr(vlm.generator, "_decode", watched)
+    monkeypatch.setattr(vlm.generator.programs, "decode", watched)
     generate(vlm, asked.batch, max_new_tokens=2)
     leaves = jax.tree.leaves([segment for segment in caches[0].new + caches[0].prompt])
     assert len(leaves) >= 4 * vlm.config.decoder.num_layers

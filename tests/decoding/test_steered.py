@@ -86,7 +86,7 @@ def read_logits(vlm, batch, steering, tokens):
     """Logits after the prompts, and after some given tokens, [1 + STEPS, B, V]."""
     generator = vlm.generator
     steering = generator._put.steering(steering)
-    logits, cache, _ = generator._prefill(
+    logits, cache, _ = generator.programs.prefill(
         vlm.params, generator._put.rows(batch), steering, slots=SLOTS
     )
     found = [np.asarray(logits)]
@@ -203,7 +203,7 @@ def test_each_step_counts_the_heads_of_its_row(llava_vlm):
     made = ask()
     placed = vlm.generator._put.steering(steering)
     rows = vlm.generator._put.rows(batch)
-    _, cache, watched = vlm.generator._prefill(vlm.params, rows, placed, slots=SLOTS)
+    _, cache, watched = vlm.generator.programs.prefill(vlm.params, rows, placed, slots=SLOTS)
     found = []
     for index in range(SLOTS):
         found.append(watched.readings)

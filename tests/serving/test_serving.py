@@ -130,13 +130,13 @@ def test_words_come_while_others_are_still_decoded(served, arms, monkeypatch):
     generator = arms["unedited"].generator
     ask = {"model": "unedited", "messages": asking(), "max_tokens": 24}
     whole = client.chat.completions.create(**ask)
-    came, decode_part = threading.Event(), generator._decode_part
+    came, decode_part = threading.Event(), generator.programs.decode_part
 
     def waiting(params, state, inputs, until):
         assert until <= 8 or came.wait(60)
         return decode_part(params, state, inputs, until)
 
-    monkeypatch.setattr(generator, "_decode_part", waiting)
+    monkeypatch.setattr(generator.programs, "decode_part", waiting)
     pieces = []
     for event in client.chat.completions.create(**ask, stream=True):
         pieces.append(event.choices[0].delta.content or "")

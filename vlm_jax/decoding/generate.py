@@ -1,7 +1,7 @@
-"""Prefill and decoding as two jitted programs over a mesh, and others for what prompts share.
+"""Generation on a mesh: puts the arguments of a call on the devices and runs its programs.
 
-The cache is donated to decoding, and returned, so that the buffers of new tokens are updated in
-place.
+Prompts are read by one program and decoded by another, which takes the cache of the first;
+`programs` has them all.
 """
 
 import dataclasses
@@ -11,30 +11,31 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.batch import Batch, Features, Images
+from vlm_jax.batch import Batch, Features
 from vlm_jax.config import VLMConfig
 from vlm_jax.decoding.call import GeneratorCall, LoopInputs, Placement
-from vlm_jax.decoding.loop import LoopState, StepCounts, begin, decode, end, go_on
+from vlm_jax.decoding.loop import StepCounts
+from vlm_jax.decoding.programs import Programs
 from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
-from vlm_jax.models import Params, Prefix, abstract, merge
-from vlm_jax.parallel import batch_sharding, fetch, knows_mesh
+from vlm_jax.models import Params, Prefix
+from vlm_jax.parallel import fetch
 
 LOGITS_BYTES = 1 << 30
-"""Of the logits of many places that a device holds at once."""
+"""Most bytes of logits that a device holds at once; those of more places are made in turn."""
 
 PART = 8
-"""Tokens after which a call that is to tell of its answers tells what there is."""
+"""Tokens between two calls of `told`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What a batch was answered.
+    """The answers to a batch.
 
     Attributes:
         tokens_bn: int32 [B, slots] generated ids, the stop id included; pad id after it.
@@ -66,115 +67,47 @@ class Generator:
     def __init__(self, config: VLMConfig, mesh: Mesh):
         self.mesh, self.depth = mesh, config.decoder.num_layers
         self.vocabulary = config.decoder.vocab_size
-        graphdef = abstract(config)[0]
-
-        def read_images(params: Params, images: Images):
-            return Features(merge(graphdef, params).image_features(images))
-
-        def read_prefix(params: Params, batch: Batch, steering: Steering | None):
-            return merge(graphdef, params).read_prefix(batch, steering)
-
-        def prefill(
-            params: Params,
-            batch: Batch,
-            steering,
-            prefix=None,
-            owner_b=None,
-            *,
-            slots,
-            watch=None,
-            shared=None,
-        ):
-            model, prefix = merge(graphdef, params), _everywhere(prefix, mesh)
-            logits_bv, cache, watched = model.prefill(
-                batch, slots, steering, prefix, owner_b, watch
-            )
-            return logits_bv, cache.spread(*shared) if shared else cache, watched
-
-        def forward(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
-            prefix = _everywhere(prefix, mesh)
-            return merge(graphdef, params).forward(batch, steering, prefix, owner_b)
-
-        def hidden(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
-            prefix = _everywhere(prefix, mesh)
-            return merge(graphdef, params).hidden(batch, steering, prefix, owner_b)
-
-        def head(params: Params, hidden_btd, start, *, length):
-            part_btd = jax.lax.dynamic_slice_in_dim(hidden_btd, start, length, axis=1)
-            return merge(graphdef, params).decoder.logits(part_btd)
-
-        def decode_all(params: Params, read, cache, inputs, slots: int):
-            return decode(merge(graphdef, params), read, cache, inputs, slots)
-
-        def begin_one(params: Params, read, cache, inputs, slots: int):
-            return begin(merge(graphdef, params), read, cache, inputs, slots)
-
-        def decode_part(params: Params, state: LoopState, inputs, until):
-            state = go_on(merge(graphdef, params), state, inputs, until)
-            return *end(state, inputs), state
-
-        jit = lambda program, **static: jax.jit(knows_mesh(program, mesh), **static)
-        self._read_images = jit(read_images)
-        self._read_prefix = jit(read_prefix)
-        self._prefill = jit(prefill, static_argnames=("slots", "watch", "shared"))
-        self._forward, self._hidden = jit(forward), jit(hidden)
-        self._head = jit(head, static_argnames="length")
-        # Answers lie whole with every device of a replica, of which the host may not have all.
-        answers = (batch_sharding(mesh),) * 6
-        self._decode = jax.jit(
-            decode_all,
-            static_argnames="slots",
-            donate_argnames="cache",
-            out_shardings=(*answers, None),
-        )
-        self._begin = jax.jit(begin_one, static_argnames="slots", donate_argnames="cache")
-        self._decode_part = jax.jit(
-            decode_part, donate_argnames="state", out_shardings=(*answers, None)
-        )
+        self.programs = Programs(config, mesh)
         self._put, self._like = Placement.on(mesh), Placement.on(mesh, abstract=True)
 
     @property
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
-        jitted: tuple[Any, ...] = (
-            self._read_images, self._read_prefix, self._prefill, self._forward, self._hidden,
-            self._head, self._decode, self._begin, self._decode_part,
-        )  # fmt: skip
-        return sum(program._cache_size() for program in jitted)
+        return self.programs.compilations
 
     def read_images(self, params: Params, batch: Batch) -> Batch:
-        """Reads the images of I prefixes, for any number of reads of these.
+        """Returns a batch of I prefixes with image features, so that its images are read once.
 
         Args:
             params: parameters, already on the mesh; only the tower's and the projector's matter.
             batch: as for `read_prefix`.
 
         Returns:
-            The batch with features, on the devices, in place of its images.
+            The batch with `Features`, on the devices, in place of its images.
         """
         images = self._rows_or_whole(self._put, batch.size)(batch.images)
-        return dataclasses.replace(batch, images=self._read_images(params, images))
+        return dataclasses.replace(batch, images=self.programs.read_images(params, images))
 
     def read_prefix(self, params: Params, batch: Batch, steering: Steering | None = None) -> Prefix:
-        """Reads the beginnings of I prompts, for any number of calls that go on from them.
+        """Returns the keys and values of the beginnings of I prompts, for calls that continue them.
 
         Args:
             params: parameters, already on the mesh.
             batch: each prompt up to its last image token, with its images or what `read_images`
                 made of them. I need not divide over the mesh's data axis, but only then do its
                 devices share the work.
-            steering: of those who go on. Only its parts that act on prefixes do
-                (`Steering.on_prefix`): if there are none, this gives what no steering gives, by
-                the same program.
+            steering: of the calls that continue. Only its parts that act on prefixes are used
+                (`Steering.on_prefix`); without such parts the result, and the program, is that of
+                no steering.
 
         Returns:
-            The prefixes, on the devices; no call consumes them.
+            The prefixes, on the devices. They are not donated: any number of calls may use them.
 
         Raises:
             ValueError: the steering does not let prompts share prefixes (`Steering.shares_prefix`).
         """
         steering = self._put.steering(_prefix_steering(steering))
-        return self._read_prefix(params, self._place_prefixes(self._put, batch), steering)
+        return self.programs.read_prefix(params, self._place_prefixes(self._put, batch), steering)
 
     def logits(
         self,
@@ -185,9 +118,9 @@ class Generator:
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
     ) -> Float[np.ndarray, "B T V"]:
-        """Returns float32 logits at every place of the batch; those at pads mean nothing.
+        """Returns float32 logits at every place of the batch; those at padding mean nothing.
 
-        Where they are many, the devices make those of some places at a time.
+        Logits of more than `LOGITS_BYTES` a device are made for a range of places at a time.
 
         Args:
             params: parameters, already on the mesh.
@@ -200,11 +133,11 @@ class Generator:
         args = params, self._put.rows(batch), steering, *before
         length, places = batch.tokens_bt.shape[1], self._places(batch)
         if places >= length:
-            return fetch(self._forward(*args), self.mesh)
-        hidden_btd, found = self._hidden(*args), []
+            return fetch(self.programs.forward(*args), self.mesh)
+        hidden_btd, found = self.programs.hidden(*args), []
         for start in range(0, length, places):
             first = min(start, length - places)
-            part = self._head(params, hidden_btd, np.int32(first), length=places)
+            part = self.programs.head(params, hidden_btd, np.int32(first), length=places)
             found.append(fetch(part, self.mesh)[:, start - first :])
         return np.concatenate(found, axis=1)
 
@@ -213,7 +146,7 @@ class Generator:
     ) -> Float[np.ndarray, "B V"]:
         """Returns float32 logits of what follows whole prompts; arguments as of `logits`."""
         placed = self._put.rows(batch), self._put.steering(steering)
-        return fetch(self._prefill(params, *placed, slots=1)[0], self.mesh)
+        return fetch(self.programs.prefill(params, *placed, slots=1)[0], self.mesh)
 
     def __call__(
         self,
@@ -233,7 +166,7 @@ class Generator:
         owner_b: Sequence[int] | np.ndarray | None = None,
         told: Callable[[np.ndarray, np.ndarray], None] | None = None,
     ) -> Generated:
-        """Generates.
+        """Returns the tokens that follow the prompts.
 
         Args:
             params: parameters, already on the mesh.
@@ -241,8 +174,8 @@ class Generator:
                 follows the prefixes: tokens, kinds and positions as in the whole prompts, at least
                 one token a row, `next_position_b` of the whole prompts and no images.
             settings: how tokens are chosen, and how many.
-            slots: static room for them (a bucket at least as large); `settings.max_new_tokens` by
-                default.
+            slots: static number of cache slots for new tokens, at least
+                `settings.max_new_tokens`, which is the default.
             stop_ids: ids that end a row.
             pad_id: what fills a row after its end.
             row_ids: what seeds each row's random stream; 0, 1, ... by default.
@@ -250,13 +183,14 @@ class Generator:
             prompts: int32 [B, P] tokens of the whole prompts, right-aligned, -1 before them; only
                 settings that look back at them need it (`aligned`).
             steering: what to do to attention; leaves [1, L, N] or [B, L, N].
-            strategy: makes scores of the logits of W views of a sample, which are neighbouring rows
-                of the batch: B samples are B W rows, of all other arguments B.
+            strategy: turns the logits of W views of a sample into scores. Views are neighbouring
+                rows: the batch has B W rows, all other arguments have B. With W = 2, rows 0 1 are
+                sample 0, rows 2 3 sample 1.
             prefix: what `read_prefix` returned for I beginnings of prompts.
             owner_b: int32 [B], which of the I prefixes each row goes on from.
-            told: called with tokens_bn and lengths_b so far after every `PART` tokens, where each
-                sample is one row; other samples are not told of. Such calls run a program of their
-                own in place of the one that decodes to the end.
+            told: called with the tokens_bn and lengths_b so far after every `PART` tokens; ignored
+                where a sample has several rows. Such calls run a program of their own in place of
+                the one that decodes to the end.
 
         Raises:
             ValueError: `owner_b` does not name a prefix for each row, the prefixes were not read
@@ -267,7 +201,7 @@ class Generator:
         )
         before = self._before(batch, prefix, owner_b)
         inputs = call.inputs(self._put, batch.size, self.vocabulary)
-        logits_bv, cache, watched = self._prefill(
+        logits_bv, cache, watched = self.programs.prefill(
             params,
             self._put.rows(batch),
             inputs.steering,
@@ -279,16 +213,16 @@ class Generator:
         read = logits_bv, watched
         if told is not None and call.width == call.search.rows == 1:
             return self._in_parts(params, read, cache, inputs, call, told)
-        *found, _ = self._decode(params, read, cache, inputs, slots=call.room)
+        *found, _ = self.programs.decode(params, read, cache, inputs, slots=call.room)
         return Generated(*jax.device_get(found))
 
     def _in_parts(
         self, params: Params, read: Any, cache: Any, inputs: LoopInputs, call: GeneratorCall, told
     ) -> Generated:
-        """Decodes `PART` tokens at a time, and tells what there is in between."""
-        state = self._begin(params, read, cache, inputs, slots=call.room)
+        """Decodes `PART` tokens at a time, and calls `told` in between."""
+        state = self.programs.begin(params, read, cache, inputs, slots=call.room)
         for until in itertools.count(PART, PART):
-            *made, state = self._decode_part(params, state, inputs, np.int32(until))
+            *made, state = self.programs.decode_part(params, state, inputs, np.int32(until))
             found = Generated(*jax.device_get(made))
             if until >= call.settings.max_new_tokens or found.ended_b.all():
                 return found
@@ -306,10 +240,10 @@ class Generator:
         compile: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        """Compiles ahead of time what a call with arguments of these shapes will run.
+        """Compiles ahead of time the programs of a call with arguments of these shapes.
 
-        Nothing is computed, and the call then compiles nothing. XLA compiles outside Python's
-        lock: warm each bucket from a thread of its own.
+        Nothing is computed, and the call then compiles nothing. XLA compiles without Python's
+        global lock, so threads can compile several buckets at once.
 
         Args:
             params: parameters, or `ShapeDtypeStruct`s with their shardings.
@@ -330,13 +264,13 @@ class Generator:
             steering = self._like.steering(_prefix_steering(call.steering))
             placed = self._place_prefixes(self._like, prefix)
             if images_apart:
-                read = compile("read_images", self._read_images, params, placed.images)
+                read = compile("read_images", self.programs.read_images, params, placed.images)
                 placed = dataclasses.replace(placed, images=read)
-            read = compile("read_prefix", self._read_prefix, params, placed, steering)
+            read = compile("read_prefix", self.programs.read_prefix, params, placed, steering)
             before = read, self._like.rows(jax.ShapeDtypeStruct((batch.size,), np.int32))
         logits_bv, cache, watched = compile(
             "prefill",
-            self._prefill,
+            self.programs.prefill,
             params,
             self._like.rows(batch),
             inputs.steering,
@@ -347,7 +281,7 @@ class Generator:
         )
         compile(
             "decode",
-            self._decode,
+            self.programs.decode,
             params,
             (logits_bv, watched),
             cache,
@@ -363,24 +297,24 @@ class Generator:
         *,
         compile: Callable[..., Any] | None = None,
     ) -> None:
-        """Compiles ahead of time what `logits` of whole prompts runs; arguments as of `warm`."""
+        """Compiles ahead of time the programs of `logits` of whole prompts; arguments as `warm`."""
         rows, steering = self._like.rows(batch), self._like.steering(steering)
         compile, places = compile or compile_ahead, self._places(batch)
         if places >= batch.tokens_bt.shape[1]:
-            compile("logits", self._forward, params, rows, steering)
+            compile("logits", self.programs.forward, params, rows, steering)
             return
-        hidden_btd = compile("logits", self._hidden, params, rows, steering)
-        compile("head", self._head, params, hidden_btd, np.int32(0), length=places)
+        hidden_btd = compile("logits", self.programs.hidden, params, rows, steering)
+        compile("head", self.programs.head, params, hidden_btd, np.int32(0), length=places)
 
     def _places(self, batch: Batch) -> int:
-        """Returns at how many places of a batch a device makes logits at once."""
+        """Returns how many places of a batch have logits within `LOGITS_BYTES` a device."""
         data, model = self.mesh.shape["data"], self.mesh.shape["model"]
         share = self.vocabulary // model if self.vocabulary % model == 0 else self.vocabulary
         rows = batch.size // data if batch.size % data == 0 else batch.size
         return max(LOGITS_BYTES // (4 * rows * share), 1)
 
     def _rows_or_whole(self, put: Placement, size: int) -> Callable[[Any], Any]:
-        """How to place what leads with `size` prefixes: split over the data axis if they divide."""
+        """Returns how to place `size` prefixes: split over the data axis where they divide."""
         return put.whole if size % self.mesh.shape["data"] else put.rows
 
     def _place_prefixes(self, put: Placement, batch: Batch) -> Batch:
@@ -396,7 +330,7 @@ class Generator:
         prefix: Prefix | None,
         owner_b: Sequence[int] | np.ndarray | None,
     ) -> tuple[Prefix, Array] | tuple[()]:
-        """Returns the arguments of the programs that say what the batch goes on from."""
+        """Returns the programs' arguments (prefix, owner_b); none for whole prompts."""
         if prefix is None and owner_b is None:
             return ()
         if prefix is None or owner_b is None:
@@ -427,20 +361,8 @@ def compile_ahead(name: str, program: Any, *args: Any, **static: Any) -> Any:
 
 
 def _prefix_steering(steering: Steering | None) -> Steering | None:
-    """Returns what of a steering matters to prefixes."""
+    """Returns the parts of a steering that act on prefixes; refuses one that cannot share them."""
     if steering is None:
         return None
     steering.check_shares_prefix()
     return steering.on_prefix
-
-
-def _everywhere(prefix: Prefix | None, mesh: Mesh) -> Prefix | None:
-    """Copies all prefixes to all data replicas, so that rows pick theirs without communication.
-
-    The partitioner's own way to pick rows of a sharded array makes each device hold all B rows.
-    """
-    free = PartitionSpec.UNCONSTRAINED
-    whole = lambda leaf: jax.lax.with_sharding_constraint(
-        leaf, NamedSharding(mesh, PartitionSpec(None, *[free] * (leaf.ndim - 1)))
-    )
-    return prefix if mesh.shape["data"] == 1 else jax.tree.map(whole, prefix)
