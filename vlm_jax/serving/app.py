@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import json
 import secrets
@@ -24,8 +25,8 @@ from vlm_jax.serving.batcher import Arms, Batcher
 from vlm_jax.serving.chat import ChatRequest, read_chat
 
 _METHODS_KEPT = 64  # treated models of requests' own methods
-_GONE = 499  # of answers to clients that left
-_LOOK = 0.05  # seconds between two looks whether a client is still there
+_GONE = 499  # status of answers to clients that disconnected
+_LOOK = 0.05  # seconds between two checks whether a client is connected
 
 
 class _Refused(Exception):
@@ -46,72 +47,18 @@ def make_app(
     max_bytes: int = 32 << 20,
     max_waiting: int = 1024,
 ) -> Starlette:
-    """The server's application.
+    """Returns the server as a Starlette application.
 
     Args:
-        arms: id -> model.
-        batcher: answers; it is closed, all answers given, when the server ends.
-        defaults: of decoding.
-        treat: applies the method of a request to a model, or raises a `UserError`.
-        api_key: what "Authorization: Bearer ..." must hold; "" asks for none.
+        arms: model id -> model.
+        batcher: answers the requests; closed when the server ends, after all answers are given.
+        defaults: settings of decoding that requests do not name.
+        treat: applies a request's own method to a model, or raises a `UserError`.
+        api_key: that "Authorization: Bearer ..." must hold; "" asks for none.
         max_bytes: of a request's body.
-        max_waiting: requests that may wait; more are told to come again (429).
+        max_waiting: requests that may wait; further ones get status 429.
     """
-    started = int(time.time())
-    treated: OrderedDict[str, VLM] = OrderedDict()
-
-    def model_of(chat: ChatRequest) -> VLM:
-        if chat.model not in arms:
-            listed = ", ".join(arms)
-            raise _Refused(404, f"model {chat.model!r} is none of {listed}.", "not_found_error")
-        if chat.method is None:
-            return arms[chat.model]
-        key = f"{chat.model} {json.dumps(chat.method, sort_keys=True)}"
-        if key not in treated:
-            treated[key] = treat(arms[chat.model], chat.method)
-        treated.move_to_end(key)
-        while len(treated) > _METHODS_KEPT:
-            treated.popitem(last=False)
-        return treated[key]
-
-    async def models(request: Request) -> Response:
-        _allow(request, api_key)
-        about = {"object": "model", "created": started, "owned_by": "vlm_jax"}
-        return JSONResponse({"object": "list", "data": [{"id": one, **about} for one in arms]})
-
-    async def chat(request: Request) -> Response:
-        _allow(request, api_key)
-        if batcher.waiting >= max_waiting:
-            raise _Refused(429, f"{max_waiting} requests wait; come again.", "rate_limit_error")
-        asked = await asyncio.to_thread(read_chat, await _json(request, max_bytes), defaults)
-        model = await asyncio.to_thread(model_of, asked)
-        if asked.stream:
-            texts: asyncio.Queue[str] = asyncio.Queue()
-            loop = asyncio.get_running_loop()
-
-            def told(text: str) -> None:
-                loop.call_soon_threadsafe(texts.put_nowait, text)
-
-            future = asyncio.wrap_future(batcher.ask(asked, model, told))
-            return StreamingResponse(_events(asked, future, texts), media_type="text/event-stream")
-        future = asyncio.wrap_future(batcher.ask(asked, model))
-        while not future.done():
-            await asyncio.wait([future], timeout=_LOOK)
-            if not future.done() and await request.is_disconnected():
-                future.cancel()
-                return Response(status_code=_GONE)
-        return JSONResponse(_completion(asked, future.result()))
-
-    async def refused(request: Request, error: Exception) -> Response:
-        known = error if isinstance(error, _Refused) else _Refused(400, str(error))
-        return JSONResponse(_error(known), status_code=known.status)
-
-    async def left(request: Request, error: Exception) -> Response:
-        return Response(status_code=_GONE)  # which nobody reads
-
-    async def broke(request: Request, error: Exception) -> Response:
-        found = _Refused(500, f"{type(error).__name__}: {error}", "server_error")
-        return JSONResponse(_error(found), status_code=500)
+    server = _Server(arms, batcher, defaults, treat, api_key, max_bytes, max_waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -120,17 +67,98 @@ def make_app(
 
     return Starlette(
         routes=[
-            Route("/v1/models", models),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", server.models),
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
         ],
         exception_handlers={
-            _Refused: refused,
-            UserError: refused,
-            ClientDisconnect: left,
-            Exception: broke,
+            _Refused: _refused,
+            UserError: _refused,
+            ClientDisconnect: _left,
+            Exception: _broke,
         },
         lifespan=lifespan,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Server:
+    """The two routes; see `make_app` for the attributes.
+
+    Attributes:
+        started: seconds since the epoch.
+        treated: models with the methods that requests named, the last used last.
+    """
+
+    arms: Arms
+    batcher: Batcher
+    defaults: DecodeSettings
+    treat: Callable[[VLM, Any], VLM]
+    api_key: str
+    max_bytes: int
+    max_waiting: int
+    started: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    treated: OrderedDict[str, VLM] = dataclasses.field(default_factory=OrderedDict)
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models: lists the arms."""
+        _allow(request, self.api_key)
+        about = {"object": "model", "created": self.started, "owned_by": "vlm_jax"}
+        return JSONResponse({"object": "list", "data": [{"id": one, **about} for one in self.arms]})
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions: answers a chat, as one JSON or as events."""
+        _allow(request, self.api_key)
+        if self.batcher.waiting >= self.max_waiting:
+            busy = f"{self.max_waiting} requests wait; come again."
+            raise _Refused(429, busy, "rate_limit_error")
+        body = await _json(request, self.max_bytes)
+        asked = await asyncio.to_thread(read_chat, body, self.defaults)
+        model = await asyncio.to_thread(self._model_of, asked)
+        if asked.stream:
+            texts: asyncio.Queue[str] = asyncio.Queue()
+            loop = asyncio.get_running_loop()
+
+            def told(text: str) -> None:
+                loop.call_soon_threadsafe(texts.put_nowait, text)
+
+            future = asyncio.wrap_future(self.batcher.ask(asked, model, told))
+            return StreamingResponse(_events(asked, future, texts), media_type="text/event-stream")
+        future = asyncio.wrap_future(self.batcher.ask(asked, model))
+        while not future.done():
+            await asyncio.wait([future], timeout=_LOOK)
+            if not future.done() and await request.is_disconnected():
+                future.cancel()
+                return Response(status_code=_GONE)
+        return JSONResponse(_completion(asked, future.result()))
+
+    def _model_of(self, chat: ChatRequest) -> VLM:
+        """Returns the arm that a request names, with the request's own method applied."""
+        if chat.model not in self.arms:
+            listed = ", ".join(self.arms)
+            raise _Refused(404, f"model {chat.model!r} is none of {listed}.", "not_found_error")
+        if chat.method is None:
+            return self.arms[chat.model]
+        key = f"{chat.model} {json.dumps(chat.method, sort_keys=True)}"
+        if key not in self.treated:
+            self.treated[key] = self.treat(self.arms[chat.model], chat.method)
+        self.treated.move_to_end(key)
+        while len(self.treated) > _METHODS_KEPT:
+            self.treated.popitem(last=False)
+        return self.treated[key]
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    known = error if isinstance(error, _Refused) else _Refused(400, str(error))
+    return JSONResponse(_error(known), status_code=known.status)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=_GONE)  # the client is gone: nobody reads it
+
+
+async def _broke(request: Request, error: Exception) -> Response:
+    found = _Refused(500, f"{type(error).__name__}: {error}", "server_error")
+    return JSONResponse(_error(found), status_code=500)
 
 
 def _allow(request: Request, api_key: str) -> None:
