@@ -12,6 +12,7 @@ from vlm_jax.analysis.directions import direction
 from vlm_jax.errors import ConfigError
 from vlm_jax.jobs import identify
 from vlm_jax.study.request import Request
+from vlm_jax.study.vectors import read_pairs
 
 
 def test_a_component_is_the_mean_s_share_of_the_first_axis():
@@ -76,5 +77,5 @@ def test_bad_pairs_are_one_clear_error(tmp_path, line, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(line)
     with pytest.raises(ConfigError, match=message) as caught:
-        identify.read_pairs(path)
+        read_pairs(path)
     assert "\n" not in str(caught.value)

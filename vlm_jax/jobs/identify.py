@@ -9,10 +9,8 @@ As a control, `mean_ablation` puts every head's mean in its place where zero sto
 it gives at the rows that predict all measured tokens, hallucinated and grounded ones alike. That
 needs all captions, so it is a second round over the chunks of the first.
 
-With `config.identify.pairs` it finds vectors of the residual stream in place of heads: of pairs of
-answers to the same question, a line of JSON each, what leads from the negative to the positive one.
-
-    {"image": "a.jpg", "prompt": "Describe.", "positive": "A dog.", "negative": "A dog and a cat."}
+With `config.identify.pairs` it finds vectors of the residual stream in place of heads, see
+`vlm_jax.study.vectors`.
 """
 
 import dataclasses
@@ -21,12 +19,11 @@ import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from vlm_jax import answering, checkpoint
+from vlm_jax import checkpoint
 from vlm_jax.analysis.ablation import SCOPES, HeadAblation, Places
-from vlm_jax.analysis.directions import HOW, LastStates, direction
+from vlm_jax.analysis.directions import HOW
 from vlm_jax.analysis.findings import describe, show
 from vlm_jax.analysis.mentions import matching_tokens, naming_tokens, token_spans
 from vlm_jax.api import VLM, Answer
@@ -39,16 +36,15 @@ from vlm_jax.evals.runner import FailureGuard, why_not
 from vlm_jax.evals.suites import read_benchmark
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.files import replace_file
-from vlm_jax.foreign import parse_json, read_bytes
-from vlm_jax.parallel import batch_sharding, put
 from vlm_jax.progress import Progress
 from vlm_jax.settings import listed, number, one_of, read, setting, switch, text, whole
-from vlm_jax.steering.classes import classifier, read_classes
+from vlm_jax.steering.classes import Classes, classifier, read_classes
 from vlm_jax.steering.heads import shape_of
 from vlm_jax.study.chunks import Chunks
 from vlm_jax.study.fingerprint import HEADS, fingerprint
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import generation_settings, load_model, provenance
+from vlm_jax.study.vectors import find_vectors, read_pairs
 
 VECTORS = "vectors.npy"
 _CAPTIONS = ("hallucinated", "all")
@@ -97,15 +93,6 @@ class IdentifySettings:
     vectors: str = setting("mean", one_of, known=HOW)
 
 
-class Pair(msgspec.Struct, forbid_unknown_fields=True):
-    """Two answers to one question; a picture's path goes from the file's folder."""
-
-    prompt: str
-    positive: str
-    negative: str
-    image: str = ""
-
-
 def run(request: Request) -> None:
     """Writes `heads.json` to `--workdir`; chunks of a killed run are kept and not made again.
 
@@ -132,35 +119,11 @@ def run(request: Request) -> None:
         **{key: config[key] for key in ("max_new_tokens", "dtype", "seed")},
     }
     chunks = Chunks(workdir / "chunks", identity)
-    examples = list(benchmark.examples())
-    parts = [examples[at : at + settings.chunk] for at in range(0, len(examples), settings.chunk)]
-    numbers = range(len(parts))
-    means = Chunks(workdir / "chunks", identity, "mean")
-    rounds = [chunks, means] if settings.mean_ablation else [chunks]
-    todo = {each.kind: [n for n in numbers if not each.has(n)] for each in rounds}
-    guard = FailureGuard.of(config.max_failures, len(examples), benchmark.malformed)
-    for done in sorted(set(numbers) - set(todo[""])):
-        guard.add(_failures(chunks.read(done)))
-    if any(todo.values()):
-        model = load_model(request, source)
-        ablation = HeadAblation(model.config, settings.rows)
-        asked = generation_settings(config, model, examples)
-        captioner = {"settings": asked, "steering": classifier(classes)}
-        work = lambda n: _Chunk(model, benchmark, ablation, settings, parts[n], n * settings.chunk)
-
-        def measure(number: int) -> dict[str, np.ndarray]:
-            found = work(number).measure(captioner)
-            guard.add(_failures(found))
-            return found
-
-        _run_round(chunks, todo[""], parts, measure)
-        if settings.mean_ablation:
-            mean_lnh = _mean_outputs([chunks.read(number) for number in numbers])
-            again = lambda n: work(n).measure_means(chunks.read(n), mean_lnh)
-            _run_round(means, todo["mean"], parts, again)
+    means = Chunks(workdir / "chunks", identity, "mean") if settings.mean_ablation else None
+    numbers = _measure(request, source, settings, classes, benchmark, chunks, means)
     found = chunks.join(numbers)
     failures = {**benchmark.malformed, **_failures(found)}
-    if settings.mean_ablation:
+    if means is not None:
         found |= means.join(numbers)
     document = describe(found, settings.scopes, settings.count, shape_of(source.config))
     document |= {"benchmark": benchmark.name, "source": source.path.name, "identity": identity}
@@ -173,48 +136,54 @@ def run(request: Request) -> None:
     print(f"Head sets: {workdir / HEADS}")
 
 
-def read_pairs(path: pathlib.Path) -> list[Pair]:
-    """Returns the pairs of a file, a line of JSON each.
-
-    Raises:
-        ConfigError: it is none; the line is named.
-    """
-    lines = read_bytes(path, error=ConfigError).splitlines()
-    where = f"config.identify.pairs: {path}"
-    pairs = [
-        parse_json(line, Pair, f"{where}, line {number}", ConfigError)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not pairs:
-        raise ConfigError(f"{where} holds no pair.")
-    return pairs
-
-
-def find_vectors(model: VLM, pairs: Sequence[Pair], how: str, folder: pathlib.Path) -> np.ndarray:
-    """Returns float32 [L, D] what leads from negative answers to positive ones, in each layer.
+def _measure(
+    request: Request,
+    source: Any,
+    settings: IdentifySettings,
+    classes: Classes,
+    benchmark: Chair,
+    chunks: Chunks,
+    means: Chunks | None,
+) -> range:
+    """Makes the chunks that are missing; returns the numbers of all.
 
     Args:
-        model: unsteered.
-        pairs: at least one.
-        how: a word of `HOW`.
-        folder: that paths of pictures go from.
+        request: of the job.
+        source: its model folder.
+        settings, classes, benchmark: what is measured.
+        chunks: captions, readings and drops.
+        means: drops of the second round, None without `mean_ablation`.
+
+    Raises:
+        UserError: more examples fail than `config.max_failures`.
     """
-    read_states, found = LastStates(model.config), []
-    rows = answering.batch_rows(2, 2, model.mesh.shape["data"])
-    with Progress(len(pairs), "pairs", label="identify vectors") as progress:
-        for number, pair in enumerate(pairs):
-            answers = [pair.positive, pair.negative]
-            answers += answers[-1:] * (rows - 2)
-            images = [str(folder / pair.image)] if pair.image else []
-            batch, _ = model.processor.batch_answers(
-                [images] * rows, [pair.prompt] * rows, answers, first_sample=number
-            )
-            batch = put(batch, batch_sharding(model.mesh))
-            states_bld = read_states(model.params, batch)
-            found.append(states_bld[0] - states_bld[1])
-            progress.advance()
-    return direction(np.stack(found), how)
+    examples = list(benchmark.examples())
+    parts = [examples[at : at + settings.chunk] for at in range(0, len(examples), settings.chunk)]
+    numbers = range(len(parts))
+    missing = lambda kept: [] if kept is None else [n for n in numbers if not kept.has(n)]
+    todo, todo_means = missing(chunks), missing(means)
+    guard = FailureGuard.of(request.config.max_failures, len(examples), benchmark.malformed)
+    for done in sorted(set(numbers) - set(todo)):
+        guard.add(_failures(chunks.read(done)))
+    if not todo and not todo_means:
+        return numbers
+    model = load_model(request, source)
+    ablation = HeadAblation(model.config, settings.rows)
+    asked = generation_settings(request.config, model, examples)
+    captioner = {"settings": asked, "steering": classifier(classes)}
+    work = lambda n: _Chunk(model, benchmark, ablation, settings, parts[n], n * settings.chunk)
+
+    def measure(number: int) -> dict[str, np.ndarray]:
+        found = work(number).measure(captioner)
+        guard.add(_failures(found))
+        return found
+
+    _run_round(chunks, todo, parts, measure)
+    if means is not None:
+        mean_lnh = _mean_outputs([chunks.read(number) for number in numbers])
+        again = lambda n: work(n).measure_means(chunks.read(n), mean_lnh)
+        _run_round(means, todo_means, parts, again)
+    return numbers
 
 
 def _find_vectors(request: Request, source: Any, settings: IdentifySettings) -> None:
