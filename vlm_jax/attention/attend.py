@@ -72,8 +72,9 @@ def attend(
         scale: factor on the logits; H ** -0.5 when None.
         steering: what to do to this layer's heads and masses (leaves [b, N]); None is the vanilla
             function, and identity values give its bits.
-        rows: with steering, what the rows of a prompt are; None for decode rows (T = 1).
-        state: with steering, what the layer remembers from the calls before; None where there are
+        rows: with steering, which rows of a prompt are text, last or padding; None for decode rows
+            (T = 1).
+        state: with steering, what the layer's parts keep from earlier calls; None where there are
             none, as when a prompt is read at once.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Steering as data: what to do to the heads and the attention masses of every layer.
+"""Steering as data: arrays of what to change in every layer's heads and attention masses.
 
 A `Steering` is a pytree of float32 arrays, [b, L, N] with b = 1 (the same for every example) or the
 batch size (each example its own), and a few static switches. Parts that are None compile to
@@ -56,7 +56,7 @@ __all__ = [
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steering:
-    """Everything that is done to attention; see the module for the order.
+    """All changes of attention in a call; the module says in which order they act.
 
     Attributes:
         others: parts of other packages, at most one of a class; each acts behind the part that
@@ -149,7 +149,7 @@ class Steering:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Readings:
-    """What happened in a layer's decode row; float32 [B, N].
+    """Readings of a layer's decode row: masses, and which heads were acted on; float32 [B, N].
 
     Devices that share the heads gather each of these once a call, when it ends.
 

@@ -1,4 +1,4 @@
-"""What one call of the generator is asked, and how it reaches the devices."""
+"""The arguments of one call of the generator, checked and put on the devices."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from vlm_jax.parallel import batch_sharding, put, replicated
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoopInputs:
-    """What the decode loop reads, traced; the batch dim leads where there is one."""
+    """The traced arguments of the decode loop; the batch dim leads where there is one."""
 
     limit: Any  # int32 scalar, tokens to generate
     stop_ids: Any  # int32 [stops]
@@ -38,11 +38,11 @@ class LoopInputs:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Puts things on a mesh, or only says where they will be.
+    """Puts trees of arrays on a mesh, or returns shapes with shardings in their place.
 
     Attributes:
-        rows: places what leads with the batch.
-        whole: places what every device holds.
+        rows: places arrays whose first dim is the batch, split over the data axis.
+        whole: places arrays that every device holds whole.
     """
 
     rows: Callable[[Any], Any]
@@ -50,15 +50,15 @@ class Placement:
 
     @classmethod
     def on(cls, mesh: Mesh, *, abstract: bool = False) -> "Placement":
-        """Returns the placement on a mesh; an abstract one only describes what would be there."""
+        """Returns the placement on a mesh; an abstract one returns `ShapeDtypeStruct`s."""
         to = _like if abstract else put
         rows, whole = batch_sharding(mesh), replicated(mesh)
         return cls(lambda tree: to(tree, rows), lambda tree: to(tree, whole))
 
     def steering(self, steering: Steering | None) -> Steering | None:
-        """Places steering: examples' own values with their rows, shared ones everywhere.
+        """Places steering: leaves [B, ...] with their rows, leaves [1, ...] on every device.
 
-        One without parts is none, and programs are those of none.
+        A steering without parts becomes None, so that it runs the programs of no steering.
         """
         if steering is not None and not steering.parts:
             return None
@@ -82,7 +82,7 @@ class GeneratorCall:
 
     @property
     def width(self) -> int:
-        """Views of a sample."""
+        """Number W of views that a sample is read in."""
         return 1 if self.contrast is None else self.contrast.width
 
     def _samples(self, rows: int) -> int:
@@ -100,11 +100,11 @@ class GeneratorCall:
 
     @property
     def contrast(self) -> Strategy | None:
-        """The strategy, if there is one that is no search."""
+        """The decoding strategy, if `strategy` is one and not a search."""
         return self.strategy if isinstance(self.strategy, Strategy) else None
 
     def watch(self, depth: int) -> Watch | None:
-        """Returns what is kept of each call of a model of so many layers."""
+        """Returns what is watched of each call of a model of `depth` layers."""
         return (self.contrast or self.search).watch(depth)
 
     @property
@@ -119,15 +119,15 @@ class GeneratorCall:
 
     @property
     def shared(self) -> tuple[int, int] | None:
-        """Rows that share each prompt, and how many of them are kept; None: a row has its own."""
+        """Rows and beams (C, W) of a search that share each prompt; None where C is 1."""
         rows = self.search.rows
         return None if rows == 1 else (rows, self.search.beams)
 
     def _prompts(self) -> np.ndarray | None:
-        """Returns the prompts' tokens if a setting looks back at them.
+        """Returns the prompts' tokens if a setting reads them, such as a repetition penalty.
 
         Raises:
-            ValueError: one does, but they were not given.
+            ValueError: a setting does, but they were not given.
         """
         looking = [name for name in LOOKS_BACK if name in self.settings.traced()]
         if looking and self.prompts is None:
@@ -135,7 +135,7 @@ class GeneratorCall:
         return self.prompts if looking else None
 
     def inputs(self, put: Placement, rows: int, vocabulary: int) -> LoopInputs:
-        """Places what the loop reads of a batch of so many rows.
+        """Returns the loop's arguments, placed, for a batch of so many rows.
 
         Raises:
             ConfigError: the steering cannot act beside the search or the strategy, or the search
@@ -176,7 +176,7 @@ def of_views(steering: Steering | None, width: int) -> Steering | None:
 
 
 def _like(tree: Any, sharding: NamedSharding) -> Any:
-    """Describes arrays as they would be on a mesh."""
+    """Returns arrays' shapes and dtypes with a sharding."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )

@@ -1,8 +1,8 @@
-"""Functions and models beside the VLM that settings of methods name.
+"""Functions and auxiliary models that settings of decoding methods name (scorers, detectors).
 
-In Python a setting takes any function. In a config it takes "package.module:name"; where a model
-that matches texts and images will do, its folder or its name on the hub; and where a detector will
-do, its JSON.
+In Python such a setting takes any function. In a config it takes "package.module:name"; or, where a
+model will do, the folder or hub name of a model that matches texts and images, or the JSON of a
+detector.
 """
 
 import functools
@@ -26,17 +26,18 @@ def function(
     of_matcher: Callable[[Any], Callable[..., Any]] | None = None,
     detects: bool = False,
 ) -> Callable[..., Any]:
-    """Returns the function that a setting means.
+    """Returns the function that a setting names.
 
     Args:
         name: of the setting, for errors.
-        value: a function, "package.module:name", or where `of_matcher` is given a model's folder.
+        value: a function, "package.module:name", a matching model's folder (with `of_matcher`), or
+            a detector's JSON (with `detects`).
         does: what the function takes and returns, for errors.
-        of_matcher: returns what the setting wants of a model that `vlm_jax.matching` opens.
-        detects: whether it may be the JSON of a detector that `vlm_jax.detecting` opens.
+        of_matcher: makes the function of a model that `vlm_jax.matching` opens.
+        detects: whether a detector that `vlm_jax.detecting` opens will do.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the value names no function.
     """
     if callable(value):
         return value
@@ -58,13 +59,13 @@ def function(
 def numbers(
     what: str, score: Callable[..., Any], texts: Sequence[str], image: Any, noun: str
 ) -> np.ndarray:
-    """Returns float64 [texts], what a function says of texts and an image.
+    """Returns float64 [texts], the scores that a function gives texts beside an image.
 
     Args:
         what: names the function in errors: "method 'cgd': scorer".
-        score: of a list of texts and an image.
-        texts, image: that it is asked about.
-        noun: what the texts are, in the plural.
+        score: takes a list of texts and an image, returns a number for each text.
+        texts, image: its arguments.
+        noun: what errors call the texts, in the plural.
 
     Raises:
         ConfigError: it does not return a finite number for each.
@@ -91,7 +92,7 @@ def _imported(name: str, value: str) -> Callable[..., Any]:
 
 @functools.cache
 def _matcher(folder: str) -> Any:
-    """Arms that name one model share it."""
+    """Returns the matcher of a folder; opened once, since several arms may name it."""
     from vlm_jax.matching import open_matcher  # reads pictures and words: not needed without one
 
     return open_matcher(folder)
@@ -99,7 +100,7 @@ def _matcher(folder: str) -> Any:
 
 @functools.cache
 def _detector(path: str) -> Any:
-    """Arms that name one detector share it."""
+    """Returns the detector of a JSON; opened once, since several arms may name it."""
     from vlm_jax.detecting import open_detector  # not needed without one
 
     return open_detector(path)

@@ -1,4 +1,4 @@
-"""The decode loop: one `lax.while_loop` that ends when every sample has, and what it counts."""
+"""The decode loop: one `lax.while_loop` until every sample has ended, with counters of steering."""
 
 import dataclasses
 from typing import Any
@@ -41,7 +41,13 @@ class StepCounts:
     def put(
         self, step: Int[Array, "*B"], readings: Readings, going_b: Bool[Array, " B"]
     ) -> "StepCounts":
-        """Returns the counts with those of a step, or of each row's own, of rows that go on."""
+        """Returns the counts with those of one more step.
+
+        Args:
+            step: index of the step, a scalar or one for each row.
+            readings: of the step, leaves [B, L, N].
+            going_b: rows that have not ended; the others count 0.
+        """
 
         def write(counts: Array | None, flags_bln: Array) -> Array | None:
             if counts is None:
@@ -63,17 +69,17 @@ class StepCounts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Carried:
-    """What is counted of the rows of a search, leaves [B C, ...]."""
+    """Sums and counters of the rows of a search, leaves [B C, ...]."""
 
     readings: Readings | None  # sums over the decode rows of rows that had not ended
     counts: StepCounts | None
-    read_r: Any = None  # how many decode rows that were, where tokens may be taken back
+    read_r: Any = None  # number of these decode rows, where tokens may be withdrawn
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoopState:
-    """What the loop carries."""
+    """The carry of the while loop; r are all rows of the batch, [B W C]."""
 
     count: Array
     tokens_r: Array
@@ -86,7 +92,10 @@ class LoopState:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """How the rows of a batch lie: C rows of a search for each of W views of B samples.
+    """The order of a batch's rows: for each of B samples W views, for each view C search rows.
+
+    Two samples, W = 2 views, C = 2 rows of a search: rows 0 1 | 2 3 are the views of sample 0, rows
+    4 5 | 6 7 those of sample 1. The search chooses by rows 0 1 4 5, the first views.
 
     Attributes:
         samples: B.
@@ -100,12 +109,12 @@ class _Rows:
 
     @classmethod
     def of(cls, inputs: LoopInputs, prompts: int) -> "_Rows":
-        """Returns how the rows of so many prompts lie."""
+        """Returns the order of the rows of a batch of so many prompts, views counted."""
         views = 1 if inputs.strategy is None else inputs.strategy.width
         return cls(prompts // views, views, inputs.search.rows)
 
     def of_search(self, tree: Any) -> Any:
-        """Returns what the first views say: leaves [B C, ...]."""
+        """Returns the rows of the first views: leaves [B W C, ...] to [B C, ...]."""
         if self.views == 1:
             return tree
         apart = lambda leaf: leaf.reshape(self.samples, self.views, self.rows, *leaf.shape[1:])
@@ -113,7 +122,7 @@ class _Rows:
         return jax.tree.map(flat, tree)
 
     def of_strategy(self, leaf_r: Float[Array, "rows ..."]) -> Float[Array, "BC W ..."]:
-        """Returns the views of each row of the search beside one another."""
+        """Returns the W views of each row of the search side by side."""
         rest = leaf_r.shape[1:]
         if self.rows > 1:
             leaf_r = leaf_r.reshape(self.samples, self.views, self.rows, *rest)
@@ -121,23 +130,23 @@ class _Rows:
         return leaf_r.reshape(self.samples * self.rows, self.views, *rest)
 
     def every(self, leaf: Array) -> Array:
-        """Returns what each view has of what a sample has: [B, ...] to [B W, ...]."""
+        """Repeats each sample's values for its views: [B, ...] to [B W, ...]."""
         return leaf if self.views == 1 else jnp.repeat(leaf, self.views, axis=0)
 
     def spread(self, tree: Any) -> Any:
-        """Returns each prompt's leaves for each of its rows."""
+        """Repeats each prompt's leaves for its rows of the search: [B W, ...] to [B W C, ...]."""
         many = lambda leaf: jnp.repeat(leaf, self.rows, axis=0)
         return tree if self.rows == 1 else jax.tree.map(many, tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """The steps of a loop.
+    """Condition and body of the while loop.
 
     Attributes:
-        model, inputs: see `decode`; the limit is no more than there is room for.
-        rows: how the rows lie.
-        first_rv: logits of the prompts' last rows, which some strategies look at.
+        model, inputs: see `decode`; the limit is at most the number of slots.
+        rows: the order of the rows.
+        first_rv: logits of the prompts' last rows, for strategies with `needs_first`.
     """
 
     model: Network
@@ -146,11 +155,11 @@ class _Loop:
     first_rv: Any
 
     def unfinished(self, state: LoopState) -> Bool[Array, ""]:
-        """Returns whether a row goes on."""
+        """Returns whether any sample has not ended."""
         return self.inputs.search.unfinished(state.search, self.inputs, state.count)
 
     def choose(self, state: LoopState) -> LoopState:
-        """Takes one token a row from the logits at hand."""
+        """Returns the state with the next token of each row, chosen by `state.logits_rv`."""
         inputs, rows = self.inputs, self.rows
         search, strategy, scores_rv = inputs.search, inputs.strategy, state.logits_rv
         if strategy is not None:
@@ -178,7 +187,7 @@ class _Loop:
         )
 
     def advance(self, state: LoopState) -> LoopState:
-        """Reads the last token and chooses the next."""
+        """Reads the last token of each row with the model, then chooses the next."""
         rows, search = self.rows, self.inputs.search
         steering = _of_rows(self.inputs.steering, rows)
         watch = (self.inputs.strategy or search).watch(self.model.decoder.config.num_layers)
@@ -210,14 +219,14 @@ def decode(
     inputs: LoopInputs,
     slots: int,
 ) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any, Cache]:
-    """Runs the loop.
+    """Decodes until every sample has ended; returns the answers.
 
     Args:
         model: the model.
         read: logits of the prompts' last rows, and what was watched of them.
-        cache: what was read, with as many rows as the search reads.
+        cache: of the prompts, spread over the rows of the search (`Cache.spread`).
         inputs: traced settings.
-        slots: room for tokens.
+        slots: static number of tokens that an answer may have.
 
     Returns:
         Tokens, lengths, whether rows ended, mean readings, counts, scores, and the cache.
@@ -261,13 +270,13 @@ def begin(
 def go_on(
     model: Network, state: LoopState, inputs: LoopInputs, until: Any, first_rv: Any = None
 ) -> LoopState:
-    """Returns the state where every row has ended, or so many tokens are chosen.
+    """Runs the loop on from a state, until every sample has ended or has `until` tokens.
 
     Args:
         model, inputs: see `decode`.
-        state: of `begin`, or of this.
-        until: tokens.
-        first_rv: logits of the prompts' last rows, for a strategy that looks at them.
+        state: what `begin` or an earlier call of this returned.
+        until: number of tokens, those before the call included.
+        first_rv: logits of the prompts' last rows, for a strategy with `needs_first`.
     """
     rows = _Rows.of(inputs, len(state.logits_rv) // inputs.search.rows)
     first_rv = None if first_rv is None else rows.spread(first_rv)
@@ -278,7 +287,7 @@ def go_on(
 def end(
     state: LoopState, inputs: LoopInputs
 ) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any]:
-    """Returns what was found, or what there is of it so far: as `decode`, without the cache."""
+    """Returns the answers of a state, finished or not: as `decode`, without the cache."""
     found: Found = inputs.search.answers(state.search, inputs, state.carried, state.count)
     # The first token is predicted by the prompt's last row, each later one by the token before it.
     steps_b = jnp.clip(found.lengths_b + found.ended_b, 1, state.count)
@@ -290,12 +299,12 @@ def end(
 
 
 def _limited(inputs: LoopInputs, most: Any) -> LoopInputs:
-    """Returns the inputs with no more than so many tokens to choose."""
+    """Returns the inputs with a limit of at most so many tokens."""
     return dataclasses.replace(inputs, limit=jnp.minimum(inputs.limit, most))
 
 
 def _first_watched(watched: Watched, cache: Cache) -> Watched:
-    """Returns what was watched of the prompts as of later rows, which see slots too."""
+    """Returns what was watched of the prompts in the shapes of later rows, which see slots too."""
     weights_rjs = watched.weights_bjs
     if weights_rjs is not None:
         weights_rjs = jnp.pad(weights_rjs, ((0, 0), (0, 0), (0, cache.new[0].length)))
@@ -303,7 +312,7 @@ def _first_watched(watched: Watched, cache: Cache) -> Watched:
 
 
 def _move(cache: Cache, carried: _Carried, choice: Choice, rows: _Rows) -> tuple[Cache, _Carried]:
-    """Returns what the next rows go on from."""
+    """Returns cache and counters moved to the rows that continue them, as a search chose."""
     parents_bc, kept_bw = choice.parents_bc, choice.kept_bw
     assert parents_bc is not None
     from_bc = parents_bc
@@ -316,6 +325,6 @@ def _move(cache: Cache, carried: _Carried, choice: Choice, rows: _Rows) -> tuple
 
 
 def _of_rows(steering: Steering | None, rows: _Rows) -> Steering | None:
-    """Returns the steering of the rows of a search, given that of prompts."""
+    """Repeats a steering of prompts for their rows of the search."""
     many = lambda leaf: leaf if leaf.shape[0] == 1 else jnp.repeat(leaf, rows.rows, axis=0)
     return steering if rows.rows == 1 else jax.tree.map(many, steering)

@@ -1,7 +1,7 @@
-"""What settings do to the logits of a step before a token is chosen, each as transformers does it.
+"""Logits processors as in transformers, in its order.
 
-In its order: repetition penalty, no repeated n-grams, no stop before a least length. What is not
-asked for compiles to nothing.
+Repetition penalty, no repeated n-grams, no stop before a least length. One that is not asked for
+compiles to nothing.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ LOOKS_BACK = "repetition_penalty", "no_repeat_ngram_size"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """The tokens so far, prompts included; parts that nothing looks at are None.
+    """The tokens so far, prompts included; fields that no processor reads are None.
 
     Attributes:
         used_bv: bool [B, V] tokens that a row holds.
@@ -110,7 +110,7 @@ def process(
     stop_ids: Int[Array, " stops"],
     step: Int[Array, "*b"],
 ) -> Float[Array, "B V"]:
-    """Returns the logits of a step as the settings change them.
+    """Returns the logits of a step after the processors that the settings ask for.
 
     Args:
         logits_bv: float32 logits.
@@ -137,7 +137,7 @@ def process(
 def repeats(
     tokens_bs: Int[Array, "B S"], end: Int[Array, ""], size: Int[Array, ""], like_bv: Array
 ) -> Bool[Array, "B V"]:
-    """Returns the tokens that would make an n-gram which a row holds already.
+    """Returns bool [B, V], the tokens that would repeat an n-gram which a row already holds.
 
     With size 3 and a row 5 6 7 5 6, token 7 would: 5 6 7 is there.
 
@@ -163,7 +163,7 @@ def repeats(
 
 
 def _mark(flags_bv: Array, tokens_bs: Array) -> Array:
-    """Returns flags with those of some tokens set; -1 is no token."""
+    """Returns flags that are also True at some tokens; -1 is no token."""
     rows_b1 = jnp.arange(flags_bv.shape[0])[:, None]
     places_bs = jnp.where(tokens_bs < 0, flags_bv.shape[1], tokens_bs)
     return flags_bv.at[rows_b1, places_bs].set(True, mode="drop")

@@ -79,8 +79,9 @@ class DecodeSettings:
         num_beams: more than 1 is beam search, as transformers does it; not with sampling.
         length_penalty: beams are compared by the sum of their log-probabilities over their length
             to this power.
-        early_stopping: when beam search ends: True, with as many answers as beams; False, when the
-            best beam as it is would not come among them; "never", when it could not at its best.
+        early_stopping: when beam search ends. True: once as many answers as beams have ended.
+            False: once the best beam, scored at its present length, is worse than these. "never":
+            once it is worse even at the length that would score best.
         stop: an answer ends before the first of these strings; one alone needs no list.
         system: a system message before the first turn; the template's own by default.
         seed: of the run. Each sample draws from its own stream, so that its answer does not depend
@@ -139,7 +140,7 @@ class DecodeSettings:
         return read(DecodeSettings, {**dataclasses.asdict(self), **changes}, "generation")
 
     def following(self, generation: Mapping[str, Any]) -> "DecodeSettings":
-        """Returns the settings with those of None as a folder's generation_config.json says.
+        """Returns the settings with each None replaced by a generation_config.json's value.
 
         Args:
             generation: its fields.
@@ -163,15 +164,15 @@ class DecodeSettings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes an answer what it is, as JSON values."""
+        """The settings that answers depend on, as JSON values."""
         named = dataclasses.asdict(self)
         del named["batch_size"]
         return named
 
     def traced(self) -> dict[str, np.generic]:
-        """Returns the numbers that the compiled loop reads, by name; those that act alone.
+        """Returns the numbers that the compiled loop reads, by name, without those that do nothing.
 
-        Which names are there makes a program, their values do not.
+        A new set of names compiles a new program; new values do not.
         """
         acting: dict[str, np.generic] = {}
         if not self.greedy:
@@ -209,5 +210,5 @@ def unfollowed(generation: Mapping[str, Any]) -> str | None:
 
 
 def _does_nothing(value: Any) -> bool:
-    """Whether a field of an unknown name surely asks for nothing."""
+    """Returns whether a field that we do not know is certainly switched off."""
     return value is None or value is False or value == [] or value == {}

@@ -10,16 +10,18 @@ from vlm_jax.errors import ConfigError
 def check_together(
     steering: Steering | None, name: str, method: Strategy | Search | HostMethod
 ) -> None:
-    """Refuses a method of decoding that reads rows as a part of the steering cannot have them.
+    """Refuses a decoding method that a part of the steering cannot act beside.
+
+    A part may rule out withdrawn tokens (`Part.keeps_rows`) or several rows a sample
+    (`Part.mixes_examples`).
 
     Args:
-        steering: what is done to attention beside it.
+        steering: of attention, None for none.
         name: of the method, for errors.
-        method: reads one row of a sample at a time, or several, and may take tokens back.
+        method: the method.
 
     Raises:
-        ConfigError: it takes tokens back, or reads several rows of a sample, where a part says why
-            that cannot be.
+        ConfigError: with the part's reason.
     """
     for part in () if steering is None else steering.parts.values():
         if _withdraws(method) and part.keeps_rows is not None:
@@ -35,7 +37,7 @@ def _withdraws(method: Strategy | Search | HostMethod) -> bool:
 
 
 def _rows(method: Strategy | Search | HostMethod) -> int | None:
-    """How many rows of a sample are read at once; None where the host says."""
+    """Returns how many rows of a sample are read at once; None where the host decides."""
     if isinstance(method, Search):
         return method.acting.rows
     return method.width if isinstance(method, Strategy) else None

@@ -1,4 +1,4 @@
-"""Settings of methods that are arguments of compiled programs: numbers are traced, the rest not."""
+"""Decoding methods as arguments of compiled programs: numbers are traced, the rest is static."""
 
 import dataclasses
 from collections.abc import Callable

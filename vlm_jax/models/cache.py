@@ -1,4 +1,4 @@
-"""Keys and values that are remembered: beginnings of prompts, prompts, and slots behind them."""
+"""Key-value caches: of shared beginnings of prompts, of prompts, and slots for new tokens."""
 
 import dataclasses
 from typing import Any
@@ -16,24 +16,26 @@ from vlm_jax.batch import Batch, Kind
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What has been read so far.
+    """Keys and values of a prompt and of the tokens generated after it.
 
     The prompt stays as prefill left it; generated tokens go to slots of their own, the same slot
-    for every row, so that a step is one slice update and never a scatter. The two merge by
-    log-sum-exp.
+    for every row, so that a step is one slice update and never a scatter. Attention reads both as
+    segments, which merge by log-sum-exp.
 
-    Neighbouring rows that go on from one prompt, such as the beams of a sample, share its keys and
-    the slots: a slot has a place for each of them, and the order of the places says which of them a
-    row sees. No key moves when a row takes over the tokens of another, and none is lost when tokens
-    are withdrawn. Two rows share slots of places 0 1 | 2 3 | 4 5; when row 0 goes on from what row
-    1 wrote in the first slot, it sees places 1 and 2, and writes to 4.
+    Neighbouring rows that continue one prompt, such as the beams of a sample, share its keys and
+    the slots: a slot has a place for each row, and `order` says which places a row sees. No key
+    moves when a row continues the tokens of another, and none is lost when tokens are withdrawn:
+
+        slots of 2 rows          places 0 1 | 2 3 | 4 5
+        both wrote 2 tokens      row 0 sees 0 2, row 1 sees 1 3
+        row 0 continues row 1    row 0 sees 1 3, row 1 sees 1 3; they write to 4 and 5
 
     Attributes:
         prompt: per layer, the prompt's keys and values.
         new: per layer, slots of generated tokens.
         next_position_b: rotary position of the next token.
-        used: int32 scalar, how many slots hold a token.
-        states: per layer, what steering remembers; empty when nothing is steered.
+        used: int32 scalar, number of slots that hold a token.
+        states: per layer, what steering keeps from row to row; empty when nothing is steered.
         beams: places of a slot.
     """
 
@@ -51,11 +53,11 @@ class Cache:
 
     @property
     def rows(self) -> int:
-        """Neighbouring rows that share a prompt."""
+        """Number of neighbouring rows that share a prompt."""
         return self.prompt[0].sharing(len(self.next_position_b))
 
     def write(self, layer: int, k_bk1h: Array, v_bk1h: Array | None) -> Segment:
-        """Returns a layer's slots with a token's keys and values of every row in the next one."""
+        """Returns a layer's slots with every row's new key and value in the next slot."""
         if self.rows > 1:
             split = lambda a: a.reshape(-1, self.rows, a.shape[1], a.shape[3])
             places = lambda a: jnp.moveaxis(split(a), 1, 2)
@@ -63,11 +65,11 @@ class Cache:
         return self.new[layer].write(k_bk1h, v_bk1h, self.used * self.beams)
 
     def spread(self, rows: int, beams: int) -> "Cache":
-        """Returns an unused cache for neighbouring rows that go on from each prompt.
+        """Returns a cache with empty slots, in which several neighbouring rows share each prompt.
 
         Args:
-            rows: that are read at once.
-            beams: those of them whose tokens are kept, all or those that `gather` is told.
+            rows: number of rows C a prompt, that are read in a step.
+            beams: number of them W whose tokens are kept: all, or those that `gather` names.
         """
         many = lambda tree: jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), tree)
         shared = lambda segment: dataclasses.replace(
@@ -91,13 +93,12 @@ class Cache:
         kept_gw: Int[Array, "G W"] | None = None,
         withdrawn: "Withdrawn | None" = None,
     ) -> "Cache":
-        """Returns the cache of rows that go on from others, for their next token.
+        """Returns the cache for rows that continue other rows, as beams do.
 
         Args:
-            parents_gc: which row of a prompt each of its next rows goes on from, or which of those
-                kept.
-            kept_gw: which of the rows that wrote the last slot stay there; None: all.
-            withdrawn: tokens that the rows do not go on from.
+            parents_gc: for each next row of a prompt, the beam that it continues.
+            kept_gw: which of the C rows that wrote the last slot the beams are; None: all.
+            withdrawn: tokens that the beams withdraw.
         """
         groups, rows = parents_gc.shape
         sees_gwp = self._sees_rp.reshape(groups, rows, -1)
@@ -132,13 +133,13 @@ class Cache:
 
     @property
     def _sees_rp(self) -> Bool[Array, "B P"]:
-        """Which places of used slots each row sees."""
+        """Bool [rows, places], the places of used slots that each row sees."""
         order_rp = self.new[0].keys.order
         assert order_rp is not None
         return (order_rp != NEVER) & (jnp.arange(order_rp.shape[1]) < self.used * self.beams)
 
     def _see(self, sees_rp: Bool[Array, "B P"]) -> "Cache":
-        """Returns the cache whose rows see some places of used slots, and their own of the next."""
+        """Returns the cache whose rows see these places, and their own place of the next slot."""
         rows, places = sees_rp.shape
         places_p, start = jnp.arange(places, dtype=jnp.int32), self.prompt[0].length
         order_rp = jnp.where(sees_rp, start + places_p // self.beams, NEVER)
@@ -151,11 +152,11 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Withdrawn:
-    """Tokens that the beams of G prompts no longer go on from.
+    """Tokens that the beams of G prompts no longer see.
 
     Attributes:
-        sees_gwp: bool [G, W, places], which places of used slots each beam goes on from.
-        tokens_g: int32 [G], how many fewer tokens these are.
+        sees_gwp: bool [G, W, places], the places of used slots that each beam still sees.
+        tokens_g: int32 [G], number of tokens withdrawn from each beam.
     """
 
     sees_gwp: Bool[Array, "G W P"]

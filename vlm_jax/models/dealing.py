@@ -1,8 +1,8 @@
-"""Images dealt out over all devices of a mesh, each of which reads its own with the whole tower.
+"""Data-parallel vision towers: images are split over all devices, each with the whole tower.
 
-A tower says by `apart` how its groups can be dealt: True, they know nothing of one another, as the
-images and tiles of a plain transformer; False, those of a sample meet in attention, and the tower
-takes the mesh axes over which they lie (`across`), so that it gathers what it needs of the others'.
+A tower says by `apart` how its groups can be split. True: groups are independent, as the images and
+tiles of a plain transformer. False: groups of a sample attend to one another; the tower is given
+the mesh axes over which they are split (`across`) and gathers the keys that it needs.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ Across = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Deal:
-    """How many pieces the rows and the groups of images are cut into, and over which axes.
+    """How samples, and the image groups of a sample, are split over the axes of a mesh.
 
     On devices of `data` 2 x `model` 4: of 8 samples, each device has one; of 2 samples, those of
     one `data` have one, each a fourth of its groups; of 3 samples, each has an eighth of the groups
     of all of them.
 
     Attributes:
-        rows, across: axes over which samples, and the groups of a sample, are dealt.
-        pieces: devices of `across`.
+        rows, across: axes over which samples, and the groups of a sample, are split.
+        pieces: number of devices along `across`.
         each: samples of a device.
     """
 
@@ -43,14 +43,14 @@ class Deal:
 
     @classmethod
     def of(cls, batch: int, sizes: dict[str, int]) -> "Deal":
-        """Deals samples over as many axes as they divide over, and their groups over the rest."""
+        """Splits samples over as many axes as they divide over, and their groups over the rest."""
         axes = tuple(sizes)
         count = lambda some: math.prod(sizes[axis] for axis in some)
         cut = next(n for n in range(len(axes), -1, -1) if batch % count(axes[:n]) == 0)
         return cls(axes[:cut], axes[cut:], count(axes[cut:]), batch // count(axes[:cut]))
 
     def groups(self, groups: int, apart: bool) -> int:
-        """Returns how many groups a sample needs so that every device has as many."""
+        """Returns the number of groups, with padding, that gives every device equally many."""
         unit = self.pieces // math.gcd(self.pieces, self.each) if apart else self.pieces
         return -(-groups // unit) * unit
 
@@ -60,14 +60,14 @@ def deal(
 ) -> Float[Array, "B M D"]:
     """Returns the features of images, each read by one device of the mesh in scope.
 
-    Where samples and their groups do not divide, groups of padding fill up.
+    Where samples and their groups do not divide over the devices, groups of padding are added.
 
     Args:
-        read: returns features [B, M, D] of some images, as many for each group, given `params` and
-            the axes over which the other groups of their samples lie.
-        params: arrays that lie whole with every device.
+        read: returns features [B, M, D] of some images, equally many for each group, given `params`
+            and the axes over which the other groups of their samples are split.
+        params: arrays that every device holds whole.
         images: of all samples.
-        apart: whether groups know nothing of one another.
+        apart: whether groups are independent of one another.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch, groups = images.ids_bgu.shape[:2]
@@ -106,14 +106,14 @@ def deal(
 
 
 def together(tree: Any, across: Across, axis: int = 1) -> Any:
-    """Returns arrays with what the other devices of a deal have of them, one behind the other."""
+    """Gathers arrays over the axes `across`: the parts of all devices, concatenated."""
     if not across:
         return tree
     return jax.tree.map(lambda a: jax.lax.all_gather(a, across, axis=axis, tiled=True), tree)
 
 
 def all_keys(segment: Segment, across: Across) -> Segment:
-    """Returns a segment with the keys of the whole samples."""
+    """Returns a segment with the keys of whole samples, gathered over `across`."""
     k_bksh, v_bksh = together((segment.k_bksh, segment.v_bksh), across, axis=2)
     return Segment(k_bksh, v_bksh, together(segment.keys, across))
 

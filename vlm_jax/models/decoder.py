@@ -100,7 +100,7 @@ class Decoder(nnx.Module):
             extend_cache: appends a layer's new keys and values to the cache; returns the segments
                 to attend to.
             causal: see `vlm_jax.attention.attend`.
-            hooks: what to do to the layers, and what to keep of them.
+            hooks: changes of the layers, and values to keep of them.
 
         Returns:
             Hidden states after the final norm.

@@ -1,10 +1,10 @@
-"""What one call does to the layers of a decoder on its way, and what it keeps of them.
+"""Hooks of one decoder call: changes of attention and the residual stream, and values to keep.
 
     hooks = Hooks(residual=lambda layer, x_btd: 1.1 * x_btd, watch=Watch(hidden=(0, 2)))
     model.decoder(x_btd, positions_bt3, queries, extend_cache, hooks=hooks)
     hooks.watched().hidden_bjd    # what layers 0 and 1 left, [B, 2, D]
 
-Whatever is None, the hooks themselves included, compiles to nothing.
+A hook that is None compiles to nothing, and so does None in place of the hooks.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ order and group of the queries, and the keywords `causal` and `scale`."""
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """What is kept of a call, at the last row of each sample; part of the program.
+    """Which values a call keeps, at the last row of each sample; part of the program.
 
     Attributes:
         hidden: levels of the residual stream: 0 is the embeddings, j what layer j - 1 left; the
             highest is what the final norm reads.
         weights: layers whose attention weights are kept, the largest over heads.
         heads: layers whose attention weights are kept, head by head.
-        masses: whether masses of attention are read where nothing is steered too.
-        early: levels that the head reads too, in one product with what the last layer left.
-        early_norm: whether these go through the final norm before.
+        masses: whether masses of attention are kept even where nothing is steered.
+        early: levels whose logits are computed, in one matrix product with those of the last layer.
+        early_norm: whether these levels go through the final norm first.
     """
 
     hidden: tuple[int, ...] = ()
@@ -54,7 +54,7 @@ class Watch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """What was kept of the last rows of a call; None where nobody asked.
+    """The values that a call kept of its last rows; None where `Watch` does not ask.
 
     Attributes:
         readings: masses and what steering did, leaves [B, L, N].
@@ -74,14 +74,14 @@ class Watched:
 
 @dataclasses.dataclass
 class Steer:
-    """Steering on its way through the layers of one call.
+    """Steered attention of one call; layers call `attend` in their order.
 
     Attributes:
         steering: of all layers.
         rows: what the rows of a prompt are; None for decode rows.
-        before: what each layer remembers from the calls before; None where there are none.
-        states: filled with what each layer remembers after this call.
-        readings: filled with what happened in each layer's decode row.
+        before: each layer's state from earlier calls; None where there are none.
+        states: gets each layer's state after this call.
+        readings: gets the readings of each layer's decode row.
     """
 
     steering: Steering
@@ -120,11 +120,11 @@ class Hooks:
     """Hooks of one call; made anew for each.
 
     Attributes:
-        attend: in place of plain attention, called once a layer in their order.
-        residual: changes what a layer left.
-        watch: what is kept.
+        attend: replaces plain attention; called once a layer, in their order.
+        residual: changes the residual stream after a layer.
+        watch: which values are kept.
         last_b: int32 [B] index of each sample's last row; None where there is one row.
-        steer: whose readings and states are kept, where it attends.
+        steer: the object whose `attend` this is, if any, for its readings and states.
     """
 
     attend: Attend | None = None
@@ -144,13 +144,13 @@ class Hooks:
         rows: Rows | None = None,
         before: Sequence[State] | None = None,
     ) -> "Hooks | None":
-        """Returns the hooks of a steering and of what is watched; None: there is neither.
+        """Returns the hooks that steer and keep values; None where there is nothing to do.
 
         Args:
             steering: of all layers.
-            watch: what is kept.
+            watch: which values are kept.
             rows: what the rows of a prompt are; None for decode rows.
-            before: what each layer remembers from the calls before; None where there are none.
+            before: each layer's state from earlier calls; None where there are none.
         """
         watch = watch or Watch()
         if watch.masses and steering is None:
@@ -163,21 +163,21 @@ class Hooks:
 
     @property
     def states(self) -> tuple[State, ...]:
-        """What each layer remembers of steering; empty where nothing is steered."""
+        """Each layer's state of the steering; empty where nothing is steered."""
         return () if self.steer is None else tuple(self.steer.states)
 
     def attention(self, layer: int) -> Attend | None:
-        """Returns how a layer attends; None: plainly."""
+        """Returns the attention function of a layer; None for plain attention."""
         if layer not in (*self.watch.weights, *self.watch.heads):
             return self.attend
         return functools.partial(self._attend_watched, layer)
 
     def left(self, level: int, x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Returns the residual stream as the next layer reads it.
+        """Returns the residual stream that the next layer reads, and keeps it where watched.
 
         Args:
-            level: how many layers are done.
-            x_btd: what they left.
+            level: number of layers done.
+            x_btd: their output.
         """
         if self.residual is not None and level > 0:
             x_btd = self.residual(level - 1, x_btd)
@@ -191,7 +191,7 @@ class Hooks:
         return _stack(self._hidden, self.watch.early)
 
     def watched(self) -> Watched:
-        """Returns what was kept of the call; what the head makes of it is still missing."""
+        """Returns the values kept so far; `early_bjv` is None until the head has read."""
         readings = None
         if self.steer is not None:
             join = lambda *layers: jnp.stack(layers, axis=1)
@@ -235,7 +235,7 @@ def _stack(found: dict[int, Array], order: tuple[int, ...]) -> Array | None:
 
 
 def _residual(steering: Steering, rows: Rows | None) -> Residual | None:
-    """Returns what the parts of a steering do to the residual stream; None: nothing."""
+    """Returns the residual hook of a steering; None where no part changes the stream."""
     moving = [part for part in steering.parts.values() if not part.attends]
 
     def residual(layer: int, x_btd: Array) -> Array:

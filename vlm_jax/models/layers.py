@@ -54,9 +54,9 @@ def linear(
 def heads(
     x_bpd: Float[Array, "B P D"], w_d3nh: Float[Array, "D 3 N H"], bias_3nh: Float[Array, "3 N H"]
 ) -> list[Float[Array, "B P N H"]]:
-    """Returns queries, keys and values.
+    """Returns queries, keys and values, by three products.
 
-    What one product made of all three would be written once more, to be taken apart.
+    The result of one product would have to be copied to be split.
     """
     return [
         jnp.einsum("bpd,dnh->bpnh", x_bpd, w_d3nh[:, part]) + bias_3nh[part] for part in range(3)

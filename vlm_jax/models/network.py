@@ -153,7 +153,7 @@ class Network(nnx.Module):
         prefix: Prefix | None = None,
         owner_b: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Returns what logits are made of at every place; arguments as of `prefill`."""
+        """Returns the hidden states that the head reads, at every place; arguments as `prefill`."""
         return self.read(batch, steering, _take(prefix, owner_b))[0]
 
     def read_prefix(self, batch: Batch, steering: Steering | None = None) -> Prefix:
@@ -247,7 +247,7 @@ class Network(nnx.Module):
     def _read_head(
         self, hidden_bd: Float[Array, "B D"], hooks: Hooks | None
     ) -> tuple[Float[Array, "B V"], Watched]:
-        """Returns the logits of last rows and what was kept, early layers' logits among it."""
+        """Returns the logits of last rows and the kept values, with logits of early layers."""
         early_bjd = None if hooks is None else hooks.early_bjd
         if hooks is None or early_bjd is None:
             return self.decoder.logits(hidden_bd), _watched(hooks)

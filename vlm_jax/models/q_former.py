@@ -15,7 +15,7 @@ from vlm_jax.models.layers import ACTIVATIONS, layer_norm, linear, matrix, ones,
 
 
 class Attention(nnx.Module):
-    """Attention to rows, added to what attends and normed.
+    """Attention with residual and post-norm, as in BERT.
 
     Args:
         config: the Q-Former.
@@ -58,7 +58,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear maps with an activation between, added to their input and normed."""
+    """Two linear maps with an activation between, with residual and post-norm."""
 
     def __init__(self, config: QFormerConfig, rngs: nnx.Rngs):
         d, f = config.hidden_size, config.intermediate_size

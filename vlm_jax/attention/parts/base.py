@@ -1,4 +1,4 @@
-"""What a part of a steering is, and what it is handed on the way through a layer's attention.
+"""Base class of the parts of a steering, and what a layer's attention hands to them.
 
     @part
     class Damp(Part):
@@ -54,13 +54,13 @@ def part(cls: T) -> T:
 
 
 class Part:
-    """One thing that is done to attention.
+    """One change of attention: arrays of strengths, and the steps at which they act.
 
     Attributes:
         follows: of a part of another package, the field of `Steering` behind which it acts.
-        identity: of each leaf, the value that changes nothing.
-        endless: leaves that may be infinite, and what inf means.
-        flags: fields of `Readings` that it sets; they are counted at every step.
+        identity: for each leaf, the value that changes nothing.
+        endless: for each leaf that may be infinite, what inf means.
+        flags: fields of `Readings` that it sets; the decode loop counts them at every step.
         dims: what the leaves' last two dims are, in the package's letters.
         attends: False for parts that act on the residual stream.
     """
@@ -75,7 +75,7 @@ class Part:
     # What it is, asked on the host.
 
     def acts(self) -> Any:
-        """Returns whether it changes something, of each head; NumPy, any shape."""
+        """Returns bool, True at heads that it changes, in the shape of its leaves; NumPy."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -88,7 +88,7 @@ class Part:
 
     @property
     def whole_prompts(self) -> str | None:
-        """Why prompts must be read at once, if they must."""
+        """The reason why prompts must be read in one call, if they must; None otherwise."""
         return None
 
     @property
@@ -98,29 +98,31 @@ class Part:
 
     @property
     def collectives(self) -> Mapping[str, int]:
-        """What devices that share a layer's heads, or the batch, tell one another for it at each
-        read of a layer: kind of collective -> how many. Nothing where heads and samples are apart.
+        """Collectives that it adds to a read of a layer: kind -> how many.
+
+        They are between devices that share a layer's heads, or the batch; none where heads and
+        samples are independent.
         """
         return {}
 
     @property
     def keeps_rows(self) -> str | None:
-        """Why rows of tokens cannot be taken back, and the remedy, if they cannot."""
+        """The reason why tokens cannot be withdrawn, and the remedy; None where they can."""
         return None
 
     @property
     def mixes_examples(self) -> str | None:
-        """Why rows of a batch must be one a sample, and the remedy, if they must."""
+        """The reason why a sample must be one row of the batch, and the remedy; None otherwise."""
         return None
 
     # What it does to all rows of a prompt.
 
     def queries(self, q_btnh: Float[Array, "B T N H"], prompt: "Prompt") -> Array:
-        """Returns the queries of a prompt as they are read."""
+        """Returns the queries of a prompt, changed before attention reads them."""
         return q_btnh
 
     def tap(self, prompt: "Prompt") -> Tap | None:
-        """Returns what is to be done in the tiles of a prompt."""
+        """Returns what the tiles of a prompt do for it: scaled logits, sums to keep."""
         return None
 
     def prompt_rows(
@@ -159,7 +161,7 @@ class Part:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What the queries of a prefill are; None stands for decode rows.
+    """What each query row of a prefill is; decode rows have None in its place.
 
     Attributes:
         after_image_bt: text rows after the sample's last image token.
@@ -176,7 +178,7 @@ class Rows:
 
 @dataclasses.dataclass
 class Prompt:
-    """The rows of prompts, on their way through a layer's attention.
+    """The rows of prompts as a layer's attention reads them, which parts are given.
 
     Attributes:
         q_btnh: queries.
@@ -184,8 +186,8 @@ class Prompt:
         queries: order of the queries.
         rows: what the rows are.
         scale: factor on the logits; H ** -0.5 when None.
-        before: what parts remember of the calls that read the earlier keys; None: there are none.
-        reads: what was read of each segment.
+        before: what parts kept from the calls that read the earlier keys; None: there are none.
+        reads: the attention to each segment.
         lse_btn: log-sum-exp over all segments.
     """
 
@@ -242,12 +244,12 @@ class RowKeys:
 
 @dataclasses.dataclass
 class DecodeRow:
-    """One decode row a sample, on its way through a layer's attention.
+    """One decode row a sample as a layer's attention reads it, which parts are given and change.
 
     Attributes:
         segments, queries: the keys, and the row's order.
-        keys: what the keys are.
-        state: what parts remember; they change it in place.
+        keys: which keys are image, text, system and visible.
+        state: what parts keep from row to row; they change it in place.
         prompt: the prompt whose last row this is; None for a generated row.
         changed_bn: heads whose weights are not those of plain attention.
         lse_bn: log-sum-exp of the logits, as parts left them.

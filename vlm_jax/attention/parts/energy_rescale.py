@@ -1,4 +1,4 @@
-"""Heads brought towards the mean energy of their layer."""
+"""Factors that bring heads' logits towards the mean energy of their layer (AIR*)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -65,10 +65,10 @@ class EnergyRescale(Part):
         return None
 
     def queries(self, q_btnh, prompt: Prompt):
-        """Returns queries whose logits have the energy that is asked for.
+        """Returns queries scaled so that their logits have the target energy.
 
-        The energy of all rows on all keys is the inner product of both Gram matrices, so that
-        nobody forms the map: sum_ij (q_i . k_j)^2 = <Q^T Q, K^T K>.
+        The energy of all rows on all keys is the inner product of two Gram matrices, so that the
+        map of logits is never formed: sum_ij (q_i . k_j)^2 = <Q^T Q, K^T K>.
         """
         if self.prefill == "off":
             return q_btnh

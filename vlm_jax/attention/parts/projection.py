@@ -1,4 +1,4 @@
-"""Zero trace, Frobenius rescale and shrinkage of the map of attention."""
+"""Projection of the attention map: zero trace, Frobenius rescale, shrinkage to the mean (AIR)."""
 
 import dataclasses
 import functools
@@ -186,7 +186,7 @@ def _count(moments: Moments, weights, own_b1s) -> Moments:
 
 
 def _project(part: Projection, weights, visible_b1s, own_b1s, moments: Moments | None):
-    """Returns a row's projected weights, and in which heads they stand."""
+    """Returns a row's projected weights, and the heads whose weights they replace."""
     on: Bool[Array, "B N"] = jnp.broadcast_to(part.on > 0, weights.shape[:2])
     beta = part.beta[..., None]
     count = jnp.sum(visible_b1s, axis=-1).astype(weights.dtype)  # [B, 1]

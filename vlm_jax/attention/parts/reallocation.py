@@ -1,4 +1,4 @@
-"""Masses of image and text multiplied in rows that lean on text."""
+"""Factors on image and text masses in rows with much mass on text (AIR, AD-HH)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -11,13 +11,13 @@ from vlm_jax.attention.parts.base import DecodeRow, Part, Values, choice, host, 
 
 @part
 class Reallocation(Part):
-    """Factors on the masses of image and text keys in rows that lean on text.
+    """Multiplies the masses on image and text keys in rows whose text mass reaches a threshold.
 
     A row fires in head n when its text mass is at least `threshold` (inf for heads that are not
     listed). AIR: image 3.5, text 0.1, threshold 0.3. AD-HH: image 1, text 0, threshold 0.5.
 
     Attributes:
-        renormalise: divide by the row's new sum; a row of which nothing is left stays as it was.
+        renormalise: divide by the row's new sum; a row whose weights would all be 0 is unchanged.
         text_includes_system: count and scale system keys as text.
         trigger_reduce: "batch_sum" adds text masses over the batch before the comparison, as the
             released AIR* does, for replication only.

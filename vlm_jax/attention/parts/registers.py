@@ -30,8 +30,9 @@ class Registers(Part):
             the last row and generated ones have none. "budget": row i has L - 1 - i, while
             answering too.
         log_length: sigma is multiplied by the log of the length: of the prompt, or the budget.
-        dealt: a head keeps what its row leaves the head `ahead` heads further on, around the layer:
-            a layer's heads lose as much as without, but not by what they attend to.
+        dealt: a control: a head is scaled by the sum that the head `ahead` heads further on would
+            keep, cyclically. With 4 heads and ahead 1, head 3 takes that of head 0: the layer loses
+            as much attention, but not by what its heads attend to.
         ahead: whole numbers of heads, for `dealt`.
     """
 

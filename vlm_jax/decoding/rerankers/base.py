@@ -1,4 +1,4 @@
-"""What a reranker is: how continuations are drawn, where they end, and which are kept."""
+"""Base class of rerankers: how many continuations are drawn, where they end, which are kept."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ T = TypeVar("T", bound=type)
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """An answer so far.
+    """A candidate: an answer so far.
 
     Attributes:
         tokens: ids, a stop id left out.
-        text: what they say.
-        log_probability: sum over the tokens, of the model's own distribution.
-        scores: what the reranker gave each segment.
+        text: their text.
+        log_probability: sum over the tokens, under the model's own distribution.
+        scores: the reranker's score of each segment.
         ended: whether the model ended the answer.
     """
 
@@ -43,13 +43,13 @@ class HostMethod:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reranker(HostMethod):
-    """How answers are put together of segments.
+    """Builds answers segment by segment: draws continuations, scores them, keeps the best.
 
     Attributes:
-        samples: continuations drawn of each candidate.
-        candidates: of them kept.
-        temperature, top_k: of drawing.
-        segment_tokens: a segment has at most so many.
+        samples: continuations drawn from each candidate.
+        candidates: how many are kept after each segment.
+        temperature, top_k: of sampling.
+        segment_tokens: tokens of a segment at most.
     """
 
     samples: int
@@ -60,17 +60,17 @@ class Reranker(HostMethod):
 
     @property
     def rows(self) -> int:
-        """Continuations that are drawn at once."""
+        """Number of continuations that are drawn at once."""
         return self.samples * self.candidates
 
     def ends(self, pieces: Sequence[str]) -> np.ndarray:
-        """Returns which tokens of a vocabulary end a segment, given what each says."""
+        """Returns bool [V], which tokens end a segment, given the text of each token."""
         raise NotImplementedError
 
     def scores(self, image: Any, segments: Sequence[str], draw: int) -> list[float]:
-        """Returns a number for each new segment; `draw` counts the calls of an answer."""
+        """Returns a score for each new segment; `draw` is the number of earlier calls."""
         raise NotImplementedError
 
     def rank(self, one: Continuation) -> float:
-        """Returns what continuations are ordered by, the largest first."""
+        """Returns the value by which a candidate is ordered, the largest first."""
         raise NotImplementedError

@@ -87,7 +87,7 @@ class HALC(HostMethod):
 
     @property
     def strategy(self) -> Strategy:
-        """What decodes between words: DoLa."""
+        """The strategy that decodes between words: DoLa."""
         return STRATEGIES.find("dola")(layers=self.layers, relative_top=self.relative_top)
 
     def wants(self, word: str, random: np.random.Generator) -> bool:
@@ -97,7 +97,9 @@ class HALC(HostMethod):
         return not self.skip_rate or random.random() >= self.skip_rate
 
     def box(self, image: Any, word: str, random: np.random.Generator) -> tuple[Box, bool] | None:
-        """Returns where to look for a word, and whether it was found; None: leave it alone.
+        """Returns a box to look at for a word, and whether the detector found it there.
+
+        None means no evidence: the word stays.
 
         Raises:
             ConfigError: the detector returns no boxes inside the image.

@@ -1,7 +1,11 @@
-"""What a search is: which tokens come next, and which rows they go on from.
+"""Base class of searches: which tokens come next, and which beams they continue.
 
-A search reads C rows of each sample at a time, keeps the tokens of W of them, its beams, and says
-at each step which beam each of the next C rows goes on from. Greedy decoding has one of both.
+A search reads C rows of each sample in a step and keeps the tokens of W of them, its beams. For
+each of the next C rows it returns a token and the beam that the token continues. Greedy decoding
+has C = W = 1, beam search C = W, OPERA reads C = W * candidates:
+
+    beams "a dog", "a cat"                W = 2
+    next rows "sat" "ran" | "is" "lay"    C = 4; parents_bc 0 0 1 1
 """
 
 import dataclasses
@@ -23,10 +27,10 @@ class Choice:
     """The next tokens of B samples.
 
     Attributes:
-        tokens_bc: int32 [B, C], what each row reads next.
-        parents_bc: int32 [B, C], which beam each goes on from; None: each from itself.
-        kept_bw: int32 [B, W], which of the last rows are the beams; None: all are.
-        withdrawn: earlier tokens that the beams take back; None: never any.
+        tokens_bc: int32 [B, C], the token that each row reads next.
+        parents_bc: int32 [B, C], the beam that each row continues; None: each row its own.
+        kept_bw: int32 [B, W], which of the last C rows the beams are; None: all of them.
+        withdrawn: earlier tokens that the beams withdraw; None: this search withdraws none.
     """
 
     tokens_bc: Int[Array, "B C"]
@@ -38,13 +42,13 @@ class Choice:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Now:
-    """Where the rows of a search stand.
+    """What a search is given in a step besides scores and its own state.
 
     Attributes:
-        count: int32 scalar, steps that are done.
-        carried: what is counted of each row, leaves [B C, ...]; see `Found`.
-        watched: what the search watches of the rows, leaves [B C, ...].
-        kinds_bp: int8 [B, P], what the tokens of the prompts are.
+        count: int32 scalar, number of steps done.
+        carried: the loop's counters of each row, leaves [B C, ...]; see `Found`.
+        watched: what `Search.watch` asks for, leaves [B C, ...].
+        kinds_bp: int8 [B, P], the `Kind` of the prompts' tokens.
     """
 
     count: Any
@@ -56,14 +60,14 @@ class Now:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best answers that a search found.
+    """The best answer to each of B samples.
 
     Attributes:
         tokens_bn: int32 [B, slots], the stop id included; pad id after it.
         lengths_b: int32 [B], tokens before the stop id.
         ended_b: bool [B], whether a stop id was reached.
-        carried: what was counted of the row that gave each, leaves [B, ...].
-        scores_b: float32 [B], by which they were the best; None for one row.
+        carried: the counters of the row that each is from, leaves [B, ...].
+        scores_b: float32 [B], their scores among the beams; None where there is one row.
     """
 
     tokens_bn: Int[Array, "B slots"]
@@ -75,34 +79,34 @@ class Found:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search(Traced):
-    """How tokens are chosen from scores, one step of all samples at a time."""
+    """Chooses tokens by their scores, one step of all samples at a time."""
 
     @property
     def rows(self) -> int:
-        """Rows C of a sample that are read at once."""
+        """Number C of rows of a sample that are read in a step."""
         return 1
 
     @property
     def beams(self) -> int:
-        """Rows W of a sample whose tokens are kept."""
+        """Number W of rows of a sample whose tokens are kept."""
         return self.rows
 
     @property
     def acting(self) -> "Search":
-        """What takes its place: itself, or what its control leaves."""
+        """The search that runs: this one, or the plain one that its control stands for."""
         return self
 
     @property
     def withdraws(self) -> bool:
-        """Whether it may take tokens back."""
+        """Whether it may withdraw tokens."""
         return False
 
     def room(self, slots: int) -> int:
-        """Returns how many slots of the cache answers of so many tokens need at most."""
+        """Returns the cache slots that answers of so many tokens need at most."""
         return slots
 
     def watch(self, depth: int) -> Watch | None:
-        """Returns what is kept of each call of a model of so many layers; None: nothing is."""
+        """Returns what it reads of each call of a model of `depth` layers; None: nothing."""
         return None
 
     def start(self, inputs: "LoopInputs", shape: tuple[int, int, int], carried: Any) -> Any:
@@ -110,8 +114,8 @@ class Search(Traced):
 
         Args:
             inputs: of the loop.
-            shape: samples B, room for tokens, vocabulary V.
-            carried: leaves as they will be in `Now`.
+            shape: samples B, slots for tokens, vocabulary V.
+            carried: leaves with the shapes of `Now.carried`.
         """
         raise NotImplementedError
 
@@ -122,17 +126,17 @@ class Search(Traced):
         raise NotImplementedError
 
     def predicts(self, state: Any, count: Array) -> Int[Array, "*rows"]:
-        """Returns which token of its answer each of the B C rows predicts, or all of them."""
+        """Returns the index of the token that the last rows predict: a scalar, or [B C]."""
         return count
 
     def going(self, state: Any) -> Bool[Array, " rows"]:
-        """Returns which of the B C rows go on: what attention does in others is not counted."""
+        """Returns which of the B C rows have not ended; readings of others are not counted."""
         raise NotImplementedError
 
     def unfinished(self, state: Any, inputs: "LoopInputs", count: Array) -> Bool[Array, ""]:
-        """Returns whether any sample goes on after so many steps."""
+        """Returns whether any sample has not ended after so many steps."""
         raise NotImplementedError
 
     def answers(self, state: Any, inputs: "LoopInputs", carried: Any, count: Array) -> Found:
-        """Returns what was found."""
+        """Returns the best answers, of finished samples or so far."""
         raise NotImplementedError

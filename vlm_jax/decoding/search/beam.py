@@ -14,7 +14,7 @@ from vlm_jax.decoding.traced import traced
 from vlm_jax.settings import number, setting, whole
 
 DEAD = -1e9
-"""Score of a beam that is none: no sum of log-probabilities comes near."""
+"""Score of an empty beam, far below any sum of log-probabilities."""
 
 
 @traced
@@ -25,8 +25,9 @@ class Beam(Search):
         num_beams: W, how many beginnings are kept.
         length_penalty: answers are compared by the sum of their log-probabilities over their
             length to this power.
-        early_stopping: when a sample is done: True, with W answers; False, when its best beam as
-            it is would not come among them; "never", when it could not by its best either.
+        early_stopping: when a sample is done. True: once W answers have ended. False: once its best
+            beam, scored at its present length, is worse than these. "never": once it is worse even
+            at the length that would score best.
     """
 
     num_beams: int = setting(1, whole, low=1)
@@ -64,19 +65,19 @@ class Beam(Search):
         carried: Any,
         table: tuple[Int[Array, "B W K"], Int[Array, "B W K"]] | None = None,
     ) -> tuple[Int[Array, "B W"], Int[Array, "B W"], "BeamState"]:
-        """Takes the best continuations.
+        """Takes the W best continuations; those that end become finished answers.
 
         Args:
             sums_bwk: score of each beam with each of K tokens.
             state: before the step.
             inputs: of the loop.
             count_b: tokens that the beams hold.
-            carried: what is counted of each row, leaves [B C, ...].
-            table: which tokens these are, and the rows that they are counted in; None: the
-                vocabulary, and the beams.
+            carried: the loop's counters of each row, leaves [B C, ...].
+            table: token id and row of each of the K continuations; None: token k of the
+                vocabulary, and the beam's own row.
 
         Returns:
-            The next token of each beam, the row that it is counted in, and the state.
+            The next token of each beam, the row that it continues, and the new state.
         """
         batch, width, wide = sums_bwk.shape
         # As many as go on if all of the best end, each by its own stop id.
@@ -104,7 +105,7 @@ class Beam(Search):
         return pick(token_bk), pick(row_bk), state
 
     def _finish(self, state, score_bk, ends_bk, tokens_bkn, count_b, carried) -> "Hypotheses":
-        """Returns the best W of the answers that had ended and of those that end now."""
+        """Returns the W best answers among those that had ended before and those that end now."""
         width, before = state.scores_bw.shape[1], state.finished
         ends_bk = ends_bk & (jnp.arange(ends_bk.shape[1]) < width)
         length_b = (count_b + 1).astype(jnp.float32)
@@ -124,7 +125,7 @@ class Beam(Search):
         return jax.tree.map(take, every)
 
     def _improves(self, scores_bw, finished: "Hypotheses", count_b, inputs) -> Bool[Array, " B"]:
-        """Returns whether the best beam of a sample may come among its finished answers."""
+        """Returns whether a sample's best beam may still beat one of its finished answers."""
         length_b = count_b + 1
         if self.early_stopping == "never":
             length_b = jnp.where(self.length_penalty > 0, inputs.limit, length_b)
@@ -163,14 +164,14 @@ class Beam(Search):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hypotheses:
-    """The best answers of each sample that have ended, the best first.
+    """The W best answers of each sample that have ended, the best first.
 
     Attributes:
-        tokens_bwn: with their stop ids.
-        scores_bw: by which they are compared.
+        tokens_bwn: their tokens, stop ids included.
+        scores_bw: their scores after the length penalty.
         lengths_bw: tokens of each, the stop id included.
-        there_bw: whether there is one.
-        carried: what was counted of them, leaves [B, W, ...].
+        there_bw: whether the entry is filled.
+        carried: the loop's counters of their rows, leaves [B, W, ...].
     """
 
     tokens_bwn: Any
@@ -189,8 +190,8 @@ class BeamState:
         tokens_bwn: generated so far.
         scores_bw: sums of log-probabilities.
         finished: answers that have ended.
-        improving_b: whether a beam may still come among these.
-        ended_b: whether no beam can go on.
+        improving_b: whether a beam may still beat one of these.
+        ended_b: whether every continuation of the last step ended.
     """
 
     tokens_bwn: Any
@@ -203,12 +204,12 @@ class BeamState:
     def start(
         cls, inputs: Any, shape: tuple[int, int, int], width: int, carried: Any
     ) -> "BeamState":
-        """Returns the state before the first token, of which there is one beam a sample.
+        """Returns the state before the first token, when one beam of each sample is alive.
 
         Args:
             inputs, shape: see `Search.start`.
             width: W.
-            carried: what is counted of each beam, leaves [B W, ...].
+            carried: the loop's counters of each beam, leaves [B W, ...].
         """
         batch, slots, _ = shape
         tokens_bwn = jnp.full((batch, width, slots), inputs.pad_id, jnp.int32)
@@ -228,7 +229,7 @@ class BeamState:
 
 
 def _rows(carried: Any, row_bk: Int[Array, "B K"]) -> Any:
-    """Returns what is counted of the rows of continuations, leaves [B, K, ...]."""
+    """Returns the counters of the rows that continuations are of, leaves [B, K, ...]."""
     batch = len(row_bk)
 
     def take(leaf: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What a strategy is: views on the host, and the scores of a step on the devices.
+"""Base class of decoding strategies: views made on the host, scores computed on the devices.
 
     @traced
     class Contrast(Strategy):
@@ -12,7 +12,7 @@
         def scores(self, logits_bwv, step):
             return (1 + self.alpha) * logits_bwv[:, 0] - self.alpha * logits_bwv[:, 1]
 
-Numbers are traced, so that other values compile nothing; switches are not.
+Numbers are traced: new values compile nothing. Switches are static.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ from vlm_jax.models import Watch, Watched
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One further reading of a sample.
+    """A further input of a sample: other images, prompt or pixels.
 
     Attributes:
-        images: in place of the sample's own; None leaves them, () leaves them out.
-        prompt: in place of the sample's own; None leaves it.
-        pixels: changes the normalised pixels, if there is something to change. Takes float32
-            [patches, C, frames, pixels of a patch and channel] of all images, and a generator of
-            random numbers that depends on the question alone; returns as many.
+        images: in place of the sample's own; None keeps those, () is no image.
+        prompt: in place of the sample's own; None keeps that.
+        pixels: changes the normalised pixels; None keeps them. Takes float32 [patches, C, frames,
+            pixels of a patch and channel] of all images, and a random generator that is seeded by
+            the question alone; returns an array of the same shape.
     """
 
     images: Sequence[Any] | None = None
@@ -48,12 +48,12 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Where the rows of a batch stand.
+    """What a strategy is given in a step besides the logits.
 
     Attributes:
-        count: int32 scalar, tokens of the answers that are there.
-        watched: what the strategy watches of the rows whose logits these are, leaves [B, W, ...].
-        first_bwv: the logits of the first token, for strategies that need them.
+        count: int32 scalar, number of tokens generated so far.
+        watched: what `Strategy.watch` asks for of the rows of these logits, leaves [B, W, ...].
+        first_bwv: logits of the first token, for strategies with `needs_first`.
     """
 
     count: Any
@@ -63,10 +63,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy(Traced):
-    """How the logits of several views of a sample become scores of its next token.
+    """Turns the logits of several views of a sample into scores of its next token.
 
     Attributes:
-        width: views of a sample W, its own among them, the first.
+        width: number W of views of a sample; the first is the sample itself.
         needs_image: whether samples without an image are refused.
         needs_first: whether it reads the logits of the first token at every step.
     """
@@ -85,15 +85,15 @@ class Strategy(Traced):
         return ()
 
     def steering(self, config: VLMConfig) -> Steering | None:
-        """Returns what is done to attention beside this; None: nothing."""
+        """Returns the steering of attention that belongs to the strategy; None: there is none."""
         return None
 
     def watch(self, depth: int) -> Watch | None:
-        """Returns what is kept of each call of a model of so many layers; None: nothing is."""
+        """Returns what it reads of each call of a model of `depth` layers; None: nothing."""
         return None
 
     def scores(self, logits_bwv: Float[Array, "B W V"], step: Step) -> Float[Array, "B V"]:
-        """Returns what the next token is chosen by, in place of the logits of the first view.
+        """Returns scores by which the next token is chosen, in place of the first view's logits.
 
         Args:
             logits_bwv: float32 logits of all views.
