@@ -57,26 +57,9 @@ def describe(
             **described,
             "zero_ablation": _agreement(effects, zero, count),
         }
-    first = by_scope[scopes[0]]
-    size_ln = np.asarray(first["effect_size_ln"])
-    order = ranking(size_ln)
-    bottom = ranking(-np.asarray(first["contrast_ln"]))
     calibration = _calibration(found)
     calibration.log()
-    half = len(order) // 2
-    sets = HeadSets(
-        "",
-        shape,
-        sensitive=order[:half],
-        insensitive=bottom[:half],
-        inert=ranking(-np.abs(size_ln))[:half],
-        count=count,
-        perception=calibration.perception,
-        reasoning=calibration.reasoning,
-        perception_ln=calibration.perception_ln,
-        reasoning_ln=calibration.reasoning_ln,
-        system_mass_ln=calibration.system_ln,
-    )
+    sets = _head_sets(by_scope[scopes[0]], calibration, count, shape)
     return {
         "kind": "head sets",
         "sets": sets.document(),
@@ -91,6 +74,27 @@ def describe(
         },
         "selected_share": calibration.selected,
     }
+
+
+def _head_sets(
+    effects: Mapping[str, Any], calibration: Calibration, count: int, shape: tuple[int, int]
+) -> HeadSets:
+    """Returns the sets of heads that effects of one scope, and readings, tell apart."""
+    size_ln = np.asarray(effects["effect_size_ln"])
+    half = size_ln.size // 2
+    return HeadSets(
+        "",
+        shape,
+        sensitive=ranking(size_ln)[:half],
+        insensitive=ranking(-np.asarray(effects["contrast_ln"]))[:half],
+        inert=ranking(-np.abs(size_ln))[:half],
+        count=count,
+        perception=calibration.perception,
+        reasoning=calibration.reasoning,
+        perception_ln=calibration.perception_ln,
+        reasoning_ln=calibration.reasoning_ln,
+        system_mass_ln=calibration.system_ln,
+    )
 
 
 def _effects(

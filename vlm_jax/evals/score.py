@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.answers import USUAL, Answers, Keys, read_answers
-from vlm_jax.evals.base import Judged, Suite
+from vlm_jax.evals.base import Judged, Metric, Suite
 from vlm_jax.evals.items import asked_of, tabulate_items, write_items
 from vlm_jax.evals.protocol import parts_of, refuse_incomparable
 from vlm_jax.evals.records import Record, decode, is_table, read_content, read_rows, some, text_rows
@@ -93,7 +93,7 @@ def score(
     totals = table.totals()
     metrics = bench.metrics(totals)
     statistics = {name: metric.of for name, metric in metrics.items()}
-    differences, tests, other = {}, {}, None
+    differences, tests, theirs = {}, {}, None
     if baseline is not None:
         other = judge.read(baseline)
         _same_protocol(answers, baseline)
@@ -101,19 +101,9 @@ def score(
         differences = paired_bootstrap(
             statistics, table, judge.table(other).take(table.ids), draws=draws, seed=seed
         )
-        tests = {
-            name: _mcnemar(found.judged, other.judged, metric.outcome)
-            for name, metric in metrics.items()
-            if metric.outcome
-        }
-    protocol = parts_of(
-        {
-            "benchmark": bench.name,
-            "truth": sorted(_digest(path) for path in listed(truth)),
-            "ids": sorted(map(str, found.judged)),
-            **bench.rules(),
-        }
-    )
+        tests = _exact_tests(found.judged, other.judged, metrics)
+        theirs = other.texts
+    protocol = _protocol(bench, truth, found.judged)
     results = Results(
         benchmark=bench.name,
         metrics=bootstrap_all(statistics, table, draws=draws, seed=seed),
@@ -136,15 +126,31 @@ def score(
         protocol_parts=protocol,
         notes=(*found.notes, *bench.notes()),
     )
-    theirs = None if other is None else other.texts
     return ScoredFile(bench, results, table, found.judged, found.texts, theirs)
 
 
-def _mcnemar(ours: Mapping[Any, Judged], theirs: Mapping[Any, Judged], outcome: str) -> float:
-    """The exact p-value of two arms' outcomes of the same answers."""
-    pairs = [(ours[key].counts[outcome], theirs[key].counts[outcome]) for key in ours]
-    first, second = np.array(pairs).T
-    return mcnemar(first, second)
+def _exact_tests(
+    ours: Mapping[Any, Judged], theirs: Mapping[Any, Judged], metrics: Mapping[str, Metric]
+) -> dict[str, float]:
+    """Metric -> exact McNemar p-value, of metrics that are means of an outcome of each answer."""
+    counts = lambda judged, outcome: np.array([judged[key].counts[outcome] for key in ours])
+    return {
+        name: mcnemar(counts(ours, metric.outcome), counts(theirs, metric.outcome))
+        for name, metric in metrics.items()
+        if metric.outcome
+    }
+
+
+def _protocol(suite: Suite, truth: Paths, ids: Iterable[Any]) -> dict[str, Any]:
+    """The parts of the protocol: benchmark, hashes of the files of truth, ids and rules."""
+    return parts_of(
+        {
+            "benchmark": suite.name,
+            "truth": sorted(_digest(path) for path in listed(truth)),
+            "ids": sorted(map(str, ids)),
+            **suite.rules(),
+        }
+    )
 
 
 def read_texts(suite: Suite, answers: Paths) -> dict[Any, str]:

@@ -81,11 +81,11 @@ def dose_response(
     seed: int = 0,
     level: float = LEVEL,
 ) -> list[Dose]:
-    """The effect of every setting on one metric.
+    """Returns the effect of every setting on one metric.
 
     A metric that is the mean of an outcome of each item (C_S of captions, an accuracy) is tested by
-    McNemar's exact test, others by their bootstrap error. The
-    tested settings are corrected together, by Holm's method and by the joint bootstrap (max-T).
+    McNemar's exact test, others by their bootstrap error. The tested settings are corrected
+    together, by Holm's method and by the joint bootstrap (max-T).
 
     Args:
         tables: arm -> benchmark -> a table a draw; the first arm is the baseline.
@@ -124,22 +124,12 @@ def dose_response(
         items = _items(metrics[metric].outcome, own, base, effect.value)
         doses[name] = Dose(name, len(pooled[name]), value, effect, least, recall, items)
         p_values[name] = _p_value(metrics[metric].outcome, own, base, effect.value, error)
-    corrected = [name for name in names if name in tested]
-    if corrected:
-        stepped = holm([p_values[name] for name in corrected])
-        joint = max_t(
-            [doses[name].change.value for name in corrected],
-            np.stack([samples[name] for name in corrected], axis=1),
-            level,
-        )
-        for place, name in enumerate(corrected):
-            doses[name] = replace(
-                doses[name],
-                p=p_values[name],
-                p_holm=float(stepped[place]),
-                p_max_t=float(joint.p[place]),
-                simultaneous=joint.intervals[place],
-            )
+    hypotheses = [name for name in names if name in tested]
+    if hypotheses:
+        own = [doses[name] for name in hypotheses]
+        samples_dt = np.stack([samples[name] for name in hypotheses], axis=1)
+        p = [p_values[name] for name in hypotheses]
+        doses |= zip(hypotheses, _corrected(own, samples_dt, p, level))
     return list(doses.values())
 
 
@@ -165,6 +155,31 @@ def choose(
     ]
     sign = 1 if better == "low" else -1
     return min(kept, key=lambda name: sign * (values[name] or 0.0), default=None)
+
+
+def _corrected(
+    doses: Sequence[Dose], samples_dt: np.ndarray, p_values: Sequence[float], level: float
+) -> list[Dose]:
+    """Returns the tested doses with p-values and intervals that hold for all of them together.
+
+    Args:
+        doses: T settings.
+        samples_dt: their effects in D resamples.
+        p_values: of each by itself.
+        level: of the intervals.
+    """
+    stepped = holm(p_values)
+    joint = max_t([dose.change.value for dose in doses], samples_dt, level)
+    return [
+        replace(
+            dose,
+            p=p_values[place],
+            p_holm=float(stepped[place]),
+            p_max_t=float(joint.p[place]),
+            simultaneous=joint.intervals[place],
+        )
+        for place, dose in enumerate(doses)
+    ]
 
 
 def _pooled(own: ByBenchmark, benchmarks: Sequence[str]) -> list[tuple[TallyTable, tuple]]:

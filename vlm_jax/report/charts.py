@@ -316,7 +316,7 @@ def maps(
     outlined: Mapping[str, Sequence[tuple[int, int]]] = {},
     alike: bool = True,
 ) -> Chart:
-    """Draws tables of signed values side by side: blue above zero, orange below, deep far from it.
+    """Draws heat maps of signed values side by side: blue above zero, orange below.
 
     Args:
         panels: name -> rows of values, all of one shape; one scale of colours for all.
@@ -328,24 +328,6 @@ def maps(
     """
     own = {n: max((abs(v) for row in rows for v in row), default=0.0) for n, rows in panels.items()}
     largest = dict.fromkeys(own, max(own.values())) if alike else own
-    framed = {cell: name for name, cells in [*outlined.items()][::-1] for cell in cells}
-    first = next(iter(outlined), None)
-    values = [
-        {
-            "panel": name,
-            "row": i,
-            "column": j,
-            "colour": COLOURS[0] if value >= 0 else COLOURS[1],
-            "depth": abs(value) / largest[name] if largest[name] else 0.0,
-            "framed": framed.get((i, j), "") == first,
-            "ringed": framed.get((i, j), first) != first,
-            "text": f"{name}: {y_label} {i}, {x_label} {j}: {value:+.3g}"
-            + (f" ({framed[i, j]})" if (i, j) in framed else ""),
-        }
-        for name, rows in panels.items()
-        for i, row in enumerate(rows)
-        for j, value in enumerate(row)
-    ]
     rows = next(iter(panels.values()))
     cell = 22 if max(len(rows), len(rows[0])) <= 16 else 10
     plain = {"labelAngle": 0, "grid": False}
@@ -368,7 +350,7 @@ def maps(
     }
     columns = max(1, min(len(panels), 880 // (cell * len(rows[0]) + 60)))
     spec: Spec = {
-        "data": {"values": values},
+        "data": {"values": _cells(panels, largest, (y_label, x_label), outlined)},
         "facet": _facet(list(panels)),
         "columns": columns,
         "spec": {
@@ -382,6 +364,39 @@ def maps(
     words = [f"; {'a ring' if n else 'a frame'}: {name} heads" for n, name in enumerate(outlined)]
     note = f"The deepest colour is {depth}{''.join(words)}."
     return _chart(spec, title, (), note)
+
+
+def _cells(
+    panels: Mapping[str, Sequence[Sequence[float]]],
+    largest: Mapping[str, float],
+    labels: tuple[str, str],
+    outlined: Mapping[str, Sequence[tuple[int, int]]],
+) -> list[Spec]:
+    """Returns the cells of heat maps: place, colour, depth from 0 to 1, outline, tooltip.
+
+    Args:
+        panels, outlined: see `maps`.
+        largest: name -> the value of depth 1.
+        labels: what rows and columns are.
+    """
+    framed = {cell: name for name, cells in [*outlined.items()][::-1] for cell in cells}
+    first = next(iter(outlined), None)
+    return [
+        {
+            "panel": name,
+            "row": i,
+            "column": j,
+            "colour": COLOURS[0] if value >= 0 else COLOURS[1],
+            "depth": abs(value) / largest[name] if largest[name] else 0.0,
+            "framed": framed.get((i, j), "") == first,
+            "ringed": framed.get((i, j), first) != first,
+            "text": f"{name}: {labels[0]} {i}, {labels[1]} {j}: {value:+.3g}"
+            + (f" ({framed[i, j]})" if (i, j) in framed else ""),
+        }
+        for name, rows in panels.items()
+        for i, row in enumerate(rows)
+        for j, value in enumerate(row)
+    ]
 
 
 _PANEL = 200
