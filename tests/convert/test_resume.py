@@ -74,7 +74,7 @@ from vlm_jax.checkpoint import converted, orbax_store
 
 source, target = map(pathlib.Path, sys.argv[1:])
 orbax_store.GROUP_BYTES = 40_000
-save, append, strips = orbax_store._save, orbax_store._append_index, safetensors_io.read_strips
+save, append, strips = orbax_store._save, orbax_store.append_index, safetensors_io.read_strips
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -97,8 +97,8 @@ def half_a_line(folder, name, tensors):
     die()
 
 def before_first_group(): orbax_store._save = at(1, save, before=lambda *_: die())
-def between_save_and_index(): orbax_store._append_index = at(2, append, before=lambda *_: die())
-def within_the_index(): orbax_store._append_index = at(3, append, before=half_a_line)
+def between_save_and_index(): orbax_store.append_index = at(2, append, before=lambda *_: die())
+def within_the_index(): orbax_store.append_index = at(3, append, before=half_a_line)
 def while_reading(): safetensors_io.read_strips = at(30, strips, before=lambda *_: die())
 def before_the_manifest():
     converted.write_files = lambda *_: die()

@@ -151,7 +151,7 @@ def dies(function):
     return wrapped
 
 safetensors_io._Summed.write = dies(safetensors_io._Summed.write)
-orbax_store._append_index = dies(orbax_store._append_index)
+orbax_store.append_index = dies(orbax_store.append_index)
 edit_folder(open_folder(source), target, QKEdit(band=(1, 2), k=2, strength=0.7))
 """
 

@@ -195,7 +195,7 @@ def _claim(
 
 
 def _kept(temporary: pathlib.Path, keep: bool) -> str:
-    """Removes the folder unless it is worth keeping; what to tell the user of it."""
+    """Removes the folder unless a later call can resume it; returns a sentence for the user."""
     files = (path for path in temporary.rglob("*") if path.is_file() and path.name != MARK)
     if keep and any(files):
         return f" What was done is kept in {temporary}: the same command goes on from there."

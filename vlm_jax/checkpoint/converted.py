@@ -28,7 +28,8 @@ from vlm_jax.checkpoint.folder import (
     with_extra,
     write_files,
 )
-from vlm_jax.checkpoint.orbax_store import INDEX, Reader, Writer
+from vlm_jax.checkpoint.group_index import INDEX
+from vlm_jax.checkpoint.orbax_store import Reader, Writer
 from vlm_jax.config import VLMConfig, read_config
 from vlm_jax.edit_record import digest
 from vlm_jax.errors import CheckpointError

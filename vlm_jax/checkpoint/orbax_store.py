@@ -9,8 +9,6 @@ beside the groups names those that are safe.
 import concurrent.futures
 import contextlib
 import ctypes
-import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,22 +16,28 @@ import pathlib
 import re
 import shutil
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import msgspec
 import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
-from vlm_jax.checkpoint.folder import StoredTensor, TensorInfo, check_finite
+from vlm_jax.checkpoint.folder import TensorInfo, check_finite
+from vlm_jax.checkpoint.group_index import (
+    INDEX,
+    Group,
+    append_index,
+    crc32_of,
+    index_line,
+    read_index,
+    read_line,
+)
 from vlm_jax.errors import CheckpointError
 from vlm_jax.files import replace_file
-from vlm_jax.foreign import parse_json, read_bytes
+from vlm_jax.foreign import read_bytes
 
-INDEX = "index.jsonl"
 GROUP_BYTES = 64 << 20
 # A larger group is written before more is read: one such is held, not two.
 _ALONE_BYTES = 256 << 20
@@ -130,11 +134,11 @@ class Writer:
                 raise
             number = int(code[1])
             raise OSError(number, os.strerror(number), str(self._folder / name)) from error
-        self._groups[name] = _Group(
+        self._groups[name] = Group(
             {path: TensorInfo(array.shape, array.dtype) for path, array in group.items()},
-            {path: _crc32(array) for path, array in group.items()},
+            {path: crc32_of(array) for path, array in group.items()},
         )
-        _append_index(self._folder, name, self._groups[name])
+        append_index(self._folder, name, self._groups[name])
 
 
 class Reader:
@@ -144,7 +148,7 @@ class Reader:
         self,
         folder: pathlib.Path,
         tensors: Mapping[str, TensorInfo],
-        groups: "Mapping[str, _Group] | None" = None,
+        groups: "Mapping[str, Group] | None" = None,
     ):
         """`tensors` is what the manifest promises; `groups`, or the index, must agree.
 
@@ -154,7 +158,7 @@ class Reader:
         self._folder = folder.absolute()
         self._tensors = tensors
         try:
-            groups = _read_index(folder / INDEX) if groups is None else groups
+            groups = read_index(folder / INDEX) if groups is None else groups
         except CheckpointError as error:
             raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
         stored = {path: info for group in groups.values() for path, info in group.infos.items()}
@@ -218,7 +222,7 @@ class Reader:
         loaded = self._load(name, {path: None for path in paths})
         arrays = {path: np.asarray(loaded[path]) for path in paths}
         for path, array in arrays.items():
-            if path in self._crc32 and _crc32(array) != self._crc32[path]:
+            if path in self._crc32 and crc32_of(array) != self._crc32[path]:
                 raise CheckpointError(
                     f"{self._folder / name} is damaged: {path!r} is not what was written there. "
                     "Convert the model again."
@@ -351,61 +355,7 @@ def _size(group: Mapping[str, np.ndarray]) -> int:
     return sum(array.nbytes for array in group.values())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """What a group holds: shapes and dtypes, and the CRC-32 of each array's bytes, by path."""
-
-    infos: Mapping[str, TensorInfo]
-    crc32: Mapping[str, int]
-
-
-class _Line(msgspec.Struct):
-    """A line of the index. A group's name is that of its folder."""
-
-    group: Annotated[str, msgspec.Meta(pattern=r"^\d{5}$")]
-    tensors: dict[str, StoredTensor]
-    crc32: dict[str, int] = {}
-
-
-def _crc32(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _append_index(folder: pathlib.Path, name: str, group: _Group) -> None:
-    with (folder / INDEX).open("ab") as file:
-        file.write(_index_line(name, group))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _index_line(name: str, group: _Group) -> bytes:
-    tensors = {p: {"shape": list(i.shape), "dtype": i.dtype.name} for p, i in group.infos.items()}
-    fields = {"group": name, "tensors": tensors, "crc32": dict(group.crc32)}
-    return (json.dumps(fields) + "\n").encode()
-
-
-def _read_index(path: pathlib.Path) -> dict[str, _Group]:
-    """Returns the groups of an index by name.
-
-    Raises:
-        CheckpointError: it cannot be read, or a line of it.
-    """
-    groups: dict[str, _Group] = {}
-    for number, line in enumerate(read_bytes(path).splitlines(), 1):
-        name, group = _read_line(line, f"{path} line {number}")
-        if name in groups:
-            raise CheckpointError(f"{path} line {number}: group {name} is there twice.")
-        groups[name] = group
-    return groups
-
-
-def _read_line(line: bytes, where: str) -> tuple[str, _Group]:
-    found = parse_json(line, _Line, where)
-    infos = {path: tensor.info for path, tensor in found.tensors.items()}
-    return found.group, _Group(infos, found.crc32)
-
-
-def _mend(folder: pathlib.Path) -> dict[str, _Group]:
+def _mend(folder: pathlib.Path) -> dict[str, Group]:
     """Returns the groups that an interrupted run left whole; takes the others from the index.
 
     A line may have been cut short, and a machine that lost its power may have lost what a group
@@ -415,10 +365,10 @@ def _mend(folder: pathlib.Path) -> dict[str, _Group]:
     if not path.exists():
         return {}
     content = read_bytes(path)
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Group] = {}
     for line in content.splitlines():
         with contextlib.suppress(CheckpointError):
-            name, group = _read_line(line, str(path))
+            name, group = read_line(line, str(path))
             arrays = dict.fromkeys(group.infos)
             reader = Reader(folder, group.infos, {name: group})
             for tensor, array in reader.stream(arrays):
@@ -426,7 +376,7 @@ def _mend(folder: pathlib.Path) -> dict[str, _Group]:
                 if info != group.infos[tensor] or tensor not in group.crc32:
                     raise CheckpointError(f"{tensor} is another array.")
             groups[name] = group
-    whole = b"".join(_index_line(name, group) for name, group in groups.items())
+    whole = b"".join(index_line(name, group) for name, group in groups.items())
     if whole != content:
         replace_file(path, whole)
     return groups
