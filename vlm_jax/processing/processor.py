@@ -1,6 +1,5 @@
 """Images and prompts to a `Batch`, tokens back to text. No torch anywhere."""
 
-import copy
 import dataclasses
 import functools
 import os
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.batch import Array, Batch
-from vlm_jax.config import DynamicTilesConfig, VLMConfig, read_config
-from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.errors import CheckpointError, PromptError
 from vlm_jax.families import Family, find
 from vlm_jax.foreign import utf8
 from vlm_jax.processing import folder as folders
+from vlm_jax.processing.bounds import with_pixels, with_tiles
 from vlm_jax.processing.buckets import bucket
 from vlm_jax.processing.chat import Chat, Turns, read_template
 from vlm_jax.processing.cutters import Extent, Patches
@@ -27,11 +27,10 @@ from vlm_jax.processing.images import (
 )
 from vlm_jax.processing.reader import Part, SampleReader
 from vlm_jax.processing.samples import Draft, Sample, pad, shapes
-from vlm_jax.settings import whole
 
 
 class Processor:
-    """The words and pixels of one model folder.
+    """Turns images and prompts into batches for one model, and token ids into text.
 
     Args:
         config: the model's architecture.
@@ -74,8 +73,8 @@ class Processor:
         max_pixels: int = 0,
     ):
         family = find(config.family)
-        config = _with_tiles(config, max_tiles)
-        image_processor = _with_pixels(family, image_processor, min_pixels, max_pixels)
+        config = with_tiles(config, max_tiles)
+        image_processor = with_pixels(family, image_processor, min_pixels, max_pixels)
         self.image_token, self._image_id = _placeholder(family, config, tokenizer)
         config = dataclasses.replace(config, image_token_id=self._image_id)
         self.config, self.tokenizer, self._family = config, tokenizer, family
@@ -349,52 +348,8 @@ class Processor:
         return pad(samples, length, groups, words, self._cut, self.pad_id)
 
 
-def _with_tiles(config: VLMConfig, most: int) -> VLMConfig:
-    """Returns a config whose images have so many tiles at most (0: as it is).
-
-    Raises:
-        ConfigError: the model has no grid of tiles, or fewer are asked for than it has at least.
-    """
-    if not most:
-        return config
-    tiles = config.tiles
-    if not isinstance(tiles, DynamicTilesConfig):
-        raise ConfigError(
-            f"max_tiles={most} is for models that cut images into a grid of tiles (InternVL), not "
-            f"for {config.family}; leave it 0."
-        )
-    most = whole("max_tiles", most, low=tiles.fewest, high=tiles.most)
-    return dataclasses.replace(config, tiles=dataclasses.replace(tiles, most=most))
-
-
-def _with_pixels(family: Family, image_processor: Any, least: int, most: int) -> Any:
-    """Returns an image processor that resizes to between so many pixels (0: as it does).
-
-    Raises:
-        ConfigError: the model's images do not keep their shape, or the bounds leave nothing.
-    """
-    least = whole("min_pixels", least, low=0)
-    most = whole("max_pixels", most, low=0)
-    if not least and not most:
-        return image_processor
-    if not family.bounds_pixels:
-        raise ConfigError(
-            "min_pixels and max_pixels are for models that take images of any shape (Qwen2.5-VL, "
-            f"Qwen3-VL), not for {family.name}; leave them 0."
-        )
-    size = dict(image_processor.size)
-    least, most = least or size["shortest_edge"], most or size["longest_edge"]
-    if least > most:
-        raise ConfigError(
-            f"min_pixels={least} is more than max_pixels={most}; no image can have both."
-        )
-    bounded = copy.copy(image_processor)
-    bounded.size = {**size, "shortest_edge": least, "longest_edge": most}
-    return bounded
-
-
 def _placeholder(family: Family, config: VLMConfig, tokenizer) -> tuple[str, int]:
-    """Returns text and id of what stands for an image in a prompt.
+    """Returns text and id of the placeholder that stands for an image in a prompt.
 
     Raises:
         CheckpointError: the tokenizer does not read the text as that one token.
