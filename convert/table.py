@@ -59,7 +59,7 @@ class Tensor:
         return layout.disk_rows(layout.bits(part), self.pattern, self.sizes)
 
     def on_disk(self, array: np.ndarray, index: Sequence[slice]) -> "DiskPart | None":
-        """Returns where a part of our array lies in the checkpoint; None: nothing of it does.
+        """Returns where a part of our array lies in the checkpoint; None if none of it is there.
 
         Args:
             array: the part.

@@ -1,10 +1,10 @@
-"""An edited folder held against its original and its certificate, by NumPy alone.
+"""Compares an edited folder with its original and with its certificate, by NumPy alone.
 
     found = verify_hf("llava-1.5-7b-hf", "edited-hf")
     found.heads       # which query heads changed, and by how much
     found.files       # other files that differ: config.json, a tokenizer
-    found.faults      # tensors that changed without the certificate's leave: none, one hopes
-    found.left        # how much of the edit rounding to fewer bits would leave
+    found.faults      # tensors that changed but are not certified; empty for a sound folder
+    found.left        # share of the edit that survives rounding to fewer bits
 
 A certificate knows tensors by our names and layouts; here one is found by its layer, its name's end
 and its hash, so that no model's code is needed.
@@ -55,7 +55,7 @@ class HeadChange:
 
 @dataclasses.dataclass(frozen=True)
 class Left:
-    """What a rounding of both folders' weights would leave of the change between them.
+    """How much of the change between two folders survives a rounding of both folders' weights.
 
     Attributes:
         share: <rounded change, change> / <change, change>: 1 is all of it.
@@ -68,7 +68,7 @@ class Left:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What holding two folders against each other found.
+    """The differences between an original folder and its edited copy.
 
     Attributes:
         original: folder.

@@ -1,7 +1,6 @@
-"""The front door for Python: load a model, treat it, ask it.
+"""The Python interface: load a model, apply methods to it, generate answers.
 
-Models are loaded by name, treated copies are made by a method's name, and all of them are asked
-alike:
+`apply` returns a copy of the model with a method added, which is used as the model itself is:
 
     vlm = vlm_jax.load("llava-0")
     vlm.generate("photo.jpg", "Describe the image.")
@@ -44,7 +43,7 @@ _OPTIONS = set(DecodeSettings.defaults())
 
 
 class VLM:
-    """A model, its words and pixels, on a mesh; and what was done to it.
+    """A vision-language model on a mesh, with its processor and the methods applied to it.
 
     Args:
         config: the architecture.

@@ -1,6 +1,6 @@
-"""How a model with treatments is asked: what they and a call want becomes one run of `answering`.
+"""Answers a call of a model: its treatments and the call's arguments become one run of `answering`.
 
-`VLM.answer`, `VLM.generate` and `VLM.logits` are the door to this.
+`VLM.answer`, `VLM.generate` and `VLM.logits` call this.
 """
 
 import contextlib

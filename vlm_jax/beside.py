@@ -1,4 +1,4 @@
-"""Packages of this installation that lie beside `vlm_jax`, whatever else of their name is about.
+"""Imports packages installed next to `vlm_jax`, whatever else on Python's path has their name.
 
 The folder that a user works in comes before an installation on Python's path: a `convert.py` of
 theirs there would be imported, and run, in place of ours.

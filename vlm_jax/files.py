@@ -1,4 +1,4 @@
-"""Files that are seen whole or not at all, and nobody else's.
+"""Atomic writes of files, and checks that what is written over or removed is our own.
 
 A name that a run writes to may be taken: by a link, a pipe, or a folder of somebody's files. What
 this program did not make is neither written through nor removed.

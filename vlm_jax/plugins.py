@@ -1,4 +1,4 @@
-"""One file adds one thing: what lies in a package's folder, or comes by entry point, by name."""
+"""Plugins by name: the files of a package's folder, and the entry points of other packages."""
 
 import ast
 import dataclasses
@@ -24,15 +24,15 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Plugins:
-    """Things of one kind, of this package and of others.
+    """All plugins of one kind, of this package and of others.
 
     Attributes:
-        package: each file `<name>.py`, or folder, of it is the thing of that name.
-        group: of the entry points by which other packages add things of this kind.
-        what: a thing of this kind is called, in errors.
-        but: names of the package's files that are none.
-        also: further packages of ours whose files are such things.
-        check: whether something is of this kind; what another package names is held against it.
+        package: the package in whose folder each file `<name>.py`, or folder, is a plugin.
+        group: entry-point group by which other packages add plugins of this kind.
+        what: what errors call a plugin of this kind.
+        but: names of files in the package's folder that are no plugins.
+        also: further packages of ours with such plugins.
+        check: whether an object is of this kind; objects of other packages must pass it.
     """
 
     package: str
@@ -43,7 +43,7 @@ class Plugins:
     check: Callable[[Any], bool] = callable
 
     def modules(self) -> dict[str, str]:
-        """Returns the modules that lie in the packages' folders, by name; imports none of them."""
+        """Returns name -> module of the plugins in the packages' folders; imports none of them."""
         return {
             module.name: f"{package}.{module.name}"
             for package in (self.package, *self.also)
@@ -52,24 +52,24 @@ class Plugins:
         }
 
     def others(self) -> dict[str, EntryPoint]:
-        """Returns what other packages add, by name; nothing of it is imported."""
+        """Returns name -> entry point of other packages' plugins; imports none of them."""
         return {entry.name: entry for entry in installed(self.group)}
 
     def names(self) -> list[str]:
-        """Returns the names of all there is."""
+        """Returns the names of all plugins, sorted."""
         return sorted({*self.modules(), *self.others()})
 
     def __contains__(self, name: Any) -> bool:
-        """Whether there is a thing of a name; other packages are asked only where none is ours."""
+        """Whether there is a plugin of a name; entry points are read only if none is ours."""
         return isinstance(name, str) and (name in self.modules() or name in self.others())
 
     def find(self, name: Any, attribute: str | None = None, where: str = "") -> Any:
-        """Returns what the folder's module of a name has, or an entry point names.
+        """Returns the plugin of a name, from our module or from another package's entry point.
 
-        The folder's own comes first: no package that is merely installed replaces it.
+        Ours comes first: an installed package cannot replace it.
 
         Args:
-            name: of the thing.
+            name: of the plugin.
             attribute: of the module; None: the only class with a public name that it defines.
             where: the setting that holds the name, for errors.
 
@@ -91,10 +91,10 @@ class Plugins:
         )
 
     def load(self, entry: EntryPoint) -> Any:
-        """Returns what an entry point of another package names.
+        """Returns the object that an entry point of another package names.
 
         Raises:
-            ConfigError: that package cannot be imported, or has no such thing.
+            ConfigError: that package cannot be imported, or the object is of another kind.
         """
         named = f"the {self.what} {entry.name!r} of {entry.value}"
         try:
@@ -109,9 +109,9 @@ class Plugins:
         return found
 
     def line(self, name: str) -> str:
-        """Returns the first line of the docstring of a thing's file, without importing it.
+        """Returns the first line of a plugin's module docstring, without importing the module.
 
-        Of another package's it says which package that is.
+        Of another package's plugin it returns "from <module>".
         """
         own = self.modules()
         if name not in own:
@@ -124,9 +124,9 @@ class Plugins:
 
 
 def usable(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
-    """Returns what `make` gives for each name; what another package breaks is left out.
+    """Returns name -> `make(name)`, without the names for which `make` raises `ConfigError`.
 
-    The log says once what that is: a package that is merely installed hurts nothing else.
+    Each such error is logged once: a broken plugin of another package must not stop the others.
     """
     found = {}
     for name in names:

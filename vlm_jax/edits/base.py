@@ -1,4 +1,4 @@
-"""What an edit of weights is: settings, and what it replaces in a folder."""
+"""Base classes of weight edits: their settings, and the tensors that they replace in a folder."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ Replacements = Mapping[str, Callable[[], np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class MadeEdit:
-    """An edit, worked out for a folder.
+    """An edit computed for one model folder, ready to be applied or written.
 
     Attributes:
         replace: what makes each tensor that changes, in its stored dtype or a wider one.

@@ -1,4 +1,4 @@
-"""What a benchmark is: examples to ask, what each answer says, tallies of an item, metrics.
+"""Base class of benchmarks: examples to ask, verdicts on answers, tallies of items, metrics.
 
 One class serves `evaluate`, which asks a model, and `score`, which reads a file of answers:
 
@@ -52,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Judged:
-    """What an answer says.
+    """The verdict on one answer.
 
     Attributes:
         example: what was asked.
@@ -199,7 +199,7 @@ class Suite:
         return None
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the metrics must know about the truth."""
+        """Returns notes on the truth that a reader of the metrics needs, one sentence each."""
         return ()
 
     def examples(self) -> Iterator[Example]:
@@ -222,15 +222,15 @@ class Suite:
         return [self.identify(row) for row in rows]
 
     def item(self, example: Example) -> Any:
-        """What is resampled together with other examples of it: the image, if there is one."""
+        """Returns the item of an example, the unit of resampling: its image, if there is one."""
         return example.meta.get("image", example.id)
 
     def judge(self, example: Example, answer: str) -> Judged:
-        """What an answer says."""
+        """Returns the verdict on an answer: its integers, and details for `items.jsonl`."""
         raise NotImplementedError
 
     def tally(self, judged: Sequence[Judged]) -> dict[str, int]:
-        """Sufficient statistics of an item: integers, summed over items in any order."""
+        """Returns the tallies of an item: integers, which add up over items in any order."""
         return add_counts(one.counts for one in judged)
 
     def metrics(self, totals: Totals) -> Mapping[str, Metric]:
@@ -256,11 +256,11 @@ class Suite:
         return {}
 
     def rules(self) -> dict[str, Any]:
-        """What decides a verdict: the parser, the vocabulary; JSON values."""
+        """Returns the rules behind verdicts (parser, vocabulary) as JSON values."""
         return {}
 
     def protocol(self) -> dict[str, Any]:
-        """What must be equal for two results to be comparable; JSON values."""
+        """Returns JSON values that must be equal for two results to be comparable."""
         asked = self._examples
         truth = [{k: v for k, v in one.meta.items() if k != "picture"} for one in asked]
         return {

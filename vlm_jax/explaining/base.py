@@ -1,4 +1,4 @@
-"""What an analysis is: its settings, what it needs of a model, and what it finds."""
+"""Base classes of analyses: their settings, the subject that they read, their findings."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a family of models is, and how one is found."""
+"""Base class of model families, and the lookup of one by `model_type`."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a matching model is, and how its weights are read."""
+"""Base class of matching models, and the reader of their weights."""
 
 import pathlib
 import re

@@ -75,7 +75,7 @@ def ones(*shape: int) -> nnx.Param:
 
 @functools.partial(jax.jit, static_argnames="eps", inline=True)
 def rms_norm(x: Float[Array, "*b D"], gain_d: Float[Array, " D"], eps: float) -> Array:
-    """Divides by the root mean square and applies the gain, in float32, and rounds once."""
+    """Divides by the root mean square and applies the gain, in float32; rounds once."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (normed * gain_d).astype(x.dtype)

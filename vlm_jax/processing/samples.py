@@ -1,4 +1,4 @@
-"""One sample on its way into a batch: measured first, then cut, maybe split, and padded."""
+"""Samples before they are a batch: measured (`Draft`), images cut (`Sample`), then padded."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from vlm_jax.processing.positions import Sequences
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """What a sample will be, known before its images are decoded.
+    """A sample measured before its images are decoded: its ids and the extents of its images.
 
     Attributes:
         number: what errors call the sample.

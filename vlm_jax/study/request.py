@@ -1,4 +1,4 @@
-"""What a job is asked."""
+"""The arguments of a job."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What every job reads alike off the top of a config; `configs/base.py` says what it means."""
+    """Top-level settings of a config that every job reads; `configs/base.py` explains them."""
 
     seed: int = setting(0, whole, low=0, high=2**32 - 1)
     dtype: str = setting("", one_of, known=DTYPES)
@@ -27,7 +27,7 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One call of a job.
+    """The arguments of one call of a job.
 
     Attributes:
         config: a ConfigDict of settings; `configs/base.py` lists them.

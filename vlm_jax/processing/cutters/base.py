@@ -1,4 +1,4 @@
-"""What images become: how large they will be, and their patches in groups."""
+"""Base class of cutters, which turn an image into groups of patches and slots of image tokens."""
 
 import dataclasses
 import functools
@@ -10,7 +10,9 @@ import PIL.Image
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the patches of one image lie in its groups.
+    """The place of each patch of an image in its groups, and of each image token among features.
+
+    `windows.window_layout` has an example.
 
     Attributes:
         index_gu: int32 [groups, patches in a group] index of the patch in the image processor's
@@ -27,7 +29,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """What an image becomes, known from its size alone.
+    """Token grid, groups and slots of an image, computed from its size alone.
 
     Attributes:
         grid: rows and columns of image tokens.
@@ -87,15 +89,15 @@ class Cutter(Protocol):
     patch_features: int
 
     def among(self, images: int) -> "Cutter":
-        """Returns the cutter of the images of a sample with so many."""
+        """Returns the cutter for a sample of so many images; some cut many images coarser."""
         return self
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Returns the largest width and height that an image has on its way to patches."""
+        """Returns the largest width and height that an image is resized to before it is cut."""
         ...
 
     def extent(self, width: int, height: int) -> Extent:
-        """Returns what an image of a size becomes; raises ValueError where it cannot be cut."""
+        """Returns the extent of an image of this size; raises ValueError if it cannot be cut."""
         ...
 
     def regions(self, width: int, height: int) -> np.ndarray | None:

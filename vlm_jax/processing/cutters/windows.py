@@ -25,7 +25,9 @@ def window_layout(rows: int, cols: int, merge: int, window: int) -> Layout:
     The image processor gives merge units row by row, the patches of a unit together.
 
     Windows and the units in them run row by row. A window at the right or lower edge keeps its
-    full size; the units beyond the edge are padding, in place.
+    full size; the units beyond the edge are padding, in place. Three units in windows of 2 x 2:
+
+        window 0: units 0 1 - -    window 1: units 2 - - -    slots_m [0 1 4]
 
     Args:
         rows, cols: patches along each side, multiples of `merge`.
