@@ -201,6 +201,16 @@ def test_coco_files_are_merged(write):
     assert read_object_truth(paths[::-1]).objects == truth.objects
 
 
+def test_rows_of_objects_are_truth(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        '{"image": "1.jpg", "objects": ["mug", "man"]}\n{"image": "b", "objects": []}\n'
+    )
+    read = read_object_truth(path)
+    assert read.objects == {1: {"cup", "person"}, "b": frozenset()}
+    assert read.sources == {"instances"}
+
+
 def test_described_images_match_the_published_truth(real_data, official, coco_truth):
     path = real_data / "chair" / "caps_boxes_coco2014_val_80.jsonl"
     truth = read_object_truth(path, official)
@@ -240,7 +250,7 @@ def coco(**changes):
     ("content", "message"),
     [
         ("", "is empty"),
-        ("image,objects\n1,dog", "line 2: is not ground truth"),
+        ("image,things\n1,dog", "line 2: is not ground truth"),
         ("a picture of a dog", "neither JSON nor an object table"),
         ("# categories: dog|cat", "names categories but no image"),
         ("# categories: dog||cat\n1\t0", "line 1: category names must be distinct"),
@@ -254,6 +264,7 @@ def coco(**changes):
         ('{"image_id": 1}', "line 1: is not ground truth"),
         ('{"id": 1, "captions": "a dog"}', "line 1: captions must be a list"),
         ('{"id": 1, "instances": [{"box": 1}]}', "line 1: instances must be a list"),
+        ('{"id": 1, "objects": [{"category": "cup"}]}', "line 1: objects must be a list of names"),
         ('{"captions": []}', "line 1: needs a field 'image_id' or 'id' or 'image'"),
         ('{"id": 1, "captions": []}\n' * 2, "line 2: second row of image 1"),
         (coco(annotations=[{"category_id": 44}]), "missing required field `image_id`"),

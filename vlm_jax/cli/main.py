@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.errno is None:
             raise
         where = f" ({_one_line(str(error.filename))})" if error.filename else ""
+        if not os.path.isdir("."):
+            where = ": the working folder is gone; cd to one that is there"
         sys.exit(f"error: {error.strerror}{where}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

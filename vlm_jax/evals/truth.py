@@ -1,8 +1,8 @@
 """Readers of ground truth: which objects are in which image, and which answers questions want.
 
 Objects come from an object table (TSV), COCO annotation JSON (instances and captions, several
-files merged) or rows of captions and instances; questions from POPE files. `read_truth` tells them
-apart by content.
+files merged), rows of captions and instances or rows of `objects`; questions from POPE files.
+`read_truth` tells them apart by content.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,6 +122,10 @@ def read_questions(
     return truth
 
 
+DESCRIBED = {"captions", "instances", "objects"}
+"""Fields of a row that describes an image."""
+
+
 class _ObjectBuilder:
     """Objects of images gathered over several files."""
 
@@ -158,13 +162,13 @@ def _read_one(
     def take(row: Record) -> None:
         if _is_question(row):
             _add_question(row, questions)
-        elif "captions" in row.fields or "instances" in row.fields:
+        elif row.fields.keys() & DESCRIBED:
             _add_described_image(row, builder)
         else:
             have = ", ".join(repr(key) for key in row.fields) or "nothing"
             raise row.error(
-                "is not ground truth: expected 'label' (a question), 'captions' and 'instances' "
-                f"(an image), or COCO's 'annotations'; has {have}"
+                "is not ground truth: expected 'label' (a question), 'objects', or 'captions' and "
+                f"'instances' (an image), or COCO's 'annotations'; has {have}"
             )
 
     content = read_content(path)
@@ -295,6 +299,9 @@ def _add_described_image(row: Record, builder: _ObjectBuilder) -> None:
     if image in builder.objects:
         raise row.error(f"second row of image {image}; keep one")
     captions, instances = row.fields.get("captions", []), row.fields.get("instances", [])
+    objects = row.fields.get("objects", [])
+    if not isinstance(objects, list) or not all(isinstance(one, str) for one in objects):
+        raise row.error("objects must be a list of names")
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise row.error("captions must be a list of texts")
     if not isinstance(instances, list) or not all(
@@ -302,9 +309,10 @@ def _add_described_image(row: Record, builder: _ObjectBuilder) -> None:
     ):
         raise row.error("instances must be a list of objects with a 'category'")
     builder.add(image, builder.vocabulary.objects(captions), "captions" if captions else "")
-    named = (builder.node(entry["category"]) for entry in instances)
+    named = map(builder.node, [*(entry["category"] for entry in instances), *objects])
     # An empty list says that none of the categories is there; no list says nothing.
-    builder.add(image, named, "instances" if "instances" in row.fields else "")
+    listed = "instances" in row.fields or "objects" in row.fields
+    builder.add(image, named, "instances" if listed else "")
 
 
 def _is_question(row: Record) -> bool:

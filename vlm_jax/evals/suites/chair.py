@@ -21,7 +21,7 @@ from vlm_jax.evals.records import (
     take_rows,
 )
 from vlm_jax.evals.tallies import Totals
-from vlm_jax.evals.truth import ObjectTruth, read_object_truth
+from vlm_jax.evals.truth import DESCRIBED, ObjectTruth, read_object_truth
 from vlm_jax.evals.vocabulary import (
     Vocabulary,
     coco_vocabulary,
@@ -166,8 +166,8 @@ class Chair(Suite):
 
     @classmethod
     def recognises(cls, row: Record) -> bool:
-        """An image with reference captions or instances."""
-        return "captions" in row.fields or "instances" in row.fields
+        """An image with reference captions, instances or objects."""
+        return bool(row.fields.keys() & DESCRIBED)
 
     def missing_note(self, count: int) -> str:
         """Tables of truth cover more images than are captioned."""
