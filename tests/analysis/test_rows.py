@@ -29,25 +29,31 @@ def asked(qwen_vlm):
     batch, starts_b = qwen_vlm.processor.batch_answers(IMAGES[:1], PROMPTS[:1], [[5, 6, 7, 8, 9]])
     batch = jax.tree.map(jax.numpy.asarray, batch)
     query_q = starts_b[0] - 1 + np.arange(5)
-    network = merge(abstract(qwen_vlm.config)[0], qwen_vlm.params)
-    layers = []
-
-    def watch(q_btnh, segments, queries, causal):
-        layers.append([np.asarray(a, np.float64) for a in (q_btnh[0], segments[0].k_bksh[0])])
-        return attend(q_btnh, segments, queries, causal=causal)
-
     keys = Visibility(order=prompt_order(batch))
     places = np.arange(batch.tokens_bt.shape[1], dtype=np.int32)[None]
-    network.decoder(
-        network.embed(batch),
-        batch.positions_bt3,
-        Visibility(order=jax.numpy.asarray(places)),
-        lambda layer, k, v: [Segment(k, v, keys)],
-        causal=True,
-        hooks=Hooks(watch),
-    )
+
+    @jax.jit
+    def watched(params):
+        """Queries and keys of every layer."""
+        network, layers = merge(abstract(qwen_vlm.config)[0], params), []
+
+        def watch(q_btnh, segments, queries, causal):
+            layers.append((q_btnh[0], segments[0].k_bksh[0]))
+            return attend(q_btnh, segments, queries, causal=causal)
+
+        network.decoder(
+            network.embed(batch),
+            batch.positions_bt3,
+            Visibility(order=jax.numpy.asarray(places)),
+            lambda layer, k, v: [Segment(k, v, keys)],
+            causal=True,
+            hooks=Hooks(watch),
+        )
+        return layers
+
     dense = []
-    for q_tnh, k_ksh in layers:
+    for layer in watched(qwen_vlm.params):
+        q_tnh, k_ksh = (np.asarray(a, np.float64) for a in layer)
         k_nsh = np.repeat(k_ksh, q_tnh.shape[1] // k_ksh.shape[0], axis=0)
         logits_nts = np.einsum("tnh,nsh->nts", q_tnh, k_nsh) / np.sqrt(q_tnh.shape[-1])
         logits_nts[:, np.triu(np.ones(logits_nts.shape[1:], bool), 1)] = -np.inf
