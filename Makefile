@@ -7,6 +7,8 @@ WORK ?= out/demo
 TESTBED = llava-0
 LAUNCH = $(BIN)/python launch.py
 export OPENBLAS_NUM_THREADS = 1
+# The processes that tests start read bytecode; without it each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 REAL ?= out/real
 CLIENTS ?= out/clients
