@@ -12,6 +12,8 @@ from tests.prefixes import cut
 from tests.reference import IMAGES
 from vlm_jax.attention.parts.projection import LARGEST_SCALE
 from vlm_jax.attention.steering import Lens, Steering
+from vlm_jax.decoding import DecodeSettings
+from vlm_jax.decoding.generate import compile_ahead
 
 BAR = 1.5e-5
 """Largest float32 difference of logits of order 1 that another order of summation makes."""
@@ -173,3 +175,103 @@ def test_prefixes_that_do_not_fit_a_steering_are_refused(llava_vlm):
         ask(Steering(visual_gains=every.visual_gains))
     with pytest.raises(ValueError, match="head_gains: read them with this steering"):
         ask(Steering(head_gains=every.head_gains))
+
+
+NEIGHBOURS = [0, 0, 1, 1, 3, 3]
+ORDERS = {
+    "in order": ([0, 2, 4], [0, 0, 1, 1, 2, 2]),
+    "another order": ([2, 4, 0], [2, 2, 0, 0, 1, 1]),
+}
+"""The first row of each prefix, and the prefix of each row, of two neighbours that share."""
+
+
+def neighbours(vlm, order: str):
+    """Whole prompts, their prefixes in some order, what follows, and who goes on from what."""
+    whole = vlm.processor.batch([IMAGES[sample] for sample in NEIGHBOURS], QUESTIONS)
+    firsts, owners = ORDERS[order]
+    return whole, *cut(whole, firsts, prefix_pads=5, suffix_pads=3), owners
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_neighbours_that_share_a_prefix_read_what_each_reads_alone(vlm, order):
+    whole, first, suffix, owners = neighbours(vlm, order)
+    prefix = vlm.generator.read_prefix(vlm.params, first)
+    asked = dict(prefix=prefix, owner_b=owners, sharing=2)
+    found = vlm.generator.logits(vlm.params, suffix, **asked)
+    expected = real_rows(whole, suffix, vlm.generator.logits(vlm.params, whole))
+    for row, logits in enumerate(expected):
+        np.testing.assert_allclose(found[row, : len(logits)], logits, atol=BAR, rtol=0)
+    answers = generate(vlm, whole).tokens_bn
+    np.testing.assert_array_equal(generate(vlm, suffix, **asked).tokens_bn, answers)
+    assert len(np.unique(answers, axis=0)) > 3
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(prefix))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["behind", "before"])
+def test_steered_neighbours_that_share_a_prefix(llava_vlm, name, order):
+    """Gains of each row's own, states of each prefix, sums over its values, masses, readings."""
+    vlm = llava_vlm
+    whole, first, suffix, owners = neighbours(vlm, order)
+    steering = split_steerings(vlm)[name]
+    prefix = vlm.generator.read_prefix(vlm.params, first, steering)
+    asked = dict(prefix=prefix, owner_b=owners, sharing=2)
+    found = vlm.generator.logits(vlm.params, suffix, steering, **asked)
+    bar = BAR * (LARGEST_SCALE if name == "before" else 2)
+    expected = real_rows(whole, suffix, vlm.generator.logits(vlm.params, whole, steering))
+    for row, logits in enumerate(expected):
+        np.testing.assert_allclose(found[row, : len(logits)], logits, atol=bar, rtol=0)
+    answers = generate(vlm, whole, steering=steering)
+    made = generate(vlm, suffix, steering=steering, **asked)
+    np.testing.assert_array_equal(made.tokens_bn, answers.tokens_bn)
+    np.testing.assert_array_equal(made.counts.fired, answers.counts.fired)
+    for ours, theirs in zip(jax.tree.leaves(made.readings), jax.tree.leaves(answers.readings)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_beams_of_neighbours_that_share_a_prefix(llava_vlm):
+    whole, first, suffix, owners = neighbours(llava_vlm, "in order")
+    prefix = llava_vlm.generator.read_prefix(llava_vlm.params, first)
+    answers = generate(llava_vlm, whole, num_beams=2, max_new_tokens=6)
+    asked = dict(prefix=prefix, owner_b=owners, sharing=2)
+    found = generate(llava_vlm, suffix, num_beams=2, max_new_tokens=6, **asked)
+    np.testing.assert_array_equal(found.tokens_bn, answers.tokens_bn)
+
+
+@pytest.mark.parametrize(("owner_b", "sharing"), [([0, 1, 1, 1, 2, 2], 2), ([0] * 6, 4)])
+def test_neighbours_of_different_prefixes_share_none(llava_vlm, owner_b, sharing):
+    _, first, suffix, _ = neighbours(llava_vlm, "in order")
+    prefix = llava_vlm.generator.read_prefix(llava_vlm.params, first)
+    with pytest.raises(ValueError, match=f"{sharing} neighbouring rows are to share"):
+        generate(llava_vlm, suffix, prefix=prefix, owner_b=owner_b, sharing=sharing)
+
+
+def test_what_neighbours_share_is_held_once(llava_vlm):
+    """Decoding holds I prefixes; with copies, one more for each row that has its own."""
+    vlm, rows, prefixes, length = llava_vlm, 8, 2, 1024
+    decoder, shapes = vlm.config.decoder, vlm.processor.shapes
+    values = 2 * decoder.num_kv_heads * decoder.head_dim * decoder.num_layers
+    one = length * values * vlm.params["decoder/embed_vd"].dtype.itemsize
+    held = {}
+    for sharing in (1, 2, 4):
+        owners = np.arange(rows) // sharing if sharing == 4 else np.zeros(rows, np.int32)
+
+        def compile(name, program, *args, sharing=sharing, **static):
+            memory = program.lower(*args, **static).compile().memory_analysis()
+            held[name, sharing] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            return compile_ahead(name, program, *args, **static)
+
+        vlm.generator.warm(
+            vlm.params,
+            shapes(rows, 16),
+            DecodeSettings(max_new_tokens=8),
+            prefix=shapes(prefixes, length, 1),
+            owner_b=owners,
+            sharing=sharing,
+            compile=compile,
+        )
+    assert held["decode", 1] - held["decode", 4] >= 0.95 * rows * one
+    assert held["decode", 2] - held["decode", 4] >= 0.95 * rows / 2 * one
+    weights = sum(leaf.nbytes for leaf in vlm.params.values())
+    assert held["decode", 4] < weights + (prefixes + 1) * one
+    assert held["prefill", 4] < held["prefill", 2] < held["prefill", 1]

@@ -5,6 +5,8 @@ import pytest
 from tests import tiny
 from tests.decoding.mesh_answers import SHARED, behind_prefixes, whole
 
+DAILY = "one", "eight", "pairs"
+CASES = [n if n in DAILY else pytest.param(n, marks=pytest.mark.slow) for n in SHARED]
 MESHES = [(4, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((1, 1), (8, 1)))]
 
 
@@ -14,7 +16,7 @@ def folder(tmp_path_factory):
     return tiny.llava(folder, text=dict(num_hidden_layers=1), vision=dict(num_hidden_layers=2))
 
 
-@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("shared", CASES)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_answers_are_those_of_whole_prompts_on_one_device(eight, folder, mesh, shared):
     expected = eight(whole, folder, shared)

@@ -7,8 +7,9 @@ use it. Merging segments, or reading what is inside tiles, needs float32, so tho
 """
 
 import concurrent.futures
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ def read_segments(
     """Attends to each of some segments, by the fused kernel where it does what is asked.
 
     Args:
-        segments: the keys.
+        segments: the keys; those that rows share are read once for all of these
+            (`_read_together`).
         causal: if there is one segment, its keys are the queries' own places, in order and padded
             on the right, if at all. Rows of padding then read something that means nothing.
         q_btnh, queries, scale, tap: as `segment_attention` takes them.
@@ -54,13 +56,43 @@ def read_segments(
     if fits and (kernel := choice()) not in (TILES, PALLAS):
         return [by_kernel(q_btnh, segments[0], scale, kernel)]
     ours = functools.partial(kernel_attention, dtype=q_btnh.dtype if alone else jnp.float32)
-    reader = lambda segment: (
-        ours if kernel_fits(q_btnh, segment) and choice() == PALLAS else segment_attention
-    )
-    return [
-        reader(segment)(q_btnh, segment, queries, causal=causal, scale=scale, tap=tap)
-        for segment in segments
-    ]
+
+    def read(q_btnh: Array, segment: Segment, queries: Visibility, tap: Tap | None) -> Read:
+        kernel = kernel_fits(q_btnh, segment) and choice() == PALLAS
+        reader = ours if kernel else segment_attention
+        return reader(q_btnh, segment, queries, causal=causal, scale=scale, tap=tap)
+
+    return [_read_together(read, q_btnh, segment, queries, tap) for segment in segments]
+
+
+def _read_together(
+    read: Callable[[Array, Segment, Visibility, Tap | None], Read],
+    q_btnh: Array,
+    segment: Segment,
+    queries: Visibility,
+    tap: Tap | None,
+) -> Read:
+    """Reads a segment with the queries of all rows that share its keys as those of one row.
+
+    Three rows of two queries that share keys, a b | c d | e f, are read as a b c d e f. Where a tap
+    has gains of each row's own, the keys of the layer are copied to all rows instead.
+    """
+    rows = q_btnh.shape[0]
+    if segment.sharing(rows) == 1:
+        return read(q_btnh, segment, queries, tap)
+    if tap is not None and tap.rows_bt is not None and _rows_of_gains(tap) > 1:
+        return read(q_btnh, segment.apart(rows), queries, tap)
+    join = lambda a: a.reshape(segment.k_bksh.shape[0], -1, *a.shape[2:])
+    if tap is not None and tap.rows_bt is not None:
+        tap = dataclasses.replace(tap, rows_bt=join(tap.rows_bt))
+    keys, kinds_bs = jax.tree.map(segment.of_keys, (segment.keys, segment.kinds_bs))
+    own = dataclasses.replace(segment, keys=keys, kinds_bs=kinds_bs)
+    found = read(join(q_btnh), own, jax.tree.map(join, queries), tap)
+    return jax.tree.map(lambda a: a.reshape(rows, -1, *a.shape[2:]), found)
+
+
+def _rows_of_gains(tap: Tap) -> int:
+    return max(leaf.shape[0] for leaf in (tap.image_bn, tap.system_bn))
 
 
 def _fits(q_btnh: Array, segment: Segment, queries: Visibility) -> bool:

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+T = TypeVar("T")
 
 NEVER = np.iinfo(np.int32).max
 """The order of a key that no query may see: padding."""
@@ -50,8 +53,9 @@ class Visibility:
 class Segment:
     """Keys and values that queries attend to together.
 
-    Neighbouring decode rows may share keys, as the beams of a sample do its prompt: keys and values
-    then have a row for W rows of queries, while `keys` and `kinds_bs` have one for each of these.
+    Neighbouring rows of the batch may share keys, as the beams of a sample do its prompt and the
+    questions about an image what comes before their text: keys and values then have a row for W
+    rows of queries, while `keys` and `kinds_bs` have one for each of these.
 
     Attributes:
         k_bksh, v_bksh: [B, K, S, H], the layout in which one decode step reads memory in order;
@@ -77,8 +81,27 @@ class Segment:
         return self.k_bksh.shape[2]
 
     def sharing(self, rows: int) -> int:
-        """Returns how many of so many neighbouring decode rows share each row of keys."""
+        """Returns how many of so many neighbouring rows of queries share each row of keys."""
         return rows // self.k_bksh.shape[0]
+
+    def of_keys(self, leaf: Array) -> Array:
+        """Returns [B / W, ...] of what the rows that share keys have in common, [B, ...]."""
+        return leaf[:: self.sharing(leaf.shape[0])]
+
+    def apart(self, rows: int) -> "Segment":
+        """Returns the segment with keys and values copied to every row of queries."""
+        k_bksh, v_bksh = self._repeat((self.k_bksh, self.v_bksh), rows)
+        return dataclasses.replace(self, k_bksh=k_bksh, v_bksh=v_bksh)
+
+    def shared_by(self, rows: int) -> "Segment":
+        """Returns a segment of as many keys for so many rows of queries, which share them."""
+        keys, kinds_bs = self._repeat((self.keys, self.kinds_bs), rows)
+        return dataclasses.replace(self, keys=keys, kinds_bs=kinds_bs)
+
+    def _repeat(self, tree: T, rows: int) -> T:
+        sharing = self.sharing(rows)
+        many = lambda leaf: jnp.repeat(leaf, sharing, axis=0)
+        return tree if sharing == 1 else jax.tree.map(many, tree)
 
     def slice(self, start: int | Array, length: int) -> "Segment":
         """Returns `length` keys from `start` (static or traced)."""
@@ -86,15 +109,6 @@ class Segment:
         kinds = None if self.kinds_bs is None else cut(self.kinds_bs, 1)
         k_bksh, v_bksh = jax.tree.map(lambda a: cut(a, 2), (self.k_bksh, self.v_bksh))
         return Segment(k_bksh, v_bksh, self.keys.slice(start, length), kinds)
-
-    def join(self, later: "Segment") -> "Segment":
-        """Returns one segment with the keys of another behind its own, orders as they are."""
-        join = lambda axis: lambda a, b: jnp.concatenate([a, b], axis=axis)
-        keys = jax.tree.map(join(1), self.keys, later.keys)
-        kinds = None if self.kinds_bs is None else join(1)(self.kinds_bs, kinds_of(later))
-        ours, theirs = (self.k_bksh, self.v_bksh), (later.k_bksh, later.v_bksh)
-        k_bksh, v_bksh = jax.tree.map(join(2), ours, theirs)
-        return Segment(k_bksh, v_bksh, keys, kinds)
 
     def write(self, k_bksh: Array, v_bksh: Array | None, start: int | Array) -> "Segment":
         """Returns the segment with new keys and values put at `start`."""

@@ -6,13 +6,14 @@ Prompts are read by one program and decoded by another, which takes the cache of
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features
@@ -59,9 +60,9 @@ class Generator:
     """Compiled generation for one architecture on one mesh.
 
     Shapes are static: one compilation for each (batch, prompt length, image groups, slots), and
-    where prompts share prefixes for each (prefixes, prefix length) too, and for each (prefixes,
-    image groups) where images are read apart. All settings (limits, stop ids, temperature, seeds,
-    logit biases, which row owns which prefix) are traced.
+    where prompts share prefixes for each (prefixes, prefix length, rows that share each) too, and
+    for each (prefixes, image groups) where images are read apart. All settings (limits, stop ids,
+    temperature, seeds, logit biases, which row owns which prefix) are traced.
     """
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
@@ -117,6 +118,7 @@ class Generator:
         *,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
+        sharing: int | None = None,
     ) -> Float[np.ndarray, "B T V"]:
         """Returns float32 logits at every place of the batch; those at padding mean nothing.
 
@@ -126,10 +128,10 @@ class Generator:
             params: parameters, already on the mesh.
             batch: prompts, or what follows their prefixes.
             steering: what to do to attention.
-            prefix, owner_b: as for generation.
+            prefix, owner_b, sharing: as for generation.
         """
         steering = self._put.steering(steering)
-        before = self._before(batch, prefix, owner_b)
+        before = self._before(self._put, batch, prefix, owner_b, sharing)
         args = params, self._put.rows(batch), steering, *before
         length, places = batch.tokens_bt.shape[1], self._places(batch)
         if places >= length:
@@ -164,6 +166,7 @@ class Generator:
         strategy: Strategy | Search | None = None,
         prefix: Prefix | None = None,
         owner_b: Sequence[int] | np.ndarray | None = None,
+        sharing: int | None = None,
         told: Callable[[np.ndarray, np.ndarray], None] | None = None,
     ) -> Generated:
         """Returns the tokens that follow the prompts.
@@ -188,18 +191,24 @@ class Generator:
                 sample 0, rows 2 3 sample 1.
             prefix: what `read_prefix` returned for I beginnings of prompts.
             owner_b: int32 [B], which of the I prefixes each row goes on from.
+            sharing: how many neighbouring rows go on from one prefix, everywhere in the batch, as
+                in 0 0 1 1 2 2; part of the program. They read its keys together, as far as they
+                lie on one device of the data axis. If the prefixes come in their order, each once,
+                nothing of them is copied; otherwise each is, once for those rows. None: every row
+                has a copy of its own.
             told: called with the tokens_bn and lengths_b so far after every `PART` tokens; ignored
                 where a sample has several rows. Such calls run a program of their own in place of
                 the one that decodes to the end.
 
         Raises:
-            ValueError: `owner_b` does not name a prefix for each row, the prefixes were not read
-                as the steering needs them, or the rows are no whole number of samples.
+            ValueError: `owner_b` does not name a prefix for each row, or not one for all that
+                share, the prefixes were not read as the steering needs them, or the rows are no
+                whole number of samples.
         """
         call = GeneratorCall(
             settings, slots, stop_ids, pad_id, row_ids, logit_bias, prompts, steering, strategy
         )
-        before = self._before(batch, prefix, owner_b)
+        before = self._before(self._put, batch, prefix, owner_b, sharing)
         inputs = call.inputs(self._put, batch.size, self.vocabulary)
         logits_bv, cache, watched = self.programs.prefill(
             params,
@@ -212,17 +221,25 @@ class Generator:
         )
         read = logits_bv, watched
         if told is not None and call.width == call.search.rows == 1:
-            return self._in_parts(params, read, cache, inputs, call, told)
-        *found, _ = self.programs.decode(params, read, cache, inputs, slots=call.room)
+            return self._in_parts(params, read, cache, inputs, before, call, told)
+        *found, _ = self.programs.decode(params, read, cache, inputs, *before, slots=call.room)
         return Generated(*jax.device_get(found))
 
     def _in_parts(
-        self, params: Params, read: Any, cache: Any, inputs: LoopInputs, call: GeneratorCall, told
+        self,
+        params: Params,
+        read: Any,
+        cache: Any,
+        inputs: LoopInputs,
+        before: Sequence[Any],
+        call: GeneratorCall,
+        told: Callable[[np.ndarray, np.ndarray], None],
     ) -> Generated:
         """Decodes `PART` tokens at a time, and calls `told` in between."""
-        state = self.programs.begin(params, read, cache, inputs, slots=call.room)
+        programs = self.programs
+        state = programs.begin(params, read, cache, inputs, *before, slots=call.room)
         for until in itertools.count(PART, PART):
-            *made, state = self.programs.decode_part(params, state, inputs, np.int32(until))
+            *made, state = programs.decode_part(params, state, inputs, np.int32(until), *before)
             found = Generated(*jax.device_get(made))
             if until >= call.settings.max_new_tokens or found.ended_b.all():
                 return found
@@ -236,6 +253,8 @@ class Generator:
         settings: DecodeSettings,
         *,
         prefix: Batch | None = None,
+        owner_b: Sequence[int] | np.ndarray | None = None,
+        sharing: int | None = None,
         images_apart: bool = False,
         compile: Callable[..., Any] | None = None,
         **options: Any,
@@ -249,12 +268,14 @@ class Generator:
             params: parameters, or `ShapeDtypeStruct`s with their shardings.
             batch: arrays or `ShapeDtypeStruct`s.
             prefix: what `read_prefix` will be given, likewise; None if prompts are read whole.
+            owner_b, sharing: of the call. Of the owners only whether they come in their order
+                matters; None: they do not.
             images_apart: whether the prefixes' images go through `read_images` first.
             compile: called with each program's name, the jitted program and its arguments; returns
                 what the program will return, as shapes with shardings. `compile_ahead` by default.
-            settings, options: of the call, except `prefix` and `owner_b`. Of their values only
-                those that make shapes or programs matter: room for tokens, the number of stop ids,
-                which settings act, the parts of the steering.
+            settings, options: of the call. Of their values only those that make shapes or programs
+                matter: room for tokens, the number of stop ids, which settings act, the parts of
+                the steering.
         """
         compile = compile or compile_ahead
         call = GeneratorCall(settings, **options)
@@ -267,7 +288,8 @@ class Generator:
                 read = compile("read_images", self.programs.read_images, params, placed.images)
                 placed = dataclasses.replace(placed, images=read)
             read = compile("read_prefix", self.programs.read_prefix, params, placed, steering)
-            before = read, self._like.rows(jax.ShapeDtypeStruct((batch.size,), np.int32))
+            owner_b = np.zeros(batch.size, np.int32) if owner_b is None else owner_b
+            before = self._before(self._like, batch, read, owner_b, sharing)
         logits_bv, cache, watched = compile(
             "prefill",
             self.programs.prefill,
@@ -286,6 +308,7 @@ class Generator:
             (logits_bv, watched),
             cache,
             inputs,
+            *before,
             slots=call.room,
         )
 
@@ -326,11 +349,17 @@ class Generator:
 
     def _before(
         self,
+        put: Placement,
         batch: Batch,
-        prefix: Prefix | None,
+        prefix: Any,
         owner_b: Sequence[int] | np.ndarray | None,
-    ) -> tuple[Prefix, Array] | tuple[()]:
-        """Returns the programs' arguments (prefix, owner_b); none for whole prompts."""
+        sharing: int | None,
+    ) -> tuple[Any, ...]:
+        """Returns the programs' arguments (prefix, owner_g); none for whole prompts.
+
+        The prefixes are arrays or shapes, as `put` makes them; `owner_g` says which of them each
+        group of rows takes, None that the groups are the prefixes in their order.
+        """
         if prefix is None and owner_b is None:
             return ()
         if prefix is None or owner_b is None:
@@ -341,7 +370,17 @@ class Generator:
                 f"owner_b must say for each of the {batch.size} rows which of the {count} prefixes "
                 f"it goes on from, as indices below {count}; it is {owner_b}."
             )
-        return prefix, self._put.rows(owners)
+        if sharing is None:
+            return prefix, put.rows(owners)
+        if batch.size % sharing or (owners != owners[::sharing].repeat(sharing)).any():
+            raise ValueError(
+                f"{sharing} neighbouring rows are to share a prefix; owner_b is {owner_b}: give "
+                "so many rows the same owner, or leave `sharing` out."
+            )
+        # No group of rows lies on two devices.
+        owners = owners[:: math.gcd(sharing, batch.size // self.mesh.shape["data"])]
+        in_order = np.array_equal(owners, np.arange(count))
+        return prefix, None if in_order else put.rows(owners)
 
 
 def compile_ahead(name: str, program: Any, *args: Any, **static: Any) -> Any:

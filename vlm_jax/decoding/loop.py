@@ -12,7 +12,7 @@ from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.decoding.call import LoopInputs
 from vlm_jax.decoding.search import Choice, Found, Now
 from vlm_jax.decoding.strategies.base import Step
-from vlm_jax.models import Cache, Network, Watched
+from vlm_jax.models import Cache, Network, Prefix, Watched
 
 
 @jax.tree_util.register_dataclass
@@ -147,12 +147,29 @@ class _Loop:
         model, inputs: see `decode`; the limit is at most the number of slots.
         rows: the order of the rows.
         first_rv: logits of the prompts' last rows, for strategies with `needs_first`.
+        prefix: what the rows go on from; None where prompts were read whole.
     """
 
     model: Network
     inputs: LoopInputs
     rows: _Rows
     first_rv: Any
+    prefix: Prefix | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Network,
+        inputs: LoopInputs,
+        rows: _Rows,
+        first_rv: Any,
+        prefix: Prefix | None,
+    ) -> "_Loop":
+        """Returns the steps, given the prefixes of all prompts."""
+        count = rows.samples * rows.views * rows.rows
+        return cls(
+            model, inputs, rows, first_rv, None if prefix is None else prefix.shared_by(count)
+        )
 
     def unfinished(self, state: LoopState) -> Bool[Array, ""]:
         """Returns whether any sample has not ended."""
@@ -170,7 +187,9 @@ class _Loop:
         scores_bcv = scores_rv.reshape(rows.samples, rows.rows, -1)
         if inputs.bias_bv is not None:
             scores_bcv = scores_bcv + inputs.bias_bv[:, None]
-        kinds_bp = kinds_of(state.cache.prompt[0])[:: rows.views * rows.rows]
+        before = () if self.prefix is None else self.prefix.segments[:1]
+        kinds = [kinds_of(segment) for segment in (*before, state.cache.prompt[0])]
+        kinds_bp = jnp.concatenate(kinds, axis=1)[:: rows.views * rows.rows]
         now = Now(state.count, state.carried, state.watched, kinds_bp)
         choice, chosen = search.choose(scores_bcv, state.search, inputs, now)
         cache, carried = state.cache, state.carried
@@ -191,7 +210,9 @@ class _Loop:
         rows, search = self.rows, self.inputs.search
         steering = _of_rows(self.inputs.steering, rows)
         watch = (self.inputs.strategy or search).watch(self.model.decoder.config.num_layers)
-        logits_rv, cache, watched = self.model.step(state.tokens_r, state.cache, steering, watch)
+        logits_rv, cache, watched = self.model.step(
+            state.tokens_r, state.cache, steering, watch, self.prefix
+        )
         new, going_r = rows.of_search(watched.readings), search.going(state.search)
         going = going_r[:, None, None].astype(jnp.float32)
         add = lambda total, now: total + going * now
@@ -218,6 +239,7 @@ def decode(
     cache: Cache,
     inputs: LoopInputs,
     slots: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any, Cache]:
     """Decodes until every sample has ended; returns the answers.
 
@@ -227,13 +249,14 @@ def decode(
         cache: of the prompts, spread over the rows of the search (`Cache.spread`).
         inputs: traced settings.
         slots: static number of tokens that an answer may have.
+        prefix: what the prompts go on from, as for `Network.prefill`.
 
     Returns:
         Tokens, lengths, whether rows ended, mean readings, counts, scores, and the cache.
     """
     inputs = _limited(inputs, slots)
-    state = begin(model, read, cache, inputs, slots)
-    state = go_on(model, state, inputs, slots, read[0])
+    state = begin(model, read, cache, inputs, slots, prefix)
+    state = go_on(model, state, inputs, slots, read[0], prefix)
     return *end(state, inputs), state.cache
 
 
@@ -243,6 +266,7 @@ def begin(
     cache: Cache,
     inputs: LoopInputs,
     slots: int,
+    prefix: Prefix | None = None,
 ) -> LoopState:
     """Returns the state of the loop with the first token chosen; see `decode`."""
     inputs, rows, search = _limited(inputs, slots), _Rows.of(inputs, len(read[0])), inputs.search
@@ -264,23 +288,28 @@ def begin(
         search=search.start(inputs, shape, carried),
         carried=carried,
     )
-    return _Loop(model, inputs, rows, logits_rv).choose(state)
+    return _Loop.of(model, inputs, rows, logits_rv, prefix).choose(state)
 
 
 def go_on(
-    model: Network, state: LoopState, inputs: LoopInputs, until: Any, first_rv: Any = None
+    model: Network,
+    state: LoopState,
+    inputs: LoopInputs,
+    until: Any,
+    first_rv: Any = None,
+    prefix: Prefix | None = None,
 ) -> LoopState:
     """Runs the loop on from a state, until every sample has ended or has `until` tokens.
 
     Args:
-        model, inputs: see `decode`.
+        model, inputs, prefix: see `decode`.
         state: what `begin` or an earlier call of this returned.
         until: number of tokens, those before the call included.
         first_rv: logits of the prompts' last rows, for a strategy with `needs_first`.
     """
     rows = _Rows.of(inputs, len(state.logits_rv) // inputs.search.rows)
     first_rv = None if first_rv is None else rows.spread(first_rv)
-    loop = _Loop(model, _limited(inputs, until), rows, first_rv)
+    loop = _Loop.of(model, _limited(inputs, until), rows, first_rv, prefix)
     return jax.lax.while_loop(loop.unfinished, loop.advance, state)
 
 

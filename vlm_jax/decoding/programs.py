@@ -4,6 +4,7 @@ import functools
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch, Features, Images
@@ -40,37 +41,40 @@ class Programs:
             batch: Batch,
             steering,
             prefix=None,
-            owner_b=None,
+            owner_g=None,
             *,
             slots,
             watch=None,
             shared=None,
         ):
-            prefix = _everywhere(prefix, mesh)
-            read = network(params).prefill(batch, slots, steering, prefix, owner_b, watch)
+            prefix = _owned(prefix, owner_g, mesh)
+            read = network(params).prefill(batch, slots, steering, prefix, watch)
             logits_bv, cache, watched = read
             return logits_bv, cache.spread(*shared) if shared else cache, watched
 
-        def forward(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
-            prefix = _everywhere(prefix, mesh)
-            return network(params).forward(batch, steering, prefix, owner_b)
+        def forward(params: Params, batch: Batch, steering, prefix=None, owner_g=None):
+            prefix = _owned(prefix, owner_g, mesh)
+            return network(params).forward(batch, steering, prefix)
 
-        def hidden(params: Params, batch: Batch, steering, prefix=None, owner_b=None):
-            prefix = _everywhere(prefix, mesh)
-            return network(params).hidden(batch, steering, prefix, owner_b)
+        def hidden(params: Params, batch: Batch, steering, prefix=None, owner_g=None):
+            prefix = _owned(prefix, owner_g, mesh)
+            return network(params).hidden(batch, steering, prefix)
 
         def head(params: Params, hidden_btd, start, *, length):
             part_btd = jax.lax.dynamic_slice_in_dim(hidden_btd, start, length, axis=1)
             return network(params).decoder.logits(part_btd)
 
-        def decode_all(params: Params, read, cache, inputs, slots: int):
-            return decode(network(params), read, cache, inputs, slots)
+        def decode_all(params: Params, read, cache, inputs, prefix=None, owner_g=None, *, slots):
+            prefix = _owned(prefix, owner_g, mesh)
+            return decode(network(params), read, cache, inputs, slots, prefix)
 
-        def begin_one(params: Params, read, cache, inputs, slots: int):
-            return begin(network(params), read, cache, inputs, slots)
+        def begin_one(params: Params, read, cache, inputs, prefix=None, owner_g=None, *, slots):
+            prefix = _owned(prefix, owner_g, mesh)
+            return begin(network(params), read, cache, inputs, slots, prefix)
 
-        def decode_part(params: Params, state: LoopState, inputs, until):
-            state = go_on(network(params), state, inputs, until)
+        def decode_part(params: Params, state: LoopState, inputs, until, prefix=None, owner_g=None):
+            prefix = _owned(prefix, owner_g, mesh)
+            state = go_on(network(params), state, inputs, until, prefix=prefix)
             return *end(state, inputs), state
 
         # Answers lie whole with every device of a replica, of which the host may not have all.
@@ -92,7 +96,14 @@ class Programs:
         return sum(program._cache_size() for program in vars(self).values())
 
 
-def _everywhere(prefix: Prefix | None, mesh: Mesh) -> Prefix | None:
+def _owned(prefix: Prefix | None, owner_g: Array | None, mesh: Mesh) -> Prefix | None:
+    """Returns the prefix of each group of rows; None for `owner_g`: they are these."""
+    if prefix is None or owner_g is None:
+        return prefix
+    return _everywhere(prefix, mesh).take(owner_g)
+
+
+def _everywhere(prefix: Prefix, mesh: Mesh) -> Prefix:
     """Replicates prefixes over the data axis, so that rows pick theirs without communication.
 
     Left to the partitioner, picking rows of a sharded array makes each device hold all B rows.

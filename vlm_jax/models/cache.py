@@ -19,8 +19,9 @@ class Cache:
     """Keys and values of a prompt and of the tokens generated after it.
 
     The prompt stays as prefill left it; generated tokens go to slots of their own, the same slot
-    for every row, so that a step is one slice update and never a scatter. Attention reads both as
-    segments, which merge by log-sum-exp.
+    for every row, so that a step is one slice update and never a scatter. Attention reads both, and
+    the prefixes that prompts share (`Prefix`, no part of the cache), as segments, which merge by
+    log-sum-exp.
 
     Neighbouring rows that continue one prompt, such as the beams of a sample, share its keys and
     the slots: a slot has a place for each row, and `order` says which places a row sees. No key
@@ -31,12 +32,13 @@ class Cache:
         row 0 continues row 1    row 0 sees 1 3, row 1 sees 1 3; they write to 4 and 5
 
     Attributes:
-        prompt: per layer, the prompt's keys and values.
+        prompt: per layer, the keys and values of the prompt, or of what follows its prefix.
         new: per layer, slots of generated tokens.
         next_position_b: rotary position of the next token.
         used: int32 scalar, number of slots that hold a token.
         states: per layer, what steering keeps from row to row; empty when nothing is steered.
         beams: places of a slot.
+        before: places of the prefixes that the prompts follow; 0 where there are none.
     """
 
     prompt: tuple[Segment, ...]
@@ -45,6 +47,12 @@ class Cache:
     used: Int[Array, ""]
     states: tuple[State, ...] = ()
     beams: int = dataclasses.field(default=1, metadata={"static": True})
+    before: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def length(self) -> int:
+        """Places before the slots."""
+        return self.before + self.prompt[0].length
 
     @property
     def slots(self) -> int:
@@ -72,15 +80,12 @@ class Cache:
             beams: number of them W whose tokens are kept: all, or those that `gather` names.
         """
         many = lambda tree: jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), tree)
-        shared = lambda segment: dataclasses.replace(
-            segment, keys=many(segment.keys), kinds_bs=many(segment.kinds_bs)
-        )
+        shared = lambda segment: segment.shared_by(rows * len(self.next_position_b))
         places = self.slots * beams + rows - beams
-        new = tuple(shared(new_slots(segment, places)) for segment in self.prompt)
         cache = dataclasses.replace(
             self,
             prompt=tuple(map(shared, self.prompt)),
-            new=new,
+            new=tuple(shared(new_slots(segment, places)) for segment in self.prompt),
             next_position_b=many(self.next_position_b),
             states=many(self.states),
             beams=beams,
@@ -141,7 +146,7 @@ class Cache:
     def _see(self, sees_rp: Bool[Array, "B P"]) -> "Cache":
         """Returns the cache whose rows see these places, and their own place of the next slot."""
         rows, places = sees_rp.shape
-        places_p, start = jnp.arange(places, dtype=jnp.int32), self.prompt[0].length
+        places_p, start = jnp.arange(places, dtype=jnp.int32), self.length
         order_rp = jnp.where(sees_rp, start + places_p // self.beams, NEVER)
         own_r = self.used * self.beams + jnp.arange(rows) % self.rows
         order_rp = jnp.where(places_p == own_r[:, None], start + self.used, order_rp)
@@ -172,7 +177,8 @@ class Prefix:
     it. Behind its tokens a prefix is padded; what follows has its places after the padding.
 
     Attributes:
-        segments: per layer, the keys and values [I, K, P, H] of I prefixes.
+        segments: per layer, the keys and values [I, K, P, H] of I prefixes; neighbouring rows may
+            share them (`shared_by`).
         states: per layer, what steering remembers; empty when nothing was steered.
         steered: which parts of a steering the prefixes were read with (`Steering.on_prefix`).
     """
@@ -192,13 +198,23 @@ class Prefix:
         return self.segments[0].length
 
     @property
-    def has_image_b(self) -> Bool[Array, " I"]:
-        """Which prefixes hold an image."""
+    def has_image_b(self) -> Bool[Array, " B"]:
+        """Which prefixes hold an image, or those that rows go on from."""
         return jnp.any(kinds_of(self.segments[0]) == Kind.IMAGE, axis=1)
 
-    def take(self, owner_b: Int[Array, " B"]) -> "Prefix":
-        """Returns the prefix of each of B rows, given its index."""
-        return jax.tree.map(lambda leaf: jnp.take(leaf, owner_b, axis=0, mode="clip"), self)
+    def take(self, owner_g: Int[Array, " G"]) -> "Prefix":
+        """Returns copies of G prefixes, given their indices."""
+        return jax.tree.map(lambda leaf: jnp.take(leaf, owner_g, axis=0, mode="clip"), self)
+
+    def shared_by(self, rows: int) -> "Prefix":
+        """Returns what so many rows of prompts go on from, as many neighbours from each prefix.
+
+        The keys and values are these, of which nothing is copied; rows have what says who sees
+        them, and states of their own.
+        """
+        many = lambda leaf: jnp.repeat(leaf, rows // self.size, axis=0)
+        segments = tuple(segment.shared_by(rows) for segment in self.segments)
+        return dataclasses.replace(self, segments=segments, states=jax.tree.map(many, self.states))
 
     def check(self, steering: Steering | None) -> None:
         """Raises ValueError unless prompts that are steered so can go on from here."""
@@ -246,9 +262,15 @@ def prompt_rows(batch: Batch, prefix: Prefix | None = None) -> Rows:
     return Rows(after, kinds_bt != Kind.PAD, last_b, kinds_bt)
 
 
-def new_slots(prompt: Segment, slots: int) -> Segment:
-    """Returns empty slots after a prompt. A slot is seen from the step that fills it on."""
-    batch, length = prompt.k_bksh.shape[0], prompt.length
+def new_slots(prompt: Segment, slots: int, before: int = 0) -> Segment:
+    """Returns empty slots after a prompt. A slot is seen from the step that fills it on.
+
+    Args:
+        prompt: of a layer.
+        slots: how many.
+        before: places before those of the prompt.
+    """
+    batch, length = prompt.k_bksh.shape[0], before + prompt.length
     empty = lambda a: jnp.zeros((*a.shape[:2], slots, a.shape[3]), a.dtype)
     k_bksh, v_bksh = jax.tree.map(empty, (prompt.k_bksh, prompt.v_bksh))
     order = jnp.broadcast_to(length + jnp.arange(slots, dtype=jnp.int32), (batch, slots))

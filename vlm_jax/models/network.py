@@ -96,13 +96,13 @@ class Network(nnx.Module):
             batch: the prompts; with prefixes what follows them, its positions those of the whole
                 prompts.
             steering: what to do to attention.
-            prefix: the prefix of each row.
+            prefix: what the rows go on from (`Prefix.shared_by`).
             ends: whether the last row of each sample is a prompt's last; False for prefixes.
             watch: what is kept of the last rows.
 
         Returns:
-            Hidden states, each layer's keys and values (of the whole prompts), and the hooks, which
-            know what steering remembers and what was kept.
+            Hidden states, each layer's keys and values of what was read, and the hooks, which know
+            what steering remembers and what was kept.
 
         Raises:
             ValueError: the prefixes were not read as this steering needs them.
@@ -122,9 +122,8 @@ class Network(nnx.Module):
             hooks = Hooks.of(steering, watch, rows, before)
 
         def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> Sequence[Segment]:
-            own = Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt))
-            kept.append(own if prefix is None else prefix.segments[layer].join(own))
-            return kept[-1:]
+            kept.append(Segment(k_bksh, v_bksh, keys, jnp.asarray(batch.kinds_bt)))
+            return kept[-1:] if prefix is None else [prefix.segments[layer], kept[-1]]
 
         hidden_btd = self.decoder(
             self.embed(batch),
@@ -141,20 +140,18 @@ class Network(nnx.Module):
         batch: Batch,
         steering: Steering | None = None,
         prefix: Prefix | None = None,
-        owner_b: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits at every place of the batch; arguments as of `prefill`."""
-        return self.decoder.logits(self.hidden(batch, steering, prefix, owner_b))
+        return self.decoder.logits(self.hidden(batch, steering, prefix))
 
     def hidden(
         self,
         batch: Batch,
         steering: Steering | None = None,
         prefix: Prefix | None = None,
-        owner_b: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Returns the hidden states that the head reads, at every place; arguments as `prefill`."""
-        return self.read(batch, steering, _take(prefix, owner_b))[0]
+        return self.read(batch, steering, _shared(prefix, batch.size))[0]
 
     def read_prefix(self, batch: Batch, steering: Steering | None = None) -> Prefix:
         """Reads the beginnings of prompts, each up to its last image token.
@@ -179,7 +176,6 @@ class Network(nnx.Module):
         slots: int,
         steering: Steering | None = None,
         prefix: Prefix | None = None,
-        owner_b: Int[Array, " B"] | None = None,
         watch: Watch | None = None,
     ) -> tuple[Float[Array, "B V"], Cache, Watched]:
         """Reads prompts, or what follows their prefixes.
@@ -190,8 +186,7 @@ class Network(nnx.Module):
             slots: room for generated tokens.
             steering: what to do to attention.
             prefix: what `read_prefix` read of I prompts, with the parts of this steering that act
-                there.
-            owner_b: which of the I prefixes each row goes on from; None: row for row.
+                there. The first B / I rows go on from the first, the next ones from the second.
             watch: what is kept of the last rows besides the readings of a steering.
 
         Returns:
@@ -200,12 +195,19 @@ class Network(nnx.Module):
         Raises:
             ValueError: the prefixes were not read as this steering needs them.
         """
-        hidden_btd, prompt, hooks = self.read(batch, steering, _take(prefix, owner_b), watch=watch)
+        prefix = _shared(prefix, batch.size)
+        hidden_btd, prompt, hooks = self.read(batch, steering, prefix, watch=watch)
         last = (batch.lengths_b - 1)[:, None, None]
         hidden_bd = jnp.take_along_axis(hidden_btd, last, axis=1)[:, 0]
-        new = tuple(new_slots(segment, slots) for segment in prompt)
-        next_position_b = jnp.asarray(batch.next_position_b)
-        cache = Cache(prompt, new, next_position_b, jnp.int32(0), _states(hooks))
+        before = 0 if prefix is None else prefix.length
+        cache = Cache(
+            prompt,
+            tuple(new_slots(segment, slots, before) for segment in prompt),
+            jnp.asarray(batch.next_position_b),
+            jnp.int32(0),
+            _states(hooks),
+            before=before,
+        )
         logits_bv, watched = self._read_head(hidden_bd, hooks)
         return logits_bv, cache, watched
 
@@ -215,15 +217,24 @@ class Network(nnx.Module):
         cache: Cache,
         steering: Steering | None = None,
         watch: Watch | None = None,
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "B V"], Cache, Watched]:
-        """Reads one more token of every row; returns as `prefill` does."""
+        """Reads one more token of every row; returns as `prefill` does.
+
+        Args:
+            tokens_b: the tokens.
+            cache: what was read before, but for the prefixes.
+            steering, watch: as for `prefill`.
+            prefix: what the rows go on from (`Prefix.shared_by`).
+        """
         rows = tokens_b.shape[0]
-        order = cache.prompt[0].length + cache.used
+        order = cache.length + cache.used
         new: list[Segment] = []
 
         def extend_cache(layer: int, k_bksh: Array, v_bksh: Array | None) -> Sequence[Segment]:
             new.append(cache.write(layer, k_bksh, v_bksh))
-            return [cache.prompt[layer], new[-1]]
+            before = () if prefix is None else prefix.segments[layer : layer + 1]
+            return [*before, cache.prompt[layer], new[-1]]
 
         hooks = Hooks.of(steering, watch, before=cache.states or None)
         positions_bt3 = jnp.broadcast_to(cache.next_position_b[:, None, None], (rows, 1, 3))
@@ -257,8 +268,8 @@ class Network(nnx.Module):
         return logits_bjv[:, 0], dataclasses.replace(hooks.watched(), early_bjv=logits_bjv[:, 1:])
 
 
-def _take(prefix: Prefix | None, owner_b: Array | None) -> Prefix | None:
-    return prefix if prefix is None or owner_b is None else prefix.take(owner_b)
+def _shared(prefix: Prefix | None, rows: int) -> Prefix | None:
+    return None if prefix is None else prefix.shared_by(rows)
 
 
 def _states(hooks: Hooks | None) -> tuple[State, ...]:

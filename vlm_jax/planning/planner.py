@@ -273,6 +273,14 @@ class _Recorder:
 
         width = 1 if not isinstance(self.strategy, Strategy) else self.strategy.width
         rows, image_rows = planner.rows, planner.settings.prefixes
+        sharing = max(rows // image_rows, 1)
+        before: dict[str, Any] = {}
+        if shared:
+            before = {
+                "prefix": batch_shapes(image_rows, sizes.prefix, sizes, planner.cut, images=True),
+                "owner_b": np.arange(rows) // sharing % image_rows,
+                "sharing": sharing if rows % sharing == 0 else None,
+            }
         length = sizes.suffix if shared else sizes.length
         whole_length = length + (sizes.prefix if shared else 0)
         try:
@@ -280,9 +288,7 @@ class _Recorder:
                 self.params,
                 batch_shapes(rows * width, length, sizes, planner.cut, images=not shared),
                 planner.decoding,
-                prefix=batch_shapes(image_rows, sizes.prefix, sizes, planner.cut, images=True)
-                if shared
-                else None,
+                **before,
                 images_apart=shared,
                 stop_ids=planner.config.eos_ids,
                 prompts=np.zeros((rows, whole_length), np.int32),

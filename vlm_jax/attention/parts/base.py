@@ -284,6 +284,6 @@ def _visible(segments: Sequence[Segment], queries: Visibility) -> Array:
     pieces = []
     for segment in segments:
         visible = queries.sees(segment.keys)
-        shape = (segment.k_bksh.shape[0], 1, segment.length)
-        pieces.append(jnp.ones(shape, bool) if visible is None else visible)
+        every = jnp.ones_like(kinds_of(segment), bool)[:, None]
+        pieces.append(every if visible is None else visible)
     return jnp.concatenate(pieces, axis=-1)

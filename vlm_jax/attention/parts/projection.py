@@ -257,13 +257,14 @@ class _Keys:
     def earlier_values(self, heads: int) -> Array | float:
         """Sum of the earlier values, by query head, [B, 1, N, H]."""
         total: Array | float = 0.0
+        rows = self.own.k_bksh.shape[0]
         for segment in self.earlier:
-            real = (kinds_of(segment) != Kind.PAD)[:, None, :, None]
+            real = (segment.of_keys(kinds_of(segment)) != Kind.PAD)[:, None, :, None]
             values = segment.values_bksh.astype(
                 jnp.promote_types(segment.values_bksh.dtype, jnp.float32)
             )
             summed = jnp.sum(jnp.where(real, values, 0.0), axis=2, keepdims=True)
-            total = total + _heads(summed, heads)
+            total = total + _heads(jnp.repeat(summed, segment.sharing(rows), axis=0), heads)
         return total
 
 
