@@ -1,6 +1,7 @@
 """Which questions are read together."""
 
 import numpy as np
+import pytest
 
 from vlm_jax.answering.plan import Sizes, batch_rows, make_plan
 from vlm_jax.processing import Draft, bucket
@@ -55,6 +56,55 @@ def test_every_question_continues_its_own_image():
                 assert chunk.prefixes[owner].draft.prefix == question.draft.prefix
                 seen += question.samples
     assert sorted(seen) == list(range(12))
+
+
+def laid(counts: list[int], most: int):
+    """Returns the chunks of images with so many questions each, of lengths in turn."""
+    drafts = [
+        draft(len(counts) * number + image, f"image {image}", [5, number] + [7] * (number % 3))
+        for image, count in enumerate(counts)
+        for number in range(count)
+    ]
+    made = plan(drafts, most=most)
+    assert made.questions == sum(counts)
+    return made.chunks
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "sharing", "in_order", "batches"),
+    [
+        ([18] * 8, 32, 4, True, 5),
+        ([18] * 4, 4, 1, True, 18),
+        ([32], 32, 32, True, 1),
+        ([3, 4, 4, 4], 8, 2, True, 2),
+        ([18] * 5, 32, 2, False, 3),
+        ([2, 2, 2, 9], 4, 2, False, 4),
+        ([3, 5, 3, 3], 4, 1, False, 4),
+    ],
+)
+def test_neighbouring_rows_share_prefixes(counts, most, sharing, in_order, batches):
+    (chunk,) = laid(counts, most)
+    prefixes = chunk.fill([question.draft.prefix for question in chunk.prefixes])
+    assert len(prefixes) == chunk.rows
+    assert len(chunk.batches) == batches
+    for batch in chunk.batches:
+        assert (batch.sharing, batch.in_order) == (sharing, in_order)
+        owners = batch.row_owners
+        assert len(owners) == batch.rows
+        groups = [owners[row : row + sharing] for row in range(0, batch.rows, sharing)]
+        assert all(len(set(group)) == 1 for group in groups)
+        if in_order:
+            assert [group[0] for group in groups] == list(range(chunk.rows))
+        for row, question in zip(batch.places, batch.questions, strict=True):
+            assert prefixes[owners[row]] == question.draft.prefix
+        held = batch.fill(batch.questions)
+        assert [held[row] for row in batch.places] == list(batch.questions)
+
+
+def test_images_with_as_many_questions_are_read_together():
+    chunks = laid([2, 6] * 4, 4)
+    assert [len(chunk.batches) for chunk in chunks] == [2, 6]
+    assert all(batch.in_order for chunk in chunks for batch in chunk.batches)
 
 
 def test_another_system_prompt_is_another_prefix():

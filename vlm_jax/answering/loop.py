@@ -291,10 +291,18 @@ class _Run:
     def _warm(self, size: Bucket) -> None:
         shapes = self.engine.processor.shapes
         places = size.length + (0 if size.prefix is None else size.prefix[1])
+        before = {}
+        if size.prefix is not None:
+            owners = [row // size.sharing for row in range(size.rows)] if size.in_order else None
+            before = {
+                "prefix": shapes(*size.prefix),
+                "owner_b": owners,
+                "sharing": size.sharing,
+            }
         self.engine.generator.warm(
             self.engine.params,
             shapes(size.rows * self.asking.width, size.length, size.groups, size.words),
-            prefix=None if size.prefix is None else shapes(*size.prefix),
+            **before,
             images_apart=self.engine.images.limit_bytes > 0,
             **self._options([0] * size.rows, np.zeros((size.rows, places), np.int32)),
         )
@@ -317,8 +325,7 @@ class _Run:
         good = [sample for sample in samples if sample is not None]
         if not good:
             return Prepared(None, failures)
-        filled = [sample or good[0] for sample in samples]
-        filled += filled[-1:] * (batching.rows - len(filled))
+        filled = batching.fill([sample or good[0] for sample in samples])
         sizes = {name: getattr(batching, name) for name in ("length", "groups", "words")}
         batch = self.engine.processor.pad([view for views in filled for view in views], **sizes)
         self._change_pixels(questions, batch)
@@ -392,10 +399,10 @@ class _Run:
         if prepared.batch is not None:
             generated = self._generate(batching, prepared.batch, prefix)
         texts = [] if generated is None else self._texts(generated)
-        for row, question in enumerate(batching.questions):
-            failure = prepared.failures.get(row)
+        for number, (row, question) in enumerate(zip(batching.places, batching.questions)):
+            failure = prepared.failures.get(number)
             if batching.owners:
-                failure = failed.get(batching.owners[row])
+                failure = failed.get(batching.owners[number])
             if failure is not None or generated is None:
                 assert failure is not None
                 yield from _fail(question, failure)
@@ -439,17 +446,15 @@ class _Run:
         return self.engine.processor.decode(generated.tokens_bn, generated.lengths_b)
 
     def _generate(self, batching: Batching, batch: Batch, prefix: Prefix | None) -> Generated:
-        filler = batching.rows - len(batching.questions)
-        samples = [question.samples[0] for question in batching.questions]
-        samples += samples[-1:] * filler
+        samples = batching.fill([question.samples[0] for question in batching.questions])
         before = {}
         if prefix is not None:
             before = {
                 "prefix": prefix,
-                "owner_b": [*batching.owners, *batching.owners[-1:] * filler],
+                "owner_b": batching.row_owners,
+                "sharing": batching.sharing,
             }
-        drafts = [question.draft for question in batching.questions]
-        drafts += drafts[-1:] * filler
+        drafts = batching.fill([question.draft for question in batching.questions])
         places = batching.length + (0 if prefix is None else prefix.length)
         options = self._options(samples, self._prompts(drafts, places))
         generator, params = self.engine.generator, self.engine.params
@@ -472,7 +477,8 @@ class _Run:
             while lengths_b[row] and waits_n[lengths_b[row] - 1]:
                 lengths_b[row] -= 1
         texts = self.engine.processor.decode(tokens_bn, lengths_b)
-        for question, text in zip(batching.questions, texts):
+        for row, question in zip(batching.places, batching.questions):
+            text = texts[row]
             ends = [text.find(stop) for stop in self._stops if stop in text]
             shown = text[: min([*ends, max(len(text) - held, 0)])]
             for index in question.samples:

@@ -21,6 +21,7 @@ def refuse_overflow(
     steering: Steering | None = None,
     prefix: Prefix | None = None,
     owner_b: Sequence[int] | None = None,
+    sharing: int | None = None,
 ) -> None:
     """Refuses answers to prompts whose activations are not finite.
 
@@ -32,7 +33,7 @@ def refuse_overflow(
         generator, params: of the model.
         batch: prompts, or what follows their prefixes.
         first_b: each row's first generated token.
-        steering, prefix, owner_b: as for generation.
+        steering, prefix, owner_b, sharing: as for generation.
 
     Raises:
         UserError: naming the layer whose output overflowed.
@@ -41,7 +42,8 @@ def refuse_overflow(
         return
     if not (np.asarray(first_b) == 0).any():
         return
-    logits_btv = generator.logits(params, batch, steering, prefix=prefix, owner_b=owner_b)
+    before = {"prefix": prefix, "owner_b": owner_b, "sharing": sharing}
+    logits_btv = generator.logits(params, batch, steering, **before)
     last = (np.asarray(batch.lengths_b) - 1)[:, None, None]
     if bool(np.isfinite(np.take_along_axis(logits_btv, last, axis=1)).all()):
         return

@@ -8,6 +8,9 @@ from vlm_jax.processing import Draft
 
 Item = TypeVar("Item")
 
+ASKED = 0.9
+"""Share of rows that hold a question, at least, where neighbouring rows are to share a prefix."""
+
 
 @dataclasses.dataclass(frozen=True)
 class UniqueQuestion:
@@ -27,20 +30,41 @@ class Batching:
     """Questions whose prompts are read together.
 
     Attributes:
-        questions: at most as many as the batch has rows; the last is repeated to fill it.
+        questions: at most as many as the batch has rows.
+        places: the row of each of them, ascending.
         rows: rows of the batch.
         length: static length of the prompts, or of what follows the shared prefixes.
         groups: static number of groups of patches; 0 behind prefixes.
         words: static number of words that a Q-Former reads; 0 behind prefixes.
         owners: with prefixes, which row of them each question continues.
+        sharing: with prefixes, how many neighbouring rows continue each.
+        in_order: whether these are the prefixes in their order, each once.
     """
 
     questions: tuple[UniqueQuestion, ...]
+    places: tuple[int, ...]
     rows: int
     length: int
     groups: int = 0
     words: int = 0
     owners: tuple[int, ...] = ()
+    sharing: int = 1
+    in_order: bool = False
+
+    def fill(self, items: Sequence[Item]) -> list[Item]:
+        """Returns what each row holds, given what each question has.
+
+        A row without a question repeats what is before it, or the first.
+        """
+        found, last = dict(zip(self.places, items, strict=True)), items[0]
+        return [last := found.get(row, last) for row in range(self.rows)]
+
+    @property
+    def row_owners(self) -> list[int]:
+        """Which prefix each row continues."""
+        if self.in_order:
+            return [row // self.sharing for row in range(self.rows)]
+        return self.fill(self.owners)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +83,10 @@ class Chunk:
     groups: int
     words: int
     batches: tuple[Batching, ...]
+
+    def fill(self, items: Sequence[Item]) -> list[Item]:
+        """Returns what each row of the prefixes holds; three are the rows 0 1 2 0."""
+        return [items[row % len(items)] for row in range(self.rows)]
 
     @property
     def key(self) -> Hashable:
@@ -79,6 +107,7 @@ class Bucket:
     Attributes:
         rows, length, groups, words: of the batch.
         prefix: the same of the prefixes that it continues, if it does.
+        sharing, in_order: of a `Batching`.
     """
 
     rows: int
@@ -86,6 +115,8 @@ class Bucket:
     groups: int = 0
     words: int = 0
     prefix: tuple[int, int, int, int] | None = None
+    sharing: int = 1
+    in_order: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +135,7 @@ class BatchPlan:
     def buckets(self) -> list[Bucket]:
         """The different sizes of its batches, those needed first first."""
         chunks = [
-            Bucket(b.rows, b.length, prefix=chunk.sizes)
+            Bucket(b.rows, b.length, 0, 0, chunk.sizes, b.sharing, b.in_order)
             for chunk in self.chunks
             for b in chunk.batches
         ]
@@ -184,6 +215,7 @@ def _batches(questions: Sequence[UniqueQuestion], sizes: Sizes) -> list[Batching
     return [
         Batching(
             part,
+            tuple(range(len(part))),
             rows,
             sizes.length(max(map(length, part))),
             sizes.groups(max(map(groups, part))),
@@ -194,27 +226,118 @@ def _batches(questions: Sequence[UniqueQuestion], sizes: Sizes) -> list[Batching
 
 
 def _chunks(families: Sequence[Sequence[UniqueQuestion]], sizes: Sizes) -> list[Chunk]:
+    """Cuts families, sorted by size and number of questions, into chunks."""
     prefix = lambda draft: draft.length - draft.suffix_length
-    order = sorted(families, key=lambda f: (prefix(f[0].draft), f[0].draft.groups))
-    found = []
+    size = lambda draft: (sizes.length(prefix(draft)), sizes.groups(draft.groups))
+    order = sorted(families, key=lambda family: (*size(family[0].draft), len(family)))
+    # Chunks of like sizes are laid out alike, so that few programs are compiled.
+    parts: dict[tuple[int, int], list[_Families]] = {}
     for part, rows in _cut(order, sizes):
-        owned = [(owner, q) for owner, family in enumerate(part) for q in family]
-        owned.sort(key=lambda pair: pair[1].draft.suffix_length)
-        batches = [
-            Batching(
-                tuple(question for _, question in some),
-                many,
-                sizes.length(max(q.draft.suffix_length for _, q in some)),
-                owners=tuple(owner for owner, _ in some),
+        many = sizes.rows(sum(map(len, part)))
+        parts.setdefault((rows, many), []).append(part)
+    found = []
+    for (rows, many), alike in parts.items():
+        layout = _layout(alike, rows, many)
+        for part in alike:
+            leaders = tuple(family[0] for family in part)
+            found.append(
+                Chunk(
+                    leaders,
+                    rows,
+                    sizes.length(max(prefix(q.draft) for q in leaders)),
+                    sizes.groups(max(q.draft.groups for q in leaders)),
+                    sizes.words(max(len(q.draft.words) for q in leaders)),
+                    tuple(_batch(seats, layout, many, sizes) for seats in layout.seats(part)),
+                )
             )
-            for some, many in _cut(owned, sizes)
-        ]
-        leaders = tuple(family[0] for family in part)
-        length = sizes.length(max(prefix(q.draft) for q in leaders))
-        groups = sizes.groups(max(q.draft.groups for q in leaders))
-        words = sizes.words(max(len(q.draft.words) for q in leaders))
-        found.append(Chunk(leaders, rows, length, groups, words, tuple(batches)))
     return found
+
+
+_Families = Sequence[Sequence[UniqueQuestion]]
+
+_Seat = tuple[int, int, UniqueQuestion]
+"""A row, which family's prefix it continues, and the question that it holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How the questions of a chunk are seated in batches.
+
+    Attributes:
+        prefixes: rows of the prefixes.
+        rows: of the batches.
+        sharing: neighbouring rows of a batch that continue one prefix.
+        in_order: whether each batch continues all prefixes in their order: nothing of them is
+            copied then, but a prefix without questions leaves rows idle. Otherwise the prefixes of
+            a batch are copied, once for `sharing` rows.
+    """
+
+    prefixes: int
+    rows: int
+    sharing: int
+    in_order: bool
+
+    def seats(self, part: _Families) -> list[list[_Seat]]:
+        """Returns the batches of some families; in each, like questions are as long as can be."""
+        length = lambda question: question.draft.suffix_length
+        part = [sorted(family, key=length) for family in part]
+        some = self.sharing
+        if self.in_order:
+            found: dict[int, list[_Seat]] = {}
+            for owner, family in enumerate(part):
+                rows = [row for row in range(self.rows) if row // some % len(part) == owner]
+                for number, question in enumerate(family):
+                    turn, place = divmod(number, len(rows))
+                    found.setdefault(turn, []).append((rows[place], owner, question))
+            return [sorted(seats, key=lambda seat: seat[0]) for seats in found.values()]
+        groups = [
+            (owner, family[start : start + some])
+            for owner, family in enumerate(part)
+            for start in range(0, len(family), some)
+        ]
+        groups.sort(key=lambda group: length(group[1][-1]))
+        each = self.rows // some
+        return [
+            [
+                (place * some + row, owner, question)
+                for place, (owner, questions) in enumerate(groups[start : start + each])
+                for row, question in enumerate(questions)
+            ]
+            for start in range(0, len(groups), each)
+        ]
+
+
+def _layout(parts: Sequence[_Families], prefixes: int, rows: int) -> _Layout:
+    """Returns the layout that copies least of those that leave few rows idle.
+
+    Eight images with 18 questions each, in batches of 32 rows: four neighbouring rows share an
+    image, and nothing is copied. Five images would leave too many rows idle so; two neighbouring
+    rows then share a copy of an image. In the worst case every row has a copy of its own.
+    """
+    layouts = []
+    if rows % prefixes == 0:
+        layouts.append(_Layout(prefixes, rows, rows // prefixes, True))
+    powers = [1 << power for power in reversed(range(rows.bit_length()))]
+    layouts += [_Layout(prefixes, rows, some, False) for some in powers if rows % some == 0]
+    questions = [sum(map(len, part)) for part in parts]
+    fewest = sum(-(-count // rows) for count in questions)
+    batches = lambda layout: sum(len(layout.seats(part)) for part in parts)
+    # The last layout, where every row is alone, has as few batches as there can be.
+    most = max(fewest, int(sum(questions) / (ASKED * rows)))
+    return next(layout for layout in layouts if batches(layout) <= most)
+
+
+def _batch(seats: Sequence[_Seat], layout: _Layout, rows: int, sizes: Sizes) -> Batching:
+    places, owners, questions = zip(*seats)
+    return Batching(
+        questions,
+        places,
+        rows,
+        sizes.length(max(question.draft.suffix_length for question in questions)),
+        owners=owners,
+        sharing=layout.sharing,
+        in_order=layout.in_order,
+    )
 
 
 def _cut(items: Sequence[Item], sizes: Sizes) -> Iterator[tuple[tuple[Item, ...], int]]:
