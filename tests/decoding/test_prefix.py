@@ -13,7 +13,7 @@ from tests.reference import IMAGES
 from vlm_jax.attention.parts.projection import LARGEST_SCALE
 from vlm_jax.attention.steering import Lens, Steering
 from vlm_jax.decoding import DecodeSettings
-from vlm_jax.decoding.generate import compile_ahead
+from vlm_jax.decoding.generate import PART, compile_ahead
 
 BAR = 1.5e-5
 """Largest float32 difference of logits of order 1 that another order of summation makes."""
@@ -178,6 +178,7 @@ def test_prefixes_that_do_not_fit_a_steering_are_refused(llava_vlm):
 
 
 NEIGHBOURS = [0, 0, 1, 1, 3, 3]
+OPTIONS = {"max_new_tokens": 6, "batch_size": 8}
 ORDERS = {
     "in order": ([0, 2, 4], [0, 0, 1, 1, 2, 2]),
     "another order": ([2, 4, 0], [2, 2, 0, 0, 1, 1]),
@@ -236,6 +237,32 @@ def test_beams_of_neighbours_that_share_a_prefix(llava_vlm):
     asked = dict(prefix=prefix, owner_b=owners, sharing=2)
     found = generate(llava_vlm, suffix, num_beams=2, max_new_tokens=6, **asked)
     np.testing.assert_array_equal(found.tokens_bn, answers.tokens_bn)
+
+
+def test_neighbours_that_share_a_prefix_are_told_of(llava_vlm):
+    """By the program that decodes some tokens at a time."""
+    _, first, suffix, owners = neighbours(llava_vlm, "in order")
+    prefix = llava_vlm.generator.read_prefix(llava_vlm.params, first)
+    asked = dict(prefix=prefix, owner_b=owners, sharing=2)
+    parts = []
+    found = generate(llava_vlm, suffix, told=lambda *part: parts.append(part), **asked)
+    np.testing.assert_array_equal(found.tokens_bn, generate(llava_vlm, suffix, **asked).tokens_bn)
+    ((tokens_bn, lengths_b),) = parts
+    assert (lengths_b == PART).all()
+    np.testing.assert_array_equal(tokens_bn[:, :PART], found.tokens_bn[:, :PART])
+
+
+@pytest.mark.parametrize("method", ["air", "adhh", "functional_heads"])
+def test_methods_act_on_questions_that_share_an_image(llava_vlm, method):
+    given = {} if method == "functional_heads" else {"heads": "all"}
+    steered = llava_vlm.apply(method, **given)
+    images = [IMAGES[sample] for sample in NEIGHBOURS]
+    ask = lambda share: steered.ask(images, QUESTIONS, OPTIONS, share_prefix=share)
+    for ours, theirs in zip(ask(True), ask(False), strict=True):
+        assert ours.tokens == theirs.tokens
+        jax.tree.map(np.testing.assert_array_equal, ours.counts, theirs.counts)
+        close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=0)
+        jax.tree.map(close, ours.readings, theirs.readings)
 
 
 @pytest.mark.parametrize(("owner_b", "sharing"), [([0, 1, 1, 1, 2, 2], 2), ([0] * 6, 4)])
