@@ -1,4 +1,4 @@
-"""What a call of the Python door asks: one or many images and prompts become samples.
+"""The samples that a Python call means: one or many images and prompts, paired up.
 
 | images | prompts | samples |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""How the Python door shows what it hands back: as text, and as HTML in a notebook.
+"""Tables of what the Python interface returns: as text, and as HTML in a notebook.
 
 All texts are escaped: what a model says is never markup.
 """

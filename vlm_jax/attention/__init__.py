@@ -1,4 +1,4 @@
-"""The one place where attention happens: arrays in, arrays out.
+"""The attention function of every tower and decoder: arrays in, arrays out.
 
 The primitive attends to one segment of keys and returns its output and its log-sum-exp; outputs of
 segments merge exactly by log-sum-exp. A prompt cache, the tokens generated so far, and the masses

@@ -1,4 +1,4 @@
-"""What there is, found by looking: jobs, configs, methods, families, ..., a line each."""
+"""Lists jobs, configs, methods, families, ..., found in their folders, with a line each."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""From the words of a command to one call of a job; what is wrong with them is one line."""
+"""Turns a command line into one call of a job; a user's error is one line."""
 
 import _thread
 import os

@@ -1,4 +1,4 @@
-"""Processes that meet: they tell one another values, and an error in one is an error in all.
+"""Teams of processes: they exchange values, and an error in one is raised in all.
 
 All processes of a job are a team, and so are those that share one replica of a model. The latter
 work in step: they run the same programs on the same inputs in the same order, since a program over

@@ -1,4 +1,4 @@
-"""Processes that meet before the runtime starts, and notice when one of them is gone.
+"""Connects processes before the runtime starts, and ends them all when one of them is gone.
 
 The runtime waits minutes for a process that was killed, and then ends the others with a dump. Here
 process 0 holds a connection to every other process; the system closes those of a process that ends,

@@ -1,4 +1,4 @@
-"""Whether a `Steering` fits a model and says something, checked on the host before compiling."""
+"""Checks on the host, before compiling, that a `Steering` fits a model and changes something."""
 
 import dataclasses
 from collections.abc import Iterator

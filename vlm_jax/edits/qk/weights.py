@@ -1,4 +1,4 @@
-"""The arrays of one decoder layer that the edit reads, checked once at the door."""
+"""The arrays of one decoder layer that the edit reads, checked when they are taken."""
 
 from __future__ import annotations
 
