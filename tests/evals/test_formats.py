@@ -243,3 +243,12 @@ def test_rows_of_a_sheet_name_their_row(tmp_path):
     with pytest.raises(AnswersError, match=r"row 3: second answer to 1 \(the first is on row 2\)"):
         captions_of(path)
     assert [row.line for row in read_rows(path)] == [2, 3]
+
+
+def test_a_quote_that_is_not_closed_is_refused_and_others_are_text(tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_text('id,answer\n1,"a cup"\n2,"a cup and\n3,a dog\n')
+    with pytest.raises(AnswersError, match="line 3: a quote that opens a cell is not closed"):
+        list(read_rows(path))
+    path.write_text('id,answer\n1,say "cup"\n2,"a" cup\n')
+    assert [row.fields["answer"] for row in read_rows(path)] == ['say "cup"', "a cup"]

@@ -58,9 +58,11 @@ def separated_rows(path: Path, text: str, separator: str) -> Rows:
     A file without a header is read where it is one of MME's; its name is then the category.
 
     Raises:
-        AnswersError: a row has more cells than the header, names repeat, or nothing follows.
+        AnswersError: a row has more cells than the header, names repeat, nothing follows, or a
+            quote is not closed.
     """
     csv.field_size_limit(_MAX_CELL)
+    _check_quotes(path, text, separator)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     count, names, more = 0, None, {}
     try:
@@ -83,6 +85,19 @@ def separated_rows(path: Path, text: str, separator: str) -> Rows:
         raise AnswersError(f"{path} line {reader.line_num}: {error}") from None
     if not count:
         raise AnswersError(f"{path} holds no rows under its header.")
+
+
+def _check_quotes(path: Path, text: str, separator: str) -> None:
+    """Refuses a quote that opens a cell and is not closed: all rows behind it would be its cell."""
+    reader, begun = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
+    try:
+        for _ in reader:
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        if "unexpected end" in str(error):  # others are cells with quotes in them, which are read
+            raise AnswersError(
+                f"{path} line {begun}: a quote that opens a cell is not closed."
+            ) from None
 
 
 def _names(path: Path, cells: Any) -> list[str]:
