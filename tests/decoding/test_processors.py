@@ -153,8 +153,12 @@ def test_fields_that_are_not_obeyed_are_named_in_one_line():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("repetition_penalty", 0), ("repetition_penalty", -1.0), ("no_repeat_ngram_size", -1),
-     ("min_new_tokens", 1.5), ("stop", "text"), ("stop", ("",)), ("system", 3)],
+     ("min_new_tokens", 1.5), ("stop", 3), ("stop", ("",)), ("system", 3)],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         DecodeSettings(**{field: value})
+
+
+def test_one_stop_string_needs_no_list():
+    assert DecodeSettings(stop="text").stop == ("text",)

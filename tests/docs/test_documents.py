@@ -144,7 +144,10 @@ def _is_here(name: str, folder: pathlib.Path) -> bool:
 
 
 def _shipped(name: str) -> str:
-    """A shipped model of the family that a name speaks of."""
+    """A shipped model by the end of its path, or of the family that a name speaks of."""
+    last = pathlib.PurePath(name).name
+    if last in hub.shipped():
+        return last
     return "qwen2_5_vl-0" if "qwen" in name.lower() else "llava-0"
 
 
