@@ -293,6 +293,7 @@ def test_the_commands_of_a_place_run_in_their_order(place, all_words, sandbox, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # the testbed's page has a dozen evaluations
 @pytest.mark.parametrize(("place", "all_words"), places(long=True), ids=lambda v: str(v)[:30])
 def test_the_long_commands_of_a_place_run(place, all_words, sandbox, tmp_path, written):
     run_all(place, all_words, sandbox, tmp_path / "reader", written)
