@@ -293,10 +293,9 @@ class _Run:
         places = size.length + (0 if size.prefix is None else size.prefix[1])
         before = {}
         if size.prefix is not None:
-            owners = [row // size.sharing for row in range(size.rows)] if size.in_order else None
             before = {
                 "prefix": shapes(*size.prefix),
-                "owner_b": owners,
+                "owner_b": size.row_owners,
                 "sharing": size.sharing,
             }
         self.engine.generator.warm(

@@ -63,7 +63,7 @@ class Batching:
     def row_owners(self) -> list[int]:
         """Which prefix each row continues."""
         if self.in_order:
-            return [row // self.sharing for row in range(self.rows)]
+            return _owners_in_order(self.rows, self.sharing)
         return self.fill(self.owners)
 
 
@@ -118,6 +118,11 @@ class Bucket:
     sharing: int = 1
     in_order: bool = False
 
+    @property
+    def row_owners(self) -> list[int] | None:
+        """Which prefix each row continues; None where batches of this size differ in that."""
+        return _owners_in_order(self.rows, self.sharing) if self.in_order else None
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
@@ -135,7 +140,7 @@ class BatchPlan:
     def buckets(self) -> list[Bucket]:
         """The different sizes of its batches, those needed first first."""
         chunks = [
-            Bucket(b.rows, b.length, 0, 0, chunk.sizes, b.sharing, b.in_order)
+            Bucket(b.rows, b.length, prefix=chunk.sizes, sharing=b.sharing, in_order=b.in_order)
             for chunk in self.chunks
             for b in chunk.batches
         ]
@@ -264,7 +269,6 @@ class _Layout:
     """How the questions of a chunk are seated in batches.
 
     Attributes:
-        prefixes: rows of the prefixes.
         rows: of the batches.
         sharing: neighbouring rows of a batch that continue one prefix.
         in_order: whether each batch continues all prefixes in their order: nothing of them is
@@ -272,7 +276,6 @@ class _Layout:
             a batch are copied, once for `sharing` rows.
     """
 
-    prefixes: int
     rows: int
     sharing: int
     in_order: bool
@@ -316,15 +319,20 @@ def _layout(parts: Sequence[_Families], prefixes: int, rows: int) -> _Layout:
     """
     layouts = []
     if rows % prefixes == 0:
-        layouts.append(_Layout(prefixes, rows, rows // prefixes, True))
+        layouts.append(_Layout(rows, rows // prefixes, True))
     powers = [1 << power for power in reversed(range(rows.bit_length()))]
-    layouts += [_Layout(prefixes, rows, some, False) for some in powers if rows % some == 0]
+    layouts += [_Layout(rows, some, False) for some in powers if rows % some == 0]
     questions = [sum(map(len, part)) for part in parts]
     fewest = sum(-(-count // rows) for count in questions)
     batches = lambda layout: sum(len(layout.seats(part)) for part in parts)
     # The last layout, where every row is alone, has as few batches as there can be.
     most = max(fewest, int(sum(questions) / (ASKED * rows)))
     return next(layout for layout in layouts if batches(layout) <= most)
+
+
+def _owners_in_order(rows: int, sharing: int) -> list[int]:
+    """Returns which prefix each row continues, prefixes in their order: 0 0 1 1 2 2."""
+    return [row // sharing for row in range(rows)]
 
 
 def _batch(seats: Sequence[_Seat], layout: _Layout, rows: int, sizes: Sizes) -> Batching:
