@@ -5,9 +5,9 @@
     python -m benchmarks.released --layers 2         # what methods add to two layers: seconds each
 
 For each model the smallest slice of TPU v5e by the roofline table and a slice of several hosts, 8
-rows a replica, a prompt of one image of 640 x 480 and 64 further tokens, 64 new ones. With
-`--layers` the decoder is cut to its first layers, the mesh and the prompt being those of the whole
-model, and images are not read. A record is kept of each program as soon as it is compiled
+rows dealt out over the replicas, a prompt of one image of 640 x 480 and 64 further tokens, 64 new
+ones. With `--layers` the decoder is cut to its first layers, the mesh and the prompt being those of
+the whole model, and images are not read. A record is kept of each program as soon as it is compiled
 (`benchmarks/results/plans`); tables of docs/performance.md, docs/tpu_pods.md and
 docs/gpu_clusters.md are made of these. Needs libtpu (`pip install -e '.[plan-tpu]'`), and
 `--generations h100` JAX's CUDA plug-in (`[plan-gpu]`); nothing here is measured.

@@ -137,10 +137,8 @@ def _texts(prompts: Any) -> tuple[list[Any], bool]:
         turns = text if isinstance(text, list | tuple) else [text]
         wrong = next((one for one in turns if not isinstance(one, str)), None)
         if wrong is not None:
-            turns = "; turns are texts: [user, assistant, user]" if isinstance(wrong, dict) else ""
-            raise PromptError(
-                f"prompts[{index}] must be a text, not {type(wrong).__name__}{turns}."
-            )
+            hint = "; turns are texts: [user, assistant, user]" if isinstance(wrong, dict) else ""
+            raise PromptError(f"prompts[{index}] must be a text, not {type(wrong).__name__}{hint}.")
     return texts, False
 
 
