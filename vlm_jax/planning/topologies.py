@@ -78,20 +78,33 @@ class Topology:
         """Returns the devices of the mesh that one process of a job lays out.
 
         Every process has a mesh of its own devices; where a replica takes more than these, it has
-        all devices of some processes (`vlm_jax.parallel.processes.replica_team`).
+        all devices of some processes (`vlm_jax.parallel.processes.replica_team`). The devices of
+        one machine among several are those of a machine by itself (`_machine`).
 
         Raises:
             ConfigError: the topology has fewer devices, or a replica is no whole processes.
         """
         own = len(self.devices) // self.hosts
         if model <= own:
-            return self.devices[:own]
+            return self.devices if self.hosts == 1 else self._machine()
         if model > len(self.devices) or model % own:
             raise ConfigError(
                 f"config.mesh.model={model}: {self.name} has {len(self.devices)} devices, {own} a "
                 "machine; a replica takes some of one machine, or all of several."
             )
         return self.devices[:model]
+
+    def _machine(self) -> tuple[Any, ...]:
+        """Returns the devices of one of several machines, as a topology of that machine has them.
+
+        The first machine of v5e:4x4 has the devices 0, 1, 4 and 5. libtpu (to 0.0.48) takes these
+        for places among the program's four, and ends with an INTERNAL error of its own ("device_id
+        < kMaxDeviceCount") wherever all of them take part in a collective. By itself the machine
+        has the devices 0 to 3.
+        """
+        own = [device.coords for device in self.devices if device.process_index == 0]
+        shape = [1 + max(along) - min(along) for along in zip(*own)][: _DIMS[self.generation]]
+        return topology(f"{self.generation}:{'x'.join(map(str, shape))}").devices
 
 
 def topology(name: str) -> Topology:
