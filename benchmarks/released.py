@@ -62,9 +62,10 @@ METHODS: dict[str, Any] = {
     "DoLa": "dola",
     "PAI": "pai",
     "VCD": "vcd",
-    "ICD": "icd",
 }  # fmt: skip
-"""Name -> `config.method`; functional heads and AIR in all heads, since no fewer cost more."""
+"""Name -> `config.method`; functional heads and AIR in all heads, since no fewer cost more.
+
+ICD is left out, whose decode step is that of VCD."""
 
 STEERED = ("functional heads", "AIR", "AD-HH", "AIR* (projection)")
 GOALS = {"decode": 1.02, "prefill": 1.05}
