@@ -29,8 +29,9 @@ from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import Bare, prompts
 from convert.table import bind
 from tests.families.tiny_deepseek import text_model
-from vlm_jax.config import DecoderConfig, parse_config
+from vlm_jax.config import DecoderConfig
 from vlm_jax.decoding import Generator
+from vlm_jax.families import parse_config
 from vlm_jax.models import init
 from vlm_jax.parallel import make_mesh, replicated
 

@@ -25,9 +25,9 @@ from benchmarks.record import figure, record
 from convert import safetensors_io
 from convert.table import bind
 from vlm_jax import checkpoint
-from vlm_jax.config import read_config
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.edits.qk.folder import edit_folder
+from vlm_jax.families import read_config
 
 QUANTITY = "edit / copy, time of a folder"
 GOAL = 2.0

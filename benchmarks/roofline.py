@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable
 
 from tests.released import CONFIGS
-from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig, parse_config
+from vlm_jax.config import DecoderConfig, QwenVisionConfig, VLMConfig
+from vlm_jax.families import parse_config
 from vlm_jax.models import abstract
 from vlm_jax.planning.chips import CHIPS, USABLE, Chip
 from vlm_jax.planning.sizes import fewest_chips, param_bytes, token_bytes

@@ -31,8 +31,9 @@ from benchmarks.roofline import CHIPS, Chip, place, prefill_flops
 from benchmarks.small import Bare, decode_methods, prefill_methods, prompts
 from tests.released import CONFIGS
 from vlm_jax.attention import fused
-from vlm_jax.config import VLMConfig, parse_config
+from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator
+from vlm_jax.families import parse_config
 from vlm_jax.models import abstract
 from vlm_jax.parallel import knows_mesh, lay_out, make_mesh, param_shardings
 

@@ -16,8 +16,9 @@ import numpy as np
 import vlm_jax
 from vlm_jax.attention.steering import Steering
 from vlm_jax.batch import Batch, Kind
-from vlm_jax.config import VLMConfig, parse_config
+from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import Generator
+from vlm_jax.families import parse_config
 from vlm_jax.models import Params, init
 from vlm_jax.parallel import make_mesh, replicated
 from vlm_jax.steering.methods.adhh import adhh

@@ -30,8 +30,8 @@ from vlm_jax.checkpoint import (
     with_extra,
     write_files,
 )
-from vlm_jax.config import read_config
 from vlm_jax.errors import CheckpointError
+from vlm_jax.families import read_config
 from vlm_jax.foreign import read_bytes
 
 # Weights in other formats would be stale beside replaced ones.

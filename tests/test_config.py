@@ -8,8 +8,9 @@ import pytest
 import transformers
 
 from tests.released import CONFIGS, PUBLISHED
-from vlm_jax.config import ACTIVATIONS, VitConfig, parse_config, read_config
+from vlm_jax.config import ACTIVATIONS, VitConfig
 from vlm_jax.errors import ConfigError
+from vlm_jax.families import parse_config, read_config
 
 LLAVA = CONFIGS["LLaVA-1.5-7B"]
 QWEN = CONFIGS["Qwen2.5-VL-7B"]

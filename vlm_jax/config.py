@@ -1,15 +1,10 @@
-"""Architectures as frozen dataclasses, and how they are read from a folder's `config.json`.
+"""Architectures as frozen dataclasses; a family makes them of a folder's `config.json`.
 
 Nothing here knows a family by name: `vlm_jax.families` has one file for each.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Mapping
-from typing import Any, Literal
-
-from vlm_jax.errors import ConfigError
-from vlm_jax.foreign import read_json
+from typing import Literal
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 
@@ -345,36 +340,3 @@ class VLMConfig:
     eos_ids: tuple[int, ...] = ()
     tiles: AnyResConfig | DynamicTilesConfig | None = None
     qformer: QFormerConfig | None = None
-
-
-def parse_config(root: Mapping[str, Any], where: str = "config.json") -> VLMConfig:
-    """Reads a parsed `config.json` in any published layout.
-
-    Args:
-        root: the JSON object.
-        where: what to call it in errors.
-
-    Raises:
-        ConfigError: the model type is unknown, or a field is missing or out of range.
-    """
-    from vlm_jax.families import find
-
-    if not isinstance(root, Mapping):
-        raise ConfigError(f"{where} must hold a JSON object, not {type(root).__name__}.")
-    try:
-        family = find(root.get("model_type"))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return family.read(root, where)
-
-
-def read_config(folder: str | pathlib.Path) -> VLMConfig:
-    """Reads `folder/config.json`.
-
-    Raises:
-        ConfigError: the file is missing, is not JSON, or describes something we do not support.
-    """
-    path = pathlib.Path(folder) / "config.json"
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: is {folder} a model folder?")
-    return parse_config(read_json(path, error=ConfigError), str(path))

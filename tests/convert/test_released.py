@@ -11,7 +11,7 @@ from convert import layout
 from convert.table import bind
 from tests.released import CONFIGS, PARAMETERS, PUBLISHED
 from vlm_jax import families
-from vlm_jax.config import parse_config
+from vlm_jax.families import parse_config
 from vlm_jax.models.network import abstract
 
 CLASSES = {

@@ -20,9 +20,8 @@ from tests.docs.tutorials import TUTORIALS
 from vlm_jax import hub
 from vlm_jax.cli import configs, listing, main
 from vlm_jax.cli.main import _flags, _split
-from vlm_jax.config import read_config
 from vlm_jax.decoding.rerankers import Continuation
-from vlm_jax.families import Family
+from vlm_jax.families import Family, read_config
 from vlm_jax.testbed.scenes import CLASSES, draw_scenes
 
 # Programs of others, which set up machines; nothing of ours is in a line of theirs, or it is found.

@@ -19,8 +19,8 @@ from tests.released import CONFIGS
 from vlm_jax.analysis.branch import branched_probabilities, head_outputs
 from vlm_jax.analysis.rows import RowReader
 from vlm_jax.attention.steering import HeadGains, Steering
-from vlm_jax.config import parse_config
 from vlm_jax.errors import ConfigError
+from vlm_jax.families import parse_config
 from vlm_jax.models import Watch
 from vlm_jax.models.network import abstract, merge
 from vlm_jax.processing.cutters import ViewTiles

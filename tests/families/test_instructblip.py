@@ -16,8 +16,8 @@ from tests.families import parity
 from tests.reference import Reference, picture
 from tests.tiny_tokenizers import instructblip_tokenizer
 from vlm_jax.batch import Kind
-from vlm_jax.config import parse_config
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError
+from vlm_jax.families import parse_config
 
 IMAGES = [[picture(60, 84, 1)], [picture(140, 70, 3)], [picture(30, 170, 6)]]
 PROMPTS = ["What is this thing, in some detail please?", "Hello", "Is there a dog?"]

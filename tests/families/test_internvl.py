@@ -12,9 +12,9 @@ from tests import tiny
 from tests.families import parity
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.batch import Kind
-from vlm_jax.config import DynamicTilesConfig, parse_config
+from vlm_jax.config import DynamicTilesConfig
 from vlm_jax.errors import ConfigError
-from vlm_jax.families import find
+from vlm_jax.families import find, parse_config
 from vlm_jax.families.internvl_chat import SYSTEM
 from vlm_jax.processing import Processor
 from vlm_jax.processing.cutters import DynamicTiles

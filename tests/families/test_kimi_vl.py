@@ -16,9 +16,8 @@ from tests.families.tiny_deepseek import LATENT, TEXT
 from tests.reference import picture
 from tests.released import CONFIGS
 from tests.tiny_weights import write_json
-from vlm_jax.config import parse_config
 from vlm_jax.errors import CheckpointError, ConfigError
-from vlm_jax.families import find
+from vlm_jax.families import find, parse_config
 from vlm_jax.families.kimi_vl import MoonPixels
 
 SPECIALS = ["[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>",

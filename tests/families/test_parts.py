@@ -19,8 +19,8 @@ from tests.families.test_instructblip import IMAGES, PROMPTS
 from tests.reference import picture
 from tests.tiny_configs import blip_preprocessor, clip_preprocessor
 from tests.tiny_tokenizers import llama_tokenizer
-from vlm_jax.config import parse_config
 from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.families import parse_config
 from vlm_jax.families.shikra import SYSTEM
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"

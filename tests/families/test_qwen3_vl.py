@@ -9,8 +9,8 @@ import pytest
 from tests import tiny
 from tests.families import parity
 from tests.reference import IMAGES, PROMPTS, picture
-from vlm_jax.config import parse_config
 from vlm_jax.errors import ConfigError
+from vlm_jax.families import parse_config
 from vlm_jax.processing.cutters import run_layout
 
 

@@ -10,12 +10,12 @@ from tests import tiny
 from tests.reference import picture
 from tests.released import CONFIGS
 from vlm_jax.cli import configs
-from vlm_jax.config import parse_config
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.final_answer import answered
 from vlm_jax.evals.pope import parse_answer
 from vlm_jax.evals.suites.chair import Chair
 from vlm_jax.evals.truth import ObjectTruth
+from vlm_jax.families import parse_config
 from vlm_jax.families.qwen2_5_vl import TEMPLATE
 from vlm_jax.processing import Processor
 from vlm_jax.steering.methods.functional_heads import functional_heads

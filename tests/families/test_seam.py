@@ -12,10 +12,9 @@ from convert import export_hf, import_hf
 from tests import tiny
 from tests.released import CONFIGS
 from vlm_jax import plugins
-from vlm_jax.config import parse_config
 from vlm_jax.edits.qk.folder import image_rope
 from vlm_jax.errors import ConfigError
-from vlm_jax.families import base, families, find
+from vlm_jax.families import families, find, lookup, parse_config
 
 
 @pytest.fixture
@@ -24,16 +23,16 @@ def installed(monkeypatch):
 
     def install(*targets: str) -> None:
         points = [
-            importlib.metadata.EntryPoint(name, value, base.FAMILIES.group)
+            importlib.metadata.EntryPoint(name, value, lookup.FAMILIES.group)
             for name, value in (target.split(" = ") for target in targets)
         ]
         real = plugins.installed
-        fake = lambda group: points if group == base.FAMILIES.group else real(group)
+        fake = lambda group: points if group == lookup.FAMILIES.group else real(group)
         monkeypatch.setattr(plugins, "installed", fake)
-        base._others.cache_clear()
+        lookup._others.cache_clear()
 
     yield install
-    base._others.cache_clear()
+    lookup._others.cache_clear()
 
 
 def test_every_family_says_what_it_is():

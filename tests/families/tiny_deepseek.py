@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from convert.table import bind
 from tests.tiny_tokenizers import byte_symbols
 from tests.tiny_weights import save_shards, write_json
-from vlm_jax.config import parse_config
+from vlm_jax.families import parse_config
 
 SPECIALS = ["<image>", "<|User|>", "<|Assistant|>"]
 SIDE = 104  # 7 patches of 14 pixels and 6 more: the map is odd, and the last pixels are left out

@@ -23,8 +23,8 @@ from tests.matching import conftest as matching
 from tests.processing.conftest import picture
 from tests.released import CONFIGS
 from vlm_jax import checkpoint
-from vlm_jax.config import parse_config
 from vlm_jax.errors import UserError
+from vlm_jax.families import parse_config
 from vlm_jax.foreign import parse_json
 from vlm_jax.matching import open_matcher
 from vlm_jax.processing import Processor

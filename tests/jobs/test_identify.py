@@ -13,8 +13,8 @@ from configs import identify as config_file
 from vlm_jax.analysis.effects import spearman
 from vlm_jax.analysis.findings import describe
 from vlm_jax.attention.steering import Readings
-from vlm_jax.config import read_config
 from vlm_jax.errors import AnswersError, ConfigError, UserError
+from vlm_jax.families import read_config
 from vlm_jax.jobs import identify
 from vlm_jax.jobs.identify import read_settings
 from vlm_jax.steering.methods import build

@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.compiles import counted
 from vlm_jax import models
-from vlm_jax.config import read_config
+from vlm_jax.families import read_config
 
 
 def test_split_and_merge_are_inverse(vlm):

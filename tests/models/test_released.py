@@ -8,7 +8,7 @@ import pytest
 from convert.table import bind
 from tests.released import CONFIGS, PARAMETERS
 from vlm_jax import models
-from vlm_jax.config import parse_config
+from vlm_jax.families import parse_config
 from vlm_jax.parallel import make_mesh, param_shardings
 
 

@@ -8,9 +8,9 @@ import pytest
 import vlm_jax
 from tests.planning.conftest import CONFIG
 from tests.released import CONFIGS
-from vlm_jax.config import parse_config
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import AnswersError, ConfigError, UserError
+from vlm_jax.families import parse_config
 from vlm_jax.jobs import plan as job
 from vlm_jax.planning import HardwarePlan, PlanSettings
 from vlm_jax.planning.chips import CHIPS

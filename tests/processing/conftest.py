@@ -9,7 +9,8 @@ import pytest
 
 from tests import tiny
 from vlm_jax.batch import Batch
-from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.config import VLMConfig
+from vlm_jax.families import read_config
 from vlm_jax.processing import Processor
 
 

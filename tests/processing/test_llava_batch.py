@@ -10,7 +10,7 @@ from tests import tiny
 from tests.processing.conftest import picture, row
 from tests.tiny_tokenizers import TEXT_ONLY_TEMPLATE
 from vlm_jax.batch import Kind
-from vlm_jax.config import read_config
+from vlm_jax.families import read_config
 from vlm_jax.processing import Processor
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.processing.conftest import picture, row
 from vlm_jax.batch import Kind
-from vlm_jax.config import read_config
 from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.families import read_config
 from vlm_jax.processing import Processor, bucket
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from vlm_jax.attention.steering import Readings
-from vlm_jax.config import parse_config
+from vlm_jax.families import parse_config
 
 LLAMA = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 64, "vocab_size": 50}
 

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.testbed.words import split_words
-from vlm_jax.config import read_config
 from vlm_jax.errors import ConfigError
+from vlm_jax.families import read_config
 from vlm_jax.processing import Processor
 from vlm_jax.testbed import language, packing, pixels
 from vlm_jax.testbed.architecture import FAMILIES, get_family, hf_config, model_config

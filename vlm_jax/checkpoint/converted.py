@@ -30,9 +30,10 @@ from vlm_jax.checkpoint.folder import (
 )
 from vlm_jax.checkpoint.group_index import INDEX
 from vlm_jax.checkpoint.orbax_store import Reader, Writer
-from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.config import VLMConfig
 from vlm_jax.edit_record import digest
 from vlm_jax.errors import CheckpointError
+from vlm_jax.families import read_config
 from vlm_jax.foreign import convert, read_bytes, read_json
 
 FORMAT_VERSION = 3

@@ -11,9 +11,10 @@ entry-point group `vlm_jax.families`:
     my_vlm = "my_package.my_vlm:FAMILY"
 """
 
-from vlm_jax.families.base import Family, Row, families, find
+from vlm_jax.families.base import Family, Row
+from vlm_jax.families.lookup import families, find, parse_config, read_config
 from vlm_jax.listing import lines, make_callable
 
-__all__ = ["Family", "Row", "families", "find"]
+__all__ = ["Family", "Row", "families", "find", "parse_config", "read_config"]
 
 make_callable(__name__, lambda: lines(families(), "family"))

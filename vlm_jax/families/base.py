@@ -1,27 +1,16 @@
-"""Base class of model families, and the lookup of one by `model_type`."""
+"""Base class of model families."""
 
 import dataclasses
-import functools
-import importlib
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlm_jax.config import VLMConfig
-from vlm_jax.errors import ConfigError
-from vlm_jax.plugins import Plugins, usable
 
 if TYPE_CHECKING:  # an architecture is read without Flax, JAX or transformers
     from flax import nnx
 
     from vlm_jax.processing.cutters import Cutter, Layout
-
-FAMILIES = Plugins(
-    "vlm_jax.families",
-    "vlm_jax.families",
-    "model family",
-    check=lambda one: isinstance(one, Family),
-)
 
 Token = Callable[[int | None, str], str]
 """(id, its name in config.json) -> its text; raises `CheckpointError` where there is no such id."""
@@ -219,39 +208,3 @@ def encode_pieces(
         found += between if place else []
         found += tokenizer.encode(piece, add_special_tokens=False) if piece else []
     return found
-
-
-@functools.cache
-def _own() -> dict[str, Family]:
-    """Returns the families of this package by name; its other modules are what they share."""
-    modules = [importlib.import_module(module) for module in FAMILIES.modules().values()]
-    found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
-    return {family.name: family for family in found}
-
-
-@functools.cache
-def _others() -> dict[str, Family]:
-    """Returns the families that other packages bring, by name."""
-    others = FAMILIES.others()
-    found = usable(others, lambda name: FAMILIES.load(others[name]))
-    return {family.name: family for family in found.values()}
-
-
-def families() -> dict[str, str]:
-    """Returns the names of all families, each with one line that says what it is."""
-    return {name: family.line for name, family in sorted((_others() | _own()).items())}
-
-
-def find(model_type: Any) -> Family:
-    """Returns the family of a `model_type`, or of a name as in `VLMConfig.family`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    # Of this package first: no package that is merely installed can break or replace them.
-    for known in (_own, _others):
-        for family in known().values():
-            if model_type == family.name or model_type in family.model_types:
-                return family
-    types = sorted(t for f in (_own() | _others()).values() for t in f.model_types)
-    raise ConfigError(f"model_type {model_type!r} is not supported ({', '.join(types)} are).")

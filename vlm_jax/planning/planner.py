@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from vlm_jax import hub
 from vlm_jax.answering import batch_rows
 from vlm_jax.attention.steering import Steering
-from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.config import VLMConfig
 from vlm_jax.decoding import DecodeSettings, Generator
 from vlm_jax.decoding import named as decoding_methods
 from vlm_jax.decoding.rerankers import HostMethod
@@ -22,6 +22,7 @@ from vlm_jax.decoding.search import Search
 from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.edits.qk.factor import lower_factoring
 from vlm_jax.errors import ConfigError
+from vlm_jax.families import read_config
 from vlm_jax.methods import find_method
 from vlm_jax.parallel import make_mesh
 from vlm_jax.planning.chips import CHIPS

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.batch import Array, Batch
-from vlm_jax.config import VLMConfig, read_config
+from vlm_jax.config import VLMConfig
 from vlm_jax.errors import CheckpointError, PromptError
-from vlm_jax.families import Family, find
+from vlm_jax.families import Family, find, read_config
 from vlm_jax.foreign import utf8
 from vlm_jax.processing import folder as folders
 from vlm_jax.processing.bounds import with_pixels, with_tiles

@@ -7,8 +7,9 @@ else in this room reads these and knows no family.
 import dataclasses
 from typing import Any
 
-from vlm_jax.config import VLMConfig, parse_config
+from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
+from vlm_jax.families import parse_config
 from vlm_jax.testbed import smollm2
 from vlm_jax.testbed.language import WORDS
 
