@@ -10,30 +10,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding.processors import LOOKS_BACK
-from vlm_jax.decoding.search import Search, search_of
+from vlm_jax.decoding.search import LoopInputs, Search, search_of
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.decoding.together import check_together
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import Watch
 from vlm_jax.parallel import batch_sharding, put, replicated
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LoopInputs:
-    """The traced arguments of the decode loop; the batch dim leads where there is one."""
-
-    limit: Any  # int32 scalar, tokens to generate
-    stop_ids: Any  # int32 [stops]
-    pad_id: Any  # int32 scalar
-    settings: dict[str, Any]  # `DecodeSettings.traced`
-    seeds_b: Any  # uint32 [B]
-    bias_bv: Any  # float32 [B, V] added to logits, or None
-    prompt_bp: Any  # int32 [B, P] prompts right-aligned, -1 before; None if nothing looks back
-    steering: Steering | None
-    strategy: Strategy | None
-    search: Search
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from vlm_jax.attention.steering import Readings, Steering
 from vlm_jax.batch import Batch, Features
 from vlm_jax.config import VLMConfig
-from vlm_jax.decoding.call import GeneratorCall, LoopInputs, Placement
+from vlm_jax.decoding.call import GeneratorCall, Placement
 from vlm_jax.decoding.loop import StepCounts
 from vlm_jax.decoding.programs import Programs
-from vlm_jax.decoding.search import Search
+from vlm_jax.decoding.search import LoopInputs, Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix

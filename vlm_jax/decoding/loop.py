@@ -9,8 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.attention.segment import kinds_of
 from vlm_jax.attention.steering import Readings, Steering
-from vlm_jax.decoding.call import LoopInputs
-from vlm_jax.decoding.search import Choice, Found, Now
+from vlm_jax.decoding.search import Choice, Found, LoopInputs, Now
 from vlm_jax.decoding.strategies.base import Step
 from vlm_jax.models import Cache, Network, Prefix, Watched
 

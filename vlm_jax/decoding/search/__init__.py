@@ -6,14 +6,14 @@ as strategies are (`vlm_jax.decoding.named`).
 
 from typing import Any
 
-from vlm_jax.decoding.search.base import Choice, Found, Now, Search
+from vlm_jax.decoding.search.base import Choice, Found, LoopInputs, Now, Search
 from vlm_jax.decoding.search.beam import Beam
 from vlm_jax.decoding.search.greedy import Greedy
 from vlm_jax.decoding.search.sampling import Sampling
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.errors import ConfigError
 
-__all__ = ["Beam", "Choice", "Found", "Now", "Search", "search_of"]
+__all__ = ["Beam", "Choice", "Found", "LoopInputs", "Now", "Search", "search_of"]
 
 UNNAMED = "base", "beam", "greedy", "retrospection", "sampling"
 """Modules without a search that can be chosen by name."""

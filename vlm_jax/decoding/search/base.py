@@ -9,16 +9,15 @@ has C = W = 1, beam search C = W, OPERA reads C = W * candidates:
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.attention.steering import Steering
+from vlm_jax.decoding.strategies import Strategy
 from vlm_jax.decoding.traced import Traced
 from vlm_jax.models import Watch, Watched, Withdrawn
-
-if TYPE_CHECKING:
-    from vlm_jax.decoding.call import LoopInputs
 
 
 @jax.tree_util.register_dataclass
@@ -77,6 +76,23 @@ class Found:
     scores_b: Any = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LoopInputs:
+    """The traced arguments of the decode loop; the batch dim leads where there is one."""
+
+    limit: Any  # int32 scalar, tokens to generate
+    stop_ids: Any  # int32 [stops]
+    pad_id: Any  # int32 scalar
+    settings: dict[str, Any]  # `DecodeSettings.traced`
+    seeds_b: Any  # uint32 [B]
+    bias_bv: Any  # float32 [B, V] added to logits, or None
+    prompt_bp: Any  # int32 [B, P] prompts right-aligned, -1 before; None if nothing looks back
+    steering: Steering | None
+    strategy: Strategy | None
+    search: "Search"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search(Traced):
     """Chooses tokens by their scores, one step of all samples at a time."""
@@ -109,7 +125,7 @@ class Search(Traced):
         """Returns what it reads of each call of a model of `depth` layers; None: nothing."""
         return None
 
-    def start(self, inputs: "LoopInputs", shape: tuple[int, int, int], carried: Any) -> Any:
+    def start(self, inputs: LoopInputs, shape: tuple[int, int, int], carried: Any) -> Any:
         """Returns the state before the first token.
 
         Args:
@@ -120,7 +136,7 @@ class Search(Traced):
         raise NotImplementedError
 
     def choose(
-        self, scores_bcv: Float[Array, "B C V"], state: Any, inputs: "LoopInputs", now: Now
+        self, scores_bcv: Float[Array, "B C V"], state: Any, inputs: LoopInputs, now: Now
     ) -> tuple[Choice, Any]:
         """Chooses tokens by the scores of the rows; returns the choice and the next state."""
         raise NotImplementedError
@@ -133,10 +149,10 @@ class Search(Traced):
         """Returns which of the B C rows have not ended; readings of others are not counted."""
         raise NotImplementedError
 
-    def unfinished(self, state: Any, inputs: "LoopInputs", count: Array) -> Bool[Array, ""]:
+    def unfinished(self, state: Any, inputs: LoopInputs, count: Array) -> Bool[Array, ""]:
         """Returns whether any sample has not ended after so many steps."""
         raise NotImplementedError
 
-    def answers(self, state: Any, inputs: "LoopInputs", carried: Any, count: Array) -> Found:
+    def answers(self, state: Any, inputs: LoopInputs, carried: Any, count: Array) -> Found:
         """Returns the best answers, of finished samples or so far."""
         raise NotImplementedError
