@@ -7,7 +7,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
-from vlm_jax.settings import check_fields, setting
+from vlm_jax.settings import check_fields
 
 T = TypeVar("T", bound=type)
 
@@ -34,7 +34,7 @@ class Traced:
         return made
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def traced(cls: T) -> T:
     """Makes a subclass of `Traced` a frozen dataclass that is an argument of programs.
 

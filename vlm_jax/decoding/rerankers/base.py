@@ -6,8 +6,6 @@ from typing import Any, TypeVar, dataclass_transform
 
 import numpy as np
 
-from vlm_jax.settings import setting
-
 T = TypeVar("T", bound=type)
 
 
@@ -30,7 +28,7 @@ class Continuation:
     ended: bool = False
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def reranking(cls: T) -> T:
     """Makes a subclass of `HostMethod` a frozen dataclass of settings."""
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
