@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 import vlm_jax
-from vlm_jax import edits
 from vlm_jax.decoding import named
 from vlm_jax.decoding.rerankers import RERANKERS
 from vlm_jax.decoding.search.beam import Beam
+from vlm_jax.edits import EDITS
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering import methods as attention
 from vlm_jax.steering.classes import Selection
+from vlm_jax.steering.methods import METHODS
 
 PAGES = pathlib.Path(__file__).parent / "methods"
 KINDS = {"weights": "Edits of weights", "attention": "Attention", "decoding": "Decoding"}
@@ -48,9 +48,9 @@ def documented(name: str) -> list[Any]:
         return [Beam]
     kind = known()[name].kind
     if kind == "weights":
-        return [edits.find(name).settings]
+        return [EDITS.find(name).settings]
     if kind == "attention":
-        return [attention.find(name), Selection]
+        return [METHODS.find(name), Selection]
     if name in RERANKERS.names():
         return [RERANKERS.find(name)]
     return list(named.find(name).__mro__[:-1])

@@ -23,8 +23,8 @@ from vlm_jax.evals.base import Suite
 from vlm_jax.evals.runner import Answered
 from vlm_jax.evals.runner import run as run_benchmark
 from vlm_jax.evals.statistics import DRAWS
+from vlm_jax.evals.suites import SUITES
 from vlm_jax.evals.suites import benchmarks as kinds
-from vlm_jax.evals.suites import find
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.files import slug
 from vlm_jax.listing import Listing, html_table, lines
@@ -353,7 +353,7 @@ def benchmark(kind: str, /, **settings: Any) -> Suite:
         ConfigError: there is no such kind or setting.
         AnswersError: a file of it cannot be read.
     """
-    return find(kind).read(settings, f"benchmark {kind!r}")
+    return SUITES.find(kind).read(settings, f"benchmark {kind!r}")
 
 
 def benchmarks() -> Listing[str]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax import edits
 from vlm_jax.decoding import named
+from vlm_jax.edits import EDITS
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import Listing, make_callable
 from vlm_jax.plugins import usable
@@ -121,14 +121,14 @@ def summary_of(function: Callable[..., Any]) -> str:
 def _makers() -> dict[str, Callable[[str], Method]]:
     """What makes the method of each name."""
     return {
-        **dict.fromkeys(edits.names(), _edit),
-        **dict.fromkeys(attention.names(), _attention_method),
+        **dict.fromkeys(EDITS.names(), _edit),
+        **dict.fromkeys(attention.METHODS.names(), _attention_method),
         **dict.fromkeys(named.names(), _strategy),
     }
 
 
 def _edit(name: str) -> Method:
-    edit = edits.find(name)
+    edit = EDITS.find(name)
 
     def treatment(model: TreatedModel, settings: Mapping[str, Any]) -> Edited:
         chosen = read(edit.settings, settings, f"method {name!r}")
@@ -146,8 +146,8 @@ def _attention_method(name: str) -> Method:
         given = identified(settings, None if model.folder is None else model.folder.path)
         return steered(name, settings, read_method({"method": name, **given}, model.config))
 
-    random = attention.random_control(name)
-    return Method(name, "attention", summary_of(attention.find(name)), settings, treatment, random)
+    line, random = summary_of(attention.METHODS.find(name)), attention.random_control(name)
+    return Method(name, "attention", line, settings, treatment, random)
 
 
 def _strategy(name: str) -> Method:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import nearest
@@ -23,13 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plugins:
+class Plugins(Generic[T]):
     """All plugins of one kind, of this package and of others.
 
     Attributes:
         package: the package in whose folder each file `<name>.py`, or folder, is a plugin.
         group: entry-point group by which other packages add plugins of this kind.
         what: what errors call a plugin of this kind.
+        attribute: of a module that is a plugin's, which is the plugin; "{name}" stands for the
+            plugin's name, and "" for the only class with a public name that the module defines.
         but: names of files in the package's folder that are no plugins.
         also: further packages of ours with such plugins.
         check: whether an object is of this kind; objects of other packages must pass it.
@@ -38,6 +40,7 @@ class Plugins:
     package: str
     group: str
     what: str
+    attribute: str = ""
     but: tuple[str, ...] = ("base",)
     also: tuple[str, ...] = ()
     check: Callable[[Any], bool] = callable
@@ -63,14 +66,13 @@ class Plugins:
         """Whether there is a plugin of a name; entry points are read only if none is ours."""
         return isinstance(name, str) and (name in self.modules() or name in self.others())
 
-    def find(self, name: Any, attribute: str | None = None, where: str = "") -> Any:
+    def find(self, name: Any, where: str = "") -> T:
         """Returns the plugin of a name, from our module or from another package's entry point.
 
         Ours comes first: an installed package cannot replace it.
 
         Args:
             name: of the plugin.
-            attribute: of the module; None: the only class with a public name that it defines.
             where: the setting that holds the name, for errors.
 
         Raises:
@@ -82,7 +84,8 @@ class Plugins:
             if name not in own:
                 return self.load(self.others()[name])
             module = importlib.import_module(own[name])
-            return getattr(module, attribute) if attribute else _only_class(module)
+            named = self.attribute.format(name=name)
+            return getattr(module, named) if named else _only_class(module)
         known = self.names()
         place = f"{where}: " if where else ""
         raise ConfigError(
@@ -90,7 +93,7 @@ class Plugins:
             f"{', '.join(known)}."
         )
 
-    def load(self, entry: EntryPoint) -> Any:
+    def load(self, entry: EntryPoint) -> T:
         """Returns the object that an entry point of another package names.
 
         Raises:
@@ -162,7 +165,7 @@ def _installed(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, ..
     return tuple(importlib.metadata.entry_points(group=group))
 
 
-def _only_class(module: ModuleType) -> type:
+def _only_class(module: ModuleType) -> Any:
     """Returns the class of a module that defines one for others."""
     classes = [one for one in vars(module).values() if isinstance(one, type)]
     own = [one for one in classes if one.__module__ == module.__name__]

@@ -18,7 +18,7 @@ from vlm_jax.errors import CheckpointError, ConfigError, EditError
 from vlm_jax.jobs import edit as edit_job
 from vlm_jax.jobs import fold as fold_job
 from vlm_jax.steering.config import read_method
-from vlm_jax.steering.methods import names
+from vlm_jax.steering.methods import METHODS
 from vlm_jax.steering.named import identified
 from vlm_jax.study.request import Request
 
@@ -32,7 +32,7 @@ def ask(model, image):
 
 def test_methods_are_listed_with_a_line_and_their_settings():
     listed = vlm_jax.methods()
-    assert {"qk", *names()} <= set(listed)
+    assert {"qk", *METHODS.names()} <= set(listed)
     assert listed["air"].settings["text_gain"] == 0.1
     assert listed["qk"].settings["strength"] == 0.5
     for name, method in listed.items():

@@ -11,7 +11,7 @@ import vlm_jax
 from tests.docs.commands import ROOT
 from vlm_jax.cli import configs, listing
 from vlm_jax.cli.main import _flags
-from vlm_jax.evals.suites import benchmarks, find
+from vlm_jax.evals.suites import SUITES, benchmarks
 
 # Sections whose names are the user's, or a method's or a benchmark's own.
 FREE = ("arms", "benchmarks", "test", "sweep", "steering", "published", "recipe", "steer")
@@ -88,7 +88,8 @@ def test_every_setting_exists():
     asked = {n: p for n, p in asked.items() if n.split(".")[1] not in (*FREE, *FILES)}
     assert len(asked) > 20
     for name in benchmarks():  # config.score takes a benchmark's own settings besides
-        known |= {f"config.score.{one.name}" for one in dataclasses.fields(find(name).Settings)}
+        fields = dataclasses.fields(SUITES.find(name).Settings)
+        known |= {f"config.score.{one.name}" for one in fields}
     assert not missing(asked, known)
 
 

@@ -14,7 +14,7 @@ from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.runner import run
 from vlm_jax.evals.score import score
-from vlm_jax.evals.suites import benchmarks, find, read_benchmark
+from vlm_jax.evals.suites import SUITES, benchmarks, read_benchmark
 
 COLOURS = ("red", "green", "blue")
 
@@ -101,13 +101,13 @@ def test_a_benchmark_of_another_package(tmp_path, monkeypatch, write):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     try:
         assert benchmarks()["parity"] == "from elsewhere"
-        assert find("parity").name == "parity"
+        assert SUITES.find("parity").name == "parity"
         truth = write("t.jsonl", [{"id": n, "question": f"{n}?", "label": "even" if n % 2 == 0
                                    else "odd"} for n in range(4)])  # fmt: skip
         answers = write("a.jsonl", [{"id": n, "text": "even"} for n in range(4)])
         results = score(answers, truth, "parity", draws=5).results
         assert results.metrics["accuracy"].value == 0.5
         with pytest.raises(ConfigError, match="did you mean 'parity'"):
-            find("parrity")
+            SUITES.find("parrity")
     finally:
         sys.modules.pop("elsewhere", None)

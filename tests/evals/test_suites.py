@@ -12,7 +12,7 @@ from vlm_jax.evals.final_answer import final, infer_letter, last_number, letter,
 from vlm_jax.evals.latex import value
 from vlm_jax.evals.records import read_rows
 from vlm_jax.evals.score import score
-from vlm_jax.evals.suites import benchmarks, find, mathvision, mathvista
+from vlm_jax.evals.suites import SUITES, benchmarks, mathvision, mathvista
 from vlm_jax.evals.yes_no import verdict
 
 
@@ -214,8 +214,8 @@ def test_multiple_choice(write):
     assert scored.judged[2].details["verdict"] == "B"
     inside = [{"index": 1, "question": "Which?\nOptions: A: a dog, B: a cat", "answer": "B",
                "category": "c", "l2_category": "a"}]  # fmt: skip
-    bench = find("mmstar").of(
-        find("mmstar").Settings(truth=(str(write("q.json", json.dumps(inside))),))
+    bench = SUITES.find("mmstar").of(
+        SUITES.find("mmstar").Settings(truth=(str(write("q.json", json.dumps(inside))),))
     )
     (example,) = bench.examples()
     assert example.meta["options"] == {"A": "a dog", "B": "a cat"}
@@ -227,7 +227,8 @@ def test_every_benchmark_is_listed_with_a_line():
     found = benchmarks()
     assert {"chair", "pope", "hallusionbench", "mme", "mmstar", "seedbench"} <= set(found)
     assert all(line and "\n" not in line for line in found.values())
-    assert all(find(name).name in (name, "") for name in found if not name.startswith("testbed"))
+    of_data = [name for name in found if not name.startswith("testbed")]
+    assert all(SUITES.find(name).name in (name, "") for name in of_data)
 
 
 def test_mathvista(real_data):

@@ -12,7 +12,7 @@ from tests.reference import IMAGES
 from vlm_jax.base_model import with_language_model
 from vlm_jax.errors import CheckpointError, ConfigError
 from vlm_jax.evals.base import Example
-from vlm_jax.explaining import Subject, find
+from vlm_jax.explaining import ANALYSES, Subject
 from vlm_jax.explaining.patterns import _other
 from vlm_jax.settings import read
 from vlm_jax.steering.heads import HeadSets
@@ -30,7 +30,7 @@ def subject(llava_vlm, tmp_path_factory):
 
 
 def found(name, subject, **settings):
-    analysis = find(name)
+    analysis = ANALYSES.find(name)
     return analysis.run(subject, read(analysis.settings, {"max_new_tokens": 3, **settings}, name))
 
 

@@ -45,7 +45,7 @@ def fake(tiny_llava, monkeypatch) -> FakeVLM:
 
 def stand_in(monkeypatch, **made) -> None:
     """Kinds of benchmarks that are functions of a section's settings."""
-    original = suites.find
+    original = suites.SUITES.find
 
     def find(kind, where="kind"):
         if kind not in made:
@@ -53,7 +53,7 @@ def stand_in(monkeypatch, **made) -> None:
         read = lambda section, where, family: made[kind](**section)
         return types.SimpleNamespace(read=read)
 
-    monkeypatch.setattr(suites, "find", find)
+    monkeypatch.setattr(suites, "SUITES", types.SimpleNamespace(find=find))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from vlm_jax.steering.config import (
     with_seed,
     without_control,
 )
-from vlm_jax.steering.methods import build, compose, names, settings_of
+from vlm_jax.steering.methods import METHODS, build, compose, settings_of
 
 SMALL = model_config(6, 8)
 HEADS = ((1, 2), (4, 0))
@@ -35,7 +35,7 @@ def needed(name: str) -> dict:
 
 
 def test_every_method_is_built_by_name():
-    for name in names():
+    for name in METHODS.names():
         leaves = jax.tree.leaves(build(name, SMALL, **needed(name)))
         assert leaves
         wide = SMALL.decoder.hidden_size if name in VECTORS else 8
@@ -46,7 +46,7 @@ def test_no_method_looks_ahead_or_at_other_examples_unless_it_is_asked_to():
     """But visual gains, one number for all rows of a prompt, and what acts in rows of images."""
     own = {"visual_gains": None, "vectors": None, "registers": None}
     looks = lambda steering: not dataclasses.replace(steering, **own).shares_prefix
-    for name in names():
+    for name in METHODS.names():
         logit = {"qk_rescale": "logit"} if "qk_rescale" in settings_of(name) else {}
         steering = build(name, SMALL, **needed(name), **logit)
         assert not looks(steering), name

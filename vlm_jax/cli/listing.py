@@ -118,10 +118,10 @@ def benchmarks() -> dict[str, str]:
 
 def analyses() -> dict[str, str]:
     """Every analysis that `explain` runs."""
-    from vlm_jax import explaining
+    from vlm_jax.explaining import ANALYSES
     from vlm_jax.plugins import usable
 
-    found = usable(explaining.names(), lambda name: _first(explaining.find(name).line))
+    found = usable(ANALYSES.names(), lambda name: _first(ANALYSES.find(name).line))
     line = "Where answers come from: each token's support by head and part of the input"
     return dict(sorted({"contributions": line, **found}.items()))
 

@@ -16,7 +16,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.plugins import Plugins, subclass
 from vlm_jax.settings import nearest, read
 
-SEARCHES = Plugins(
+SEARCHES = Plugins[type[Search]](
     search.__name__, "vlm_jax.searches", "search", but=search.UNNAMED, check=subclass(Search)
 )
 _KINDS = STRATEGIES, SEARCHES, RERANKERS

@@ -9,22 +9,13 @@ from vlm_jax.edits.base import MadeEdit, WeightEdit
 from vlm_jax.edits.certificate import Certificate
 from vlm_jax.plugins import Plugins, instance
 
-__all__ = ["EDITS", "Certificate", "MadeEdit", "WeightEdit", "find", "names"]
+__all__ = ["EDITS", "Certificate", "MadeEdit", "WeightEdit"]
 
-EDITS = Plugins(
-    __name__, "vlm_jax.edits", "edit", but=("base", "certificate"), check=instance(WeightEdit)
+EDITS = Plugins[WeightEdit](
+    __name__,
+    "vlm_jax.edits",
+    "edit",
+    "EDIT",
+    but=("base", "certificate"),
+    check=instance(WeightEdit),
 )
-
-
-def names() -> list[str]:
-    """Returns the names of all edits."""
-    return EDITS.names()
-
-
-def find(name: str) -> WeightEdit:
-    """Returns an edit by its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    return EDITS.find(name, "EDIT")

@@ -17,7 +17,7 @@ from vlm_jax.evals.protocol import parts_of, refuse_incomparable
 from vlm_jax.evals.records import Record, decode, is_table, read_content, read_rows, some, text_rows
 from vlm_jax.evals.results import Results, protocol_hash, read_results
 from vlm_jax.evals.statistics import DRAWS, bootstrap_all, mcnemar, paired_bootstrap
-from vlm_jax.evals.suites import find, kinds
+from vlm_jax.evals.suites import SUITES, kinds
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.settings import read
 
@@ -173,7 +173,7 @@ def make_suite(truth: Paths, suite: str = "", rules: Mapping[str, Any] | None = 
     files = listed(truth)
     if not files:
         raise AnswersError("no truth file given; name the benchmark's by --truth.")
-    kind = find(suite, "config.score.suite") if suite else _recognised(files[0])
+    kind = SUITES.find(suite, "config.score.suite") if suite else _recognised(files[0])
     if not _reads(kind):
         raise ConfigError(f"config.score.suite={kind.name!r} has no files of truth to score by.")
     section = {**(rules or {}), kind.truth: tuple(map(str, files))}

@@ -17,23 +17,11 @@ from vlm_jax.explaining.base import Analysis, Finding, Subject
 from vlm_jax.plugins import Plugins, instance
 from vlm_jax.settings import read
 
-__all__ = ["ANALYSES", "Analysis", "Finding", "Subject", "explain", "find", "names"]
+__all__ = ["ANALYSES", "Analysis", "Finding", "Subject", "explain"]
 
-ANALYSES = Plugins(__name__, "vlm_jax.analyses", "analysis", check=instance(Analysis))
-
-
-def names() -> list[str]:
-    """Returns the names of all analyses."""
-    return ANALYSES.names()
-
-
-def find(name: str) -> Analysis:
-    """Returns an analysis by its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    return ANALYSES.find(name, "ANALYSIS")
+ANALYSES = Plugins[Analysis](
+    __name__, "vlm_jax.analyses", "analysis", "ANALYSIS", check=instance(Analysis)
+)
 
 
 def explain(
@@ -58,7 +46,7 @@ def explain(
     """
     if not isinstance(model, VLM):
         raise ConfigError(f"explain needs a model of vlm_jax.load, not {type(model).__name__}.")
-    analysis = find(name)
+    analysis = ANALYSES.find(name)
     chosen = read(analysis.settings, settings, f"analysis {name!r}")
     if not analysis.asks:
         return analysis.run(Subject.of_model(model), chosen)

@@ -12,7 +12,9 @@ from vlm_jax.families.base import Family
 from vlm_jax.foreign import read_json
 from vlm_jax.plugins import Plugins, instance, usable
 
-FAMILIES = Plugins("vlm_jax.families", "vlm_jax.families", "model family", check=instance(Family))
+FAMILIES = Plugins[Family](
+    "vlm_jax.families", "vlm_jax.families", "model family", check=instance(Family)
+)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.evals.results import Results, protocol_hash, write_json
 from vlm_jax.evals.suites import read_benchmark
-from vlm_jax.explaining import Subject, find, names
+from vlm_jax.explaining import ANALYSES, Subject
 from vlm_jax.files import replace_file
 from vlm_jax.progress import Progress
 from vlm_jax.report.contributions import Support, sections
@@ -67,7 +67,7 @@ def run(request: Request) -> None:
     section = plain(config.get("explain", {}))
     chosen = _analyses(section)
     settings = {
-        name: read(find(name).settings, section.get(name, {}), f"config.explain.{name}")
+        name: read(ANALYSES.find(name).settings, section.get(name, {}), f"config.explain.{name}")
         for name in dict.fromkeys((*chosen, *section))
         if name not in (CONTRIBUTIONS, "analysis")
     }
@@ -75,7 +75,7 @@ def run(request: Request) -> None:
         read_settings(config.contributions)
     source = checkpoint.open_folder(request.need("source"))
     load = functools.cache(lambda: load_model(request, source))
-    asks = any(name == CONTRIBUTIONS or find(name).asks for name in chosen)
+    asks = any(name == CONTRIBUTIONS or ANALYSES.find(name).asks for name in chosen)
     examples, suite = _examples(config, source.config.family) if asks else ([], None)
     heads = heads_file(config, source)
     found = heads if pathlib.Path(heads).is_file() else ""
@@ -84,7 +84,7 @@ def run(request: Request) -> None:
         if name == CONTRIBUTIONS:
             write_contributions(request, source, load(), examples)
             continue
-        found = find(name).run(subject, settings[name])
+        found = ANALYSES.find(name).run(subject, settings[name])
         tables = found.tables()
         about = {"kind": name, "source": source.path.name, **provenance(config)}
         write_json(workdir / f"{name}.json", {**found.document(), **about})
@@ -96,7 +96,7 @@ def run(request: Request) -> None:
 
 def _analyses(section: Mapping[str, Any]) -> list[str]:
     """The analyses that a config names, each once."""
-    known = sorted([CONTRIBUTIONS, *names()])
+    known = sorted([CONTRIBUTIONS, *ANALYSES.names()])
     refuse_unknown(section, ["analysis", *known], "config.explain")
     given = section.get("analysis", CONTRIBUTIONS)
     words = given.split(",") if isinstance(given, str) else given

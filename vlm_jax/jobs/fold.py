@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax import checkpoint, edits
+from vlm_jax import checkpoint
+from vlm_jax.edits import EDITS
 from vlm_jax.edits.head_gains import fold_gains
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import read
@@ -60,7 +61,7 @@ def fold_method(
 def _fold_energy(
     source: checkpoint.ModelFolder, target: str | os.PathLike[str], section: dict[str, Any]
 ) -> np.ndarray:
-    edit = edits.find(ENERGY)
+    edit = EDITS.find(ENERGY)
     given = {key: value for key, value in section.items() if key != "method"}
     chosen = read(edit.settings, given, "config.fold")
     try:

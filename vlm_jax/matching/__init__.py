@@ -15,7 +15,9 @@ from vlm_jax.hub import resolve
 from vlm_jax.matching.base import Matcher, ModelType
 from vlm_jax.plugins import Plugins
 
-MATCHERS = Plugins(__name__, "vlm_jax.matchers", "matching model", but=("base", "dual", "words"))
+MATCHERS = Plugins[type[Matcher]](
+    __name__, "vlm_jax.matchers", "matching model", but=("base", "dual", "words")
+)
 
 __all__ = ["MATCHERS", "Matcher", "open_matcher"]
 

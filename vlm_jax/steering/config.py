@@ -10,7 +10,7 @@ from typing import Any
 from vlm_jax.attention.steering import Steering
 from vlm_jax.config import VLMConfig
 from vlm_jax.errors import ConfigError
-from vlm_jax.steering.methods import RANDOM_CONTROLS, compose, names
+from vlm_jax.steering.methods import METHODS, RANDOM_CONTROLS, compose
 from vlm_jax.steering.validate import validate
 
 Section = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
@@ -67,7 +67,7 @@ def entries(section: Section) -> list[dict[str, Any]]:
         if not (isinstance(entry, str) or hasattr(entry, "items")):
             raise ConfigError(
                 f"a method is a mapping such as {{'method': 'air'}}, not {entry!r}; there are "
-                f"{', '.join(names())}."
+                f"{', '.join(METHODS.names())}."
             )
     return [{"method": one} if isinstance(one, str) else dict(one.items()) for one in listed]
 
@@ -75,7 +75,9 @@ def entries(section: Section) -> list[dict[str, Any]]:
 def _named(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     settings = {key: _plain(value) for key, value in entry.items() if key != "method"}
     if "method" not in entry:
-        raise ConfigError(f"{dict(entry)!r} names no method; there are {', '.join(names())}.")
+        raise ConfigError(
+            f"{dict(entry)!r} names no method; there are {', '.join(METHODS.names())}."
+        )
     return entry["method"], settings
 
 

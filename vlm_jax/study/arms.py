@@ -24,8 +24,8 @@ from vlm_jax.methods import steered
 from vlm_jax.parallel import processes
 from vlm_jax.progress import Progress
 from vlm_jax.settings import refuse_unknown
-from vlm_jax.steering import methods as attention
 from vlm_jax.steering.config import entries, is_random, read_method, with_seed, without_control
+from vlm_jax.steering.methods import METHODS
 from vlm_jax.treatments import Edited, Reranked, Treatment, decoded, steering_of, strategy_of
 
 UNEDITED = "unedited"
@@ -211,7 +211,7 @@ class ArmReader:
         if values["method"] not in EDIT_METHODS:
             raise ConfigError(
                 f"{where}.method must be an edit of weights ({', '.join(EDIT_METHODS)}) or an "
-                f"attention method ({', '.join(attention.names())}), not {values['method']!r}."
+                f"attention method ({', '.join(METHODS.names())}), not {values['method']!r}."
             )
         return read_edit(values, self.seed, where)
 
@@ -273,7 +273,7 @@ def _by_kind(section: Section) -> tuple[list[dict[str, Any]], list[dict[str, Any
     Raises:
         ConfigError: there are two edits.
     """
-    others = (*attention.names(), *named.names())
+    others = (*METHODS.names(), *named.names())
     listed = entries(section)
     methods = [entry for entry in listed if entry.get("method") in others]
     edits = [entry for entry in listed if entry.get("method") not in others]

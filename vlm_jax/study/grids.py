@@ -13,7 +13,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.report.sweep import setting_name
 from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering.controls import CONTROLS as HEAD_CONTROLS
-from vlm_jax.steering.methods import names, settings_of
+from vlm_jax.steering.methods import METHODS, settings_of
 from vlm_jax.study.arms import Arm, ArmReader, check_folders
 
 _RANGES = ("band", "rebalance_layers", "projection_layers")
@@ -54,7 +54,7 @@ class Grid:
             if method in named.names():
                 words |= dict.fromkeys(named.controls(method))
             else:
-                words |= dict.fromkeys(HEAD_CONTROLS if method in names() else EDIT_CONTROLS)
+                words |= dict.fromkeys(HEAD_CONTROLS if method in METHODS else EDIT_CONTROLS)
         return tuple(word for word in (words or EDIT_CONTROLS) if word)
 
     def controls(self, name: str, words: Sequence[str], reader: ArmReader) -> tuple[Arm, ...]:
@@ -126,7 +126,7 @@ def _fields(sweep: Mapping[str, Any]) -> set[str]:
     listed = sweep.get("method", ())
     words = [listed] if isinstance(listed, str) else list(listed)
     acting = {
-        **{word: settings_of for word in names()},
+        **{word: settings_of for word in METHODS.names()},
         **dict.fromkeys(named.names(), named.settings),
     }
     methods = [word for word in words if word in acting]

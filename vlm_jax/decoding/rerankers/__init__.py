@@ -8,6 +8,8 @@ module.
 from vlm_jax.decoding.rerankers.base import Continuation, HostMethod, Reranker
 from vlm_jax.plugins import Plugins, subclass
 
-RERANKERS = Plugins(__name__, "vlm_jax.rerankers", "reranker", check=subclass(HostMethod))
+RERANKERS = Plugins[type[HostMethod]](
+    __name__, "vlm_jax.rerankers", "reranker", check=subclass(HostMethod)
+)
 
 __all__ = ["RERANKERS", "Continuation", "HostMethod", "Reranker"]

@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from vlm_jax.decoding.functions import function, numbers
 from vlm_jax.decoding.rerankers.base import HostMethod, reranking
-from vlm_jax.decoding.strategies import STRATEGIES, Strategy
+from vlm_jax.decoding.strategies import Strategy
+from vlm_jax.decoding.strategies.dola import DoLa
 from vlm_jax.errors import ConfigError
 from vlm_jax.settings import listed, number, one_of, setting, switch, whole, word
 
@@ -88,7 +89,7 @@ class HALC(HostMethod):
     @property
     def strategy(self) -> Strategy:
         """The strategy that decodes between words: DoLa."""
-        return STRATEGIES.find("dola")(layers=self.layers, relative_top=self.relative_top)
+        return DoLa(layers=self.layers, relative_top=self.relative_top)
 
     def wants(self, word: str, random: np.random.Generator) -> bool:
         """Returns whether a word is looked for."""

@@ -8,6 +8,8 @@ module.
 from vlm_jax.decoding.strategies.base import Step, Strategy, View, plausible
 from vlm_jax.plugins import Plugins, subclass
 
-STRATEGIES = Plugins(__name__, "vlm_jax.strategies", "strategy", check=subclass(Strategy))
+STRATEGIES = Plugins[type[Strategy]](
+    __name__, "vlm_jax.strategies", "strategy", check=subclass(Strategy)
+)
 
 __all__ = ["STRATEGIES", "Step", "Strategy", "View", "plausible"]

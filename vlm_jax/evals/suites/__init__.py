@@ -11,10 +11,11 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.evals.base import Suite
 from vlm_jax.plugins import Plugins, subclass, usable
 
-SUITES = Plugins(
+SUITES = Plugins[type[Suite]](
     __name__,
     "vlm_jax.benchmarks",
     "kind of benchmark",
+    "SUITE",
     also=("vlm_jax.testbed.suites",),
     check=subclass(Suite),
 )
@@ -27,20 +28,7 @@ def benchmarks() -> dict[str, str]:
 
 def kinds() -> dict[str, type[Suite]]:
     """Returns the class of every kind of benchmark; what another package breaks is left out."""
-    return usable(SUITES.names(), find)
-
-
-def find(kind: Any, where: str = "") -> type[Suite]:
-    """Returns the class of a kind of benchmark.
-
-    Args:
-        kind: its name.
-        where: the setting that holds it, for errors.
-
-    Raises:
-        ConfigError: there is none of that name; lists those there are.
-    """
-    return SUITES.find(kind, "SUITE", where)
+    return usable(SUITES.names(), SUITES.find)
 
 
 def read_benchmarks(sections: Mapping[str, Any], family: str) -> dict[str, Suite]:
@@ -72,4 +60,5 @@ def read_benchmark(name: str, section: Mapping[str, Any], family: str = "llava")
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{where} is a section: give {where}.kind=<name>, not {section!r}.")
     values = dict(section)
-    return find(values.pop("kind", None), f"{where}.kind").read(values, where, family)
+    kind = SUITES.find(values.pop("kind", None), f"{where}.kind")
+    return kind.read(values, where, family)

@@ -20,23 +20,9 @@ from vlm_jax.settings import refuse_unknown
 from vlm_jax.steering.classes import Selection
 from vlm_jax.steering.combine import merge
 
-METHODS = Plugins(__name__, "vlm_jax.methods", "method")
+METHODS = Plugins[Callable[..., Steering]](__name__, "vlm_jax.methods", "method", "{name}")
 RANDOM_CONTROLS = ("random", "shuffled")
 """Controls whose seed matters."""
-
-
-def names() -> list[str]:
-    """Returns the names of all methods."""
-    return METHODS.names()
-
-
-def find(name: str) -> Callable[..., Steering]:
-    """Returns the function that makes a method's steering.
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    return METHODS.find(name, str(name))
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -45,7 +31,7 @@ def settings_of(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such method.
     """
-    parameters = list(inspect.signature(find(name)).parameters.values())[1:]
+    parameters = list(inspect.signature(METHODS.find(name)).parameters.values())[1:]
     named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
     if len(named) < len(parameters):
         named |= {field.name: field.default for field in dataclasses.fields(Selection)}
@@ -62,7 +48,7 @@ def random_control(name: str) -> str:
     """
     if "control" not in settings_of(name):
         return ""
-    words = get_args(get_type_hints(find(name)).get("control"))
+    words = get_args(get_type_hints(METHODS.find(name)).get("control"))
     return next((word for word in words if word in RANDOM_CONTROLS), "random")
 
 
@@ -79,7 +65,7 @@ def build(name: str, config: VLMConfig, **settings: Any) -> Steering:
     """
     refuse_unknown(settings, settings_of(name), f"method {name!r}")
     try:
-        return find(name)(config, **settings)
+        return METHODS.find(name)(config, **settings)
     except ConfigError as error:
         raise ConfigError(f"method {name!r}: {error}") from None
 
@@ -91,5 +77,5 @@ def compose(methods: Sequence[tuple[str, Mapping[str, Any]]], config: VLMConfig)
         ConfigError: there is none, one cannot be built, or two set the same part.
     """
     if not methods:
-        raise ConfigError(f"name at least one method of {', '.join(names())}.")
+        raise ConfigError(f"name at least one method of {', '.join(METHODS.names())}.")
     return merge([(name, build(name, config, **settings)) for name, settings in methods])
