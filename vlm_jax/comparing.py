@@ -8,12 +8,11 @@ with intervals, and each arm beside random heads or modes in place of its own.
 """
 
 import dataclasses
-import html
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from vlm_jax.api import VLM
 from vlm_jax.calls import read_call
@@ -27,7 +26,7 @@ from vlm_jax.evals.suites import SUITES
 from vlm_jax.evals.suites import benchmarks as kinds
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.files import slug
-from vlm_jax.listing import Listing, html_table, lines
+from vlm_jax.listing import Listing, lines
 from vlm_jax.methods import methods
 from vlm_jax.report.comparison import comparison_tables
 from vlm_jax.report.tables import Table
@@ -38,6 +37,18 @@ from vlm_jax.treatments import Edited
 
 PLAIN = "plain"
 """What the model that others are compared with is called."""
+
+
+@overload
+def compare(
+    models: Mapping[str, VLM], images: Any = None, prompts: Any = None, **settings: Any
+) -> SideBySide: ...
+
+
+@overload
+def compare(
+    models: VLM, arms: Mapping[str, VLM], benchmark: Any, *, draws: int = 0, **settings: Any
+) -> "Scored": ...
 
 
 def compare(models: Any, *asked: Any, **settings: Any) -> Any:
@@ -132,11 +143,7 @@ class Scored:
         return self.table()
 
     def _repr_html_(self) -> str:
-        return "".join(
-            html_table(table.headers, table.rows, table.title)
-            + "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-            for table in self.tables
-        )
+        return "".join(table._repr_html_() for table in self.tables)
 
 
 @dataclasses.dataclass(frozen=True)

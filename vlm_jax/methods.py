@@ -54,12 +54,10 @@ class Method:
     kind: str
     summary: str
     settings: Mapping[str, Any]
-    treatment: Callable[[TreatedModel, Mapping[str, Any]], Treatment] = dataclasses.field(
-        repr=False
-    )
+    treatment: Callable[[TreatedModel, Mapping[str, Any]], Treatment]
     random_control: str = ""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         listed = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"{self.name}({listed}): {self.summary}"
 

@@ -72,6 +72,8 @@ def test_two_passes_are_those_of_the_evaluation(shipped_llava, scenes):
     )
     once = shipped_llava.apply("functional_heads", perception_from=0.3, perception_gain=2.0)
     reply = twice.generate(scenes[0], PROMPT, max_new_tokens=16, return_readings=True)
+    assert reply.text in repr(reply)
+    assert "array" not in repr(reply)
     assert reply.text
     assert not np.array_equal(
         reply.readings.image_bn,

@@ -1,6 +1,7 @@
 """Analyses of sets of heads: minimal editing and patterns, on a tiny model with head sets."""
 
 import dataclasses
+import html
 import json
 import pathlib
 
@@ -56,6 +57,9 @@ def test_editing_is_told_with_its_intervals(subject):
     assert np.mean(document["absolute"]) > np.mean(document["absolute_of_mean"])
     (table,) = one.tables()
     assert [row[0] for row in table.rows][-4:] == [f"Delta_{p}" for p in "ABCD"]
+    assert repr(one) == one.table() == table.text() == repr(table)
+    assert one._repr_html_().count("<tr>") == 1 + len(table.rows)
+    assert table.notes[0] in html.unescape(one._repr_html_())
 
 
 def test_patterns_of_a_model_with_itself_are_equal(subject, tiny_llava):

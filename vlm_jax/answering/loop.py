@@ -64,8 +64,8 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     ended: bool
-    readings: Readings | None = None
-    counts: StepCounts | None = None
+    readings: Readings | None = dataclasses.field(default=None, repr=False)
+    counts: StepCounts | None = dataclasses.field(default=None, repr=False)
     score: float | None = None
     prompt_tokens: int = 0
     image_tokens: int = 0

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -67,16 +67,29 @@ class Subject:
         return cls(model.name, model.config, layer, lambda: model, examples, heads, suite)
 
 
-class Finding(Protocol):
-    """What an analysis found."""
+class Finding:
+    """What an analysis found; shows itself as its tables, in a notebook too.
+
+    A dataclass of arrays that is one says `repr=False`.
+    """
 
     def document(self) -> dict[str, Any]:
         """Returns it as JSON values."""
-        ...
+        raise NotImplementedError
 
     def tables(self) -> list[Table]:
         """Returns what a reader looks at first."""
-        ...
+        raise NotImplementedError
+
+    def table(self) -> str:
+        """Returns all tables as text."""
+        return "\n\n".join(table.text() for table in self.tables())
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from vlm_jax.analysis.editing import Utilities
 from vlm_jax.analysis.effects import spearman
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.statistics import Interval, percentile_interval
-from vlm_jax.explaining.base import Analysis, Subject, read_answers
+from vlm_jax.explaining.base import Analysis, Finding, Subject, read_answers
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import number, one_of, setting, switch, whole
 from vlm_jax.steering.heads import HeadSets, mask_of
@@ -51,8 +51,8 @@ class EditingSettings:
     seed: int = setting(0, whole, low=0, high=2**32 - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundEditing:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FoundEditing(Finding):
     """Utilities of sets and changes by policies.
 
     Attributes:

@@ -12,7 +12,7 @@ from vlm_jax.analysis.rows import KINDS, RowReader
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.evals.suites.chair import Chair
-from vlm_jax.explaining.base import Analysis, Subject, read_answers
+from vlm_jax.explaining.base import Analysis, Finding, Subject, read_answers
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import setting, whole
 from vlm_jax.steering.heads import mask_of, shape_of
@@ -35,8 +35,8 @@ class EvidenceSettings:
     seed: int = setting(0, whole, low=0, high=2**32 - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundEvidence:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FoundEvidence(Finding):
     """Object words of answers, and the mass on the image where each was named.
 
     Attributes:

@@ -18,7 +18,7 @@ from vlm_jax.analysis.rows import (
     leaned_on,
 )
 from vlm_jax.errors import ConfigError
-from vlm_jax.explaining.base import Analysis, Subject, read_answers
+from vlm_jax.explaining.base import Analysis, Finding, Subject, read_answers
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import listed, one_of, setting, whole
 from vlm_jax.steering.heads import Head, HeadSets, check_heads, mask_of, shape_of
@@ -78,8 +78,8 @@ class ReadAnswer:
     imbalance_hs: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundMasses:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FoundMasses(Finding):
     """What heads looked at.
 
     Attributes:

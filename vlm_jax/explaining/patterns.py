@@ -12,7 +12,7 @@ from vlm_jax.api import VLM
 from vlm_jax.base_model import is_language_model, with_language_model
 from vlm_jax.batch import Batch
 from vlm_jax.errors import ConfigError
-from vlm_jax.explaining.base import Analysis, Subject, read_answers
+from vlm_jax.explaining.base import Analysis, Finding, Subject, read_answers
 from vlm_jax.loading import load
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import setting, text, whole
@@ -42,8 +42,8 @@ class PatternsSettings:
     seed: int = setting(0, whole, low=0, high=2**32 - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundPatterns:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FoundPatterns(Finding):
     """How alike heads' patterns are.
 
     Attributes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_jax.analysis.spectra import THETAS, VARIANCES, Spectra, gaussian_energy, spectra
 from vlm_jax.edits.qk.folder import image_rope
-from vlm_jax.explaining.base import Analysis, Subject
+from vlm_jax.explaining.base import Analysis, Finding, Subject
 from vlm_jax.report.tables import Table
 from vlm_jax.settings import setting, whole
 from vlm_jax.steering.layers import layer_range
@@ -29,8 +29,8 @@ class SpectraSettings:
     modes: int = setting(4, whole, low=1, high=1 << 12)
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundSpectra:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FoundSpectra(Finding):
     """The spectra of a model's products.
 
     Attributes:

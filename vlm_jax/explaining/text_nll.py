@@ -16,7 +16,7 @@ from vlm_jax.analysis.likelihood import TokenLosses, passages
 from vlm_jax.edits.qk import CONTROLS, QKEdit
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.statistics import Interval, RankTest, percentile_interval, rank_test
-from vlm_jax.explaining.base import Analysis, Subject
+from vlm_jax.explaining.base import Analysis, Finding, Subject
 from vlm_jax.foreign import read_bytes
 from vlm_jax.progress import Progress
 from vlm_jax.report.tables import Table
@@ -54,8 +54,8 @@ class TextNllSettings:
     seed: int = setting(0, whole, low=0, high=2**32 - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundTextNll:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FoundTextNll(Finding):
     """Losses of passages.
 
     Attributes:

@@ -1,5 +1,6 @@
 """Tables as data: plain text for a terminal, Markdown for a document, HTML for a page."""
 
+import html
 import math
 import pathlib
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from vlm_jax.evals.statistics import Interval
 from vlm_jax.files import replace_file
+from vlm_jax.listing import html_table
 from vlm_jax.report.web import render
 from vlm_jax.terminal import folded, shown
 
@@ -33,7 +35,7 @@ class Section:
     folded: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Cells of text; the first column names the rows.
 
@@ -68,6 +70,13 @@ class Table:
 
     def __html__(self) -> str:
         return render("table.html.jinja", table=self)
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return html_table(self.headers, self.rows, self.title) + notes
 
 
 def markdown(title: str, tables: Sequence[Table], before: Sequence[str] = ()) -> str:
