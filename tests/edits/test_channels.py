@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.edits.both_sides import edit_both
 from tests.edits.dense import channel, channel_target, head, one, random_layer, relative
 from vlm_jax.edits.qk import LayerWeights, QKEdit, edit_layers
 from vlm_jax.edits.qk.controls import Product
 from vlm_jax.edits.qk.factor import factor_layers
 from vlm_jax.edits.qk.modes import KeyMap, channel_modes
-from vlm_jax.edits.qk.oracle import edit_both
 from vlm_jax.errors import EditError
 
 CHANNELS = ("symmetric", "antisymmetric")

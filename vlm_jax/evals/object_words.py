@@ -116,5 +116,3 @@ def _parse(table: str) -> dict[str, tuple[str, ...]]:
 
 COCO_OBJECT_WORDS: dict[str, tuple[str, ...]] = _parse(_TABLE)
 """Category -> other words for it, in the order of the COCO category ids."""
-
-COCO_CATEGORIES: tuple[str, ...] = tuple(COCO_OBJECT_WORDS)

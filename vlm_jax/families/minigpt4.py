@@ -37,12 +37,6 @@ class _Root(msgspec.Struct, kw_only=True):
 _BLOCK, _OURS = "visual_encoder.blocks.{i}.", "vision/layers/{i}/"
 _LAYER, _FORMER = "Qformer.bert.encoder.layer.{i}.", "qformer/layers/{i}/"
 
-DEMO_SYSTEM = (
-    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I "
-    "provide it to you. Please answer my questions."
-)
-"""The system message of the authors' demo; papers on hallucination ask without one."""
-
 
 class MiniGPT4(QFormerFamily):
     """MiniGPT-4 with Vicuna-7B v0 or 13B.

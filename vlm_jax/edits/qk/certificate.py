@@ -80,8 +80,8 @@ def behind_norm(
     return {"reinflation": grown, "energy_removed": 1 - left}
 
 
-def spectra(head: HeadFactors, product: Product, edit: HeadEdit, strength: float, modes: Modes):
-    """Spectrum before and after, and what describes it."""
+def spectra(head: HeadFactors, product: Product, edit: HeadEdit, strength: float) -> dict[str, Any]:
+    """Returns the spectrum before and after, and what describes it."""
     after = np.linalg.svd(product.core - product.removed(edit, strength), compute_uv=False)
     values = head.values
     energy = float(np.sum(values**2)) or 1.0
@@ -107,7 +107,7 @@ def residual(modes: Modes, chosen: np.ndarray, product: Product) -> float:
 def least_residual(modes: Modes, chosen: np.ndarray, product: Product, strength: float) -> float:
     """As `residual`, were the head free to change its keys too: the best product of its rank.
 
-    No map-back can miss less of the target; see `oracle.edit_both`.
+    No map-back can miss less of the target.
     """
     if modes.exact or not chosen.size or not strength:
         return 0.0

@@ -252,7 +252,7 @@ def _describe(weights, h: HeadPlan, directions_rd, spec: QKEdit, strength: float
         "energy_fraction": float(np.sum(h.modes.values[h.base.modes] ** 2)) / energy,
         "qk_norm": weights.qk_norm,
         "seed": spec.seed,
-        **certificate.spectra(h.head, h.product, h.edit, strength, h.modes),
+        **certificate.spectra(h.head, h.product, h.edit, strength),
         "residual": certificate.residual(h.modes, h.base.modes, h.product),
         "edit": certificate.magnitudes(h.edit, h.product, strength, directions_rd[:own], w_norm),
     }
