@@ -39,6 +39,15 @@ def test_a_section_becomes_a_dataclass_with_its_defaults():
     assert read(Choice, {"draws": 2, "drop": 1}, "config.x") == Choice(drop=1.0, draws=2)
 
 
+def test_all_that_is_missing_is_named_at_once():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Counted(Choice):
+        n: int = setting(REQUIRED, whole, low=1)
+
+    with pytest.raises(ConfigError, match=r"Set config\.x\.draws, n: they have no defaults"):
+        read(Counted, {}, "config.x")
+
+
 def test_what_the_caller_sets_is_no_setting():
     assert read(Choice, {"draws": 1}, "config.x", source="a").source == "a"
     with pytest.raises(ConfigError, match=r"config\.x has no setting 'source'"):

@@ -1,5 +1,10 @@
 """Training-free mitigation of hallucination in vision-language models, in JAX.
 
+    vlm = vlm_jax.load("llava-0")                       # a name, a folder, or a name on the hub
+    air = vlm.apply("air", heads="identified")          # one of vlm_jax.methods()
+    air.generate("photo.jpg", "Describe the image.")
+    vlm_jax.compare({"plain": vlm, "air": air}, "photo.jpg", "Describe the image.")
+
 Letters used in names, einsum strings and sharding rules alike:
 
 | letter | dim | letter | dim |

@@ -1,10 +1,4 @@
-"""CHAIR from Python: captions against the objects in their images, with the words that are wrong.
-
-A caption is judged by the words in it that name objects:
-
-    truth = {7: ["cup", "person"]}
-    vlm_jax.chair({7: "A man with a cup and a fork."}, truth).per_caption[0].hallucinated   # fork
-"""
+"""CHAIR from Python: captions against the objects in their images, and the words that are wrong."""
 
 import dataclasses
 import html
@@ -114,6 +108,9 @@ def chair(
     vocabulary: Vocabulary | None = None,
 ) -> ChairScore:
     """Returns CHAIR of captions, with the words that are hallucinated in each.
+
+        found = chair({7: "A man with a cup and a fork."}, {7: ["cup", "person"]})
+        found.per_caption[0].hallucinated     # ("fork",)
 
     Args:
         captions: image id -> caption; or rows {"image_id": ..., "caption": ...}; or a list of

@@ -54,8 +54,8 @@ def read(section_type: type[T], section: Mapping[str, Any], where: str, **given:
         given: fields that the caller sets and the section may not.
 
     Raises:
-        ConfigError: a key is unknown (the nearest is named), one that must be given is missing, or
-            a value is wrong; the message names `where` and the key.
+        ConfigError: a key is unknown (the nearest is named), one that must be given is missing
+            (all such are named), or a value is wrong; the message names `where` and the key.
     """
     if not hasattr(section, "items"):
         raise ConfigError(f"{where} must be a mapping of settings, not {section!r}.")
@@ -63,13 +63,16 @@ def read(section_type: type[T], section: Mapping[str, Any], where: str, **given:
     known = [name for name in fields if name not in given]
     values = {key: plain(value) for key, value in section.items()}
     refuse_unknown(values, known, where)
+    missing = [
+        name
+        for name in known
+        if name not in values and fields[name].default is fields[name].default_factory is REQUIRED
+    ]
+    if missing:
+        none = "it has no default" if len(missing) == 1 else "they have no defaults"
+        raise ConfigError(f"Set {where}.{', '.join(missing)}: {none}.")
     for name, field in fields.items():
-        if name in given:
-            continue
-        if name not in values:
-            if field.default is REQUIRED and field.default_factory is REQUIRED:
-                raise ConfigError(f"Set {where}.{name}: it has no default.")
-        elif "check" in field.metadata:
+        if name in values and "check" in field.metadata:
             values[name] = field.metadata["check"](f"{where}.{name}", values[name])
     try:
         return section_type(**values, **given)

@@ -31,11 +31,14 @@ def explain(
     prompts: Any = None,
     **settings: Any,
 ) -> Finding:
-    """Returns what an analysis finds of a model.
+    """Returns what an analysis finds of a model: tables, and numbers in `document()`.
+
+        explain(vlm, "spectra", layers=(0, 1))
+        explain(vlm, "masses", "photo.jpg", "Describe.", max_new_tokens=32)
 
     Args:
         model: edited or not.
-        name: of the analysis; `--help` lists them.
+        name: of the analysis, one of `vlm_jax.explaining.ANALYSES.names()`.
         images, prompts: what it is asked, as for `VLM.generate`, or a benchmark
             (`vlm_jax.benchmark`) alone; analyses of weights need none.
         settings: of the analysis.
