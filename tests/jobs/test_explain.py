@@ -121,6 +121,11 @@ def test_analyses_of_weights_ask_no_model(tiny_qwen, tmp_path, monkeypatch, caps
     with pytest.raises(ConfigError, match=r"config\.explain\.analysis must be one of"):
         explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))
     config.explain.analysis = "spectra"
+    with config.unlocked():
+        config.explain.contributions = {"scope": "all"}  # these are in config.contributions
+    with pytest.raises(ConfigError, match=r"config\.explain has no setting 'contributions'"):
+        explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))
+    del config.explain.contributions
     config.explain.spectra.layers = (2, 9)
     with pytest.raises(ConfigError, match="layers must be the first and last"):
         explain.run(Request(config=config, source=tiny_qwen, workdir=tmp_path))

@@ -57,8 +57,9 @@ def run(request: Request) -> None:
     """Runs the analyses of `config.explain.analysis` on `--source`; writes to `--workdir`.
 
     Each gives `<analysis>.json` with all numbers, `<analysis>.md`, and the tables that are printed.
-    Of "contributions" there is a page too (`write_contributions`). `config.explain` holds settings
-    of single analyses besides: {"analysis": "spectra", "spectra": {"layers": (10, 17)}}.
+    `config.explain` holds settings of single analyses besides:
+    {"analysis": "spectra", "spectra": {"layers": (10, 17)}}. "contributions" is of the job alone:
+    it has a page, and settings of its own in `config.contributions` (`write_contributions`).
 
     Raises:
         ConfigError: an analysis or a setting is unknown, or a value cannot be.
@@ -96,8 +97,9 @@ def run(request: Request) -> None:
 
 def _analyses(section: Mapping[str, Any]) -> list[str]:
     """The analyses that a config names, each once."""
-    known = sorted([CONTRIBUTIONS, *ANALYSES.names()])
-    refuse_unknown(section, ["analysis", *known], "config.explain")
+    own = ANALYSES.names()
+    refuse_unknown(section, ["analysis", *own], "config.explain")
+    known = sorted([CONTRIBUTIONS, *own])
     given = section.get("analysis", CONTRIBUTIONS)
     words = given.split(",") if isinstance(given, str) else given
     chosen = listed("config.explain.analysis", words, each=one_of, least=1, known=known)
