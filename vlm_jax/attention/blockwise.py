@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
+from vlm_jax.attention.segment import MASKED, Segment, Visibility, by_key_head, kinds_of
 from vlm_jax.batch import Kind
 
 BLOCK = 512
@@ -123,11 +123,8 @@ def segment_attention(
         tap: what else to do in each tile.
     """
     batch, length, heads, dim = q_btnh.shape
-    kv_heads = segment.k_bksh.shape[1]
     factor = dim**-0.5 if scale is None else scale
-    q_bkgth = q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(
-        0, 2, 3, 1, 4
-    )
+    q_bkgth = by_key_head(q_btnh, segment.k_bksh.shape[1])
     read = _normalise(_over_tiles(_Tile(q_bkgth, queries, factor, tap), segment, causal, block))
     flat = lambda a: jnp.moveaxis(a, 3, 1).reshape(batch, length, heads, *a.shape[4:])
     return jax.tree.map(flat, read)

@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Read, Tap
-from vlm_jax.attention.segment import MASKED, NEVER, Segment, Visibility, kinds_of
+from vlm_jax.attention.segment import MASKED, NEVER, Segment, Visibility, by_key_head, kinds_of
 from vlm_jax.batch import Kind
 
 ROWS, HEADS = "data", "model"
@@ -84,7 +84,10 @@ def kernel_attention(
     )
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.are_all_axes_manual  # or each device has its own already
-    return read(inputs) if alone else _shared(read, inputs, mesh)
+    by_head = read(inputs) if alone else _shared(read, inputs, mesh)
+    # Here, not beside the kernel: XLA then makes both part of what reads the output.
+    found = jax.tree.map(lambda a: a.swapaxes(1, 2), by_head)
+    return dataclasses.replace(found, out_btnh=found.out_btnh.astype(jnp.float32))
 
 
 @jax.tree_util.register_dataclass
@@ -160,7 +163,7 @@ def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read
         own_heads,
         mesh=mesh,
         in_specs=(_Inputs(**lies),),
-        out_specs=by_head,
+        out_specs=PartitionSpec(rows, over),
         check_vma=False,
     )(inputs)
 
@@ -228,10 +231,11 @@ def _cut(length: int, most: int) -> int:
 def _read(
     inputs: _Inputs, *, causal: bool, scale: float, tap: Tap, dtype: Any, interpret: bool
 ) -> Read:
+    """Returns what one device reads, heads before rows, as the kernel writes it."""
     batch, length, heads, dim = inputs.q_btnh.shape
     kv_heads, width = inputs.k_bksh.shape[1], inputs.v_bksh.shape[-1]
     group, blocks = heads // kv_heads, _Blocks.of(inputs, causal)
-    by_group = inputs.q_btnh.reshape(batch, length, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
+    by_group = by_key_head(inputs.q_btnh, kv_heads)
     gains = None
     if inputs.gains_b2n is not None:
         gains = inputs.gains_b2n.reshape(batch, 2, kv_heads, group, 1, 1).swapaxes(1, 2)
@@ -280,18 +284,16 @@ def _read(
         interpret=interpret,
         name="attention",
     )(*[array for array, _ in given])
-    flat = lambda a: jnp.moveaxis(a, 3, 1).reshape(batch, length, kv_heads * group, *a.shape[4:])
     stats = stats.reshape(*stats.shape[:3], _STATS, group, rows)
 
     def stat(index: int, wanted: bool) -> Array | None:
         found = stats[:, :, :, index].transpose(0, 1, 3, 2, 4)
-        found = found.reshape(batch, kv_heads, group, -1)[..., :length]
-        return flat(found) if wanted else None
+        return found.reshape(batch, heads, -1)[..., :length] if wanted else None
 
     lse = stat(_TOP, True)
     assert lse is not None
     return Read(
-        flat(out_bkgth).astype(jnp.float32),
+        out_bkgth.reshape(batch, heads, length, width),
         lse,
         stat(_IMAGE, tap.masses),
         stat(_SQUARES, tap.squares),

@@ -10,7 +10,7 @@ from vlm_jax.attention.blockwise import Tap
 from vlm_jax.attention.fused import read_segments
 from vlm_jax.attention.parts.base import Prompt
 from vlm_jax.attention.row import read_row, readings_of
-from vlm_jax.attention.segment import Segment, Visibility, merge
+from vlm_jax.attention.segment import Segment, Visibility, by_key_head, merge
 from vlm_jax.attention.steering import Readings, Rows, State, Steering
 
 
@@ -62,10 +62,9 @@ def steered_prefill(
         return out, state, Readings.none(out.shape[0], out.shape[2])
 
     pick = lambda a: jnp.take_along_axis(a, _column(rows.last_b, a.ndim), axis=1)
-    last_queries = jax.tree.map(pick, queries)
-    last, row = read_row(
-        pick(prompt.q_btnh), segments, last_queries, steering, state, scale, prompt
-    )
+    q_b1nh = _last_queries(prompt.q_btnh, segments[-1].k_bksh.shape[1], rows.last_b)
+    of_last = jax.tree.map(pick, queries)
+    last, row = read_row(q_b1nh, segments, of_last, steering, state, scale, prompt)
     if steering.touches_row:
         put_bt1n = prompt.is_last_bt1 & row.changed_bn[:, None]
         out = jnp.where(put_bt1n[..., None], last, out)
@@ -77,3 +76,15 @@ def steered_prefill(
 def _column(index_b: Array | None, dims: int) -> Array:
     assert index_b is not None
     return index_b.reshape(-1, *([1] * (dims - 1)))
+
+
+def _last_queries(q_btnh: Array, kv_heads: int, last_b: Array | None) -> Array:
+    """Returns each sample's query of its last row, [B, 1, N, H].
+
+    It is picked head by head from the layout in which the kernel reads queries: for rows of any
+    other, XLA first copies the queries of all rows.
+    """
+    batch, _, heads, dim = q_btnh.shape
+    q_bkgth = by_key_head(q_btnh, kv_heads)
+    at_bkg11 = jnp.broadcast_to(_column(last_b, q_bkgth.ndim), (*q_bkgth.shape[:3], 1, 1))
+    return jnp.take_along_axis(q_bkgth, at_bkg11, axis=3).reshape(batch, 1, heads, dim)

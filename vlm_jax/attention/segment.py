@@ -130,6 +130,13 @@ def kinds_of(segment: Segment) -> Int[Array, "B S"]:
     return segment.kinds_bs
 
 
+def by_key_head(q_btnh: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B K G T H"]:
+    """Returns the queries of each key head: query head n reads key head n // G."""
+    batch, length, heads, dim = q_btnh.shape
+    apart = q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim)
+    return apart.transpose(0, 2, 3, 1, 4)
+
+
 def merge(
     outs: Sequence[Float[Array, "B T N H"]], lses: Sequence[Float[Array, "B T N"]]
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
