@@ -1,6 +1,7 @@
 """The loss of given text: against the logits of a prompt, and an edit beside its controls."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -52,6 +53,20 @@ def test_an_edit_is_told_beside_its_controls(llava_vlm, tmp_path):
     assert "rank_p" not in arms["C5"]
     (table,) = found.tables()
     assert [row[0] for row in table.rows] == ["unedited", "edited", "C5", "R1 (3 draws)"]
+
+
+def test_a_text_longer_than_the_model_reads_gives_no_warning(llava_vlm, tmp_path, caplog):
+    text, tokenizer = "What is in the image? A dog and a cat. ", llava_vlm.processor.tokenizer
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbf" + (text * 50).encode())
+    options = {"length": 8, "passages": 1, "controls": (), "draws": 50, "edit": {"band": (0, 1)}}
+    limit, tokenizer.model_max_length = tokenizer.model_max_length, 32
+    logger = logging.getLogger("transformers")
+    logger.propagate = True
+    try:
+        vlm_jax.explain(llava_vlm, "text_nll", texts=[str(tmp_path / "text.txt")], **options)
+    finally:
+        logger.propagate, tokenizer.model_max_length = False, limit
+    assert not caplog.records
 
 
 def test_texts_that_cannot_be_read_are_one_clear_error(llava_vlm, tmp_path):
