@@ -107,7 +107,9 @@ def get_config() -> ConfigDict:
             "allow_missing": False,
             "allow_extra": False,  # answers without truth are left out instead of refused
             "revised": (),  # files of revised truth to score by besides, such as RePOPE's
-            "max_unparsable": 0.95,  # a greater share of answers without a verdict is refused
+            # A greater share of answers without a verdict, or of captions without an object, is
+            # refused.
+            "max_unparsable": 0.95,
             "synonyms": "",
             "double_words": "",
             "surface_forms": "",

@@ -157,6 +157,23 @@ def test_next_to_no_verdict_is_an_error(write):
     assert "unparsable_rate (%)" in found.table()
 
 
+def test_captions_that_name_no_object_are_no_perfect_score(write):
+    truth = write("t.jsonl", [{"image": f"{n}.jpg", "objects": ["cup"]} for n in range(3)])
+    captions = ["", "  ", "A photo."]
+    answers = write(
+        "a.jsonl", [{"image": f"{n}.jpg", "caption": c} for n, c in enumerate(captions)]
+    )
+    with pytest.raises(AnswersError, match="3 of 3 answers say nothing that is scored, such as ''"):
+        score(answers, truth)
+    found = score(answers, truth, max_unparsable=1.0).results
+    assert found.metrics["unparsable_rate"].value == 1
+    captions[2] = "A cup."
+    answers = write(
+        "a.jsonl", [{"image": f"{n}.jpg", "caption": c} for n, c in enumerate(captions)]
+    )
+    assert score(answers, truth).results.counts["unparsable"] == 2
+
+
 def test_a_gzip_that_unpacks_to_gigabytes_stops_early(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_BYTES", 1 << 20)
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)

@@ -77,13 +77,14 @@ def score(
         baseline: answers of an unedited model, for paired differences over the same items.
         allow_missing: score although some questions are unanswered.
         allow_extra: leave out answers that have no truth.
-        max_unparsable: the share of answers without a verdict from which on they are refused.
+        max_unparsable: the share of answers without a verdict, and of captions that name no object,
+            from which on they are refused.
         draws: bootstrap resamples.
         seed: of the bootstrap.
 
     Raises:
         AnswersError: a malformed or duplicate row, an answer without truth, an unanswered
-            question, next to no answer with a verdict, or truth of no known form.
+            question, next to no answer with a verdict or an object, or truth of no known form.
         ConfigError: the benchmark is unknown, or a rule is.
     """
     bench = make_suite(truth, suite, rules or {})
@@ -288,11 +289,14 @@ class _Judge:
     def _refuse_unparsable(
         self, where: str, judged: Mapping[Any, Judged], texts: Mapping[Any, str]
     ) -> None:
-        lost = [key for key, one in judged.items() if one.details.get("unparsable")]
+        says_nothing = lambda one: one.details.get("unparsable") or one.counts.get("unparsable")
+        lost = [key for key, one in judged.items() if says_nothing(one)]
         if len(lost) and len(lost) / len(judged) > self.max_unparsable:
             example = texts[lost[0]].strip()[:60]
+            verdict = "unparsable" in judged[lost[0]].details  # captions and essays have none
+            lack = "give no verdict" if verdict else "say nothing that is scored"
             raise AnswersError(
-                f"{where}: {len(lost)} of {len(judged)} answers give no verdict, such as "
+                f"{where}: {len(lost)} of {len(judged)} answers {lack}, such as "
                 f"{example!r}; name the field of the answers by config.score.text_key, or score "
                 "them as they are by config.score.max_unparsable=1."
             )

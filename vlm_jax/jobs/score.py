@@ -40,7 +40,8 @@ class ScoreSettings:
         allow_missing: whether questions may be unanswered.
         allow_extra: whether answers may have no truth; they are left out.
         revised: files of revised truth, such as RePOPE's labels, to score by besides.
-        max_unparsable: share of answers without a verdict from which on they are refused.
+        max_unparsable: share of answers without a verdict, or of captions that name no object, from
+            which on they are refused.
     """
 
     suite: str = setting("", text)
