@@ -5,6 +5,7 @@ this program did not make is neither written through nor removed.
 """
 
 import contextlib
+import fcntl
 import itertools
 import os
 import pathlib
@@ -97,6 +98,22 @@ def open_to_append(path: pathlib.Path) -> int:
     # Without O_NONBLOCK, opening a pipe that came between waits for somebody to read from it.
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     return os.open(path, flags, 0o644)
+
+
+def lock(descriptor: int, path: pathlib.Path) -> None:
+    """Refuses a second run that writes the same file; the lock goes with the process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another run is writing {path}; wait for it, or choose another --workdir."
+        ) from None
+    except OSError:
+        pass  # file systems without locks
 
 
 def read_own(path: pathlib.Path) -> bytes:

@@ -1,6 +1,10 @@
 """A judge that fails in every way a server can, asked over a real socket."""
 
+import asyncio
+import fcntl
 import json
+import os
+import signal
 import socket
 import threading
 from typing import Any
@@ -8,12 +12,13 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from configs import base
 from tests.evals.small import SMALL
-from vlm_jax.errors import AnswersError, ConfigError
+from vlm_jax.errors import AnswersError, ConfigError, UserError
+from vlm_jax.evals.judge import Judge
 from vlm_jax.evals.score import score
 from vlm_jax.jobs import judge
 from vlm_jax.study.request import Request
@@ -160,3 +165,85 @@ def test_an_answer_is_shown_in_bounds_and_without_its_thinking(asked, write):
     judge.run(request)
     assert len(server.bodies) == 6
     assert json.loads((request.workdir / "grades.json").read_text())["v1_0"]["score"] == [1, 1]
+
+
+def test_a_key_that_no_header_takes_is_refused_unsaid(asked, monkeypatch):
+    server, request = asked
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\nof two lines")
+    with pytest.raises(ConfigError, match="variable OPENAI_API_KEY holds a character") as error:
+        judge.run(request)
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")  # as a file's content is set
+    judge.run(request)
+    assert set(server.keys) == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://a:99999", "http://a b/v1"])
+def test_what_is_no_address_is_refused_before_anything_is_asked(asked, url):
+    _, request = asked
+    request.config.judge.url = url
+    with pytest.raises(ConfigError, match=r"Set config\.judge\.url"):
+        judge.run(request)
+
+
+def test_a_wait_that_is_no_number_is_not_waited_for(asked):
+    server, request = asked
+    server.script = {"What 0?": [Response(b"", 503, {"Retry-After": "\u00b2"})]}
+    judge.run(request)
+    assert len(server.bodies) == 4
+
+
+def test_a_reply_that_comes_byte_by_byte_ends_in_time(asked):
+    server, request = asked
+    request.config.judge.update({"timeout_s": 0.5, "retries": 0})
+
+    async def slowly():
+        for _ in range(100):
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    server.script = {"What 0?": [StreamingResponse(slowly())]}
+    with pytest.raises(AnswersError, match="1 of 3 grades are missing, the first of v1_0: Timeout"):
+        judge.run(request)
+
+
+def test_an_interrupt_asks_no_more_and_keeps_what_was_asked(asked, monkeypatch):
+    server, request = asked
+    request.config.judge.parallel = 1
+    ask = Judge._ask
+
+    def interrupted(self, body):
+        """The main thread is interrupted before this one has what the judge says."""
+        found = ask(self, body)
+        if len(server.bodies) == 2:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert self._ended.wait(30)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Judge, "_ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            judge.run(request)
+    kept = (request.workdir / "grades.jsonl").read_text().splitlines()
+    assert len(kept) == len(server.bodies) == 2
+    judge.run(request)
+    assert len(server.bodies) == 3
+
+
+def test_the_log_is_a_file_of_one_run(asked, tmp_path):
+    _, request = asked
+    log = request.workdir / "grades.jsonl"
+    log.parent.mkdir()
+    log.symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match=r"grades\.jsonl: it is a link"):
+        judge.run(request)
+    assert not (tmp_path / "other").exists()
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(UserError, match=r"grades\.jsonl: it is no file"):
+        judge.run(request)
+    log.unlink()
+    with log.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is writing"):
+            judge.run(request)

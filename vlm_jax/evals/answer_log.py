@@ -8,7 +8,6 @@ processes in the order of the questions, whoever made them and however often the
 A small file beside it, `answers.run.json`, says whose answers they are.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals.answers import ERROR
 from vlm_jax.files import (
     cannot_write,
+    lock,
     open_to_append,
     read_own,
     refuse_other_kinds,
@@ -126,23 +126,38 @@ class AnswerLog:
     def __enter__(self) -> "AnswerLog":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._fresh:
-                for old in (self.path, self.log, *self._logs()):
-                    refuse_other_kinds(old)
-                    # Of the same count are the logs that other processes open just now.
-                    if old == self.log or not old.name.endswith(self._ending):
-                        old.unlink(missing_ok=True)
-                replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
-                self._fresh = False
-            self._size = max((end for _, end in _lines(self.log)), default=0)
             self._file = open_to_append(self.log)
-            self._lock()
-            os.truncate(self._file, self._size)  # a line that was cut short
-            os.lseek(self._file, self._size, os.SEEK_SET)
+            self._begin()
         except OSError as error:
+            self._close()
             raise cannot_write(self.log, error) from error
+        except UserError:
+            self._close()
+            raise
         self._sync = _Sync(self._file)
         return self
+
+    def _begin(self) -> None:
+        """Makes the log that was opened this run's alone; of a fresh run, an empty one."""
+        assert self._file is not None
+        lock(self._file, self.log)
+        if self._fresh:
+            os.truncate(self._file, 0)
+            for old in (self.path, *self._logs()):
+                refuse_other_kinds(old)
+                # Of the same count are the logs that other processes open just now.
+                if old != self.log and not old.name.endswith(self._ending):
+                    old.unlink(missing_ok=True)
+            replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
+            self._fresh = False
+        self._size = max((end for _, end in _lines(self.log)), default=0)
+        os.truncate(self._file, self._size)  # a line that was cut short
+        os.lseek(self._file, self._size, os.SEEK_SET)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
 
     def append(self, identifier: Any, row: Line) -> None:
         """Writes one answer, or why there is none (`ERROR`).
@@ -201,20 +216,6 @@ class AnswerLog:
         """Removes this process's own log, once its lines are in the finished file elsewhere."""
         if self.log != self.path:
             self.log.unlink(missing_ok=True)
-
-    def _lock(self) -> None:
-        """Refuses a second run on the same file; the lock goes with the process."""
-        assert self._file is not None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            self._file = None
-            raise UserError(
-                f"another run is writing {self.log}; wait for it, or choose another --workdir."
-            ) from None
-        except OSError:
-            pass  # file systems without locks
 
     def _logs(self) -> list[pathlib.Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*-of-*{self.path.suffix}"))

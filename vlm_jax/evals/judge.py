@@ -14,12 +14,14 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import re
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.final_answer import answered
 from vlm_jax.evals.records import read_rows, read_text, shorten
-from vlm_jax.files import replace_file
+from vlm_jax.files import cannot_write, lock, open_to_append, replace_file
 from vlm_jax.progress import Progress
 from vlm_jax.settings import number, setting, text, whole
 
@@ -49,6 +51,7 @@ What is 3 x 4? | 12 | The answer is 34. | 0.0
 _GRADE = re.compile(
     r"[^\w.-]*(?:correctness[^\w.-]*)?([01](?:\.\d+)?|\.\d+)(?![\d.]*\d)", re.IGNORECASE
 )
+_SECONDS = re.compile(r"[0-9]{1,9}")
 _MAX_REPLY = 1 << 20
 _LONGEST_WAIT = 60.0
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -69,7 +72,7 @@ class JudgeSettings:
         parallel: requests at once.
         retries: further tries of a request that failed, or whose reply is no grade.
         wait_s: before the first further try; doubled for each.
-        timeout_s: of a request.
+        timeout_s: of a request, from its start to the end of its reply.
         max_characters: of an answer that are shown to the judge.
     """
 
@@ -107,32 +110,35 @@ class Judge:
         chosen: how.
         key: API key, "" for none.
         folder: where `grades.jsonl`, what the judge said so far, and `grades.json` are.
-        sleep: waits so many seconds.
     """
 
     chosen: JudgeSettings
     key: str
     folder: Path
-    sleep: Callable[[float], None] = time.sleep
-    _refused: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        if not self.chosen.url.startswith(("http://", "https://")) or not self.chosen.model:
+        if not _is_address(self.chosen.url) or not self.chosen.model:
             raise ConfigError(
                 "Set config.judge.url to the judge's API (http://127.0.0.1:8000/v1) and "
                 "config.judge.model to its id there."
+            )
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ConfigError(
+                f"The environment variable {self.chosen.key_variable} holds a character that no "
+                "API key has: a line's end, a control character or a letter beyond ASCII."
             )
 
     def grade(self, examples: Sequence[Example], texts: Mapping[Any, str]) -> Path:
         """Grades answers; returns `grades.json`.
 
+        Whatever the judge said is kept, also where this is interrupted: nothing more is asked then.
+
         Raises:
             AnswersError: some could not be graded, after all others were.
             ConfigError: the judge refuses the key, the model or the address.
+            UserError: another run grades in this folder, or it cannot be written.
         """
-        log = self.folder / "grades.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        said = _kept(log)
         before = self.chosen.before()
         asked = {
             (example.id, run): self._body(before, example, texts[example.id], run)
@@ -140,37 +146,47 @@ class Judge:
             for run in range(self.chosen.runs)
         }
         keys = {place: _hash(json.dumps(body, sort_keys=True)) for place, body in asked.items()}
-        left = [place for place, key in keys.items() if key not in said]
-        failed: dict[Any, str] = {}
-        with (
-            Progress(len(left), "grades", label=self.chosen.model) as progress,
-            concurrent.futures.ThreadPoolExecutor(self.chosen.parallel) as pool,
-            open(log, "a", encoding="utf-8") as file,
-        ):
-            futures = {pool.submit(self._ask, asked[place]): place for place in left}
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    place = futures[future]
-                    try:
-                        reply, grade = future.result()
-                    except AnswersError as error:
-                        failed[place] = str(error)
-                    else:
-                        line = {"key": keys[place], "id": place[0], "reply": reply, "score": grade}
-                        said[keys[place]] = line
-                        file.write(json.dumps(line) + "\n")
-                        file.flush()
-                    progress.advance()
-            except _Refused as error:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise ConfigError(f"{self.chosen.url}: {error}") from None
+        with _Log(self.folder / "grades.jsonl") as log:
+            left = {place: key for place, key in keys.items() if key not in log.said}
+            failed = self._ask_all(log, {place: (key, asked[place]) for place, key in left.items()})
         if failed:
             first = next(iter(failed))
             raise AnswersError(
                 f"{len(failed)} of {len(asked)} grades are missing, the first of {first[0]}: "
-                f"{failed[first]} Run it again: the grades so far are in {log}."
+                f"{failed[first]} Run it again: the grades so far are in {log.path}."
             )
-        return self._write(examples, [said[keys[place]] for place in asked])
+        return self._write(examples, [log.said[keys[place]] for place in asked])
+
+    def _ask_all(
+        self, log: "_Log", left: Mapping[Any, tuple[str, Mapping[str, Any]]]
+    ) -> dict[Any, str]:
+        """Asks for grades, several at once; returns why some are missing, by place."""
+        failed: dict[Any, str] = {}
+        self._ended.clear()
+
+        def ask(place: Any) -> None:
+            key, body = left[place]
+            reply, grade = self._ask(body)
+            log.append({"key": key, "id": place[0], "reply": reply, "score": grade})
+
+        with (
+            Progress(len(left), "grades", label=self.chosen.model) as progress,
+            concurrent.futures.ThreadPoolExecutor(self.chosen.parallel) as pool,
+        ):
+            try:
+                futures = {pool.submit(ask, place): place for place in left}
+                for future in concurrent.futures.as_completed(futures):
+                    try:
+                        future.result()
+                    except AnswersError as error:
+                        failed[futures[future]] = str(error)
+                    progress.advance()
+            except _Refused as error:
+                raise ConfigError(f"{self.chosen.url}: {error}") from None
+            finally:
+                self._ended.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+        return failed
 
     def _write(self, examples: Sequence[Example], said: Sequence[Mapping[str, Any]]) -> Path:
         """Writes the grades as the official grader does."""
@@ -208,20 +224,20 @@ class Judge:
         """
         problem, wait = "", self.chosen.wait_s
         for attempt in range(self.chosen.retries + 1):
-            if self._refused.is_set():
-                raise AnswersError("the judge refused another one.")
             if attempt:
-                self.sleep(min(wait, _LONGEST_WAIT))
+                self._ended.wait(min(wait, _LONGEST_WAIT))
                 wait *= 2
+            if self._ended.is_set():
+                raise AnswersError("the judge refused another one.")
             try:
                 reply = self._post(body)
             except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {_message(error.read(_MAX_REPLY))}."
+                problem = f"status {error.code}: {_message(error)}."
                 if error.code not in _AGAIN:
-                    self._refused.set()
+                    self._ended.set()
                     raise _Refused(problem) from None
                 asked = error.headers.get("Retry-After", "")
-                wait = max(wait, float(asked)) if asked.isdigit() else wait
+                wait = max(wait, float(asked)) if _SECONDS.fullmatch(asked) else wait
                 continue
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {shorten(str(error))}."
@@ -247,8 +263,9 @@ class Judge:
             headers,
             method="POST",
         )
+        end = time.monotonic() + self.chosen.timeout_s
         with _OPENER.open(request, timeout=self.chosen.timeout_s) as response:
-            content = response.read(_MAX_REPLY + 1)
+            content = _read_until(end, response)
         if len(content) > _MAX_REPLY:
             raise ValueError(f"a reply of more than {_MAX_REPLY} bytes")
         try:
@@ -270,29 +287,106 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirects)
 
 
-def _kept(log: Path) -> dict[str, dict[str, Any]]:
-    """What the judge has said before, by the hash of what it was asked; a torn line is nothing."""
-    if not log.is_file() or not log.stat().st_size:
-        return {}
-    content = log.read_text(encoding="utf-8", errors="replace")
-    if not content.endswith("\n"):
-        content = content[: content.rfind("\n") + 1]
-        replace_file(log, content)
-    if not content:
-        return {}
-    found = {}
-    for row in read_rows(log):
-        line = row.fields
-        score = line.get("score")
-        if not isinstance(line.get("key"), str) or not isinstance(score, int | float):
-            raise row.error("is no line of a judge's log; delete the file to ask it again")
-        found[line["key"]] = line
-    return found
+def _is_address(url: str) -> bool:
+    """Whether a text is an http address with a host."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # raises for one that no port has
+    except ValueError:
+        return False
+    plain = url.isprintable() and " " not in url
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
 
 
-def _message(content: bytes) -> str:
+def _read_until(end: float, response: http.client.HTTPResponse) -> bytes:
+    """Reads a reply, or a byte more than it may have; a server may send it byte by byte.
+
+    Raises:
+        TimeoutError: it has not come by then.
+    """
+    content = b""
+    while len(content) <= _MAX_REPLY:
+        part = response.read1(_MAX_REPLY + 1 - len(content))
+        if not part:
+            break
+        content += part
+        if time.monotonic() > end:
+            raise TimeoutError("the reply has not ended in timeout_s")
+    return content
+
+
+class _Log:
+    """What the judge said, a line a grade, kept as it comes; a context manager around asking.
+
+    Attributes:
+        said: lines by the hash of what was asked, of earlier runs too.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.said: dict[str, Mapping[str, Any]] = {}
+        self._one = threading.Lock()
+        self._file = -1
+
+    def __enter__(self) -> "_Log":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open_to_append(self.path)
+            lock(self._file, self.path)
+            self.said.update(self._kept())
+            os.lseek(self._file, 0, os.SEEK_END)
+        except OSError as error:
+            self.__exit__()
+            raise cannot_write(self.path, error) from error
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Keeps a grade; threads may call it.
+
+        Raises:
+            UserError: it cannot be written; the grades before it are kept.
+        """
+        content = (json.dumps(line) + "\n").encode()
+        with self._one:
+            try:
+                while content:
+                    content = content[os.write(self._file, content) :]
+            except OSError as error:
+                raise cannot_write(self.path, error, "the grades so far are kept") from error
+            self.said[line["key"]] = line
+
+    def _kept(self) -> Mapping[str, Mapping[str, Any]]:
+        """The lines of earlier runs; one that was cut short is removed."""
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        os.truncate(self._file, end)
+        if not content[:end].strip():
+            return {}
+        found = {}
+        for row in read_rows(self.path):
+            line = row.fields
+            score = line.get("score")
+            graded = isinstance(score, int | float) and 0 <= score <= 1
+            if not isinstance(line.get("key"), str) or not graded:
+                raise row.error("is no line of a judge's log; delete the file to ask it again")
+            found[line["key"]] = line
+        return found
+
+
+def _message(error: urllib.error.HTTPError) -> str:
     """What a server says of an error, in one line."""
-    text = content.decode("utf-8", "replace")
+    try:
+        text = error.read(_MAX_REPLY).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        text = error.reason
     with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
         text = json.loads(text)["error"]["message"]
     return shorten(" ".join(str(text).split()))

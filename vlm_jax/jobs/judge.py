@@ -20,7 +20,7 @@ def run(request: Request) -> None:
     suite = make_suite(truth)
     if suite.name != "mmvet":
         raise ConfigError(f"{suite.name} is scored by rules, not by a judge; use --job=score.")
-    key = os.environ.get(chosen.key_variable, "") if chosen.key_variable else ""
+    key = os.environ.get(chosen.key_variable, "").strip() if chosen.key_variable else ""
     texts = read_texts(suite, answers)
     workdir = request.need("workdir")
     judge = Judge(chosen, key, workdir)

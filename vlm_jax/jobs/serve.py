@@ -56,7 +56,7 @@ def run(request: Request) -> None:
             and uvicorn are not installed.
     """
     chosen = read(ServeSettings, plain(request.config.get("serve", {})), "config.serve")
-    key = os.environ.get(chosen.api_key_variable, "") if chosen.api_key_variable else ""
+    key = os.environ.get(chosen.api_key_variable, "").strip() if chosen.api_key_variable else ""
     if not key and chosen.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(
             f"config.serve.host={chosen.host!r} is open to others: set the environment variable "
