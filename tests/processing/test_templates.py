@@ -1,5 +1,6 @@
 """Chat templates are programs by others: sandboxed, and bounded in time, memory and output."""
 
+import os
 import time
 
 import pytest
@@ -81,6 +82,38 @@ def test_a_template_without_end_is_ended_and_not_tried_again(renderer, monkeypat
         monkeypatch.setattr(templates, "_start", lambda: pytest.fail("it was tried again"))
     monkeypatch.undo()
     assert renderer.render("{{ 1 + 1 }}", {}) == "2"
+
+
+def test_an_interrupted_template_is_not_the_answer_to_the_next(renderer, monkeypatch):
+    def interrupted(self, process, request):
+        process.stdin.write(request)
+        process.stdin.flush()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Renderer, "_exchange", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            renderer.render("{{ x }}", {"x": "the old one"})
+    assert renderer.render("{{ x }}", {"x": "the new one"}) == "the new one"
+
+
+def test_a_worker_that_others_ended_is_started_anew(renderer):
+    template = "{{ x }} of a worker that was there"
+    renderer.render(template, {"x": 1})
+    assert os.getsid(renderer._process.pid) != os.getsid(0)  # a terminal's Ctrl-C ends it not
+    renderer._process.kill()
+    renderer._process.wait()
+    assert renderer.render(template, {"x": 2}).startswith("2")
+
+
+def test_a_fork_has_a_worker_of_its_own():
+    before = templates.renderer.render("{{ x }}", {"x": 1}), templates.renderer._process
+    child = os.fork()
+    if not child:
+        left = templates.renderer._process is None
+        os._exit(0 if left and templates.renderer.render("{{ x }}", {"x": 2}) == "2" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (templates.renderer.render("{{ x }}", {"x": 1}), templates.renderer._process) == before
 
 
 def test_rendering_is_quick(renderer):

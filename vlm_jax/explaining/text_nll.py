@@ -154,10 +154,8 @@ def run(subject: Subject, settings: TextNllSettings) -> FoundTextNll:
     if not settings.texts:
         raise ConfigError("text_nll reads text files; name some in its setting texts.")
     model = subject.model()
-    # Whole files are longer than the model reads, of which the tokenizer would warn.
-    options = {"add_special_tokens": False, "verbose": False}
-    encode = model.processor.tokenizer.encode
-    ids = [encode(_content(path), **options) for path in settings.texts]
+    encode = lambda content: model.processor.tokenizer.encode(content, add_special_tokens=False)
+    ids = [encode(_content(path)) for path in settings.texts]
     tokens_pt = passages(ids, settings.length, settings.passages)
     if not len(tokens_pt):
         raise ConfigError(

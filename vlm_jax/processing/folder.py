@@ -80,7 +80,10 @@ def read_tokenizer(folder: pathlib.Path):
     import transformers
 
     _check_files(folder)
-    return _load(transformers.AutoTokenizer.from_pretrained, folder, "tokenizer")
+    tokenizer = _load(transformers.AutoTokenizer.from_pretrained, folder, "tokenizer")
+    # Our errors say which prompt is too long; this key of transformers keeps its warning away.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def read_image_processor(folder: pathlib.Path):

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import os
 import pathlib
 import select
 import subprocess
@@ -40,9 +41,14 @@ class Renderer:
         with self._lock:
             if template in self._endless:
                 raise TemplateError("it takes too much time or memory")
-            if self._process is None:
+            if self._process is None or self._process.poll() is not None:
+                self._end()
                 self._process = _start()
-            line = self._exchange(self._process, request.encode() + b"\n")
+            try:
+                line = self._exchange(self._process, request.encode() + b"\n")
+            except BaseException:  # an interrupt: the next one would read this one's answer
+                self._end()
+                raise
             if line is None:
                 self._end()
                 self._endless.add(template)  # not for each prompt of a run
@@ -56,6 +62,10 @@ class Renderer:
         """Ends the worker; a later `render` starts another."""
         with self._lock:
             self._end()
+
+    def leave(self) -> None:
+        """Leaves the worker to the process that this one was forked from."""
+        self._process, self._lock = None, threading.Lock()
 
     def _exchange(self, process: subprocess.Popen[bytes], request: bytes) -> bytes | None:
         """Returns the answer's line, or None where the worker has ended or takes too long."""
@@ -94,9 +104,11 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C, and a notebook's, go to the whole group
     )
 
 
 renderer = Renderer()
 """The one that all models of this process share."""
 atexit.register(renderer.close)
+os.register_at_fork(after_in_child=renderer.leave)
