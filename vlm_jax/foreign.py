@@ -21,6 +21,9 @@ import msgspec
 
 from vlm_jax.errors import CheckpointError, UserError
 
+MAX_SCANS = 256
+"""Of a JPEG; those that programs write have some ten."""
+
 MAX_JSON_BYTES = 256 << 20  # an index of 100,000 tensors takes 10 MB, a tokenizer 20 MB
 
 
@@ -70,6 +73,27 @@ def open_regular(
         os.close(descriptor)
         raise error(f"{path} is not a regular file.")
     return os.fdopen(descriptor, "rb", buffering)
+
+
+def has_many_scans(image: Any) -> bool:
+    """Whether an opened picture that is not decoded yet is a JPEG of more than `MAX_SCANS` scans.
+
+    Each is a pass over the whole picture: half a megabyte can ask for thousands of 64 megapixels.
+
+    Args:
+        image: of Pillow's `open`. JPEGs inside of TIFF files are looked at too.
+    """
+    file = getattr(image, "fp", None)
+    jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
+    if file is None or file.closed or not jpeg:
+        return False
+    place, count, before = file.tell(), 0, b""
+    file.seek(0)
+    while count <= MAX_SCANS and (part := file.read(1 << 20)):
+        count += (before + part).count(b"\xff\xda")  # in what was compressed, 0 follows on 255
+        before = part[-1:] if part.endswith(b"\xff") else b""
+    file.seek(place)
+    return count > MAX_SCANS
 
 
 def read_json(

@@ -1,5 +1,6 @@
 """Images from paths and PIL objects, as transformers loads them."""
 
+import io
 import os
 import pathlib
 
@@ -10,9 +11,10 @@ from transformers.image_utils import load_image as reference_load
 
 from tests.processing.conftest import picture
 from vlm_jax.errors import ConfigError, PromptError
+from vlm_jax.foreign import MAX_SCANS
 from vlm_jax.processing import Processor
 from vlm_jax.processing.cutters.square import largest_size
-from vlm_jax.processing.images import FORMATS, image_size, load_image
+from vlm_jax.processing.images import FORMATS, image_size, load_image, upright
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
@@ -185,6 +187,26 @@ def test_a_picture_that_is_a_program_is_not_run(llava, tmp_path, monkeypatch, na
         llava.ours.batch([[path]], ["hi"])
     with pytest.raises(PromptError, match=r"is an EPS file, which is a program; give one of JPEG"):
         llava.ours.batch([[PIL.Image.open(path)]], ["hi"])
+
+
+def scans(count: int) -> bytes:
+    """A JPEG with `count` further passes over its pixels, some 100 bytes each."""
+    held = io.BytesIO()
+    picture(32, 32).convert("L").save(held, "JPEG", progressive=True)
+    first, *others = held.getvalue()[:-2].split(b"\xff\xda")
+    return b"\xff\xda".join([first, *others, *[others[1]] * count]) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_passes_without_end_is_refused_before_it_is_decoded(llava, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(scans(MAX_SCANS))
+    for source in (path, PIL.Image.open(path), PIL.Image.open(io.BytesIO(path.read_bytes()))):
+        with pytest.raises(PromptError, match="is a JPEG of more than 256 scans"):
+            llava.ours.batch([[source]], ["hi"])
+    with pytest.raises(PromptError, match="is a JPEG of more than 256 scans"):
+        upright(PIL.Image.open(path), "A picture")
+    path.write_bytes(scans(MAX_SCANS // 2))
+    assert load_image(path, "Sample 0, image 0").size == (32, 32)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "EPS", "ICO", "TGA", "PCX", "SGI", "DDS", "PDF", "XBM"])

@@ -110,8 +110,12 @@ def test_a_fork_has_a_worker_of_its_own():
     before = templates.renderer.render("{{ x }}", {"x": 1}), templates.renderer._process
     child = os.fork()
     if not child:
-        left = templates.renderer._process is None
-        os._exit(0 if left and templates.renderer.render("{{ x }}", {"x": 2}) == "2" else 1)
+        code = 1
+        try:
+            left = templates.renderer._process is None
+            code = 0 if left and templates.renderer.render("{{ x }}", {"x": 2}) == "2" else 1
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (templates.renderer.render("{{ x }}", {"x": 1}), templates.renderer._process) == before
 

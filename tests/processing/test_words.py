@@ -200,6 +200,33 @@ def test_stop_ids_that_are_none_are_refused(llava, tmp_path, value):
         Processor.from_folder(folder, llava.config)
 
 
+def with_tokenizer(source, target, **changes):
+    """A copy of a folder whose tokenizer.json has other fields."""
+    shutil.copytree(source, target)
+    fields = json.loads((target / "tokenizer.json").read_text())
+    (target / "tokenizer.json").write_text(json.dumps(fields | changes))
+    return target
+
+
+def test_a_pattern_that_explodes_on_a_prompt_is_that_prompts_error(llava, tmp_path, capfd):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    split["invert"] = False
+    ours = Processor.from_folder(with_tokenizer(llava.folder, tmp_path / "f", pre_tokenizer=split))
+    with pytest.raises(PromptError, match="characters is not read by the folder's tokenizer: Onig"):
+        ours.batch(None, ["a" * 4000 + "b"])
+    capfd.readouterr()  # its core prints where it is
+    assert ours.batch(None, ["b"]).tokens_bt.size
+
+
+@pytest.mark.parametrize(("content", "count"), [("x" * 1000, 2), ("xx", 60)])
+def test_a_tokenizer_that_makes_gigabytes_of_a_word_is_refused(llava, tmp_path, content, count):
+    rule = {"type": "Replace", "pattern": {"Regex": "."}, "content": content}
+    rules = {"type": "Sequence", "normalizers": [rule] * count}
+    folder = with_tokenizer(llava.folder, tmp_path / "f", normalizer=rules)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: what its normalizers put"):
+        Processor.from_folder(folder)
+
+
 @pytest.mark.parametrize("prompt", ["a\ud800", "\udcff"])
 def test_half_a_surrogate_pair_is_no_prompt(llava, prompt):
     with pytest.raises(PromptError, match=r"Sample 0: its prompt holds .* half of a surrogate"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_jax.errors import AnswersError
 from vlm_jax.evals.records import ImageId, Record, image_id, some
+from vlm_jax.foreign import MAX_SCANS, has_many_scans
 
 ImageSource = str | Path | Mapping[ImageId, Any]
 """A folder of image files, or image id -> path or PIL image."""
@@ -91,6 +92,8 @@ def embedded(row: Record, key: str = "image") -> Any:
         raise row.error(f"{key} is no picture: {error}") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise row.error(f"{key} has {picture.width} x {picture.height} pixels, more than are read")
+    if has_many_scans(picture):
+        raise row.error(f"{key} is a JPEG of more than {MAX_SCANS} scans, which takes for ever")
     try:
         turned = picture.getexif().get(_ORIENTATION, 1) != 1
         return PIL.ImageOps.exif_transpose(picture) if turned else picture

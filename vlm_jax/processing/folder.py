@@ -27,6 +27,8 @@ _JSON_FILES = (
 )  # fmt: skip
 _OTHER_FILES = ("merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja")
 
+_MAX_GROWTH = 1 << 16  # of a text; published rules replace a sign by a few
+
 _Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 _Level = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
@@ -66,6 +68,17 @@ class _Words(msgspec.Struct):
 
     model_max_length: float | None = None
     added_tokens_decoder: dict[str, dict[str, Any]] = {}
+
+
+class _Normalizer(msgspec.Struct):
+    """What is done to a text before its tokens are looked up."""
+
+    content: str = ""
+    normalizers: list["_Normalizer"] = []
+
+
+class _Tokenizer(msgspec.Struct):
+    normalizer: _Normalizer | None = None
 
 
 class _Generation(msgspec.Struct):
@@ -116,12 +129,29 @@ def _check_files(folder: pathlib.Path) -> None:
         if os.path.lexists(folder / name):
             kind = _Words if name == "tokenizer_config.json" else dict[str, Any]
             read_json(folder / name, kind)
+    if os.path.lexists(folder / "tokenizer.json"):
+        _check_growth(folder / "tokenizer.json")
     for name in _OTHER_FILES:
         if os.path.lexists(folder / name):
             read_bytes(folder / name)
     more = folder / "additional_chat_templates"
     for path in sorted(more.iterdir()) if more.is_dir() else ():
         read_bytes(path)
+
+
+def _check_growth(path: pathlib.Path) -> None:
+    """Refuses a tokenizer that may make a text of memory's size of a short one."""
+    left = [read_json(path, _Tokenizer).normalizer]
+    growth = 1
+    while left and growth <= _MAX_GROWTH:
+        one = left.pop()
+        if one is not None:
+            growth *= max(1, len(one.content))
+            left += one.normalizers
+    if growth > _MAX_GROWTH:
+        raise CheckpointError(
+            f"{path}: what its normalizers put for a character is more than {_MAX_GROWTH} long."
+        )
 
 
 def _load(load, folder: pathlib.Path, what: str, **options):

@@ -25,7 +25,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from vlm_jax.errors import PromptError
-from vlm_jax.foreign import open_regular
+from vlm_jax.foreign import MAX_SCANS, has_many_scans, open_regular
 from vlm_jax.settings import whole
 
 ImageSource = PIL.Image.Image | str | os.PathLike
@@ -59,12 +59,15 @@ def describe(source: ImageSource) -> str:
     return os.fspath(source)
 
 
-def _check_source(source: ImageSource, where: str) -> None:
-    """Refuses an opened PIL image whose decoder runs a program on the file."""
-    if getattr(source, "format", None) == "EPS":
+def _check_source(image: PIL.Image.Image, name: str) -> None:
+    """Refuses an opened image whose decoder runs a program on the file, or hardly ends."""
+    if image.format == "EPS":
         raise PromptError(
-            f"{where} ({describe(source)}) is an EPS file, which is a program; give one of "
-            f"{', '.join(FORMATS)}."
+            f"{name} is an EPS file, which is a program; give one of {', '.join(FORMATS)}."
+        )
+    if has_many_scans(image):
+        raise PromptError(
+            f"{name} is a JPEG of more than {MAX_SCANS} scans, which takes for ever; save it anew."
         )
 
 
@@ -81,7 +84,7 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
             none, its greys are not 0 to 255, or `source` is neither a path nor a PIL image.
     """
     if isinstance(source, PIL.Image.Image):
-        _check_source(source, where)
+        _check_source(source, f"{where} ({describe(source)})")
         _check_size(source, f"{where} ({describe(source)})", max_pixels)
         _decode(source.load, source, where)
         _check_greys(source, source, where)
@@ -109,6 +112,7 @@ def upright(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
         PromptError: it is too large to be looked at, or not whole.
     """
     _check_size(image, where, MAX_IMAGE_PIXELS)  # looking for the tag decodes some formats
+    _check_source(image, where)
     if _decode(lambda: image.getexif().get(_ORIENTATION, 1), image, where) == 1:
         return image
     return _decode(lambda: PIL.ImageOps.exif_transpose(image), image, where)
@@ -137,7 +141,7 @@ def image_size(
         PromptError: as `load_image`, as far as a file's header tells.
     """
     if isinstance(source, PIL.Image.Image):
-        _check_source(source, where)
+        _check_source(source, f"{where} ({describe(source)})")
         _check_size(source, f"{where} ({describe(source)})", max_pixels)
         return source.width, source.height
     with _open(source, where, max_pixels) as image:
@@ -159,7 +163,7 @@ def image_key(source: ImageSource, where: str) -> Hashable:
         path = _path(source, where)
         status = os.stat(path)
         return path, status.st_mtime_ns, status.st_size
-    _check_source(source, where)
+    _check_source(source, f"{where} ({describe(source)})")
     _decode(source.load, source, where)
     return source.mode, source.size, hashlib.blake2b(source.tobytes(), digest_size=16).digest()
 
@@ -173,6 +177,7 @@ def _open(source: ImageSource, where: str, max_pixels: int) -> Iterator[PIL.Imag
             raise PromptError(f"{where} ({path}) has {size} bytes; at most {_MAX_FILE_BYTES} read.")
         image = _decode(lambda: PIL.Image.open(file, formats=FORMATS), source, where)
         _check_size(image, f"{where} ({path})", max_pixels)
+        _check_source(image, f"{where} ({path})")
         yield image
 
 

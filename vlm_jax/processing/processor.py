@@ -1,17 +1,18 @@
 """Images and prompts to a `Batch`, tokens back to text. No torch anywhere."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.batch import Array, Batch
 from vlm_jax.config import VLMConfig
-from vlm_jax.errors import CheckpointError, PromptError
+from vlm_jax.errors import CheckpointError, PromptError, UserError
 from vlm_jax.families import Family, find, read_config
 from vlm_jax.foreign import utf8
 from vlm_jax.processing import folder as folders
@@ -136,13 +137,15 @@ class Processor:
         """
         utf8(text, "The templated text", PromptError)
         text = self._family.written(text, self.image_token)
-        return self._family.encode(self.tokenizer, text, self.image_token, self._image_id)
+        with _reading(text):
+            return self._family.encode(self.tokenizer, text, self.image_token, self._image_id)
 
     def words(self, text: str) -> list[int]:
         """Returns what a Q-Former reads of a templated text: ids of its words; none for others."""
         if self._questions is None:
             return []
-        return self._questions.encode(text.replace(self.image_token, ""))
+        with _reading(text):
+            return self._questions.encode(text.replace(self.image_token, ""))
 
     def batch(
         self,
@@ -346,6 +349,23 @@ class Processor:
         samples = [self.read(draft, "all", made) for draft in drafts]
         words = self.bucket_words(max(len(draft.words) for draft in drafts))
         return pad(samples, length, groups, words, self._cut, self.pad_id)
+
+
+@contextlib.contextmanager
+def _reading(text: str) -> Iterator[None]:
+    """Makes one error of what a tokenizer's own rules do not survive, panics of its core included.
+
+    A pattern of a tokenizer.json may try so many ways on a text that its engine gives up.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise PromptError(
+            f"The prompt of {len(text)} characters is not read by the folder's tokenizer: {said}."
+        ) from None
 
 
 def _placeholder(family: Family, config: VLMConfig, tokenizer) -> tuple[str, int]:

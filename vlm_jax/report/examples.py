@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from vlm_jax.evals.base import Example, Suite
 from vlm_jax.evals.pictures import FORMATS, MAX_PIXELS
+from vlm_jax.foreign import has_many_scans
 from vlm_jax.report.stored import Rows
 from vlm_jax.report.web import island, render
 
@@ -192,7 +193,7 @@ def _picture(source: Any, edge: int) -> str:
 
 def _open(path: Path) -> Image.Image:
     image = Image.open(path, formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{path} has too many pixels")
+    if image.width * image.height > MAX_PIXELS or has_many_scans(image):
+        raise ValueError(f"{path} has too many pixels, or passes over them")
     image.draft("RGB", (2 * _EDGES[0], 2 * _EDGES[0]))  # a JPEG is read smaller
     return ImageOps.exif_transpose(image)  # as models see it
