@@ -49,11 +49,22 @@ def dose_table(
         if with_items:
             row.append(NONE if dose.items is None else f"{dose.items:,}")
         rows.append(row)
+    notes = _dose_notes(doses, comparison, metric, benchmarks[0])
+    if chosen is not None:
+        notes.append("> is the chosen setting.")
+    return Table(f"Dose and response of {metric} ({' + '.join(benchmarks)})", headers, rows, notes)
+
+
+def _dose_notes(
+    doses: Sequence[Dose], comparison: Comparison, metric: str, benchmark: str
+) -> list[str]:
+    """What the columns of a dose table mean, a sentence each."""
+    plain = comparison.plain(benchmark, metric)
     tested = sum(dose.p is not None for dose in doses)
     level = f"{100 * comparison.level:g} %"
     before = number(doses[0].value - doses[0].change.value, plain=plain)
-    unit = comparison.unit(benchmarks[0], metric)
-    paired = comparison.metrics[benchmarks[0]][metric].outcome
+    unit = comparison.unit(benchmark, metric)
+    paired = comparison.metrics[benchmark][metric].outcome
     notes = [
         f"change: {unit} from {baseline_name(comparison)}, {before}, [paired {level} bootstrap "
         "interval]; * it excludes 0.",
@@ -66,13 +77,11 @@ def dose_table(
             "Where few items changed, a bootstrap interval is too narrow and can exclude 0 "
             "beside a large p: p counts."
         )
-    if with_items:
+    if any(dose.items is not None for dose in doses):
         notes.append(
             "items needed: to find the change that was seen with 80 % power, were it true."
         )
-    if chosen is not None:
-        notes.append("> is the chosen setting.")
-    return Table(f"Dose and response of {metric} ({' + '.join(benchmarks)})", headers, rows, notes)
+    return notes
 
 
 def chosen_table(
