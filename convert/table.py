@@ -64,6 +64,9 @@ class Tensor:
         Args:
             array: the part.
             index: which it is of our array, as `readable` gives it.
+
+        Raises:
+            ValueError: the tensor cannot be read in such parts.
         """
         parts = self._own(index)[1]
         if parts is None:

@@ -52,7 +52,11 @@ class _Corrected:
     seed: int
 
     def answer(self) -> Answer:
-        """Decodes, looks at the first noun that was not looked at, and goes on from it."""
+        """Returns the answer: decodes, looks at the first noun that was not looked at, and goes on.
+
+        Raises:
+            PromptError: the sample has not one image.
+        """
         if len(self.images) != 1:
             raise PromptError(
                 f"Sample {self.index}: nouns are looked for in one image, but the sample has "

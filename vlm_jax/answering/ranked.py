@@ -72,7 +72,11 @@ class _Ranked:
     seed: int
 
     def answer(self) -> Answer:
-        """Draws segments until as many answers are complete as continuations are drawn of one."""
+        """Returns the best answer: draws segments until as many are complete as are drawn of one.
+
+        Raises:
+            PromptError: the sample has not one image.
+        """
         if len(self.images) != 1:
             raise PromptError(
                 f"Sample {self.index}: candidates are ranked by one image, but the sample has "

@@ -176,7 +176,11 @@ class ModelFolder(abc.ABC):
         return resumable_folder(target, self.path, identity, replaces_others=False)
 
     def replacement(self, path: str, given: Replacement) -> np.ndarray:
-        """Evaluates a replacement of `copy`: checked and rounded to the stored dtype."""
+        """Returns a replacement of `copy` as an array, rounded to the stored dtype.
+
+        Raises:
+            CheckpointError: it has another shape than the stored tensor.
+        """
         info = self.tensors[path]
         array = np.asarray(given() if callable(given) else given)
         if array.shape != info.shape:

@@ -41,7 +41,11 @@ def _positive(name: str, value: Any) -> float:
 
 
 def stopping(name: str, value: Any) -> bool | str:
-    """Returns True, False or "never"."""
+    """Returns True, False or "never".
+
+    Raises:
+        ConfigError: the value is none of these.
+    """
     if value is not True and value is not False and value != "never":
         raise ConfigError(f"{name} must be True, False or 'never', not {value!r}.")
     return value

@@ -98,7 +98,11 @@ def energy_edit(
     xi: float = 0.01,
     about: Mapping[str, Any] | None = None,
 ) -> tuple[Replacements, bytes, np.ndarray]:
-    """Returns what `fold_energy` changes: path -> what makes its tensor, certificate, factors."""
+    """Returns what `fold_energy` changes: path -> what makes its tensor, certificate, factors.
+
+    Raises:
+        EditError: the folder is edited or rescaled already.
+    """
     if source.certificate is not None:
         raise EditError(
             f"{source.path} has edited query weights, which its certificate speaks for; rescale "

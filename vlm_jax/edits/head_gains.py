@@ -49,7 +49,12 @@ def fold_gains(
 def gains_edit(
     source: ModelFolder, gain_ln: np.ndarray, about: Mapping[str, Any] | None = None
 ) -> tuple[Replacements, bytes]:
-    """Returns what `fold_gains` changes: path -> what makes its tensor, and the certificate."""
+    """Returns what `fold_gains` changes: path -> what makes its tensor, and the certificate.
+
+    Raises:
+        EditError: a gain is not finite, their shape is not [layers, heads] of the folder, or it has
+            gains already.
+    """
     shape = shape_of(source.config)
     gain_ln = np.asarray(gain_ln, np.float64)
     if gain_ln.shape != shape:

@@ -123,7 +123,11 @@ def read_text(path: str | Path) -> str:
 
 
 def decode(path: str | Path, content: bytes) -> str:
-    """A file's content as text; see `read_text`."""
+    """Returns a file's content as text; see `read_text`.
+
+    Raises:
+        AnswersError: it is not UTF-8.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -351,7 +355,11 @@ IMAGE_KEYS = ("image_id", "image", "image_path", "image_source", "id")
 
 
 def row_image_id(row: Record, keys: Sequence[str] = IMAGE_KEYS) -> ImageId:
-    """The image a row is about, from the first of `keys` it has."""
+    """Returns the image that a row is about, from the first of `keys` it has.
+
+    Raises:
+        AnswersError: it has none of them, or no id is there; naming file and row.
+    """
     key = first_key(row, keys)
     try:
         return image_id(row.fields[key])
@@ -360,7 +368,11 @@ def row_image_id(row: Record, keys: Sequence[str] = IMAGE_KEYS) -> ImageId:
 
 
 def row_text(row: Record, keys: Sequence[str]) -> str:
-    """A row's text, from the first of `keys` it has."""
+    """Returns a row's text, from the first of `keys` it has.
+
+    Raises:
+        AnswersError: it has none of them, or no text is there; naming file and row.
+    """
     key = first_key(row, keys)
     value = row.fields[key]
     if not isinstance(value, str):
@@ -378,7 +390,11 @@ def clean(text: str) -> str:
 
 
 def first_key(row: Record, keys: Sequence[str]) -> str:
-    """The first of `keys` that a row has; an error naming all of them where it has none."""
+    """Returns the first of `keys` that a row has.
+
+    Raises:
+        AnswersError: it has none; names all of them, and what the row has.
+    """
     for key in keys:
         if key in row.fields:
             return key

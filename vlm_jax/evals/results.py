@@ -187,10 +187,13 @@ def write_json(path: str | Path, document: Any) -> Path:
 
 
 def metric_table(arms: Sequence[tuple[str, Results]], metrics: Sequence[str] | None = None) -> str:
-    """A table with a row an arm and a column a metric, "value [low, high]" in each cell.
+    """Returns a table with a row an arm and a column a metric, "value [low, high]" in each cell.
 
     Fractions are shown in percent. Where an arm has differences from a baseline, a second row
     under it shows them, "*" marking an interval that excludes 0.
+
+    Raises:
+        ValueError: there is no arm.
     """
     if not arms:
         raise ValueError("a table needs at least one arm")

@@ -211,7 +211,7 @@ def answer_all(
     show: Callable[[Example, Any], None] = lambda example, answer: None,
     **settings: Any,
 ) -> dict[str, Line]:
-    """Answers examples that no earlier part of the run has answered; writes the finished file.
+    """Answers the examples that no earlier part of the run has; writes the finished file.
 
     Args:
         model: the model.
@@ -224,6 +224,9 @@ def answer_all(
 
     Returns:
         Every line by its id as a string, in the order of the examples, failures among them.
+
+    Raises:
+        UserError: none could be answered, or more failed than `max_failures` allows.
     """
     malformed = dict(malformed or {})
     guard = FailureGuard.of(max_failures, len(examples), malformed)

@@ -233,7 +233,12 @@ class _Judge:
     max_unparsable: float
 
     def texts(self, source: Paths) -> tuple[dict[Any, str], tuple[str, ...], str]:
-        """The answers of some files by example, what is left out, and the field they were in."""
+        """Returns the answers of files by example, what is left out, and the field they were in.
+
+        Raises:
+            AnswersError: none can be scored, an answer is of no question or comes twice, or a
+                question has none and `allow_missing` is not set.
+        """
         examples = {example.id: example for example in self.suite.examples()}
         files = [read_answers(self.suite, path, self.keys) for path in listed(source)]
         texts: dict[Any, str] = {}
@@ -280,7 +285,11 @@ class _Judge:
         return _Read(judged, texts, notes, field)
 
     def table(self, found: _Read) -> TallyTable:
-        """Tallies by item."""
+        """Returns the tallies by item.
+
+        Raises:
+            AnswersError: no item has all of its answers.
+        """
         table = tabulate_items(self.suite, found.judged.values(), asked_of(self.suite))
         if not table.ids:
             raise AnswersError("no item has all of its answers, so that none can be scored.")

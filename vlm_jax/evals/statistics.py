@@ -101,9 +101,12 @@ def _resample_sums(counts: np.ndarray, draws: int, rng: np.random.Generator) -> 
 
 
 def percentile_interval(value: float, samples: np.ndarray, level: float = LEVEL) -> Interval:
-    """The interval between the tails of some resampled values; without values, no interval.
+    """Returns the interval between the tails of resampled values; without values, no interval.
 
     One value is one that no resample changes, such as a share of what no item has.
+
+    Raises:
+        ValueError: the level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"an interval's level must lie between 0 and 1, found {level}")
@@ -286,7 +289,11 @@ def detectable_change(
 def items_needed(
     discordant: float, effect: float, *, power: float = 0.8, level: float = LEVEL
 ) -> int:
-    """Items that a paired comparison of proportions needs to find an effect."""
+    """Returns how many items a paired comparison of proportions needs to find an effect.
+
+    Raises:
+        ValueError: the effect is 0.
+    """
     if effect == 0:
         raise ValueError("no number of items finds an effect of 0; give the effect to be found")
     error = paired_error(discordant, effect, 1)
@@ -301,7 +308,11 @@ def _both_quantiles(power: float, level: float) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment: p-values valid for all hypotheses together, order kept."""
+    """Returns p-values valid for all hypotheses together, by Holm's step-down; order kept.
+
+    Raises:
+        ValueError: one is not between 0 and 1.
+    """
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"Holm's correction needs p-values between 0 and 1, found {p_values!r}")
@@ -326,7 +337,7 @@ class MaxT:
 
 
 def max_t(values: Sequence[float] | np.ndarray, samples: np.ndarray, level: float = LEVEL) -> MaxT:
-    """Single-step max-T correction of many settings' effects, using their joint bootstrap.
+    """Returns many settings' effects, corrected together by single-step max-T on a joint bootstrap.
 
     Correlated settings (a sweep over strengths) are corrected less than Holm would.
 
@@ -334,6 +345,9 @@ def max_t(values: Sequence[float] | np.ndarray, samples: np.ndarray, level: floa
         values: effects [settings].
         samples: their bootstrap values over common resamples [draws, settings].
         level: of the simultaneous intervals.
+
+    Raises:
+        ValueError: the samples are not [draws, settings], of two draws at least.
     """
     effects, drawn = np.asarray(values, np.float64), np.asarray(samples, np.float64)
     if drawn.ndim != 2 or drawn.shape[1:] != effects.shape or len(drawn) < 2:

@@ -41,7 +41,11 @@ class TallyTable:
         return dict(zip(self.fields, self.counts.sum(0).tolist()))
 
     def take(self, ids: Sequence[Any]) -> "TallyTable":
-        """The rows of some items, in the order asked for."""
+        """Returns the rows of some items, in the order asked for.
+
+        Raises:
+            ValueError: an item is not there.
+        """
         place = {item: row for row, item in enumerate(self.ids)}
         missing = [item for item in ids if item not in place]
         if missing:

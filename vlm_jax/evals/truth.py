@@ -101,7 +101,11 @@ def read_truth(
 def read_object_truth(
     paths: str | Path | Sequence[str | Path], vocabulary: Vocabulary | None = None
 ) -> ObjectTruth:
-    """`read_truth` for objects; refuses question files."""
+    """Returns what `read_truth` reads of objects.
+
+    Raises:
+        AnswersError: the files hold questions, or cannot be read.
+    """
     truth = read_truth(paths, vocabulary)
     if not isinstance(truth, ObjectTruth):
         raise AnswersError(
@@ -113,7 +117,11 @@ def read_object_truth(
 def read_questions(
     paths: str | Path | Sequence[str | Path], malformed: dict[str, str] | None = None
 ) -> tuple[Question, ...]:
-    """`read_truth` for yes/no questions; refuses object tables."""
+    """Returns what `read_truth` reads of yes/no questions.
+
+    Raises:
+        AnswersError: the files hold objects of images, or cannot be read.
+    """
     truth = read_truth(paths, malformed=malformed)
     if isinstance(truth, ObjectTruth):
         raise AnswersError(

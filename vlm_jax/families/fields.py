@@ -63,7 +63,11 @@ def ids(value: Ids) -> tuple[int, ...]:
 
 
 def square(value: Pair, field: str, where: str) -> int:
-    """Returns the side of a size that is the same along each axis."""
+    """Returns the side of a size that is the same along each axis.
+
+    Raises:
+        ConfigError: it is not the same.
+    """
     sides = value if isinstance(value, list) else [value]
     if len(set(sides)) != 1:
         raise ConfigError(f"{where}: {field} {value} must be square.")

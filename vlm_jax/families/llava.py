@@ -49,7 +49,11 @@ class Root(msgspec.Struct, kw_only=True):
 
 
 def tower_of(fields: Mapping[str, Any], root: Root, where: str) -> VitConfig:
-    """Returns the tower of a LLaVA: CLIP or SigLIP."""
+    """Returns the tower of a LLaVA: CLIP or SigLIP.
+
+    Raises:
+        ConfigError: a field of its features cannot be; names it.
+    """
     layer = root.vision_feature_layer
     layers = tuple(layer) if isinstance(layer, list) else (layer,)
     strategy = one_of(

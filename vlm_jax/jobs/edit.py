@@ -17,6 +17,9 @@ def run(request: Request) -> None:
 
     Of a source that is edited already, `config.revert=True` does what the job `revert` does, and
     `config.restrength=a` what the job `restrength` does; any other edit of it is refused.
+
+    Raises:
+        ConfigError: the config asks for several of these, or for a fold.
     """
     source = checkpoint.open_folder(request.need("source"))
     target = request.need("target")

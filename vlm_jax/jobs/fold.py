@@ -18,7 +18,11 @@ ENERGY = "energy_rescale"
 
 
 def run(request: Request) -> None:
-    """Folds `config.fold`, a method whose gains are fixed, into the weights of `--target`."""
+    """Folds `config.fold`, a method whose gains are fixed, into the weights of `--target`.
+
+    Raises:
+        ConfigError: it names no method, or one whose gains are not fixed.
+    """
     if not request.config.get("fold"):
         raise ConfigError("config.fold names no method; use --config=fold or --config=fold:gains.")
     source = checkpoint.open_folder(request.need("source"))

@@ -14,6 +14,9 @@ def run(request: Request) -> None:
 
     `grades.json` is in the form of the official grader: `--config.score.grades` takes it as it
     takes a published one. A run that was stopped goes on where it was.
+
+    Raises:
+        ConfigError: the benchmark is scored by rules.
     """
     chosen = read(JudgeSettings, plain(request.config.get("judge", {})), "config.judge")
     answers, truth = several(request.need("answers")), list(request.need("truth"))

@@ -10,7 +10,11 @@ from vlm_jax.study.request import Request
 
 
 def run(request: Request) -> None:
-    """Writes `--source`, edited already, to `--target` at the strength `config.restrength`."""
+    """Writes `--source`, edited already, to `--target` at the strength `config.restrength`.
+
+    Raises:
+        ConfigError: the strength is not set.
+    """
     given = request.config.get("restrength", None)
     if given is None:
         raise ConfigError("Set config.restrength, the strength that the edit gets.")

@@ -17,6 +17,10 @@ def run(request: Request) -> None:
 
     The state of the run is kept in `--workdir`, by default `<target>.training`: the same command
     goes on from there after a kill. `--job=export` makes a Hugging Face folder of the result.
+
+    Raises:
+        ConfigError: the config has no recipe.
+        CheckpointError: the target exists.
     """
     config, target = request.config, request.need("target")
     if "recipe" not in config:

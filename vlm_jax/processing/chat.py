@@ -29,6 +29,9 @@ def read_template(folder: pathlib.Path, tokenizer) -> str | None:
 
     In its order: `processor_config.json`, `chat_template.json` (older folders),
     `chat_template.jinja`, then whatever the tokenizer brought along.
+
+    Raises:
+        CheckpointError: the template is no UTF-8 text.
     """
     for name in ("processor_config.json", "chat_template.json"):
         path = folder / name
@@ -123,7 +126,11 @@ class Chat:
 
     @property
     def takes_lists(self) -> bool:
-        """Whether the template places images and texts of a content list itself."""
+        """Whether the template places images and texts of a content list itself.
+
+        Raises:
+            CheckpointError: the folder has no template.
+        """
         if self._template is None:
             raise CheckpointError(
                 "The model folder has no chat template; add its chat_template.jinja, or pass "

@@ -198,6 +198,9 @@ class Processor:
 
         Returns:
             The batch, and int32 [B] the index of each answer's first token.
+
+        Raises:
+            PromptError: there are not as many answers as prompts.
         """
         texts, images = self._texts(images, prompts, first_sample, system)
         if len(answers) != len(prompts):

@@ -180,7 +180,11 @@ def _where(sample: int, image: int) -> str:
 
 @contextlib.contextmanager
 def refusals(where: str, source: ImageSource, width: int, height: int) -> Iterator[None]:
-    """Turns what an image processor says of an image into words that name it."""
+    """Turns what an image processor says of an image into a message that names the image.
+
+    Raises:
+        PromptError: the image processor refused it.
+    """
     try:
         yield
     except (CheckpointError, PromptError, MemoryError):

@@ -56,7 +56,11 @@ def listed(config: VLMConfig, heads: Any, count: int | None, control: str, seed:
 def energy_rescale(
     on_ln: np.ndarray, qk_rescale: Any, prefill: Literal["off", "official"] = "off"
 ) -> EnergyRescale | None:
-    """The rescale of a method's setting `qk_rescale`; None where it is off."""
+    """Returns the rescale of a method's setting `qk_rescale`; None where it is off.
+
+    Raises:
+        ConfigError: `qk_rescale` is 'weight', which is an edit.
+    """
     if one_of("qk_rescale", qk_rescale, QK_RESCALE) == "off":
         return None
     if qk_rescale == "weight":

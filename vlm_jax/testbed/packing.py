@@ -38,7 +38,11 @@ class PackedPrefix:
 
     @classmethod
     def read(cls, processor, family: Architecture, image) -> "PackedPrefix":
-        """Takes the prefix from what the processor makes of a chat about `image`, a PIL image."""
+        """Returns the prefix that the processor makes of a chat about `image`, a PIL image.
+
+        Raises:
+            ConfigError: the chat template does not end as prompts of training do.
+        """
         batch = processor.batch([[image]], ["a"], groups=None)
         turn = processor.tokenizer.encode("a" + family.after, add_special_tokens=False)
         length = int(batch.lengths_b[0]) - len(turn)

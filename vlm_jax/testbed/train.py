@@ -252,7 +252,11 @@ class _Losses:
         self._pending: list[jax.Array] = []
 
     def add(self, done: int, loss: jax.Array) -> None:
-        """Takes the loss of the `done`-th step."""
+        """Takes the loss of the `done`-th step.
+
+        Raises:
+            ConfigError: the loss is not finite.
+        """
         self._pending.append(loss)
         if done % self.every and done < self.stage.recipe.steps:
             return

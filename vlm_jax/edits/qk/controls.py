@@ -155,7 +155,11 @@ class _Setting:
         return self.edit.modes.size
 
     def others(self) -> np.ndarray:
-        """The modes that the edit leaves alone, weakest last, at least as many as it takes."""
+        """Returns the modes that the edit leaves alone, weakest last, at least as many as it takes.
+
+        Raises:
+            EditError: fewer are left than it takes.
+        """
         rest = np.setdiff1d(np.arange(self.modes.rank), self.edit.modes)
         rest = rest[: rest.size - rest.size % self.modes.step]
         if rest.size < self.count:

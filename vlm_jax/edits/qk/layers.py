@@ -89,6 +89,9 @@ def edit_many(
     Yields:
         a layer's edits by their index in `specs`, for each layer that any of them touches, in
         order.
+
+    Raises:
+        EditError: an edit averages over offsets, and `rope` is not given; or one cannot be made.
     """
     wanted = [spec.layers(num_layers) for spec in specs]
     if rope is None and any(spec.rope_avg for spec in specs):

@@ -96,7 +96,11 @@ def plain_modes(head: HeadFactors) -> Modes:
 
 
 def channel_modes(head: HeadFactors, spec: QKEdit, key_map: KeyMap, channel: str) -> Modes:
-    """The modes of the symmetric or antisymmetric part, mapped back by least squares."""
+    """Returns the modes of the symmetric or antisymmetric part, mapped back by least squares.
+
+    Raises:
+        EditError: the factors are not in a basis that queries and keys have in common.
+    """
     if head.symmetric is None or head.antisymmetric is None:
         raise EditError("channels need factors in the joint basis.")
     if channel == "symmetric":

@@ -72,7 +72,11 @@ class Sidecar:
         *,
         strength: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """As `apply`, and [E] what rounding adds to the change of each head, ||noise|| / ||dW||."""
+        """Returns what `apply` returns, and [E] ||noise|| / ||dW|| of each head, noise of rounding.
+
+        Raises:
+            EditError: the strength is not finite, or more than 1.
+        """
         a = self.strength if strength is None else float(strength)
         if not np.isfinite(a) or a > 1:
             raise EditError(f"strength={a!r} must be finite and at most 1.")
@@ -93,7 +97,11 @@ class Sidecar:
         return self.revert_weights(wq_dnh), None if bq_nh is None else self.revert_bias(bq_nh)
 
     def revert_weights(self, wq_dnh: np.ndarray) -> np.ndarray:
-        """As `revert`, of the weights alone."""
+        """Returns what `revert` returns, of the weights alone.
+
+        Raises:
+            EditError: the sidecar holds no undo record.
+        """
         if self.undo_index is None or self.undo_value is None:
             raise EditError("the sidecar holds no undo record; revert from the source instead.")
         self._check_weights(wq_dnh)
