@@ -1,6 +1,7 @@
 """Files that are seen whole or not at all, and what killed writers leave of them."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -31,6 +32,14 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
     replace_file(path, "whole")
     found = sorted(p.name for p in tmp_path.iterdir())
     assert found == sorted([*stays, f"{own}-a", "answers.jsonl"])
+
+
+def test_what_another_process_clears_meanwhile_is_no_error(tmp_path, monkeypatch):
+    path = tmp_path / "answers.jsonl"
+    listed = tmp_path / f"{partial_name(path)}-0"  # and gone when it is looked at
+    monkeypatch.setattr(pathlib.Path, "iterdir", lambda folder: iter([listed]))
+    replace_file(path, "whole")
+    assert path.read_text() == "whole"
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):

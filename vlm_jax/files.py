@@ -150,10 +150,11 @@ def clear_leftovers(path: pathlib.Path) -> None:
         match = pattern.fullmatch(sibling.name)
         if not match or _alive(int(match[1])) or sibling in _being_written:
             continue
-        if is_own_folder(sibling):
-            shutil.rmtree(sibling, ignore_errors=True)
-        elif stat.S_ISREG(sibling.lstat().st_mode):
-            sibling.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process cleared or renamed it
+            if is_own_folder(sibling):
+                shutil.rmtree(sibling, ignore_errors=True)
+            elif stat.S_ISREG(sibling.lstat().st_mode):
+                sibling.unlink()
 
 
 def is_own_folder(path: pathlib.Path) -> bool:
