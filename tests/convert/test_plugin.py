@@ -26,7 +26,7 @@ PROMPTS = [language.CAPTION_PROMPT] * 4 + [language.question(3), language.questi
 TOKENS = 24
 
 # Strong enough to change what these small models say.
-GAINS = {"reasoning_to": 0.1, "perception_from": 0.3, "reasoning_gain": 2.0, "perception_gain": 1.6}
+GAINS = {"reasoning_to": 0.1, "perception_from": 0.3, "reasoning_gain": 2.0, "perception_gain": 2.5}
 METHODS = {
     "air": [{"method": "air", "heads": "identified"}, {"method": "functional_heads", **GAINS}],
     "adhh": {"method": "adhh", "heads": "all", "threshold": 0.5},
