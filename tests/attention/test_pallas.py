@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import types
 from typing import Any
 
 import jax
@@ -164,7 +165,11 @@ def test_steering_of_prompt_rows_goes_on_from_the_kernel(chosen):
 def test_the_kernel_is_chosen_on_tpus_alone(monkeypatch, caplog):
     """By the mesh in scope, without which the partitioner would have to split it."""
     assert fused.choice() == fused.TILES
-    devices = jax.sharding.AbstractDevice("TPU v5 lite", None, platform="tpu")
+    kinds = {"TPU v5 lite": "tpu", "cpu": "cpu", "NVIDIA H200": "gpu"}
+    for kind, platform in kinds.items():
+        assert fused.platform_of(types.SimpleNamespace(device_kind=kind)) == platform
+    named = {} if jax.__version__ == "0.10.0" else {"platform": "tpu"}
+    devices = jax.sharding.AbstractDevice("TPU v5 lite", None, **named)
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "model"), axes, abstract_device=devices)
     with jax.sharding.use_abstract_mesh(mesh):

@@ -1,5 +1,6 @@
 """Images from paths and PIL objects, as transformers loads them."""
 
+import inspect
 import io
 import os
 import pathlib
@@ -7,12 +8,14 @@ import pathlib
 import numpy as np
 import PIL.Image
 import pytest
+from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image as reference_load
 
 from tests.processing.conftest import picture
 from vlm_jax.errors import ConfigError, PromptError
 from vlm_jax.foreign import MAX_SCANS
 from vlm_jax.processing import Processor
+from vlm_jax.processing.cutters.base import to_rgb
 from vlm_jax.processing.cutters.square import largest_size
 from vlm_jax.processing.images import FORMATS, image_size, load_image, upright
 
@@ -44,6 +47,17 @@ def test_every_mode_becomes_the_pixels_of_the_reference(llava, tmp_path, mode):
         batch = llava.ours.batch([[source]], ["hi"])
         cells = expected["pixel_values"].reshape(3, 4, 14, 4, 14).transpose(1, 3, 0, 2, 4)
         np.testing.assert_array_equal(batch.images.patches_bgue[0, 0], cells.reshape(16, -1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
+def test_transparency_is_laid_over_white_as_transformers_lays_it(mode):
+    if "return_numpy" not in inspect.signature(convert_to_rgb).parameters:
+        pytest.skip("transformers before 5.21 drops transparency")
+    image = picture(40, 50, mode="RGBA" if mode != "RGB" else mode).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 7
+    expected = convert_to_rgb(image, return_numpy=True)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), expected)
 
 
 @pytest.mark.parametrize(

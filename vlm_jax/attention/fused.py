@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,10 +128,19 @@ def choice() -> str:
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
-    platform = jax.default_backend() if device is None else device.platform
+    platform = jax.default_backend() if device is None else platform_of(device)
     if platform == "tpu" and mesh.empty and jax.device_count() > 1:
         return TILES
     return _tried(platform)
+
+
+def platform_of(device: Any) -> str:
+    """Returns the platform of an abstract device; that of jax 0.10.0 says its kind alone.
+
+    "TPU v5 lite" is of "tpu", "cpu" of "cpu", "NVIDIA H200" of "gpu".
+    """
+    first = device.device_kind.split()[0].lower()
+    return getattr(device, "platform", first if first in ("cpu", "tpu") else "gpu")
 
 
 @functools.cache

@@ -140,7 +140,9 @@ def grid_regions(
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns an image in RGB, transparency laid over white as transformers lays it."""
-    from transformers.image_transforms import convert_to_rgb  # late: see `processing.folder`
-
-    return PIL.Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
+    """Returns an image in RGB, transparency laid over white as transformers 5.21 lays it."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    above = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", above.size, "white")
+    return PIL.Image.alpha_composite(white, above).convert("RGB")
