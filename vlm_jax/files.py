@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import stat
+from collections.abc import Iterator
 
 from vlm_jax.errors import UserError
 
@@ -114,6 +115,25 @@ def lock(descriptor: int, path: pathlib.Path) -> None:
         ) from None
     except OSError:
         pass  # file systems without locks
+
+
+@contextlib.contextmanager
+def alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a folder where there is none, and refuses other runs that write in it meanwhile.
+
+    Raises:
+        UserError: it cannot be made, or another process is in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_own(path: pathlib.Path) -> bytes:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import train_llava, train_qwen2_5_vl
 from vlm_jax import checkpoint, models
 from vlm_jax.errors import CheckpointError, ConfigError, UserError
+from vlm_jax.files import alone_in
 from vlm_jax.jobs import train as train_job
 from vlm_jax.processing import Processor
 from vlm_jax.study.request import Request
@@ -226,6 +227,16 @@ def test_the_job_writes_a_folder_that_says_how_it_was_made(tmp_path, capsys):
         np.testing.assert_array_equal(value, state[name].astype(np.float16), err_msg=name)
     with pytest.raises(CheckpointError, match="exists already"):
         train_job.run(request(target, tiny()))
+
+
+def test_a_second_run_on_one_state_is_refused(tmp_path):
+    state = tmp_path / "model.training"
+    with alone_in(state), pytest.raises(UserError, match=r"another run is writing .*\.training"):
+        train_job.run(request(tmp_path / "model", tiny()))
+    assert not any(state.iterdir())
+    (tmp_path / "other.training").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*other\.training: File exists"):
+        train_job.run(request(tmp_path / "other", tiny()))
 
 
 def test_the_config_is_the_recipe_and_mistakes_in_it_are_errors(tmp_path):

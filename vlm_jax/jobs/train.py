@@ -4,6 +4,7 @@ import pathlib
 
 from vlm_jax import checkpoint, hub
 from vlm_jax.errors import CheckpointError, ConfigError
+from vlm_jax.files import alone_in
 from vlm_jax.progress import Progress
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import enable_compile_cache, provenance
@@ -19,8 +20,9 @@ def run(request: Request) -> None:
     goes on from there after a kill. `--job=export` makes a Hugging Face folder of the result.
 
     Raises:
-        ConfigError: the config has no recipe.
+        ConfigError: the config has no recipe, or a wrong one.
         CheckpointError: the target exists.
+        UserError: another run trains in the folder of the state, or it cannot be written.
     """
     config, target = request.config, request.need("target")
     if "recipe" not in config:
@@ -31,7 +33,18 @@ def run(request: Request) -> None:
     tower = checkpoint.open_folder(hub.resolve(recipe.tower)) if recipe.tower else None
     enable_compile_cache(config.compile_cache)
     workdir = request.workdir or target.with_name(target.name + ".training")
-    _make(workdir)
+    with alone_in(workdir):
+        _train(request, recipe, tower, target, workdir)
+
+
+def _train(
+    request: Request,
+    recipe: Recipe,
+    tower: checkpoint.ModelFolder | None,
+    target: pathlib.Path,
+    workdir: pathlib.Path,
+) -> None:
+    config = request.config
     with Progress(steps_left(recipe, config.seed, workdir), "steps", "training") as progress:
 
         def report(stage: str, done: int, taken: int, loss: float) -> None:
@@ -51,10 +64,3 @@ def run(request: Request) -> None:
     for name, values in metrics.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     print(f"Trained model: {target} ({trained.cpu_seconds:.0f} CPU seconds); state: {workdir}")
-
-
-def _make(workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {workdir}: {error.strerror or error}.") from None
