@@ -73,7 +73,10 @@ def kernel_attention(
         interpret: runs on any device, slowly.
     """
     tap, dim = tap or Tap(), q_btnh.shape[-1]
-    inputs = _Inputs.of(q_btnh, segment, queries, causal, tap)
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.are_all_axes_manual  # or each device has its own already
+    devices = 1 if alone else mesh.shape[HEADS]
+    inputs = _Inputs.of(q_btnh, segment, queries, causal, tap, devices)
     read = functools.partial(
         _read,
         causal=causal,
@@ -82,8 +85,6 @@ def kernel_attention(
         dtype=dtype,
         interpret=interpret,
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.are_all_axes_manual  # or each device has its own already
     by_head = read(inputs) if alone else _shared(read, inputs, mesh)
     # Here, not beside the kernel: XLA then makes both part of what reads the output.
     found = jax.tree.map(lambda a: a.swapaxes(1, 2), by_head)
@@ -96,13 +97,15 @@ class _Inputs:
     """What the kernel reads; None is not read.
 
     Attributes:
-        q_btnh, k_bksh, v_bksh: queries, keys, values.
+        q_bkgth: queries by the key head that they read; where several devices share a key head,
+            by the device that has them (`_shared`).
+        k_bksh, v_bksh: keys, values.
         rows_b8t: of queries order, group, and 1 where logits are scaled; int32.
         keys_b8s: of keys order, group and kind; int32.
         gains_b2n: factors on the logits of image and system keys.
     """
 
-    q_btnh: Array
+    q_bkgth: Array
     k_bksh: Array
     v_bksh: Array
     rows_b8t: Any
@@ -111,10 +114,21 @@ class _Inputs:
 
     @classmethod
     def of(
-        cls, q_btnh: Array, segment: Segment, queries: Visibility, causal: bool, tap: Tap
+        cls,
+        q_btnh: Array,
+        segment: Segment,
+        queries: Visibility,
+        causal: bool,
+        tap: Tap,
+        devices: int,
     ) -> "_Inputs":
-        """Lays out what is asked for."""
+        """Lays out what is asked for, for so many devices that share the heads."""
         batch, length, heads, _ = q_btnh.shape
+        kv_heads = segment.k_bksh.shape[1]
+        if kv_heads % devices and heads % devices == 0 and devices % kv_heads == 0:
+            kv_heads = devices
+        # Here, not on each device: the last row of prompts is picked from the same array.
+        q_bkgth = by_key_head(q_btnh, kv_heads)
         keys, gained = segment.keys, tap.rows_bt is not None
         both = lambda a, b: (None, None) if a is None or b is None else (a, b)
         orders, groups = both(queries.order, keys.order), both(queries.group, keys.group)
@@ -127,7 +141,7 @@ class _Inputs:
         if gained:
             of_heads = [jnp.broadcast_to(a, (batch, heads)) for a in (tap.image_bn, tap.system_bn)]
             gains = jnp.stack(of_heads, axis=1)
-        return cls(q_btnh, segment.k_bksh, segment.values_bksh, rows, keys_of, gains)
+        return cls(q_bkgth, segment.k_bksh, segment.values_bksh, rows, keys_of, gains)
 
 
 def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read:
@@ -136,23 +150,21 @@ def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read
     Where key heads do not divide, but several devices can share one, each takes its own of all: of
     2 key heads with 8 query heads each, 4 devices with 4 query heads each read 0, 0, 1, 1.
     """
-    batch, _, heads, _ = inputs.q_btnh.shape
+    batch, groups = inputs.q_bkgth.shape[:2]
     devices, kv_heads = mesh.shape[HEADS], inputs.k_bksh.shape[1]
-    group, own = heads // kv_heads, heads // devices
-    split_keys = kv_heads % devices == 0
-    split = heads % devices == 0 and (split_keys or group % own == 0)
+    split, split_keys = groups % devices == 0, kv_heads % devices == 0
     rows, over = ROWS if batch % mesh.shape[ROWS] == 0 else None, HEADS if split else None
     wide, narrow = PartitionSpec(rows, HEADS if split_keys else None), PartitionSpec(rows)
-    by_head = PartitionSpec(rows, None, over)
+    by_head = PartitionSpec(rows, over)
     lies: dict[str, Any] = dict(
-        q_btnh=by_head, k_bksh=wide, v_bksh=wide, rows_b8t=narrow, keys_b8s=narrow,
-        gains_b2n=by_head,
+        q_bkgth=by_head, k_bksh=wide, v_bksh=wide, rows_b8t=narrow, keys_b8s=narrow,
+        gains_b2n=PartitionSpec(rows, None, over),
     )  # fmt: skip
     lies |= {name: None for name, array in vars(inputs).items() if array is None}
 
     def own_heads(inputs: _Inputs) -> Read:
         if split and not split_keys:
-            mine = jax.lax.axis_index(HEADS) * own // group
+            mine = jax.lax.axis_index(HEADS) * kv_heads // devices
             pick = lambda a: jax.lax.dynamic_slice_in_dim(a, mine, 1, axis=1)
             inputs = dataclasses.replace(
                 inputs, k_bksh=pick(inputs.k_bksh), v_bksh=pick(inputs.v_bksh)
@@ -163,7 +175,7 @@ def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read
         own_heads,
         mesh=mesh,
         in_specs=(_Inputs(**lies),),
-        out_specs=PartitionSpec(rows, over),
+        out_specs=by_head,
         check_vma=False,
     )(inputs)
 
@@ -190,9 +202,8 @@ class _Blocks:
     @classmethod
     def of(cls, inputs: _Inputs, causal: bool) -> "_Blocks":
         """Cuts so that a step's logits are of like size whatever the shapes are."""
-        batch, length, heads, _ = inputs.q_btnh.shape
-        kv_heads, slots = inputs.k_bksh.shape[1:3]
-        group = heads // kv_heads
+        batch, _, group, length, _ = inputs.q_bkgth.shape
+        slots = inputs.k_bksh.shape[2]
         rows = _cut(length, max(_QUERIES // group // LANES, 1) * LANES)
         keys = _cut(slots, _KEYS)
         most = max(_QUERIES * _KEYS // (4 * group * rows * max(keys, LANES)), 1)
@@ -232,21 +243,20 @@ def _read(
     inputs: _Inputs, *, causal: bool, scale: float, tap: Tap, dtype: Any, interpret: bool
 ) -> Read:
     """Returns what one device reads, heads before rows, as the kernel writes it."""
-    batch, length, heads, dim = inputs.q_btnh.shape
-    kv_heads, width = inputs.k_bksh.shape[1], inputs.v_bksh.shape[-1]
-    group, blocks = heads // kv_heads, _Blocks.of(inputs, causal)
-    by_group = by_key_head(inputs.q_btnh, kv_heads)
+    batch, kv_heads, group, length, dim = inputs.q_bkgth.shape
+    heads, width, blocks = kv_heads * group, inputs.v_bksh.shape[-1], _Blocks.of(inputs, causal)
     gains = None
     if inputs.gains_b2n is not None:
         gains = inputs.gains_b2n.reshape(batch, 2, kv_heads, group, 1, 1).swapaxes(1, 2)
     one, rows, keys = blocks.batch, blocks.rows, blocks.keys
     padded_rows = _pad(inputs.rows_b8t, rows * blocks.row_blocks, 0)
     padded_keys = _pad(inputs.keys_b8s, keys * blocks.key_blocks, NEVER)
+    at_queries = lambda b, k, i, j: (b, k, 0, i, 0)
     at_row = lambda b, k, i, j: (b, 0, i)
     at_key = lambda b, k, i, j: (b, 0, blocks.key_block(i, j))
     slot = lambda b, k, i, j: (b, k, blocks.key_block(i, j), 0)
     specs = [
-        (by_group, pl.BlockSpec((one, 1, group, rows, dim), lambda b, k, i, j: (b, k, 0, i, 0))),
+        (inputs.q_bkgth, pl.BlockSpec((one, 1, group, rows, dim), at_queries)),
         (inputs.k_bksh, pl.BlockSpec((one, 1, keys, dim), slot)),
         (inputs.v_bksh, pl.BlockSpec((one, 1, keys, width), slot)),
         (padded_rows, pl.BlockSpec((one, 8, rows), at_row)),
@@ -270,7 +280,7 @@ def _read(
         grid=(batch // one, kv_heads, blocks.row_blocks, blocks.key_blocks),
         in_specs=[spec for _, spec in given],
         out_specs=(
-            pl.BlockSpec((one, 1, group, rows, width), lambda b, k, i, j: (b, k, 0, i, 0)),
+            pl.BlockSpec((one, 1, group, rows, width), at_queries),
             pl.BlockSpec((one, 1, 1, _STATS, group * rows), lambda b, k, i, j: (b, k, i, 0, 0)),
         ),
         scratch_shapes=[
@@ -414,14 +424,14 @@ def _cost(inputs: _Inputs, blocks: _Blocks, outputs: Any) -> pl.CostEstimate:
 
     Queries and results go once, keys whenever another block of them is due.
     """
-    batch, _, heads, dim = inputs.q_btnh.shape
-    kv_heads, width, steps = inputs.k_bksh.shape[1], inputs.v_bksh.shape[-1], blocks.steps
-    pairs = batch * heads * blocks.rows * blocks.keys * len(steps)
+    batch, kv_heads, group, _, dim = inputs.q_bkgth.shape
+    width, steps = inputs.v_bksh.shape[-1], blocks.steps
+    pairs = batch * kv_heads * group * blocks.rows * blocks.keys * len(steps)
     fetched = 1 + sum(a != b for a, b in itertools.pairwise(steps))
     padded = lambda size: -(-size // LANES) * LANES
     key = (padded(dim) + padded(width)) * inputs.k_bksh.dtype.itemsize
     moved = batch * kv_heads * fetched * blocks.keys * key
-    for array in (inputs.q_btnh, *outputs, inputs.rows_b8t, inputs.keys_b8s):
+    for array in (inputs.q_bkgth, *outputs, inputs.rows_b8t, inputs.keys_b8s):
         if array is not None:
             moved += array.size // array.shape[-1] * padded(array.shape[-1]) * array.dtype.itemsize
     return pl.CostEstimate(
