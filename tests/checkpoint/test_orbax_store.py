@@ -1,8 +1,12 @@
 """Arrays in groups, read onto devices in parts."""
 
+import logging
+import sys
+
 import jax
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 
 from vlm_jax.checkpoint import orbax_store
 from vlm_jax.checkpoint.orbax_store import Reader, Writer
@@ -34,3 +38,13 @@ def test_an_array_larger_than_the_buffer_is_read_onto_devices(tmp_path, monkeypa
     for path, array in Reader(folder, writer.tensors).load(leaves).items():
         assert array.sharding == shardings[path]
         np.testing.assert_array_equal(array, params[path].astype(dtype), err_msg=path)
+
+
+def test_after_a_failure_the_library_alone_is_silent(caplog, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # and as it was again
+    with pytest.raises(OSError, match="full"), orbax_store._quiet():
+        raise OSError("full")
+    absl_logging.warning("a warning of the package")
+    assert "a warning of the package" in caplog.text
+    late = logging.makeLogRecord({"pathname": "/lib/orbax/checkpoint/writer.py"})
+    assert not logging.getLogger("absl").filter(late)

@@ -328,10 +328,10 @@ def _quiet() -> Iterator[None]:
     After it, writes that were under way fail in threads of the library, whose loop is closed by
     then: these stay silent for good.
     """
-    loggers = logging.getLogger("absl"), logging.getLogger("asyncio")
-    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    shared, loops = logging.getLogger("absl"), logging.getLogger("asyncio")
+    level, hook = loops.level, sys.unraisablehook
+    shared.addFilter(_is_others)
+    loops.setLevel(logging.CRITICAL)
 
     def hook_without(ignored: Any) -> None:
         if str(ignored.exc_value) != "Event loop is closed":
@@ -340,8 +340,13 @@ def _quiet() -> Iterator[None]:
     sys.unraisablehook = hook_without
     yield
     sys.unraisablehook = hook
-    for logger, level in zip(loggers, levels):
-        logger.setLevel(level)
+    loops.setLevel(level)
+    shared.removeFilter(_is_others)
+
+
+def _is_others(record: logging.LogRecord) -> bool:
+    """Whether something else than the library logs by the logger that this package uses too."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _give_back() -> None:
