@@ -145,6 +145,31 @@ def test_a_second_run_on_the_same_file_is_refused_while_the_first_writes(path):
     assert len(lines(path)) == COUNT
 
 
+def test_of_two_runs_that_begin_at_once_one_is_refused_and_none_loses_answers(path):
+    first, second = (answer_log.AnswerLog(path, IDENTITY) for _ in range(2))
+    assert first.find({"q1"}) == second.find({"q1"}) == {}
+    with first:
+        first.append("q1", {"text": "yes"})
+        with pytest.raises(UserError, match="another run is writing"):
+            second.__enter__()
+        first.append("q2", {"text": "no"})
+    assert [line["text"] for line in lines(path)] == ["yes", "no"]
+
+
+def test_what_is_removed_while_a_run_goes_on_is_written_again(path):
+    class Model(FakeModel):
+        def answer(self, *given, **settings):
+            for answer in super().answer(*given, **settings):
+                if answer.index == 5:
+                    path.with_suffix(".run.json").unlink()
+                yield answer
+
+    run(path, Model())
+    model = FakeModel()
+    run(path, model)
+    assert model.asked == []
+
+
 def test_items_that_cannot_be_read_are_recorded_counted_left_out_and_tried_again(path, capsys):
     found = run(path, FakeModel(fails={3, 8, 9}), max_failures=0.05)
     assert found.failures == {f"q{n}": f"image 0 (n{n}) is corrupt." for n in (3, 8, 9)}

@@ -201,9 +201,9 @@ class AnswerLog:
         """
         content = b"".join(map(_line, rows))
         try:
+            if not self.key.exists():  # removed meanwhile: nothing would say whose answers they are
+                replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
             if not self.path.exists() or read_own(self.path) != content:
-                if not self.key.exists():
-                    replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
                 replace_file(self.path, content, kept=f"the answers are kept in {self._kept()}")
             for log in self._logs():
                 log.unlink(missing_ok=True)
