@@ -174,6 +174,15 @@ def test_captions_that_name_no_object_are_no_perfect_score(write):
     assert score(answers, truth).results.counts["unparsable"] == 2
 
 
+def test_objects_of_a_truth_that_no_caption_names_are_told(write):
+    truth = [{"image": "0.jpg", "objects": ["cup", "flurb", "Dog"]}]
+    answers = write("a.jsonl", [{"image": "0.jpg", "caption": "A flurb and a cup."}])
+    [note] = score(answers, write("t.jsonl", truth)).results.notes
+    assert note.endswith("so that no caption names them: flurb")
+    truth[0]["objects"].remove("flurb")
+    assert not score(answers, write("t.jsonl", truth)).results.notes
+
+
 def test_a_gzip_that_unpacks_to_gigabytes_stops_early(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_BYTES", 1 << 20)
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)

@@ -18,6 +18,7 @@ from vlm_jax.evals.records import (
     read_text,
     row_image_id,
     row_text,
+    some,
     take_rows,
 )
 from vlm_jax.evals.tallies import Totals
@@ -174,10 +175,16 @@ class Chair(Suite):
         return f"{count} images of the truth have no caption and were left out"
 
     def notes(self) -> tuple[str, ...]:
-        """Says what truth of one kind cannot measure."""
-        if self.truth_objects.sources == {"captions"}:
-            return (chair.CAPTIONS_ALONE,)
-        return ()
+        """Says what truth of one kind cannot measure, and which of its objects no caption names."""
+        notes = [chair.CAPTIONS_ALONE] if self.truth_objects.sources == {"captions"} else []
+        every = set().union(*self.truth_objects.objects.values())
+        unknown = sorted(name for name in every if self.vocabulary.node(name) is None)
+        if unknown:
+            notes.append(
+                "objects of the truth that are no words of the vocabulary, so that no caption "
+                f"names them: {some(unknown)}"
+            )
+        return tuple(notes)
 
     def identify(self, row: Record) -> ImageId:
         """The image that a row captions."""
