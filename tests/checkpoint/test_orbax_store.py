@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -48,3 +49,24 @@ def test_after_a_failure_the_library_alone_is_silent(caplog, monkeypatch):
     assert "a warning of the package" in caplog.text
     late = logging.makeLogRecord({"pathname": "/lib/orbax/checkpoint/writer.py"})
     assert not logging.getLogger("absl").filter(late)
+
+
+def test_who_leaves_a_stream_half_way_waits_for_no_read(tmp_path, monkeypatch):
+    """Whichever thread collects the generator may be one that the read waits for."""
+    monkeypatch.setattr(orbax_store, "GROUP_BYTES", 16)
+    folder = tmp_path / "params"
+    with Writer(folder) as writer:
+        for path in ("a", "b"):
+            writer.add(path, np.zeros(4, np.float32))
+        writer.finish()
+    reader, closed = Reader(folder, writer.tensors), threading.Event()
+    read = reader._read
+    monkeypatch.setattr(reader, "_read", lambda part: part == ["b"] and closed.wait() or read(part))
+    stream = reader.stream(["a", "b"])
+    assert next(stream)[0] == "a"
+    leaving = threading.Thread(target=stream.close, daemon=True)
+    leaving.start()
+    leaving.join(20)
+    left = not leaving.is_alive()
+    closed.set()
+    assert left

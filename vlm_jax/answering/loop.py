@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
+from vlm_jax.ahead import threads
 from vlm_jax.answering.meeting import Failure, Meeting, Prepared
 from vlm_jax.answering.overflow import refuse_overflow
 from vlm_jax.answering.plan import (
@@ -179,7 +180,7 @@ def answer(
     yield from failed
     plan = plan_answers(engine, drafts, asking)
     run.compile(plan.buckets)
-    with concurrent.futures.ThreadPoolExecutor(LOOKAHEAD) as pool:
+    with threads(LOOKAHEAD) as pool:
         chunks = lambda chunk: None if run.has_read(chunk) else run.prepare(chunk)
         for chunk, prepared in _ahead(pool, plan.chunks, chunks):
             yield from run.continue_prefixes(chunk, prepared)

@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
+from vlm_jax.ahead import threads
 from vlm_jax.checkpoint.folder import TensorInfo, check_finite
 from vlm_jax.checkpoint.group_index import (
     INDEX,
@@ -181,7 +182,7 @@ class Reader:
             CheckpointError: one cannot be read, or is not what was written.
         """
         parts = self._parts(list(paths))
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with threads(1) as thread:
             ahead = None
             for part, following in zip(parts, [*parts[1:], []]):
                 arrays = self._read(part) if ahead is None else ahead.result()
