@@ -12,6 +12,7 @@ import numpy as np
 
 import vlm_jax
 from tests.reference import IMAGES, PROMPTS
+from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import UserError
 from vlm_jax.parallel import fetch, make_mesh, processes, put
 from vlm_jax.parallel.sharding import param_shardings
@@ -36,9 +37,25 @@ def main(target: str, folder: str, port: str, process: str) -> None:
         "different": _error(lambda: team.check_same(process, "questions")),
         # Process 1 fails where process 0 goes on to the next meeting.
         "failed": _error(lambda: processes.agree(lambda: team.in_step(lambda: _work(team)))),
+        "steered": steered(vlm),
     }
     np.save(pathlib.Path(target) / f"logits{process}.npy", logits)
     (pathlib.Path(target) / f"found{process}.json").write_text(json.dumps(found))
+
+
+def steered(vlm) -> dict:
+    """Returns what AIR does in all heads: tokens, heads that fired, masses on images."""
+    made = vlm.generator(
+        vlm.params,
+        vlm.processor.batch(IMAGES, PROMPTS),
+        DecodeSettings(max_new_tokens=4),
+        steering=vlm.apply("air", heads="all", text_threshold=0.2).steering,
+    )
+    return {
+        "tokens": made.tokens_bn.tolist(),
+        "fired": made.counts.fired.tolist(),
+        "image": made.readings.image_bn.tolist(),
+    }
 
 
 def _work(team) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.children import ENVIRONMENT, ROOT
+from tests.parallel.spanning import steered
 from tests.reference import IMAGES, PROMPTS
 from vlm_jax import load
 from vlm_jax.parallel import make_mesh
@@ -69,6 +70,16 @@ def test_logits_are_those_of_one_process(found, folder):
         for row, length in enumerate(lengths):
             ours, theirs = logits[row, :length], expected[row, :length]
             np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_what_steering_did_is_what_it_does_in_one_process(found, folder):
+    """Heads are counted where they are, and their readings lie there until the host has them."""
+    expected = steered(load(folder, mesh=make_mesh(1, 1)))
+    assert 0 < np.sum(expected["fired"]) < 8 * np.size(expected["fired"])
+    for one in found:
+        assert one["steered"]["tokens"] == expected["tokens"]
+        assert one["steered"]["fired"] == expected["fired"]
+        np.testing.assert_allclose(one["steered"]["image"], expected["image"], atol=1e-5)
 
 
 def test_what_differs_is_refused_by_both(found):

@@ -151,7 +151,7 @@ class Steering:
 class Readings:
     """Readings of a layer's decode row: masses, and which heads were acted on; float32 [B, N].
 
-    Devices that share the heads gather each of these once a call, when it ends.
+    Devices that share the heads keep these apart until the host has them.
 
     Attributes:
         image_bn, text_bn, system_bn: masses before reallocation.

@@ -25,7 +25,7 @@ from vlm_jax.decoding.search import LoopInputs, Search
 from vlm_jax.decoding.settings import DecodeSettings
 from vlm_jax.decoding.strategies.base import Strategy
 from vlm_jax.models import Params, Prefix
-from vlm_jax.parallel import fetch
+from vlm_jax.parallel import collect, fetch
 
 LOGITS_BYTES = 1 << 30
 """Most bytes of logits that a device holds at once; those of more places are made in turn."""
@@ -223,7 +223,7 @@ class Generator:
         if told is not None and call.width == call.search.rows == 1:
             return self._in_parts(params, read, cache, inputs, before, call, told)
         *found, _ = self.programs.decode(params, read, cache, inputs, *before, slots=call.room)
-        return Generated(*jax.device_get(found))
+        return self._generated(found)
 
     def _in_parts(
         self,
@@ -240,11 +240,18 @@ class Generator:
         state = programs.begin(params, read, cache, inputs, *before, slots=call.room)
         for until in itertools.count(PART, PART):
             *made, state = programs.decode_part(params, state, inputs, np.int32(until), *before)
-            found = Generated(*jax.device_get(made))
+            found = self._generated(made)
             if until >= call.settings.max_new_tokens or found.ended_b.all():
                 return found
             told(found.tokens_bn, found.lengths_b)
         raise AssertionError("unreachable")
+
+    def _generated(self, found: Sequence[Any]) -> Generated:
+        """Returns what a program made, on the host."""
+        made = Generated(*collect(found, self.mesh))
+        if made.counts is None:
+            return made
+        return dataclasses.replace(made, counts=made.counts.summed())
 
     def warm(
         self,

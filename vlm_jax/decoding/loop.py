@@ -22,6 +22,9 @@ class StepCounts:
     Step j is the decode row that predicted generated token j: the prompt's last row, then each
     generated token. Steps behind a row's end count 0.
 
+    In the loop leaves are [B, slots, L, P]: heads are counted in P parts, one for each device that
+    shares them, so that counting sends nothing. `summed` adds the parts on the host.
+
     Attributes:
         fired: heads that reallocated; None where nothing can be.
         perception, reasoning: heads of the class; None where no head is classified.
@@ -32,8 +35,8 @@ class StepCounts:
     reasoning: Any = None
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int], steering: Steering | None) -> "StepCounts | None":
-        """Returns zeros [B, slots, L] for the parts that a steering has, None if it has none."""
+    def empty(cls, shape: tuple[int, ...], steering: Steering | None) -> "StepCounts | None":
+        """Returns zeros [B, slots, L, P] for what a steering reports, None if that is nothing."""
         flags = () if steering is None else steering.flags
         return cls(**{name: jnp.zeros(shape, jnp.int16) for name in flags}) if flags else None
 
@@ -51,18 +54,21 @@ class StepCounts:
         def write(counts: Array | None, flags_bln: Array) -> Array | None:
             if counts is None:
                 return None
-            heads_bl = jnp.where(going_b[:, None], jnp.sum(flags_bln, axis=-1), 0)
+            apart = flags_bln.reshape(*flags_bln.shape[:2], counts.shape[-1], -1)
+            heads_blp = jnp.where(going_b[:, None, None], jnp.sum(apart, axis=-1), 0)
+            now_b1lp = heads_blp[:, None].astype(counts.dtype)
             if step.ndim:
                 here_bs = jnp.arange(counts.shape[1]) == step[:, None]
-                now_b1l = heads_bl[:, None].astype(counts.dtype)
-                return jnp.where(here_bs[..., None], now_b1l, counts)
-            return jax.lax.dynamic_update_slice_in_dim(
-                counts, heads_bl[:, None].astype(counts.dtype), step, axis=1
-            )
+                return jnp.where(here_bs[..., None, None], now_b1lp, counts)
+            return jax.lax.dynamic_update_slice_in_dim(counts, now_b1lp, step, axis=1)
 
         return StepCounts(
             **{n: write(counts, getattr(readings, f"{n}_bn")) for n, counts in vars(self).items()}
         )
+
+    def summed(self) -> "StepCounts":
+        """Returns the counts of all heads, [B, slots, L], of leaves on the host."""
+        return jax.tree.map(lambda counts: counts.sum(axis=-1, dtype=counts.dtype), self)
 
 
 @jax.tree_util.register_dataclass
@@ -239,6 +245,7 @@ def decode(
     inputs: LoopInputs,
     slots: int,
     prefix: Prefix | None = None,
+    parts: int = 1,
 ) -> tuple[Int[Array, "B slots"], Array, Array, Readings | None, StepCounts | None, Any, Cache]:
     """Decodes until every sample has ended; returns the answers.
 
@@ -249,12 +256,13 @@ def decode(
         inputs: traced settings.
         slots: static number of tokens that an answer may have.
         prefix: what the prompts go on from, as for `Network.prefill`.
+        parts: that heads are counted in (`StepCounts`).
 
     Returns:
-        Tokens, lengths, whether rows ended, mean readings, counts, scores, and the cache.
+        Tokens, lengths, whether rows ended, mean readings, counts in parts, scores, and the cache.
     """
     inputs = _limited(inputs, slots)
-    state = begin(model, read, cache, inputs, slots, prefix)
+    state = begin(model, read, cache, inputs, slots, prefix, parts)
     state = go_on(model, state, inputs, slots, read[0], prefix)
     return *end(state, inputs), state.cache
 
@@ -266,13 +274,15 @@ def begin(
     inputs: LoopInputs,
     slots: int,
     prefix: Prefix | None = None,
+    parts: int = 1,
 ) -> LoopState:
     """Returns the state of the loop with the first token chosen; see `decode`."""
     inputs, rows, search = _limited(inputs, slots), _Rows.of(inputs, len(read[0])), inputs.search
     logits_rv, watched = rows.spread(read)
     readings = rows.of_search(watched.readings)
-    of_search, depth = rows.samples * rows.rows, model.decoder.config.num_layers
-    counts = StepCounts.empty((of_search, slots, depth), _of_rows(inputs.steering, rows))
+    of_search, decoder = rows.samples * rows.rows, model.decoder.config
+    counted = of_search, slots, decoder.num_layers, parts
+    counts = StepCounts.empty(counted, _of_rows(inputs.steering, rows))
     if counts is not None and readings is not None:
         counts = counts.put(jnp.int32(0), readings, jnp.ones(of_search, bool))
     read_r = jnp.ones(of_search, jnp.int32) if search.withdraws else None

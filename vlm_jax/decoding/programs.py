@@ -29,6 +29,8 @@ class Programs:
 
     def __init__(self, config: VLMConfig, mesh: Mesh):
         network = functools.partial(merge, abstract(config)[0])
+        devices = mesh.shape["model"]
+        parts = devices if config.decoder.num_heads % devices == 0 else 1  # of the heads
 
         def read_images(params: Params, images: Images):
             return Features(network(params).image_features(images))
@@ -66,19 +68,21 @@ class Programs:
 
         def decode_all(params: Params, read, cache, inputs, prefix=None, owner_g=None, *, slots):
             prefix = _owned(prefix, owner_g, mesh)
-            return decode(network(params), read, cache, inputs, slots, prefix)
+            return decode(network(params), read, cache, inputs, slots, prefix, parts)
 
         def begin_one(params: Params, read, cache, inputs, prefix=None, owner_g=None, *, slots):
             prefix = _owned(prefix, owner_g, mesh)
-            return begin(network(params), read, cache, inputs, slots, prefix)
+            return begin(network(params), read, cache, inputs, slots, prefix, parts)
 
         def decode_part(params: Params, state: LoopState, inputs, until, prefix=None, owner_g=None):
             prefix = _owned(prefix, owner_g, mesh)
             state = go_on(network(params), state, inputs, until, prefix=prefix)
             return *end(state, inputs), state
 
-        # Answers lie whole with every device of a replica, of which the host may not have all.
-        answers = (*[batch_sharding(mesh)] * 6, None)
+        # Tokens lie whole with every device of a replica, of which the host may not have all.
+        # Readings and counts stay with the devices that have the heads.
+        whole = batch_sharding(mesh)
+        answers = (*[whole] * 3, None, None, whole, None)
         jit = lambda program, **options: jax.jit(knows_mesh(program, mesh), **options)
         self.read_images, self.read_prefix = jit(read_images), jit(read_prefix)
         self.prefill = jit(prefill, static_argnames=("slots", "watch", "shared"))

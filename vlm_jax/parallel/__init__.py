@@ -5,6 +5,7 @@ from vlm_jax.parallel.mesh import knows_mesh, make_mesh
 from vlm_jax.parallel.sharding import (
     AXES,
     batch_sharding,
+    collect,
     fetch,
     images_lie_whole,
     param_shardings,
@@ -17,6 +18,7 @@ from vlm_jax.parallel.sharding import (
 __all__ = [
     "AXES",
     "batch_sharding",
+    "collect",
     "fetch",
     "images_lie_whole",
     "knows_mesh",

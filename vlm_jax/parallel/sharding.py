@@ -142,6 +142,21 @@ def fetch(array: jax.Array, mesh: Mesh) -> np.ndarray:
     return np.stack([np.asarray(row(array, np.int32(n))) for n in range(array.shape[0])])
 
 
+def collect(tree: Any, mesh: Mesh) -> Any:
+    """Returns small arrays on a mesh to the host; all processes whose devices they hold call this.
+
+    Devices send one another nothing unless several processes hold parts of an array.
+    """
+    here = lambda leaf: leaf.is_fully_addressable or leaf.is_fully_replicated
+    whole = all(map(here, jax.tree.leaves(tree)))
+    return jax.device_get(tree if whole else _gather(replicated(mesh))(tree))
+
+
+@functools.cache
+def _gather(sharding: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
 @functools.cache
 def _row(sharding: NamedSharding) -> Callable[[jax.Array, np.int32], jax.Array]:
     pick = lambda array, n: jax.lax.dynamic_index_in_dim(array, n, keepdims=False)
