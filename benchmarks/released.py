@@ -345,6 +345,8 @@ def steered_table(program: str, layers: int, methods: Sequence[str]) -> str:
         if set(methods) <= set(STEERED):
             cells["goals"] = f"missed: {', '.join(missed)}" if missed else "met"
         cells["further collectives"] = _further(further)
+        used = [one for method, one in known.items() if method in ("vanilla", *methods)]
+        cells["commits"] = ", ".join(dict.fromkeys(one["commit"][:7] for one in used))
         lines.append(cells)
     return _table(lines)
 

@@ -66,6 +66,6 @@ def test_steering_is_judged_by_operations_and_bytes_moved(more, verdict, tmp_pat
     ratios = f"1.000 / {more:.3f} / 1.100"
     assert tables["steered decode"]().splitlines()[2:] == [
         f"| Qwen2.5-VL-7B | v5e:2x2 | {ratios} | {ratios} | - | - | {verdict} | "
-        "functional heads: 29 all-reduce; AIR: 1 all-reduce |"
+        "functional heads: 29 all-reduce; AIR: 1 all-reduce | 0123456 |"
     ]
     assert tables["steered prefill"]() == tables["strategies decode"]() == "Not compiled yet."
