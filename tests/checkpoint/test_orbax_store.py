@@ -61,7 +61,9 @@ def test_who_leaves_a_stream_half_way_waits_for_no_read(tmp_path, monkeypatch):
         writer.finish()
     reader, closed = Reader(folder, writer.tensors), threading.Event()
     read = reader._read
-    monkeypatch.setattr(reader, "_read", lambda part: part == ["b"] and closed.wait() or read(part))
+    monkeypatch.setattr(
+        reader, "_read", lambda part: (part == ["b"] and closed.wait()) or read(part)
+    )
     stream = reader.stream(["a", "b"])
     assert next(stream)[0] == "a"
     leaving = threading.Thread(target=stream.close, daemon=True)
