@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -122,7 +123,7 @@ class Projection(Part):
             first_bt = first_bt & (jnp.arange(out_btnh.shape[1]) < last_b[:, None])
         read = _Counted(trace_btn, squares_btn, first_bt, counted)
         if self.prefill == "causal":
-            out_btnh = _project_causal(out_btnh, keys, read, self)
+            out_btnh = _project_causal(out_btnh, keys, read, self, prompt.q_btnh.dtype)
         state[NAME] = read.moments()
         return out_btnh
 
@@ -161,6 +162,10 @@ LARGEST_SCALE = 8.0
 """Limit of the Frobenius rescale. The map of a prompt's first few rows is nearly diagonal, the
 first row's is: all that zero trace leaves of it is rounding, which must not be blown up. Maps of
 whole prompts are far from it (about 1.01 to 1.1)."""
+
+
+BLOCK = 128
+"""Rows whose running sums one product makes."""
 
 
 def frobenius_scale(squares: Array, trace: Array, count: Array) -> Array:
@@ -254,8 +259,8 @@ class _Keys:
             return cls(last, tuple(earlier))
         return cls(last.slice(before, length), (*earlier, last.slice(0, before)))
 
-    def earlier_values(self, heads: int) -> Array | float:
-        """Sum of the earlier values, by query head, [B, 1, N, H]."""
+    def earlier_values(self) -> Array | float:
+        """Sum of the earlier values, [B, K, 1, H]."""
         total: Array | float = 0.0
         rows = self.own.k_bksh.shape[0]
         for segment in self.earlier:
@@ -263,8 +268,8 @@ class _Keys:
             values = segment.values_bksh.astype(
                 jnp.promote_types(segment.values_bksh.dtype, jnp.float32)
             )
-            summed = jnp.sum(jnp.where(real, values, 0.0), axis=2, keepdims=True)
-            total = total + _heads(jnp.repeat(summed, segment.sharing(rows), axis=0), heads)
+            summed = jnp.sum(jnp.where(real, values, 0.0), axis=2)
+            total = total + jnp.repeat(summed, segment.sharing(rows), axis=0)[:, :, None]
         return total
 
 
@@ -295,21 +300,51 @@ class _Counted:
         return [a[:, None] + b for a, b in zip(jax.tree.leaves(self.earlier), own)]
 
 
-def _project_causal(out, keys: _Keys, read: _Counted, part) -> Array:
-    """Projects each row before the last with the traces and norms of the rows up to it."""
-    real = read.first_bt[..., None]
-    trace, squares, count = read.running()
+def _project_causal(out_btnh, keys: _Keys, read: _Counted, part, kind) -> Array:
+    """Projects each row before the last with the traces and norms of the rows up to it.
+
+    Arrays are laid out as kernels write rows, by key head and group, in blocks of rows, so that
+    values are spread to no query head. Sums of the values up to a row are those of the blocks
+    before, and within its block a product with a triangle of ones. Barriers keep compilers from
+    storing the values, and the rows on their way to the output's product, as float32 as well.
+
+    Args:
+        out_btnh: the rows as they were read.
+        keys: all that they see.
+        read: their traces and squares.
+        part: the projection.
+        kind: dtype of what becomes of the rows.
+    """
+    v_bksh = jax.lax.optimization_barrier(keys.own.values_bksh)
+    batch, length, heads, dim = out_btnh.shape
+    kv_heads, dtype = v_bksh.shape[1], out_btnh.dtype
+    size = math.gcd(length, BLOCK)
+    blocks = length // size
+    rows = (batch, kv_heads, heads // kv_heads, blocks, size)
+    by_head = lambda a: jnp.moveaxis(a, 2, 1).reshape(*rows, -1)
+    out = by_head(out_btnh)
+    trace, squares, count = (by_head(a) for a in read.running())
     count = jnp.maximum(count, 1.0)
+    per_head = lambda a: jnp.broadcast_to(a, (batch, heads)).reshape(*rows[:3], 1, 1, 1)
+    beta, on = per_head(part.beta), per_head(part.on > 0)
     eta = frobenius_scale(squares, trace, count)
-    values = _heads(keys.own.values_bksh, out.shape[2]).astype(out.dtype)
-    summed = jnp.cumsum(jnp.where(real[..., None], values, 0.0), axis=1)
-    summed = summed + keys.earlier_values(out.shape[2])
-    beta = part.beta[:, None]
     mean = (count - trace) / (count * count)
-    wide = lambda a: a[..., None]
-    edited = wide((1 - beta) * eta) * (out - wide(trace / count) * values)
-    edited = edited + wide(beta * eta * mean) * summed
-    return jnp.where(((part.on > 0)[:, None] & real)[..., None], edited, out)
+    real = read.first_bt.reshape(batch, 1, blocks, size, 1)
+    values = v_bksh.reshape(batch, kv_heads, blocks, size, dim)
+    within = jnp.einsum(
+        "ts,bknsh->bknth",
+        jnp.tril(jnp.ones((size, size), values.dtype)),
+        jnp.where(real, values, 0),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=dtype,
+    )
+    before = jnp.cumsum(jnp.pad(within[:, :, :-1, -1], ((0, 0), (0, 0), (1, 0), (0, 0))), axis=2)
+    before = (before + keys.earlier_values())[:, :, None, :, None]
+    edited = (1 - beta) * eta * (out - trace / count * values[:, :, None].astype(dtype))
+    edited = edited + beta * eta * mean * (within[:, :, None] + before)
+    edited = jnp.where(on & real[:, :, None], edited, out)
+    edited = jax.lax.optimization_barrier(edited.astype(kind)).astype(dtype)
+    return jnp.moveaxis(edited.reshape(batch, heads, length, dim), 1, 2)
 
 
 def _project_official(out, v_bksh, moments: Moments, prompt: Prompt, part) -> Array:
