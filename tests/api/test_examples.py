@@ -14,7 +14,8 @@ EXAMPLES = {
     "sweep": vlm_jax.VLM.sweep,
     "attention": vlm_jax.VLM.attention,
     "calls": calls,
-    "captions": captions,
+    "chair": captions.chair,
+    "explain": vlm_jax.explain,
     "comparing": comparing,
     "compare": comparing.compare,
     "masses": masses,
@@ -54,6 +55,8 @@ def test_examples_run(shipped_llava, scenes, tmp_path, monkeypatch, name):
         "prompts": "Describe.",
         "benchmark": vlm_jax.benchmark("testbed_chair", set="normal", split="dev", n=2),
         "compare": vlm_jax.compare,
+        "chair": vlm_jax.chair,
+        "explain": vlm_jax.explain,
         "read_call": calls.read_call,
         "grid": sweeping.grid,
     }

@@ -207,6 +207,15 @@ def test_a_reply_that_comes_byte_by_byte_ends_in_time(asked):
         judge.run(request)
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that run tests side by side ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_asks_no_more_and_keeps_what_was_asked(asked, monkeypatch):
     server, request = asked
     request.config.judge.parallel = 1
