@@ -9,8 +9,6 @@ commonly written. AIR* is timed without the map: its oracle projects row by row.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import mock
@@ -19,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import vlm_jax.models.decoder
+import vlm_jax.models.hooks
 from benchmarks.protocol import Route, in_turns
 from benchmarks.record import figure, milliseconds, record
 from benchmarks.small import Bare, bare, prefill_methods, prompts, text_of
@@ -116,19 +114,17 @@ def lower(
         logits_bv, cache, _ = merge(graphdef, params).prefill(batch, 1, steering)
         return logits_bv, cache
 
-    with materialised() if whole_map else contextlib.nullcontext():
+    if not whole_map:
         return jax.jit(prefill).lower(model.params, batch, steering)
+    with mock.patch.object(vlm_jax.models.hooks, "attend", side_effect=_through_the_map) as attend:
+        lowered = jax.jit(prefill).lower(model.params, batch, steering)
+    if not attend.called:
+        raise RuntimeError("No layer attends through the whole map; nothing to compare.")
+    return lowered
 
 
-def materialised() -> contextlib.AbstractContextManager:
-    """Makes layers that are traced inside attend through the whole map."""
-
-    @functools.wraps(vlm_jax.models.decoder.attend)
-    def attend(q_btnh, segments, seen, *, causal, steering=None, rows=None, state=None):
-        del causal, state
-        steering = steering or Steering()
-        out, _, readings = dense_steered(q_btnh, segments, seen, steering, rows)
-        out = out.astype(q_btnh.dtype)
-        return (out, State(), jax.tree.map(jnp.asarray, readings))
-
-    return mock.patch.object(vlm_jax.models.decoder, "attend", attend)
+def _through_the_map(q_btnh, segments, seen, *, causal, steering, rows, state, scale=None):
+    """Is steered `attend`, of whole prompts, by the materialised map."""
+    del causal, state, scale
+    out, _, readings = dense_steered(q_btnh, segments, seen, steering, rows)
+    return out.astype(q_btnh.dtype), State(), jax.tree.map(jnp.asarray, readings)
