@@ -107,14 +107,19 @@ def lock(descriptor: int, path: pathlib.Path) -> None:
     Raises:
         UserError: another process holds it.
     """
+    if not is_ours_alone(descriptor):
+        raise UserError(f"another run is writing {path}; wait for it, or choose another --workdir.")
+
+
+def is_ours_alone(descriptor: int) -> bool:
+    """Locks an open file till it is closed, even by a kill; whether no other process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"another run is writing {path}; wait for it, or choose another --workdir."
-        ) from None
+        return False
     except OSError:
         pass  # file systems without locks
+    return True
 
 
 @contextlib.contextmanager

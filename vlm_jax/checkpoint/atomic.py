@@ -1,7 +1,6 @@
 """Folders that appear under their name only when they are complete."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -11,7 +10,14 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from vlm_jax.errors import CheckpointError
-from vlm_jax.files import MARK, clear_leftovers, is_own_folder, links_in, partial_name
+from vlm_jax.files import (
+    MARK,
+    clear_leftovers,
+    is_ours_alone,
+    is_own_folder,
+    links_in,
+    partial_name,
+)
 from vlm_jax.foreign import utf8
 
 _MARKS = re.compile(r"vlm_jax \S+\n")
@@ -152,14 +158,8 @@ def _complete(temporary: pathlib.Path, target: pathlib.Path) -> None:
 
 def _lock(state: TextIO, target: pathlib.Path) -> None:
     """Holds the folder until the file is closed, even by a kill."""
-    try:
-        fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _Refused(
-            f"another process is making {target}; wait for it, or name another target."
-        ) from None
-    except OSError:
-        return  # a file system without locks
+    if not is_ours_alone(state.fileno()):
+        raise _Refused(f"another process is making {target}; wait for it, or name another target.")
 
 
 def _claim(
