@@ -141,6 +141,12 @@ def alone_in(folder: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """Writes bytes to an open file; the system may take them in parts."""
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
 def read_own(path: pathlib.Path) -> bytes:
     """Returns the content of a file that an earlier run wrote.
 

@@ -26,6 +26,7 @@ from vlm_jax.files import (
     read_own,
     refuse_other_kinds,
     replace_file,
+    write_all,
 )
 from vlm_jax.foreign import parse_json
 
@@ -105,6 +106,9 @@ class AnswerLog:
         except AnswersError:
             return None
 
+    def _say_whose(self) -> None:
+        replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
+
     def _set_aside(self) -> None:
         """Renames answers of which nothing says whose they are: ours, damaged, or another's."""
         logs = list(dict.fromkeys((self.path, self.log, *self._logs())))
@@ -148,7 +152,7 @@ class AnswerLog:
                 # Of the same count are the logs that other processes open just now.
                 if old != self.log and not old.name.endswith(self._ending):
                     old.unlink(missing_ok=True)
-            replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
+            self._say_whose()
             self._fresh = False
         self._size = max((end for _, end in _lines(self.log)), default=0)
         os.truncate(self._file, self._size)  # a line that was cut short
@@ -170,9 +174,7 @@ class AnswerLog:
         line = _line({"id": identifier, **row})
         try:
             self._sync.check()
-            written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            write_all(self._file, line)
             self._size += len(line)
             self._sync.wanted.set()
         except OSError as error:
@@ -202,7 +204,7 @@ class AnswerLog:
         content = b"".join(map(_line, rows))
         try:
             if not self.key.exists():  # removed meanwhile: nothing would say whose answers they are
-                replace_file(self.key, json.dumps(self.identity, indent=2) + "\n")
+                self._say_whose()
             if not self.path.exists() or read_own(self.path) != content:
                 replace_file(self.path, content, kept=f"the answers are kept in {self._kept()}")
             for log in self._logs():

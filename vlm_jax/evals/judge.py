@@ -30,7 +30,7 @@ from vlm_jax.errors import AnswersError, ConfigError
 from vlm_jax.evals.base import Example
 from vlm_jax.evals.final_answer import answered
 from vlm_jax.evals.records import read_rows, read_text, shorten
-from vlm_jax.files import cannot_write, lock, open_to_append, replace_file
+from vlm_jax.files import cannot_write, lock, open_to_append, replace_file, write_all
 from vlm_jax.progress import Progress
 from vlm_jax.settings import number, setting, text, whole
 
@@ -357,8 +357,7 @@ class _Log:
         content = (json.dumps(line) + "\n").encode()
         with self._one:
             try:
-                while content:
-                    content = content[os.write(self._file, content) :]
+                write_all(self._file, content)
             except OSError as error:
                 raise cannot_write(self.path, error, "the grades so far are kept") from error
             self.said[line["key"]] = line
