@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from vlm_jax.attention.blockwise import Tap
 from vlm_jax.attention.parts.base import DecodeRow, Part, Prompt, State, Values, choice, host, part
 from vlm_jax.attention.parts.energy_rescale import EPSILON
-from vlm_jax.attention.segment import Segment, Visibility, kinds_of
+from vlm_jax.attention.segment import Segment, Visibility, by_key_head, kinds_of
 from vlm_jax.batch import Kind
 
 NAME = "projection"
@@ -321,9 +321,9 @@ def _project_causal(out_btnh, keys: _Keys, read: _Counted, part, kind) -> Array:
     size = math.gcd(length, BLOCK)
     blocks = length // size
     rows = (batch, kv_heads, heads // kv_heads, blocks, size)
-    by_head = lambda a: jnp.moveaxis(a, 2, 1).reshape(*rows, -1)
+    by_head = lambda a: by_key_head(a, kv_heads).reshape(*rows, -1)
     out = by_head(out_btnh)
-    trace, squares, count = (by_head(a) for a in read.running())
+    trace, squares, count = (by_head(a[..., None]) for a in read.running())
     count = jnp.maximum(count, 1.0)
     per_head = lambda a: jnp.broadcast_to(a, (batch, heads)).reshape(*rows[:3], 1, 1, 1)
     beta, on = per_head(part.beta), per_head(part.on > 0)
