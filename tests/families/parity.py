@@ -17,6 +17,9 @@ from vlm_jax.errors import EditError
 ORDER_BAR = 1.5e-5
 """Largest float32 difference of logits of order 1 that another order of summation makes."""
 
+LARGEST = 1.5 if jax.__version__ == "0.10.0" else 1.25
+"""Our largest distance from float64 over torch's; 1.37 for InstructBLIP with jax 0.10.0."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -58,7 +61,7 @@ def checks(*daily: str) -> list:
 def check_logits(pair: Pair) -> None:
     """No further from the float64 reference than 1.25 times the float32 reference is.
 
-    By the root of the mean square; the largest of thousands of differences is within 1.5 times.
+    By the largest difference (`LARGEST`) and by the root of the mean square.
     """
     batch = pair.batch()
     found = pair.logits(batch)
@@ -72,7 +75,7 @@ def check_logits(pair: Pair) -> None:
         theirs.append(np.ravel(narrow - exact))
         assert (found[row, : len(ids)].argmax(-1) == exact.argmax(-1)).mean() > 0.99
     largest, mean = lambda x: np.abs(x).max(), lambda x: np.sqrt(np.mean(x**2))
-    for size, factor in ((largest, 1.5), (mean, 1.25)):
+    for size, factor in ((largest, LARGEST), (mean, 1.25)):
         one, other = size(np.concatenate(ours)), size(np.concatenate(theirs))
         assert one <= LOGITS_BAR
         assert one <= factor * other, (one, other)
