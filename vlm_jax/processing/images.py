@@ -92,6 +92,7 @@ def load_image(source: ImageSource, where: str, max_pixels: int = MAX_IMAGE_PIXE
             _warn_of_orientation()
         return source
     with _open(source, where, max_pixels) as image:
+        _check_source(image, f"{where} ({describe(source)})")
         turned = _decode(lambda: PIL.ImageOps.exif_transpose(image), source, where)
         _check_greys(turned, source, where)
         return _decode(lambda: turned.convert("RGB"), source, where)
@@ -148,6 +149,7 @@ def image_size(
         orientation = _decode(lambda: image.getexif().get(_ORIENTATION, 1), source, where)
         turned = orientation in _TURNED
         if turned and image.format == "TIFF":  # which Pillow turns itself, some versions late
+            _check_source(image, f"{where} ({describe(source)})")
             _decode(image.load, source, where)
             turned = False
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -177,7 +179,6 @@ def _open(source: ImageSource, where: str, max_pixels: int) -> Iterator[PIL.Imag
             raise PromptError(f"{where} ({path}) has {size} bytes; at most {_MAX_FILE_BYTES} read.")
         image = _decode(lambda: PIL.Image.open(file, formats=FORMATS), source, where)
         _check_size(image, f"{where} ({path})", max_pixels)
-        _check_source(image, f"{where} ({path})")
         yield image
 
 
