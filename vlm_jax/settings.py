@@ -18,6 +18,7 @@ import difflib
 import functools
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -109,6 +110,14 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> Non
 def plain(value: Any) -> Any:
     """Returns a config's own mapping types as plain dicts, other values as they are."""
     return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def secret(variable: str) -> str:
+    """Returns the key that an environment variable holds, without white space around it.
+
+    "" where the variable is not set, or has no name.
+    """
+    return os.environ.get(variable, "").strip() if variable else ""
 
 
 def text(name: str, value: Any) -> str:

@@ -1,11 +1,9 @@
 """Has answers graded by a judge, a server that the user names, and scores them by its grades."""
 
-import os
-
 from vlm_jax.errors import ConfigError
 from vlm_jax.evals.judge import Judge, JudgeSettings
 from vlm_jax.evals.score import make_suite, read_texts, score
-from vlm_jax.settings import plain, read
+from vlm_jax.settings import plain, read, secret
 from vlm_jax.study.request import Request, several
 
 
@@ -23,7 +21,7 @@ def run(request: Request) -> None:
     suite = make_suite(truth)
     if suite.name != "mmvet":
         raise ConfigError(f"{suite.name} is scored by rules, not by a judge; use --job=score.")
-    key = os.environ.get(chosen.key_variable, "").strip() if chosen.key_variable else ""
+    key = secret(chosen.key_variable)
     texts = read_texts(suite, answers)
     workdir = request.need("workdir")
     judge = Judge(chosen, key, workdir)

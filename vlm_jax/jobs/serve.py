@@ -1,7 +1,6 @@
 """Serves a model and the arms of a config by OpenAI's chat API, for harnesses of others."""
 
 import dataclasses
-import os
 import signal
 from typing import Any
 
@@ -13,7 +12,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.methods import methods
 from vlm_jax.serving.batcher import Arms, Batcher
 from vlm_jax.serving.chat import refuse_files
-from vlm_jax.settings import number, plain, read, setting, text, whole
+from vlm_jax.settings import number, plain, read, secret, setting, text, whole
 from vlm_jax.study.arms import ArmReader, plan_edits
 from vlm_jax.study.request import Request
 from vlm_jax.study.runtime import load_model
@@ -56,7 +55,7 @@ def run(request: Request) -> None:
             and uvicorn are not installed.
     """
     chosen = read(ServeSettings, plain(request.config.get("serve", {})), "config.serve")
-    key = os.environ.get(chosen.api_key_variable, "").strip() if chosen.api_key_variable else ""
+    key = secret(chosen.api_key_variable)
     if not key and chosen.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(
             f"config.serve.host={chosen.host!r} is open to others: set the environment variable "
