@@ -106,6 +106,7 @@ def test_a_worker_that_others_ended_is_started_anew(renderer):
     assert renderer.render(template, {"x": 2}).startswith("2")
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # which JAX warns of, rightly
 def test_a_fork_has_a_worker_of_its_own():
     before = templates.renderer.render("{{ x }}", {"x": 1}), templates.renderer._process
     child = os.fork()
