@@ -61,7 +61,7 @@ def kernel_attention(
     scale: float | None = None,
     tap: Tap | None = None,
     dtype: Any = jnp.float32,
-    interpret: bool = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> Read:
     """Attends to one segment of keys; on a mesh in scope, each device to its rows and heads.
 
@@ -70,7 +70,7 @@ def kernel_attention(
         causal: queries and keys are the same places in the same order, padded on the right, if at
             all: their orders are not looked at, and rows of padding read what means nothing.
         dtype: of the output as it is written; `Read` has it as float32.
-        interpret: runs on any device, slowly.
+        interpret: runs on any device, slowly; as a simulated TPU if parameters of one are given.
     """
     tap, dim = tap or Tap(), q_btnh.shape[-1]
     mesh = jax.sharding.get_abstract_mesh()
@@ -240,7 +240,7 @@ def _cut(length: int, most: int) -> int:
 
 
 def _read(
-    inputs: _Inputs, *, causal: bool, scale: float, tap: Tap, dtype: Any, interpret: bool
+    inputs: _Inputs, *, causal: bool, scale: float, tap: Tap, dtype: Any, interpret: Any
 ) -> Read:
     """Returns what one device reads, heads before rows, as the kernel writes it."""
     batch, kv_heads, group, length, dim = inputs.q_bkgth.shape
