@@ -17,7 +17,7 @@ from vlm_jax.planning.chips import CHIPS
 from vlm_jax.planning.compiled import CompiledProgram, compile_program
 from vlm_jax.planning.inputs import PromptSizes, cutter
 from vlm_jax.planning.planner import Planner, acting
-from vlm_jax.planning.sizes import fewest_chips, token_bytes, weight_bytes
+from vlm_jax.planning.sizes import fewest_chips, param_bytes, token_bytes, weight_bytes
 from vlm_jax.planning.topologies import SLICES, parse, topology
 from vlm_jax.study.request import Request
 
@@ -66,6 +66,13 @@ def test_python_plans_what_prompts_share(folder):
         found.programs["read_images"].argument_bytes
         < found.programs["shared_decode"].argument_bytes
     )
+    images, decode = found.programs["read_images"], found.programs["shared_decode"]
+    weights = param_bytes(parse_config(CONFIG), 1)
+    of_decoder = sum(size for path, size in weights.items() if path.startswith("decoder/"))
+    assert images.idle_bytes >= of_decoder, "and the tower's last layer, which LLaVA leaves out"
+    assert decode.idle_bytes >= sum(weights.values()) - of_decoder
+    for program in (images, decode):
+        assert program.peak_bytes >= program.argument_bytes + program.idle_bytes
     assert "<table>" in found._repr_html_()
 
 
@@ -197,6 +204,9 @@ def test_the_smallest_slice_is_suggested():
     roomy = CompiledProgram(True, peak_bytes=int(6e9))
     found = planner("Qwen2.5-VL-7B", 4, 4).suggestion({"prefill": roomy})
     assert (found.model, found.compiled) == (2, False)
+    alone = CompiledProgram(True, peak_bytes=int(1e9))  # without caches
+    found = planner("InternVL3.5-8B", 2, 2).suggestion({"read_images": alone})
+    assert found.model == 2, "17.1 GB of weights do not fit 16.9"
     plan = HardwarePlan(
         {"source": "m", "topology": "v5e:1x1", "mesh": {"data": 1, "model": 1}, "rows": 8,
          "sizes": dataclasses.asdict(SIZES), "new_tokens": 4},
@@ -205,7 +215,7 @@ def test_the_smallest_slice_is_suggested():
     )  # fmt: skip
     assert not plan.fits
     assert "Does not fit: prefill: 17.4 GB of 16.9." in str(plan)
-    assert "Smallest: v5e:2x2 with --config.mesh.model=2" in str(plan)
+    assert "Smallest: v5e:2x2 with --config.mesh.model=2 (2 replicas of 2 chips;" in str(plan)
 
 
 def test_methods_are_part_of_programs_but_edits_are_not(folder):

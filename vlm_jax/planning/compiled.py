@@ -1,10 +1,13 @@
 """What a compiler says of a program: memory, work, collectives; or that it does not fit."""
 
 import dataclasses
+import math
 import re
 import time
 from collections import Counter
 from typing import Any
+
+import jax
 
 from vlm_jax.planning.chips import Chip
 from vlm_jax.planning.traffic import moved_bytes
@@ -29,10 +32,11 @@ class CompiledProgram:
 
     Attributes:
         fits: whether it fits the chip's memory.
-        argument_bytes: weights, caches and inputs.
+        argument_bytes: weights, caches and inputs that it reads.
+        idle_bytes: weights that lie beside them: a decode step reads no vision tower.
         temp_bytes: what it needs while it runs.
-        peak_bytes: all that is there at once: arguments, temporary, and results that do not take an
-            argument's place.
+        peak_bytes: all that is there at once: arguments, weights beside them, temporary, and
+            results that do not take an argument's place.
         memory_bytes: of the chip that programs may have.
         flops, bytes_accessed: of one run, the bodies of loops once: of decode a step.
         moved_bytes: of these, what goes to and from the chip's main memory by the program's text
@@ -47,6 +51,7 @@ class CompiledProgram:
 
     fits: bool
     argument_bytes: int | None = None
+    idle_bytes: int | None = None
     temp_bytes: int | None = None
     peak_bytes: int | None = None
     memory_bytes: int | None = None
@@ -60,12 +65,13 @@ class CompiledProgram:
     reason: str = ""
 
 
-def compile_program(lowered: Any, chip: Chip | None) -> CompiledProgram:
+def compile_program(lowered: Any, chip: Chip | None, given: Any = ()) -> CompiledProgram:
     """Compiles a lowered program.
 
     Args:
         lowered: of `jax.jit(...).lower` or `jax.pmap(...).lower`.
         chip: that it is for; None: nothing is known of its peaks.
+        given: the shapes that it was lowered for, those too that it does not read; with shardings.
     """
     begun = time.monotonic()
     try:
@@ -78,7 +84,8 @@ def compile_program(lowered: Any, chip: Chip | None) -> CompiledProgram:
     seconds = time.monotonic() - begun
     memory, cost, text = compiled.memory_analysis(), _cost(compiled), compiled.as_text() or ""
     held, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = held + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    idle = max(sum(map(_shard_bytes, jax.tree.leaves(given))) - held, 0)
+    peak = held + idle + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
     flops, accessed = cost.get("flops"), cost.get("bytes accessed")
     known = chip is not None and flops is not None and accessed is not None
     cycles = sum(map(int, _CYCLES.findall(text)))
@@ -86,6 +93,7 @@ def compile_program(lowered: Any, chip: Chip | None) -> CompiledProgram:
     return CompiledProgram(
         fits=fits,
         argument_bytes=held,
+        idle_bytes=idle,
         temp_bytes=temporary,
         peak_bytes=peak,
         memory_bytes=None if chip is None else int(chip.usable),
@@ -98,6 +106,13 @@ def compile_program(lowered: Any, chip: Chip | None) -> CompiledProgram:
         compile_seconds=round(seconds, 2),
         reason="" if fits else f"{peak / 1e9:.1f} GB of {chip.usable / 1e9:.1f}",  # type: ignore[union-attr]
     )
+
+
+def _shard_bytes(leaf: Any) -> int:
+    """Returns the bytes of one device's share of an array."""
+    sharding = getattr(leaf, "sharding", None)
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def _cost(compiled: Any) -> dict[str, float]:

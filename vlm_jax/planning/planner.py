@@ -210,7 +210,8 @@ class Planner:
     def suggestion(self, programs: Mapping[str, CompiledProgram]) -> Suggestion | None:
         """Returns the least that holds programs that took so much here.
 
-        What they take besides weights and caches is supposed to be the same on other meshes.
+        What they take besides weights and caches is supposed to be the same on other meshes; where
+        no program holds both, a share of the memory is kept for it.
         """
         chip, model, data = self.devices.chip, self.mesh.shape["model"], self.mesh.shape["data"]
         peaks = [one.peak_bytes for one in programs.values() if one.peak_bytes is not None]
@@ -218,8 +219,8 @@ class Planner:
             return None
         fits = all(one.fits for one in programs.values())
         rows, context = self.rows // data, self.sizes.length + self.decoding.max_new_tokens
-        beside = max(max(peaks) - held_bytes(self.config, model, rows, context), 0.0)
-        fewest = fewest_chips(self.config, chip, rows, context, beside)
+        beside = max(peaks) - held_bytes(self.config, model, rows, context)
+        fewest = fewest_chips(self.config, chip, rows, context, beside if beside > 0 else None)
         if fits and (fewest is None or fewest > model):
             fewest = model  # what is there is proven
         if fewest is None:
@@ -267,7 +268,7 @@ class _Recorder:
 
         def compile(name: str, program: Any, *args: Any, **static: Any) -> Any:
             name = names.get(name, name)
-            self._compile(name, lambda: program.lower(*args, **static))
+            self._compile(name, lambda: program.lower(*args, **static), args)
             if name == ends:
                 raise _Enough
             return result_shapes(program, args, static, planner.config, planner.mesh)
@@ -305,7 +306,7 @@ class _Recorder:
         planner, sizes = self.planner, self.planner.sizes
 
         def compile(name: str, program: Any, *args: Any, **static: Any) -> Any:
-            self._compile(name, lambda: program.lower(*args, **static))
+            self._compile(name, lambda: program.lower(*args, **static), args)
             return result_shapes(program, args, static, planner.config, planner.mesh)
 
         batch = batch_shapes(planner.rows, sizes.length, sizes, planner.cut, images=True)
@@ -318,11 +319,11 @@ class _Recorder:
         joint = self.planner.settings.joint
         self._compile("edit", lambda: lower_factoring(*shape, devices, joint=joint))
 
-    def _compile(self, name: str, lower: Callable[[], Any]) -> None:
+    def _compile(self, name: str, lower: Callable[[], Any], given: Any = ()) -> None:
         asked = {HEAD: "logits"}.get(name, name)
         if asked not in self.planner.settings.programs or name in self.programs:
             return
-        self.programs[name] = compile_program(lower(), self.planner.devices.chip)
+        self.programs[name] = compile_program(lower(), self.planner.devices.chip, given)
         self.done(name, self.plan())
 
 

@@ -26,9 +26,10 @@ class Suggestion:
 
     def __str__(self) -> str:
         how = "as compiled" if self.compiled else "computed from sizes; plan it to be sure"
+        count = lambda number, what: f"{number} {what}{'s' * (number != 1)}"
         return (
             f"{self.topology} with --config.mesh.model={self.model} "
-            f"({self.data} replicas of {self.model}; {how})"
+            f"({count(self.data, 'replica')} of {count(self.model, 'chip')}; {how})"
         )
 
 
