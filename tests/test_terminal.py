@@ -45,6 +45,22 @@ def test_every_figure_is_shown_and_none_is_cut(room):
     assert widest(shown) <= room
 
 
+@pytest.mark.parametrize("room", [1, 12, 19])
+def test_a_terminal_narrower_than_a_figure_breaks_lines_instead_of_figures(room):
+    shown = terminal.drawn(HEADERS, ROWS, room=room)
+    assert all(cell in shown for row in [HEADERS, *ROWS] for cell in row)
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_that_knows_no_codes_gets_none(name, value, monkeypatch):
+    on_terminal(monkeypatch, 80)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b" in terminal.shown(HEADERS, ROWS)
+    monkeypatch.setenv(name, value)
+    assert "\x1b" not in terminal.shown(HEADERS, ROWS)
+
+
 def test_only_a_terminal_limits_a_table_and_has_bold_headers(monkeypatch):
     table = Table("t" * 50, HEADERS, ROWS, ["a note " * 9])
     whole = table.text()

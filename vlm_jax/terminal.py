@@ -1,10 +1,12 @@
 """Tables and lines as a terminal shows them: the one place that draws what jobs print.
 
-On a terminal nothing is wider than it, and headers are bold; where the output is piped or is a
+On a terminal nothing is wider than it but a figure that is by itself, and headers are bold (not
+with NO_COLOR, nor where TERM is "dumb"); where the output is piped or is a
 file's, it is plain text in full width, the same everywhere. Wide characters are counted as wide.
 """
 
 import io
+import os
 import shutil
 import sys
 import textwrap
@@ -20,6 +22,7 @@ from rich.text import Text
 _UNLIMITED = 100_000  # columns of a file
 _GAP = 2  # spaces between columns
 _FIGURES = 40  # no figure is wider
+_FOLDED, _LABEL = 5, 16  # columns of the first column, folded, and where the lines break anyway
 # A rule under the headers, and nothing else (rich's eight rows of a box, four characters each).
 _RULED = Box("\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n")
 
@@ -60,6 +63,10 @@ def drawn(
     widths = [size(column) for column in range(len(headers))]
     words = {column for column, wide in enumerate(widths) if column == 0 or wide > _FIGURES}
     if room is not None:  # words fold, figures never do
+        figures = [wide for column, wide in enumerate(widths) if column not in words]
+        least = _GAP + max(figures, default=0)
+        if room < least + min(widths[0], _FOLDED):  # no figure is cut: the terminal breaks the line
+            room = least + min(widths[0], _LABEL)
         first = min(widths[0], max(room - _GAP - max(widths[1:], default=0), room // 3))
         rest = [min(w, room - _GAP - first) if c in words else w for c, w in enumerate(widths)]
         widths = [first, *rest[1:]]
@@ -96,7 +103,8 @@ def written(
 def shown(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns `drawn`, as what is printed to can show it."""
     room = width()
-    return drawn(headers, rows, room=room, bold=room is not None)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return drawn(headers, rows, room=room, bold=room is not None and not plain)
 
 
 def folded(text: str, indent: str = "") -> str:
