@@ -45,6 +45,17 @@ def test_the_words_are_those_of_the_file(asked, capsys):
     assert "C_S" in capsys.readouterr().out
 
 
+def test_files_are_there_if_nobody_reads_what_is_printed(asked, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        score.run(asked)
+    written = {path.name for path in asked.workdir.iterdir()}
+    assert {"results.json", "items.jsonl", "report.html", "report.md"} <= written
+
+
 def test_answers_come_in_the_layouts_of_other_harnesses_too(asked):
     asked.config.layouts = ("lmms_eval", "vlmevalkit")
     own = found(asked)

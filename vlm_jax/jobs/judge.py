@@ -29,7 +29,7 @@ def run(request: Request) -> None:
     resampling = {"draws": request.config.bootstrap_draws, "seed": request.config.seed}
     rules = {"grades": str(grades), "judge": chosen.name()}
     scored = score(answers, truth, "mmvet", rules=rules, **resampling)
-    print(scored.results.table())
     path = scored.results.write(workdir / "results.json")
     items = scored.write_items(workdir / "items.jsonl")
+    print(scored.results.table())
     print(f"Results: {path}, {items}, {grades}")

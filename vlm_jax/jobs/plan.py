@@ -64,9 +64,10 @@ def run(request: Request) -> None:
                 write_json(path, {**plan.document(), "made": made()})
 
         plan = planner.run(known, keep)
-    print(plan)
     if path is not None:
         write_json(path, {**plan.document(), "made": made()})
+    print(plan)
+    if path is not None:
         print(f"Plan: {path}")
 
 

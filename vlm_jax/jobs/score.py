@@ -79,13 +79,13 @@ def run(request: Request) -> None:
         **options,
     )
     scored = dataclasses.replace(scored, results=dataclasses.replace(scored.results, made=made()))
-    print(scored.results.table())
-    revised = None
+    said, revised = [scored.results.table()], None
     if chosen.revised:
         kind = scored.suite.name
         revised = score(answers, chosen.revised, kind, allow_extra=True, **options).results
-        print(f"\n{revised_table(scored.results, revised).text()}")
+        said.append(revised_table(scored.results, revised).text())
     if request.workdir is None:
+        print("\n\n".join(said))
         return
     path = scored.results.write(request.workdir / "results.json")
     items = scored.write_items(request.workdir / "items.jsonl")
@@ -93,8 +93,10 @@ def run(request: Request) -> None:
     name = answers[0].name.split(".")[0]
     export(request.workdir, scored.suite, scored.texts, values, request.exports, name)
     title = f"Score of {answers[0].name}"
-    report = write_audit(scored, revised, request.workdir, title, **resampling)
-    print(f"Results: {path}, {items}, {report}")
+    said += write_audit(scored, revised, request.workdir, title, **resampling)
+    # Behind the files, which are there if nobody reads this to its end (`| head`).
+    print("\n\n".join(said))
+    print(f"Results: {path}, {items}, {request.workdir / 'report.html'}")
 
 
 def write_audit(
@@ -105,8 +107,8 @@ def write_audit(
     *,
     draws: int,
     seed: int,
-) -> pathlib.Path:
-    """Writes the page of a scored file, as HTML and as Markdown; prints what it found.
+) -> list[str]:
+    """Writes the page of a scored file, as HTML and as Markdown.
 
     Args:
         scored: the file.
@@ -116,7 +118,7 @@ def write_audit(
         draws, seed: of the bootstrap.
 
     Returns:
-        The page.
+        What it found, to be printed.
     """
     suite, found, tables = scored.suite, None, [score_table(scored.results)]
     if isinstance(suite, Chair):
@@ -126,13 +128,11 @@ def write_audit(
         tables.append(parser_table(by_parser(suite, scored.texts), suite.parser, draws, seed))
     if revised is not None:
         tables.append(revised_table(scored.results, revised))
-    for table in tables[1:2]:
-        print(f"\n{table.text()}")
-    for verdict in [] if found is None else audit_verdict(found, scored.results):
-        print("\n" + terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
     text = score_page(title, scored.results, tables, found, scored.table)
     write_reports(workdir, title, tables, text)
-    return workdir / "report.html"
+    verdicts = [] if found is None else audit_verdict(found, scored.results)
+    lines = [terminal.folded(f"{verdict.arm}: {verdict.text}", "  ") for verdict in verdicts]
+    return [*(table.text() for table in tables[1:2]), *lines]
 
 
 def split_section(section: Mapping[str, Any]) -> tuple[ScoreSettings, dict[str, Any]]:
