@@ -24,10 +24,19 @@ _count = itertools.count()
 _being_written: set[pathlib.Path] = set()
 
 
-def cache_folder() -> pathlib.Path:
-    """Returns the user's folder for what can be made again, which may not exist yet."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return cache / "vlm_jax"
+def cache_folder() -> pathlib.Path | None:
+    """Returns the user's folder for what can be made again, which may not exist yet.
+
+    None is a user without a home: one that a container runs as by number.
+    """
+    places = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))
+    return next((pathlib.Path(one, "vlm_jax") for one in places if os.path.isabs(one)), None)
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """Returns a path with "~/" at its start as the user's home: shells leave `--workdir=~/x`."""
+    text = os.fspath(path)
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
 
 
 def slug(name: str) -> str:

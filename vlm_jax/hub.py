@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from vlm_jax.errors import CheckpointError
+from vlm_jax.files import expanded
 from vlm_jax.settings import nearest
 
 SHIPPED = pathlib.Path(__file__).parent / "testbed" / "models"
@@ -40,7 +41,7 @@ def resolve(name: str | os.PathLike[str], weights: bool = True) -> pathlib.Path:
             "a model is named by the path of a folder, a hub name (owner/name) or one of "
             f"{', '.join(shipped())}, not by {name!r}."
         )
-    folder = pathlib.Path(name).expanduser()
+    folder = pathlib.Path(expanded(name))
     text = os.fspath(name)
     if folder.is_dir():
         return folder

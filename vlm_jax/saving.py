@@ -6,6 +6,7 @@ import tempfile
 
 from vlm_jax import checkpoint
 from vlm_jax.errors import ConfigError
+from vlm_jax.files import expanded
 from vlm_jax.treatments import Edited, TreatedModel
 
 
@@ -27,7 +28,7 @@ def save(model: TreatedModel, target: str | os.PathLike[str]) -> None:
             "saved folder would lose it. Save the model as it was before, and apply it again "
             "after loading."
         )
-    source, target = model.source_folder("save"), pathlib.Path(target)
+    source, target = model.source_folder("save"), pathlib.Path(expanded(target))
     edits = [one for one in model.treatments if isinstance(one, Edited)]
     if not edits:
         source.copy(target, {})

@@ -4,7 +4,14 @@ import json
 import subprocess
 import sys
 
+import jax
+
 from tests.children import ENVIRONMENT, ROOT
+from vlm_jax.checkpoint import open_folder
+from vlm_jax.files import cache_folder
+from vlm_jax.hub import SHIPPED
+from vlm_jax.study.fingerprint import fingerprint
+from vlm_jax.study.runtime import enable_compile_cache
 
 SCRIPT = """
 import json, sys
@@ -49,3 +56,28 @@ def test_a_second_process_compiles_less(tiny_llava, tmp_path):
     assert first["hits"] == 0
     assert second["hits"] >= 2
     assert second["text"] == first["text"]
+
+
+def test_a_user_without_a_home_has_no_cache_and_is_told(monkeypatch, caplog):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where no home is known
+    assert cache_folder() is None
+    before = jax.config.jax_compilation_cache_dir
+    enable_compile_cache("")
+    assert jax.config.jax_compilation_cache_dir == before
+    assert "no home folder" in caplog.text
+    assert fingerprint(open_folder(SHIPPED / "llava-0"))
+
+
+def test_a_cache_that_cannot_be_made_is_none(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    before = jax.config.jax_compilation_cache_dir
+    enable_compile_cache(str(tmp_path / "file" / "compiled"))
+    assert jax.config.jax_compilation_cache_dir == before
+    assert "Not a directory" in caplog.text
+
+
+def test_a_cache_is_at_an_absolute_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert cache_folder() == tmp_path / ".cache" / "vlm_jax"

@@ -5,10 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import absl.logging
 import pytest
 
+from tests.children import ENVIRONMENT, ROOT
 from vlm_jax import hub
 from vlm_jax.cli import listing, logs, main
 
@@ -244,3 +246,48 @@ def test_an_interrupt_before_and_behind_the_job_is_one_line(place, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
+def test_a_home_that_the_shell_left_in_a_word_is_the_users(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    truth = "--truth=~/a.json,~/b.json"
+    words = ["generate", "llava-0", "--workdir=~/out", "--config.images=~/a.jpg,b.jpg"]
+    main([*words, "--answers=~/x.jsonl", truth, "--config.requests=~/r.jsonl"])
+    [(_, request)] = asked
+    assert request.workdir == tmp_path / "out"
+    assert request.answers == tmp_path / "x.jsonl"
+    assert request.truth == (tmp_path / "a.json", tmp_path / "b.json")
+    assert request.config.images == (f"{tmp_path}/a.jpg", "b.jpg")
+    assert request.config.requests == f"{tmp_path}/r.jsonl"
+
+
+def test_a_closed_stream_is_not_the_next_file(tmp_path):
+    script = (
+        "from vlm_jax.cli import listing, main\n"
+        "def job(self):\n"
+        "    import os, pathlib\n"
+        "    def run(request):\n"
+        "        with open(request.workdir, 'w') as file:\n"
+        "            os.write(2, b'of a library')\n"
+        "            file.write('an answer')\n"
+        "    return run\n"
+        "listing.Job.load = job\n"
+        f"main(['score', '--answers=a', '--truth=b', '--workdir={tmp_path / 'log'}'])\n"
+    )
+    command = f'"{sys.executable}" -c "$1" 2>&-'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True
+    )
+    assert done.returncode == 0
+    assert done.stdout == b""
+    assert (tmp_path / "log").read_text() == "an answer"
+
+
+def test_a_warning_of_python_is_a_line(capsys):
+    logs.start(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.start(-1)
+        warnings.warn("a cache\nis full", stacklevel=1)
+    assert capsys.readouterr().err == "warning: a cache is full\n"

@@ -4,7 +4,8 @@
 
 `--config` takes the name of a shipped config, or a file of one's own; `name:argument` calls its
 `get_config("argument")`. A value is read as the setting's default is: text as it stands, numbers,
-`true` or `false`, and tuples with or without their brackets and quotes.
+`true` or `false`, and tuples with or without their brackets and quotes. "~/" at the start of a text
+is the user's home.
 """
 
 import ast
@@ -20,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.files import expanded
 from vlm_jax.settings import nearest, refuse_unknown
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -111,7 +113,7 @@ def parse(name: str, text: str, kind: type, default: Any = None) -> Any:
         ConfigError: naming the setting and what it needs.
     """
     if kind is str:
-        return text
+        return expanded(text)
     if kind is bool:
         if text.lower() not in _SWITCH:
             raise ConfigError(f"{name} must be true or false, not {text!r}.")
@@ -127,7 +129,8 @@ def parse(name: str, text: str, kind: type, default: Any = None) -> Any:
         if isinstance(value, tuple | list):
             return kind(value)
         parts = text.split(",") if isinstance(value, str) else [value]
-        return kind(_literal(p.strip()) if isinstance(p, str) else p for p in parts if p != "")
+        parts = (_literal(p.strip()) if isinstance(p, str) else p for p in parts if p != "")
+        return kind(expanded(p) if isinstance(p, str) else p for p in parts)
     if kind is ConfigDict and not isinstance(value, Mapping):
         example = next(iter(default), "name") if default is not None else "name"
         raise ConfigError(
@@ -204,7 +207,7 @@ def _find(named: str) -> tuple[pathlib.Path, str | None]:
         ConfigError: there is none; names the nearest.
     """
     text, _, argument = named.partition(":")
-    path = pathlib.Path(text).expanduser()
+    path = pathlib.Path(expanded(text))
     if path.suffix == ".py" and path.is_file():
         return path, argument or None
     name = path.as_posix().removesuffix(".py").removeprefix("configs/")

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 from absl import logging as absl_logging
 
@@ -21,9 +22,15 @@ class Lines(logging.Handler):
             self.handleError(record)
 
 
+def _as_a_line(message: Warning | str, category, filename, lineno, file=None, line=None) -> None:
+    """Logs a warning of Python's, without the line of code that gave it."""
+    logging.getLogger("py.warnings").warning("%s", " ".join(str(message).split()))
+
+
 def start(verbosity: int) -> None:
     """Shows what is logged from a verbosity of absl's on: -1 warnings, 0 information, 1 more."""
     absl_logging.set_verbosity(verbosity)
     level = {-2: logging.ERROR, -1: logging.WARNING, 0: logging.INFO}
     lowest = logging.CRITICAL if verbosity < 0 else logging.DEBUG
+    warnings.showwarning = _as_a_line
     logging.basicConfig(level=level.get(verbosity, lowest), handlers=[Lines()], force=True)

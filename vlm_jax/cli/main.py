@@ -23,6 +23,7 @@ from vlm_jax import __version__
 from vlm_jax.cli import configs, listing, logs
 from vlm_jax.cli.listing import Job
 from vlm_jax.errors import UserError
+from vlm_jax.files import expanded
 from vlm_jax.settings import nearest
 from vlm_jax.terminal import printable
 
@@ -39,6 +40,7 @@ _HELP = ("-h", "--help", "-help", "--helpshort")
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: runs what the words say, and exits with 1 and one line where they are wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):  # what the locale cannot show is shown as its number
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     before = signal.signal(signal.SIGINT, _leave), sys.unraisablehook
@@ -71,6 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, before[0])
         if sys.unraisablehook is _interrupt_again:  # and not somebody's since
             sys.unraisablehook = before[1]
+
+
+def _open_closed() -> None:
+    """Opens to nobody what a shell closed by `2>&-`.
+
+    The next file to be opened would else be number 2, and libraries would print into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        nobody = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        setattr(sys, name, open(nobody, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _others_wait() -> bool:
@@ -223,6 +237,10 @@ def _parse(words: Sequence[str]) -> flags.FlagValues:
         value = known[name].value
         if value == "" or str(value).startswith("--"):  # as of --workdir=$UNSET
             raise UserError(f"--{name} has no value; write --{name}=<value>.")
+        if isinstance(value, str):
+            known[name].value = expanded(value)
+        elif isinstance(value, list):
+            known[name].value = [expanded(one) for one in value]
     return known
 
 
@@ -280,7 +298,8 @@ def _check_folders(given: flags.FlagValues) -> None:
         if not above.is_dir():
             raise UserError(f"--{flag}={path} cannot be a folder: {above} is a file.")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise UserError(f"--{flag}={path} cannot be made: {above} may not be written.")
+            what = "be written to" if above == path else f"be made: {above} may not be written"
+            raise UserError(f"--{flag}={path} cannot {what}.")
 
 
 def _path(flag: str, text: str) -> str:

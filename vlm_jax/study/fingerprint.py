@@ -62,9 +62,12 @@ class _Known:
     """Hashes of large files that were read before, by what changes when a file does."""
 
     def __init__(self) -> None:
-        self.path = cache_folder() / "content.json"
+        cache = cache_folder()
+        self.path = None if cache is None else cache / "content.json"
         self.entries: dict[str, str] = {}
         self._changed = False
+        if self.path is None:
+            return
         try:
             entries = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(entries, dict):
@@ -87,7 +90,7 @@ class _Known:
 
     def write(self) -> None:
         """Remembers what was read; a cache that cannot be written is none."""
-        if not self._changed:
+        if self.path is None or not self._changed:
             return
         kept = dict(list(self.entries.items())[-_ENTRIES:])
         try:

@@ -1,6 +1,8 @@
 """What every job that runs a model needs: the model, the compile cache, settings, provenance."""
 
 import dataclasses
+import logging
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +21,8 @@ from vlm_jax.parallel import make_mesh, processes
 from vlm_jax.processing.images import pixel_limit
 from vlm_jax.settings import read, setting, whole
 from vlm_jax.study.request import Request
+
+_log = logging.getLogger(__name__)
 
 PACKAGES = ("vlm_jax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
@@ -54,11 +58,30 @@ def load_model(request: Request, source: ModelFolder) -> VLM:
 
 
 def enable_compile_cache(folder: str) -> None:
-    """Keeps compiled programs in a folder: "" is the user's cache folder, "off" is none."""
+    """Keeps compiled programs in a folder: "" is the user's cache folder, "off" is none.
+
+    A folder that cannot be had is none either, and the log says so.
+    """
     if folder == "off":
         return
-    jax.config.update("jax_compilation_cache_dir", folder or str(cache_folder() / "compiled"))
+    if not folder:
+        own = cache_folder()
+        if own is None:
+            _not_kept("the user has no home folder")
+            return
+        folder = str(own / "compiled")
+    try:
+        if "://" not in folder:  # as of a bucket
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _not_kept(f"{folder} cannot be made ({error.strerror})")
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _not_kept(why: str) -> None:
+    _log.warning("compiled programs are not kept: %s; name another config.compile_cache.", why)
 
 
 def share(config: Any) -> Share:
