@@ -62,7 +62,11 @@ class FakeVLM:
         self.config = types.SimpleNamespace(decoder=types.SimpleNamespace(vocab_size=16))
         tokenizer = types.SimpleNamespace(encode=self._encode, unk_token_id=0)
         self.processor = types.SimpleNamespace(
-            stop_ids=(STOP,), tokenizer=tokenizer, generation={}, identity={"template": "plain"}
+            stop_ids=(STOP,),
+            tokenizer=tokenizer,
+            generation={},
+            identity={"template": "plain"},
+            template=lambda prompt, images, system: f"{system}{images} {prompt}",
         )
         self.generator = types.SimpleNamespace(compilations=0)
 

@@ -1,5 +1,6 @@
 """On a real model: arms compile nothing, and hold what an edited folder would."""
 
+import html
 import json
 
 import numpy as np
@@ -39,9 +40,15 @@ def test_a_comparison_compiles_nothing_for_its_arms(tiny_llava, tmp_path, monkey
     }
     config.frontier.biases = (5.0,)
     request = Request(config=config, source=tiny_llava, workdir=tmp_path / "work")
-    compiled = evaluate.evaluate_model(request).measured.compiled
+    found = evaluate.evaluate_model(request)
+    compiled = found.measured.compiled
     assert compiled.unedited > 0
     assert compiled.edited == 0
+    asked = load(tiny_llava).processor.template(next(iter(picture_chair().examples())).prompt, 1)
+    assert "<image>" in asked
+    top = json.loads((tmp_path / "work" / "results.json").read_text())
+    assert top["prompt"] == top["all"]["b"]["R3"]["prompt"] == asked
+    assert html.escape(asked) in (tmp_path / "work" / "report.html").read_text()
     assert len(list((tmp_path / "work").rglob("answers.jsonl"))) == 1 + 2 * (1 + 1 + 1 + 3 + 1)
 
 

@@ -41,6 +41,7 @@ class Results:
         protocol: hash of everything that must be equal for two results to be comparable.
         protocol_parts: what it is the hash of, see `vlm_jax.evals.protocol`.
         notes: anything a reader must know, one sentence each.
+        prompt: the first item's whole prompt, as the chat template writes it; "" without a model.
         made: when, by which command and of which commit; of a job's top result alone.
     """
 
@@ -59,6 +60,7 @@ class Results:
     protocol: str = ""
     protocol_parts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    prompt: str = ""
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Results:
             "protocol": self.protocol,
             "protocol_parts": dict(self.protocol_parts),
             "notes": list(self.notes),
+            **({"prompt": self.prompt} if self.prompt else {}),
             **({"made": dict(self.made)} if self.made else {}),
         }
 
@@ -129,6 +132,7 @@ class _Stored(msgspec.Struct):
     protocol: str = ""
     protocol_parts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
+    prompt: str = ""
     made: dict[str, Any] = {}
 
 

@@ -126,9 +126,13 @@ class Processor:
         """Returns what each token of a sample's only image covers; see `Cutter.regions`."""
         return self._cut.among(1).regions(width, height)
 
-    def template(self, prompt: Turns, images: int = 0) -> str:
-        """Returns a user's turn with `images` images as the chat template writes it."""
-        return self._chat.render(prompt, images)
+    def template(self, prompt: Turns, images: int = 0, system: str = "") -> str:
+        """Returns a user's turn with `images` images as the chat template writes it.
+
+        Raises:
+            PromptError, CheckpointError: it has no such form; see `batch`.
+        """
+        return self._chat.render(prompt, images, system=system)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of an already templated text, images still one placeholder each.

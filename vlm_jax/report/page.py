@@ -91,6 +91,7 @@ def _repeat(about: Results) -> Mapping[str, str]:
         "Command": about.made.get("command"),
         "Made": about.made.get("date"),
         "Commit": about.made.get("commit"),
+        "First prompt": about.prompt,
         "Protocol hash": about.protocol,
         "Device": about.device,
         "Seeds": ", ".join(f"{name} {seed}" for name, seed in about.seeds.items()),

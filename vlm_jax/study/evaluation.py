@@ -191,7 +191,8 @@ def _write_arms(
         for name, benchmark in benchmarks.items():
             tables = measured.tables[arm.name][name]
             failed = len(measured.failures.get(name, {}))
-            describe = _Describe(request, benchmark, arm, measured.generation, failed)
+            about = (measured.generation, measured.prompts[name], failed)
+            describe = _Describe(request, benchmark, arm, *about)
             entry = describe.results(row.levels[name], row.changes.get(name, {}), tables)
             results[name][arm.name] = entry
             if not processes.primary():
@@ -221,6 +222,7 @@ class _Describe:
     benchmark: Suite
     arm: Arm
     generation: Mapping[str, Any]
+    prompt: str
     failed: int = 0
 
     def results(
@@ -260,6 +262,7 @@ class _Describe:
             protocol=protocol_hash(protocol),
             protocol_parts=protocol,
             notes=tuple(notes),
+            prompt=self.prompt,
         )
 
 

@@ -12,6 +12,7 @@ from vlm_jax.api import VLM
 from vlm_jax.checkpoint import ModelFolder
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.edits.qk import QKEdit
+from vlm_jax.errors import PromptError
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.results import protocol_hash
 from vlm_jax.evals.runner import Answered
@@ -65,6 +66,7 @@ class Measured:
             decoding, dtype, template and pixels; no seed.
         failures: benchmark -> id of an item -> why it could not be read, in whichever arm; such
             items are left out of all arms, so that they stay paired.
+        prompts: benchmark -> the whole prompt of its first item.
     """
 
     tables: Mapping[str, Mapping[str, Sequence[TallyTable]]]
@@ -75,6 +77,7 @@ class Measured:
     answered: Mapping[str, Mapping[str, Sequence[Answered]]]
     generation: Mapping[str, Any]
     failures: Mapping[str, Mapping[str, str]]
+    prompts: Mapping[str, str]
 
 
 class Session:
@@ -150,7 +153,19 @@ class Session:
         generation = {key: value for key, value in self.identity.items() if key not in apart}
         generation |= self.model.processor.identity
         sweep = dict(sorted(sweep.items()))
-        return Measured(tables, sweep, planned, done, programs, found, generation, failures)
+        prompts = {name: self._first_prompt(suite, settings) for name, suite in benchmarks.items()}
+        return Measured(
+            tables, sweep, planned, done, programs, found, generation, failures, prompts
+        )
+
+    def _first_prompt(self, suite: Suite, settings: DecodeSettings) -> str:
+        """What the model reads of a benchmark's first item; "" where the template refuses it."""
+        first = next(iter(suite.examples()))
+        count = len(first.images)
+        try:
+            return self.model.processor.template(first.prompt, count, settings.system)
+        except PromptError:
+            return ""
 
 
 def _kind(draw: Draw) -> str:
@@ -263,5 +278,5 @@ class _Clock:
         # The first run compiles; later ones say more about the rest.
         known = self._seconds[1:] or [s for s in self._seconds if s > self._LONG_SECONDS]
         left = sum(known) / len(known) * (self.total - self.begun + 1) if known else None
-        rest = "" if left is None else f", {duration(left)} left"
+        rest = "" if left is None or self.begun == self.total else f", {duration(left)} left"
         return f"[{self.begun} of {self.total}{rest}]"
