@@ -164,6 +164,7 @@ def get_config() -> ConfigDict:
             "text_tokens": 64,  # of a prompt, besides its images'
             "prefixes": 8,  # images that the rows of a batch share
             "joint": False,  # whether the edit decomposes channels
+            "by_kind": False,  # whether bytes are told by kind of instruction, too
         }
     )
 

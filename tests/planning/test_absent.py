@@ -34,12 +34,16 @@ def test_every_program_compiles_for_a_slice(folder):
         programs=(*programs, "shared_prefill", "shared_decode"),
         generation={"batch_size": 4, "max_new_tokens": 8},
         prefixes=2,
+        by_kind=True,
     )
     assert found.fits
     assert set(programs) <= set(found.programs)
     assert all(one.compiler_seconds and one.flops for one in found.programs.values())
     assert found.programs["decode"].collectives["all-reduce"] >= 2 * 2, "two a layer"
     assert found.programs["edit"].collectives == {}
+    kinds = found.programs["prefill"].by_kind
+    assert {"products", "kernels", "all-reduce"} <= set(kinds)
+    assert all(one.accessed >= 0 for one in kinds.values()), "copies have what others leave"
     assert (found.suggestion.topology, found.suggestion.model) == ("v5e:1x1", 1)
 
 

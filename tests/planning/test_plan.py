@@ -50,6 +50,18 @@ def test_a_job_keeps_each_program_and_goes_on(folder, tmp_path, capsys):
         job.run(request_of(folder, tmp_path, batch_size="4"))
 
 
+def test_a_plan_tells_bytes_by_kind_where_asked(folder, tmp_path, capsys):
+    asked = {"plan.programs": "decode", "plan.by_kind": "True"}
+    job.run(request_of(folder, tmp_path, **asked))
+    decode = json.loads((tmp_path / "plan.json").read_text())["programs"]["decode"]
+    for name, whole in (("accessed", "bytes_accessed"), ("moved", "moved_bytes")):
+        assert sum(one[name] for one in decode["by_kind"].values()) == decode[whole]
+    assert decode["by_kind"]["products"]["moved"] > 2 * 64 * 256
+    assert "products" in capsys.readouterr().out
+    job.run(request_of(folder, tmp_path, **asked))
+    assert "products" in capsys.readouterr().out, "of the plan that was kept"
+
+
 def test_python_plans_what_prompts_share(folder):
     found = vlm_jax.plan(
         folder,

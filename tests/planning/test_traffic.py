@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vlm_jax.planning.traffic import moved_bytes
+from vlm_jax.planning.traffic import Traffic, moved_bytes, traffic_by_kind
 
 STEP = """HloModule step
 
@@ -62,6 +62,29 @@ def test_a_step_reads_its_weights_once_its_rows_and_its_slot():
 def test_what_is_not_brought_to_fast_memory_is_read_where_it_is_used():
     in_main = STEP.replace("bf16[64,64]{1,0:S(1)}", "bf16[64,64]{1,0}")
     assert moved_bytes(in_main) == moved_bytes(STEP) + 2 * 64 * 64 * 2, "copied, and read again"
+
+
+def test_bytes_are_told_by_kind_and_copies_have_what_is_left():
+    weight, rows, slot, total = 64 * 64 * 2, 8 * 64 * 2, 8 * 2, 100_000
+    named = 'calls=%look_up, metadata={op_name="jit(step)/jit(embed)/gather"}'
+    found = traffic_by_kind(STEP.replace("calls=%look_up", named), total)
+    others = {
+        "embed": Traffic(accessed=2 * rows + 8 * 4, moved=rows),
+        "products": Traffic(accessed=weight + rows + slot, moved=0),
+        "other": Traffic(accessed=2 * slot + 4, moved=slot),
+    }
+    left = total - sum(one.accessed for one in others.values())
+    assert found == {"copies to fast memory": Traffic(left, moved=weight), **others}
+    assert sum(one.moved for one in found.values()) == moved_bytes(STEP)
+
+
+def test_kernels_access_what_they_say_themselves():
+    call = (
+        "ENTRY %main (q: f32[10,10]) -> f32[10,10] {\n  %q = f32[10,10]{1,0} parameter(0)\n"
+        '  ROOT %out = f32[10,10]{1,0:S(1)} custom-call(%q), backend_config={"bytes_accessed":"7"}'
+        "\n}"
+    )
+    assert traffic_by_kind(call, 7) == {"kernels": Traffic(accessed=7, moved=400)}
 
 
 def test_a_compiled_program_reads_its_arguments_and_writes_its_result():

@@ -10,11 +10,8 @@ from typing import Any
 import jax
 
 from vlm_jax.planning.chips import Chip
-from vlm_jax.planning.traffic import moved_bytes
+from vlm_jax.planning.traffic import COLLECTIVES, Traffic, moved_bytes, traffic_by_kind
 
-COLLECTIVES = (
-    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
-)  # fmt: skip
 _CALL = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Of libtpu: "... Used 17.42G of 15.75G hbm. ...", or "... the total memory required for HLO
@@ -47,6 +44,7 @@ class CompiledProgram:
         collectives: kind -> how many instructions of it there are.
         compile_seconds: on this machine.
         reason: why it does not fit, in one line; "" if it does.
+        by_kind: kind of instruction -> its share of the bytes; empty where nobody asked.
     """
 
     fits: bool
@@ -63,15 +61,19 @@ class CompiledProgram:
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
     reason: str = ""
+    by_kind: dict[str, Traffic] = dataclasses.field(default_factory=dict)
 
 
-def compile_program(lowered: Any, chip: Chip | None, given: Any = ()) -> CompiledProgram:
+def compile_program(
+    lowered: Any, chip: Chip | None, given: Any = (), *, by_kind: bool = False
+) -> CompiledProgram:
     """Compiles a lowered program.
 
     Args:
         lowered: of `jax.jit(...).lower` or `jax.pmap(...).lower`.
         chip: that it is for; None: nothing is known of its peaks.
         given: the shapes that it was lowered for, those too that it does not read; with shardings.
+        by_kind: whether to tell kinds of instructions apart.
     """
     begun = time.monotonic()
     try:
@@ -105,6 +107,7 @@ def compile_program(lowered: Any, chip: Chip | None, given: Any = ()) -> Compile
         collectives=dict(sorted(Counter(_CALL.findall(text)).items())),
         compile_seconds=round(seconds, 2),
         reason="" if fits else f"{peak / 1e9:.1f} GB of {chip.usable / 1e9:.1f}",  # type: ignore[union-attr]
+        by_kind=traffic_by_kind(text, accessed) if by_kind and text and accessed else {},
     )
 
 

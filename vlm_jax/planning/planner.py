@@ -62,6 +62,7 @@ class PlanSettings:
         text_tokens: of a prompt, besides its images'.
         prefixes: images that the rows of a batch share, in the shared programs.
         joint: whether the edit decomposes channels (`symmetric` and the like) or the plain product.
+        by_kind: whether bytes are told by kind of instruction, too.
     """
 
     topology: str = setting("", text)
@@ -75,6 +76,7 @@ class PlanSettings:
     text_tokens: int = setting(64, whole, low=1, high=1 << 20)
     prefixes: int = setting(8, whole, low=1, high=1 << 16)
     joint: bool = setting(False, switch)
+    by_kind: bool = setting(False, switch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +325,9 @@ class _Recorder:
         asked = {HEAD: "logits"}.get(name, name)
         if asked not in self.planner.settings.programs or name in self.programs:
             return
-        self.programs[name] = compile_program(lower(), self.planner.devices.chip, given)
+        self.programs[name] = compile_program(
+            lower(), self.planner.devices.chip, given, by_kind=self.planner.settings.by_kind
+        )
         self.done(name, self.plan())
 
 

@@ -65,6 +65,13 @@ class HardwarePlan:
         ]  # fmt: skip
         return headers, [_row(name, program) for name, program in self.programs.items()]
 
+    def _kinds(self) -> list[list[str]]:
+        return [
+            [name, kind, _figure(one.accessed, 1e9), _figure(one.moved, 1e9)]
+            for name, program in self.programs.items()
+            for kind, one in program.by_kind.items()
+        ]
+
     def __str__(self) -> str:
         what = self.identity
         mesh, sizes = what["mesh"], what["sizes"]
@@ -75,6 +82,8 @@ class HardwarePlan:
             "bodies of loops once."
         )
         lines = [head, "", shown(*self._table()), ""]
+        kinds = self._kinds()
+        lines += [shown(["program", "kind", "GB accessed", "GB moved"], kinds), ""] if kinds else []
         why = [f"{name}: {one.reason}" for name, one in self.programs.items() if one.reason]
         lines += [f"Does not fit: {'; '.join(why)}.", ""] if why else []
         least = self.suggestion or "nothing that is known of this generation holds it"
@@ -86,21 +95,24 @@ class HardwarePlan:
         return html_table(*self._table())
 
 
+def _figure(value: float | None, scale: float, digits: int = 2) -> str:
+    return "-" if value is None else f"{value / scale:,.{digits}f}"
+
+
 def _row(name: str, program: CompiledProgram) -> list[str]:
-    show = lambda value, scale, digits=2: "-" if value is None else f"{value / scale:,.{digits}f}"
     collectives = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items())
     limit = "" if program.memory_bytes is None else f" of {program.memory_bytes / 1e9:.1f}"
     return [
         name,
         "yes" if program.fits else "NO",
-        show(program.argument_bytes, 1e9),
-        show(program.temp_bytes, 1e9),
-        show(program.peak_bytes, 1e9) + limit,
-        show(program.flops, 1e9, 0),
-        show(program.bytes_accessed, 1e9),
-        show(program.moved_bytes, 1e9),
-        show(program.roofline_seconds, 1e-3),
-        show(program.compiler_seconds, 1e-3),
+        _figure(program.argument_bytes, 1e9),
+        _figure(program.temp_bytes, 1e9),
+        _figure(program.peak_bytes, 1e9) + limit,
+        _figure(program.flops, 1e9, 0),
+        _figure(program.bytes_accessed, 1e9),
+        _figure(program.moved_bytes, 1e9),
+        _figure(program.roofline_seconds, 1e-3),
+        _figure(program.compiler_seconds, 1e-3),
         collectives or ("-" if program.argument_bytes is None else "none"),
         f"{program.compile_seconds:.0f}",
     ]

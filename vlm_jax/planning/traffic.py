@@ -15,8 +15,12 @@ Bodies of loops count once, as compilers count them.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+)  # fmt: skip
 _BYTES = {
     "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2,
     "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
@@ -31,15 +35,26 @@ _FUSED = re.compile(r"calls=%?([\w.\-]+)")
 _FAST = "S("
 """Of a layout: a memory space of its own, of which the main memory, 0, has none."""
 
-_NOWHERE = frozenset({
+_NAMES = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call",
-    "conditional", "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done",
-    "all-reduce-done", "all-gather-done", "collective-permute-done", "async-done", "async-update",
-    "iota",
+    "conditional", "partition-id", "replica-id", "opt-barrier", "iota",
 })  # fmt: skip
-"""What moves nothing by itself: names, and the ends of what was counted at its start."""
+"""What does nothing by itself."""
+
+_ENDS = frozenset({
+    "copy-done", "slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done",
+    "async-done", "async-update",
+})  # fmt: skip
+"""Ends of what was counted at its start."""
 
 _PICKS = frozenset({"dynamic-slice", "slice", "gather"})
+_BETWEEN = frozenset({"copy-start", "copy-done", "slice-start", "slice-done"})
+"""Copies to fast memory, and from it, beside what runs meanwhile."""
+
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_SPACE = re.compile(r"S\(\d+\)")
+_KERNEL = re.compile(r'"bytes_accessed":"(\d+)"')
+_CALLED = re.compile(r"jit\(([a-z]\w*)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +74,58 @@ def moved_bytes(text: str) -> int:
         text: of an optimised program, as `compiled.as_text()` gives it.
     """
     computations, entry = _parsed(text)
-    return sum(_moved(computations, name) for name in _run(computations, entry))
+    return sum(
+        _moved(computations, one, given)
+        for name in _run(computations, entry)
+        for one, given in _with_operands(computations.get(name, []))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes of some instructions of a program.
+
+    Attributes:
+        accessed: operands and results wherever they lie, as compilers count them.
+        moved: to and from main memory.
+    """
+
+    accessed: int
+    moved: int
+
+
+COPIES = "copies to fast memory"
+
+
+def traffic_by_kind(text: str, accessed: float) -> dict[str, Traffic]:
+    """Returns what each kind of instruction accesses and moves, the most first.
+
+    Kinds are products, kernels, each collective, copies to fast memory, and of other instructions
+    the function or the operation that they come from; what is less than 1 % is put together.
+
+    Args:
+        text: as of `moved_bytes`.
+        accessed: of the whole program by its compiler. Copies have what no other kind has of it: a
+            copy is an instruction that starts it and one that awaits it, and the compiler counts
+            what both name, six times its bytes where it is made in one piece.
+    """
+    computations, entry = _parsed(text)
+    found, moved = Counter[str](), Counter[str]()
+    for name in _run(computations, entry):
+        for one, given in _with_operands(computations.get(name, [])):
+            kind = _kind(computations, one)
+            found[kind] += 0 if kind == COPIES else _accessed(computations, one, given)
+            moved[kind] += _moved(computations, one, given)
+    found[COPIES] = round(accessed) - found.total()
+    least = accessed / 100, moved.total() / 100
+    small = [kind for kind in found if found[kind] < least[0] and moved[kind] < least[1]]
+    for counter in (found, moved):
+        counter["other"] += sum(counter.pop(kind, 0) for kind in small if kind != "other")
+    return {
+        kind: Traffic(count, moved[kind])
+        for kind, count in found.most_common()
+        if count or moved[kind]
+    }
 
 
 def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -113,31 +179,63 @@ def _parts(shape: str) -> list[str]:
     return [found[0] for found in _ARRAY.finditer(shape)]
 
 
-def _moved(computations: dict[str, list[_Instruction]], name: str) -> int:
-    here = computations.get(name, [])
+def _with_operands(here: list[_Instruction]) -> Iterator[tuple[_Instruction, list[str]]]:
+    """Yields what a computation does, with the shapes of what it is done to."""
     shapes = {one.name: one.shape for one in here}
-    total = 0
     for one in here:
-        if one.kind in _NOWHERE:
-            continue
-        given: list[str] = [shapes.get(operand, "") for operand in one.operands]
-        if one.kind in ("copy-start", "slice-start"):
-            # Results are what is made and, beside it, what it is made of.
-            made = _parts(one.shape)[0 if one.kind == "copy-start" else len(given)]
-            source = re.sub(r"\{[^}]*\}", "", made) if _size(given[0]) else ""
-            total += _size(made) + _size(source)
-        elif one.kind == "fusion":
-            fused = _FUSED.search(one.rest)
-            total += _fusion(computations.get(fused[1], []) if fused else [], given, one.shape)
-        elif one.kind.endswith("-start"):
-            total += 2 * sum(map(_size, given))
-        elif one.kind in _PICKS:
-            total += 2 * _size(one.shape) if _size(given[0]) else _size(one.shape)
-        elif one.kind == "dynamic-update-slice":
-            total += _size(given[1]) + (_plain(given[1]) if _size(one.shape) else 0)
-        else:
-            total += _size(one.shape) + sum(map(_size, given))
-    return total
+        if one.kind not in _NAMES:
+            yield one, [shapes.get(operand, "") for operand in one.operands]
+
+
+def _moved(
+    computations: dict[str, list[_Instruction]], one: _Instruction, given: Sequence[str]
+) -> int:
+    if one.kind in _ENDS:
+        return 0
+    if one.kind in ("copy-start", "slice-start"):
+        # Results are what is made and, beside it, what it is made of.
+        made = _parts(one.shape)[0 if one.kind == "copy-start" else len(given)]
+        source = re.sub(r"\{[^}]*\}", "", made) if _size(given[0]) else ""
+        return _size(made) + _size(source)
+    if one.kind == "fusion":
+        fused = _FUSED.search(one.rest)
+        return _fusion(computations.get(fused[1], []) if fused else [], given, one.shape)
+    if one.kind.endswith("-start"):
+        return 2 * sum(map(_size, given))
+    if one.kind in _PICKS:
+        return 2 * _size(one.shape) if _size(given[0]) else _size(one.shape)
+    if one.kind == "dynamic-update-slice":
+        return _size(given[1]) + (_plain(given[1]) if _size(one.shape) else 0)
+    return _size(one.shape) + sum(map(_size, given))
+
+
+def _accessed(
+    computations: dict[str, list[_Instruction]], one: _Instruction, given: Sequence[str]
+) -> int:
+    if one.kind == "custom-call" and (kernel := _KERNEL.search(one.rest)):
+        return int(kernel[1])
+    anywhere = dataclasses.replace(one, shape=_SPACE.sub("", one.shape))
+    return _moved(computations, anywhere, [_SPACE.sub("", shape) for shape in given])
+
+
+def _kind(computations: dict[str, list[_Instruction]], one: _Instruction) -> str:
+    """Returns what an instruction is called in `traffic_by_kind`."""
+    if one.kind in _BETWEEN or '"ConcatBitcast"' in one.rest:
+        return COPIES
+    if one.kind == "custom-call" and _KERNEL.search(one.rest):
+        return "kernels"
+    fused = _FUSED.search(one.rest)
+    inside = {each.kind for each in computations.get(fused[1] if fused else "", ())} | {one.kind}
+    for collective in COLLECTIVES:
+        if collective in inside or f"{collective}-start" in inside:
+            return collective
+    if inside & {"dot", "convolution"}:
+        return "products"
+    named = _OP_NAME.search(one.rest)
+    if named is None:
+        return "other"
+    called = _CALLED.findall(named[1])[1:]  # the program itself is the first
+    return called[-1] if called else named[1].rsplit("/", 1)[-1].split(".")[0]
 
 
 def _plain(shape: str) -> int:
