@@ -35,8 +35,9 @@ def test_steering_is_judged_by_operations_and_bytes_moved(more, verdict, tmp_pat
     tables = {name: make for name, make in released.TABLES.items() if "meshes" not in name}
     assert {make() for make in tables.values()} == {"Not compiled yet."}
     base = CompiledProgram(
-        True, int(8e9), int(5e7), int(8.05e9), int(16.9e9), flops=3e10, bytes_accessed=9e9,
-        moved_bytes=int(7.7e9), compiler_seconds=0.013, collectives={"all-reduce": 58},
+        True, argument_bytes=int(8e9), temp_bytes=int(5e7), peak_bytes=int(8.05e9),
+        memory_bytes=int(16.9e9), flops=3e10, bytes_accessed=9e9, moved_bytes=int(7.7e9),
+        compiler_seconds=0.013, collectives={"all-reduce": 58},
     )  # fmt: skip
     steered = dataclasses.replace(
         base, moved_bytes=int(more * 7.7e9), bytes_accessed=9.9e9, collectives={"all-reduce": 87}
