@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     # folder of its name beside items.jsonl: lmms_eval, vlmevalkit.
     config.layouts = ()
 
-    # What a report looks like, and what it shows besides: vlm_jax.study.report.ReportSettings.
+    # What a report looks like, and what it shows besides: vlm_jax.report.written.ReportSettings.
     config.report = ConfigDict({"format": "html", "attention": 0, "maps": 8})
 
     # What a paper reports, beside ours in a table: benchmark -> arm -> metric -> percent (or the

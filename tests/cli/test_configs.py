@@ -9,7 +9,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.evals.judge import JudgeSettings
 from vlm_jax.jobs.serve import ServeSettings
 from vlm_jax.planning.planner import PlanSettings
-from vlm_jax.study.report import ReportSettings
+from vlm_jax.report.written import ReportSettings
 from vlm_jax.study.runtime import MeshSettings
 
 SECTIONS = {

@@ -56,6 +56,15 @@ def test_files_are_there_if_nobody_reads_what_is_printed(asked, monkeypatch):
     assert {"results.json", "items.jsonl", "report.html", "report.md"} <= written
 
 
+def test_the_report_has_the_format_that_is_asked_for(asked, capsys):
+    asked.config.report.format = "tex"
+    found(asked)
+    first = asked.workdir / "tables" / "01_chair__score.tex"
+    assert r"\begin{tabular}" in first.read_text()
+    assert not (asked.workdir / "report.html").exists()
+    assert str(first) in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_answers_come_in_the_layouts_of_other_harnesses_too(asked):
     asked.config.layouts = ("lmms_eval", "vlmevalkit")
     own = found(asked)

@@ -10,15 +10,17 @@ from pypdf import PdfReader
 
 from tests.report.runs import HOSTILE, comparison, tallies, told_apart, write_run
 from vlm_jax.errors import UserError
+from vlm_jax.evals import pope
 from vlm_jax.evals.comparison import compare
 from vlm_jax.evals.results import Results
+from vlm_jax.evals.tallies import tabulate_sums
 from vlm_jax.report.page import page
 from vlm_jax.report.run import report_of
 from vlm_jax.report.sheet import sheets
 from vlm_jax.report.stored import StoredRuns, read_run
 from vlm_jax.report.tables import Table
 from vlm_jax.report.verdict import verdicts
-from vlm_jax.study.report import ReportSettings, write_report
+from vlm_jax.report.written import ReportSettings, write_report
 
 
 class _Links(html.parser.HTMLParser):
@@ -115,6 +117,28 @@ def test_other_formats(report, folder):
     assert "Change from the unedited model" in pages[len(figures)].extract_text()
 
 
+def test_tables_for_latex(report, folder):
+    table = Table("A 5 % test", ["arm", "C_S"], [["a_b & {c}", "-1.5* [-2.0, +0.1]"]], ["p <.001"])
+    assert table.latex().splitlines() == [
+        "% A 5 % test",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"arm & C\_S \\",
+        r"\midrule",
+        r"a\_b \& \{c\} & $-$1.5$^{*}$ [$-$2.0, +0.1] \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "% p <.001",
+    ]
+    first, *parts = write_report(report, folder, ReportSettings(format="tex"))
+    assert first == folder / "tables" / "01_Change_from_the_unedited_model.tex"
+    assert first.read_text() == report.tables[0].latex()
+    assert {path.suffix for path in parts} == {".tex", ".pdf"}
+    assert len({first, *parts}) == len(report.tables) + len(
+        list((folder / "figures").glob("*.pdf"))
+    )
+
+
 def test_long_tables_go_on_on_the_next_sheet():
     rows = [[f"row {n}", f"{n}.0"] for n in range(100)] + [["<b>&", "long " * 30]]
     table = Table("Long", ["name", "value"], rows, ["A note."])
@@ -176,6 +200,24 @@ def test_a_control_that_is_told_apart_makes_an_arm_better():
     (first, _) = verdicts(told_apart(comparison()))
     assert first.tone == "better"
     assert first.text.endswith("told apart from its control.")
+
+
+def test_what_moved_beside_the_metric_is_said():
+    """A model that says yes more often, or nothing at all, has another F1 by that alone."""
+    labels = ["yes", "no"] * 30
+    says = {
+        "unedited": ["yes", "no", "no", "no"] * 15,
+        "arm": ["yes", "yes", "yes", "perhaps"] * 15,
+        "same": ["yes", "no", "no", "no"] * 15,
+    }
+    tables = {
+        name: {"pope": [tabulate_sums((n, pope.tally(*one)) for n, one in enumerate(asked))]}
+        for name, asked in ((name, zip(texts, labels)) for name, texts in says.items())
+    }
+    found = compare(tables, {"pope": pope.metrics()}, draws=50)
+    first, second = verdicts(found)
+    assert "with it yes_ratio +75.0 and unparsable_rate +25.0 points; " in first.text
+    assert "with it" not in second.text
 
 
 def test_nothing_found_is_said():

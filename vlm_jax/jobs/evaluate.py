@@ -17,7 +17,7 @@ from vlm_jax.made import made
 from vlm_jax.parallel import processes
 from vlm_jax.report.run import report_of
 from vlm_jax.report.stored import read_run
-from vlm_jax.study import report as reports
+from vlm_jax.report.written import read_settings, write_report
 from vlm_jax.study.arms import Arm, ArmReader
 from vlm_jax.study.evaluation import Evaluation, evaluate
 from vlm_jax.study.request import Request
@@ -63,7 +63,7 @@ def run(request: Request) -> None:
         facts = {**provenance(request.config), "made": made()}
         write_json(workdir / "results.json", {**document, **facts})
         report = report_of(read_run(workdir))
-        files = reports.write_report(report, workdir, reports.read_settings(request.config))
+        files = write_report(report, workdir, read_settings(request.config))
         print(f"\n{len(found)} models: {', '.join(found)}")
         for table in report.tables[: (0 if compared is None else len(compared.items)) + 2]:
             print(f"\n{table.text()}")

@@ -12,7 +12,8 @@ from vlm_jax import checkpoint
 from vlm_jax.errors import UserError
 from vlm_jax.evals.suites import read_benchmarks
 from vlm_jax.report.stored import Run, StoredRuns, read_run
-from vlm_jax.study.report import ReportSettings, keep_attention, read_settings, write
+from vlm_jax.report.written import ReportSettings, read_settings
+from vlm_jax.study.report import keep_attention, write
 from vlm_jax.study.request import Request, several
 from vlm_jax.study.runtime import load_model
 

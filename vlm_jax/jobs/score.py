@@ -21,10 +21,10 @@ from vlm_jax.report.audit import (
     audit_verdict,
     parser_table,
     revised_table,
-    score_page,
+    score_report,
     score_table,
 )
-from vlm_jax.report.tables import write_reports
+from vlm_jax.report.written import ReportSettings, read_settings, write_report
 from vlm_jax.settings import number, plain, read, refuse_unknown, setting, switch, text
 from vlm_jax.study.request import Request, several
 
@@ -58,9 +58,11 @@ def run(request: Request) -> None:
 
     These are `results.json`, `items.jsonl` with what was found in each answer, and `report.html`,
     one page with what the score is worth: captions beside the same captions said shorter, answers
-    to POPE by every parser and by revised labels. `config.score` says by which rules.
+    to POPE by every parser and by revised labels. `config.score` says by which rules, and
+    `config.report` in which format.
     """
     chosen, rules = split_section(request.config.get("score", {}))
+    settings = read_settings(request.config)
     resampling = {"draws": request.config.bootstrap_draws, "seed": request.config.seed}
     options: dict[str, Any] = {
         "rules": rules,
@@ -93,10 +95,11 @@ def run(request: Request) -> None:
     name = answers[0].name.split(".")[0]
     export(request.workdir, scored.suite, scored.texts, values, request.exports, name)
     title = f"Score of {answers[0].name}"
-    said += write_audit(scored, revised, request.workdir, title, **resampling)
+    found, files = write_audit(scored, revised, request.workdir, title, settings, **resampling)
+    said += found
     # Behind the files, which are there if nobody reads this to its end (`| head`).
     print("\n\n".join(said))
-    print(f"Results: {path}, {items}, {request.workdir / 'report.html'}")
+    print(f"Results: {path}, {items}, {files[0]}")
 
 
 def write_audit(
@@ -104,21 +107,23 @@ def write_audit(
     revised: Results | None,
     workdir: pathlib.Path,
     title: str,
+    settings: ReportSettings,
     *,
     draws: int,
     seed: int,
-) -> list[str]:
-    """Writes the page of a scored file, as HTML and as Markdown.
+) -> tuple[list[str], list[pathlib.Path]]:
+    """Writes the report of a scored file.
 
     Args:
         scored: the file.
         revised: the same answers by revised labels.
         workdir: where the page goes.
         title: of it.
+        settings: of the report.
         draws, seed: of the bootstrap.
 
     Returns:
-        What it found, to be printed.
+        What it found, to be printed, and the files, the one to open first.
     """
     suite, found, tables = scored.suite, None, [score_table(scored.results)]
     if isinstance(suite, Chair):
@@ -128,11 +133,11 @@ def write_audit(
         tables.append(parser_table(by_parser(suite, scored.texts), suite.parser, draws, seed))
     if revised is not None:
         tables.append(revised_table(scored.results, revised))
-    text = score_page(title, scored.results, tables, found, scored.table)
-    write_reports(workdir, title, tables, text)
+    report = score_report(title, scored.results, tables, found, scored.table)
+    files = write_report(report, workdir, settings)
     verdicts = [] if found is None else audit_verdict(found, scored.results)
     lines = [terminal.folded(f"{verdict.arm}: {verdict.text}", "  ") for verdict in verdicts]
-    return [*(table.text() for table in tables[1:2]), *lines]
+    return [*(table.text() for table in tables[1:2]), *lines], files
 
 
 def split_section(section: Mapping[str, Any]) -> tuple[ScoreSettings, dict[str, Any]]:

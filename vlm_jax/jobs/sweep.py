@@ -26,8 +26,8 @@ from vlm_jax.parallel import processes
 from vlm_jax.report.run import report_of
 from vlm_jax.report.stored import read_run
 from vlm_jax.report.tables import Table
+from vlm_jax.report.written import read_settings, write_report
 from vlm_jax.settings import listed, number, read, refuse_unknown, setting, text
-from vlm_jax.study import report as reports
 from vlm_jax.study.arms import Arm, ArmReader, Draw
 from vlm_jax.study.evaluation import Evaluation, compare_arms, evaluate, keep, show
 from vlm_jax.study.grids import Grid, read_grid
@@ -234,7 +234,7 @@ class _Report:
             return ()
         write_json(workdir / "results.json", self._document())
         report = report_of(read_run(workdir))
-        reports.write_report(report, workdir, reports.read_settings(self.request.config))
+        write_report(report, workdir, read_settings(self.request.config))
         return report.tables
 
     def _document(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from vlm_jax.evals.statistics import DRAWS, bootstrap_all
 from vlm_jax.evals.tallies import TallyTable
 from vlm_jax.report.charts import COLOURS, INK, Mark, Series, scatter
 from vlm_jax.report.page import page
+from vlm_jax.report.run import Report
 from vlm_jax.report.tables import NONE, Section, Table, interval, number
 from vlm_jax.report.verdict import Verdict
 
@@ -59,7 +60,10 @@ def parser_table(
         found = bootstrap_all(metrics, table, draws=draws, seed=seed)
         marked = f"> {parser}" if pope.PARSERS[parser] is pope.PARSERS[used] else parser
         rows.append([marked, *(interval(found[name]) for name in names)])
-    notes = ["> is the parser of the score. Answers that are no verdict are wrong where not yes."]
+    notes = [
+        "> is the parser of the score. An answer that says neither yes nor no is yes to rucaibox "
+        "and wrong to the others."
+    ]
     return Table("The same answers, by parser", ["parser", *names], rows, notes)
 
 
@@ -133,10 +137,10 @@ def audit_verdict(found: Audit, results: Results) -> list[Verdict]:
     return [Verdict("The file", text, "worse" if gap.low > 0 else "")]
 
 
-def score_page(
+def score_report(
     title: str, results: Results, tables: Sequence[Table], found: Audit | None, arm: TallyTable
-) -> str:
-    """The page of a scored file.
+) -> Report:
+    """The report of a scored file.
 
     Args:
         title: of the page.
@@ -147,7 +151,8 @@ def score_page(
     """
     plots = [] if found is None else [audit_plot(found, arm if found.against else None)]
     verdicts = [] if found is None else audit_verdict(found, results)
-    return page(title, [*plots, *(table.section() for table in tables)], results, verdicts)
+    sections = [*plots, *(table.section() for table in tables)]
+    return Report(title, tables, sections, page(title, sections, results, verdicts))
 
 
 def _heads(over: str) -> list[str]:

@@ -1,19 +1,28 @@
-"""Tables as data: plain text for a terminal, Markdown for a document, HTML for a page."""
+"""Tables as data: plain text for a terminal, Markdown or LaTeX for a document, HTML for a page."""
 
 import html
 import math
-import pathlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_jax.evals.statistics import Interval
-from vlm_jax.files import replace_file
 from vlm_jax.listing import html_table
 from vlm_jax.report.web import render
 from vlm_jax.terminal import folded, shown
 
 NONE = "-"
+_OF_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "*": "$^{*}$",
+    "<": "$<$",
+    ">": "$>$",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,17 @@ class Table:
         lines += [row(cells) for cells in self.rows]
         return "\n".join([*lines, *(f"\n{_escaped(note)}" for note in self.notes), ""])
 
+    def latex(self) -> str:
+        r"""A tabular with booktabs' rules, for LaTeX's \input; title and notes are comments."""
+        # A bracket behind the end of a row would be an option of it.
+        guarded = lambda line: f"{{}}{line}" if line.startswith("[") else line
+        row = lambda cells: guarded(" & ".join(_latex(cell) for cell in cells)) + r" \\"
+        columns = "l" + "r" * (len(self.headers) - 1)
+        head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", row(self.headers), r"\midrule"]
+        foot = [r"\bottomrule", r"\end{tabular}"]
+        said = [f"% {' '.join(line.split())}" for line in (self.title, *self.notes)]
+        return "\n".join([said[0], *head, *map(row, self.rows), *foot, *said[1:], ""])
+
     def section(self, part: str = "", *, folded: bool = False) -> "Section":
         """The table as a section of a page."""
         return Section(self.title, self, " ".join(self.notes), part, folded)
@@ -82,12 +102,6 @@ class Table:
 def markdown(title: str, tables: Sequence[Table], before: Sequence[str] = ()) -> str:
     """Tables under a title, as Markdown, behind other parts of it."""
     return "\n".join([f"# {title}", "", *before, *(table.markdown() for table in tables)])
-
-
-def write_reports(workdir: pathlib.Path, title: str, tables: Sequence[Table], page: str) -> None:
-    """Writes `report.md` and `report.html`."""
-    replace_file(workdir / "report.md", markdown(title, tables))
-    replace_file(workdir / "report.html", page)
 
 
 def number(value: float | None, *, plain: bool = False, signed: bool = False) -> str:
@@ -116,6 +130,12 @@ def p_value(p: float | None) -> str:
     if p is None or math.isnan(p):
         return NONE
     return "<.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def _latex(cell: str) -> str:
+    r"""Returns a cell as LaTeX writes it: "-1.5*" -> "$-$1.5$^{*}$", "a_b" -> r"a\_b"."""
+    minus = re.sub(r"(?<!\w)-(?=[\d.])", "\N{MINUS SIGN}", cell)
+    return "".join(_OF_LATEX.get(letter, letter) for letter in minus)
 
 
 def _escaped(cell: str) -> str:

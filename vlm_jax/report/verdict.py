@@ -10,6 +10,8 @@ from vlm_jax.report.comparison import gap_cell
 from vlm_jax.report.tables import interval
 
 _SMALL_P = 0.05
+_BESIDE = ("yes_ratio", "unparsable_rate", "truncated_rate")
+_MOVED = 0.01  # less is not worth a word
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def _verdict(comparison: Comparison, arm: ArmResult) -> Verdict:
         parts.append(text)
         good, bad = good and not behind, bad or behind
         good &= ahead or not behind
+    beside = _beside(comparison, arm, benchmark)
+    if beside:
+        parts.append(f"with it {_and(beside)} points")
     own = [c for c in comparison.contrasts if c.edit == arm.name]
     told = [_told_apart(c, benchmark, metric, lower) for c in own]
     if own:
@@ -96,6 +101,16 @@ def _change(comparison: Comparison, change: Interval, metric: str, benchmark: st
     scale = 1 if comparison.plain(benchmark, metric) else 100
     apart = "" if change.excludes_zero else " (not told apart from 0)"
     return f"{scale * change.value:+.1f} {unit} of {metric} on {benchmark}{apart}"
+
+
+def _beside(comparison: Comparison, arm: ArmResult, benchmark: str) -> list[str]:
+    """What else moved that moves a score: ["yes_ratio +21.1", "unparsable_rate +14.1"]."""
+    moved = {name: arm.changes[benchmark].get(name) for name in _BESIDE}
+    return [
+        f"{name} {100 * change.value:+.1f}"
+        for name, change in moved.items()
+        if change is not None and change.excludes_zero and abs(change.value) >= _MOVED
+    ]
 
 
 def _gap(arm: ArmResult, gap: Interval | None) -> tuple[str, bool, bool]:

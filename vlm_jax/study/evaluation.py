@@ -24,6 +24,7 @@ from vlm_jax.report.run import report_of
 from vlm_jax.report.stored import read_run
 from vlm_jax.report.tables import Table
 from vlm_jax.report.verdict import verdicts
+from vlm_jax.report.written import ReportSettings, read_settings, write_report
 from vlm_jax.study import report as reports
 from vlm_jax.study.arms import Arm, heads_file, pair_controls
 from vlm_jax.study.request import Request
@@ -98,7 +99,7 @@ def evaluate(
         session: of the job.
         benchmarks, arms, say_less, workdir: see `Session.measure`.
     """
-    settings = reports.read_settings(session.config)
+    settings = read_settings(session.config)
     found = compare_arms(session, benchmarks, arms, say_less, workdir)
     if processes.primary():
         _publish(workdir, found)
@@ -106,7 +107,7 @@ def evaluate(
         if settings.attention:
             _keep_attention(session, found, benchmarks, workdir, settings)
         report = report_of(read_run(workdir))
-        files = reports.write_report(report, workdir, settings)
+        files = write_report(report, workdir, settings)
         show(report.tables, found.measured)
         for verdict in verdicts(found.comparison):
             print(terminal.folded(f"{verdict.arm}: {verdict.text}", "  "))
@@ -130,7 +131,7 @@ def _keep_attention(
     found: Evaluation,
     benchmarks: Mapping[str, Suite],
     workdir: pathlib.Path,
-    settings: reports.ReportSettings,
+    settings: ReportSettings,
 ) -> None:
     """Writes where the model and its arms looked, without controls and arms of two passes."""
     models = {

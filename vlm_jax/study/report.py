@@ -1,6 +1,5 @@
-"""Reports of runs on disk: what a run keeps for them, and how they are written."""
+"""Reports of runs on disk: what a run keeps for them, and the report of what it kept."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,10 +8,8 @@ from typing import Any
 from vlm_jax.api import VLM
 from vlm_jax.evals.base import Suite
 from vlm_jax.files import replace_file, slug
-from vlm_jax.report.charts import Chart
 from vlm_jax.report.examples import gallery_of
-from vlm_jax.report.run import Report, report_of
-from vlm_jax.report.sheet import Sheet, bound, sheets
+from vlm_jax.report.run import report_of
 from vlm_jax.report.stored import (
     ATTENTION,
     EDITS,
@@ -24,40 +21,9 @@ from vlm_jax.report.stored import (
     read_items,
     read_run,
 )
-from vlm_jax.report.tables import markdown
-from vlm_jax.settings import one_of, plain, read, setting, whole
+from vlm_jax.report.written import ReportSettings, write_report
 from vlm_jax.study.arms import Arm, Planned
 from vlm_jax.study.looking import look
-
-FORMATS = ("html", "md", "pdf", "png", "svg")
-FIGURES, TABLES = "figures", "tables"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportSettings:
-    """What `config.report` says.
-
-    Attributes:
-        format: "html" is a page, with its tables in Markdown beside it; "md" the tables with
-            links to the charts; "pdf", "png" and "svg" each chart and each table as a file, for a
-            paper, and "pdf" all of them as the pages of one more.
-        attention: captions of each benchmark whose object words show where the model looked when
-            it chose them; 0 reads none.
-        maps: at most so many layers, and so many heads, of these pictures.
-    """
-
-    format: str = setting("html", one_of, known=FORMATS)
-    attention: int = setting(0, whole, low=0, high=300)
-    maps: int = setting(8, whole, low=1, high=64)
-
-
-def read_settings(config: Any) -> ReportSettings:
-    """Returns what a config says of reports.
-
-    Raises:
-        ConfigError: a key is unknown or a value cannot be.
-    """
-    return read(ReportSettings, plain(config.get("report", {})), "config.report")
 
 
 def keep(
@@ -131,49 +97,6 @@ def write(
         The files, the one to open first.
     """
     return write_report(report_of(found), folder, settings, name)
-
-
-def write_report(
-    report: Report, folder: pathlib.Path, settings: ReportSettings, name: str = "report"
-) -> list[pathlib.Path]:
-    """Writes a report in the format that is wanted; returns its files."""
-    words = folder / f"{name}.md"
-    files: list[tuple[pathlib.Path, str | bytes]] = []
-    if settings.format == "html":
-        files.append((folder / f"{name}.html", report.text))
-        files.append((words, markdown(report.title, report.tables)))
-    elif settings.format == "md":
-        figures = _drawn(FIGURES, _charts(report), "svg")
-        shown = [f"![{path.stem}]({path.as_posix()})\n" for path, _ in figures]
-        files.append((words, markdown(report.title, report.tables, shown)))
-        files += [(folder / path, content) for path, content in figures]
-    else:
-        parts = [(table.title, part) for table in report.tables for part in sheets(table)]
-        drawn = _drawn(FIGURES, _charts(report), settings.format)
-        drawn += _drawn(TABLES, parts, settings.format)
-        if settings.format == "pdf":
-            files.append((folder / f"{name}.pdf", bound([content for _, content in drawn])))
-        files += [(folder / path, content) for path, content in drawn]
-    for path, content in files:
-        replace_file(path, content)
-    return [path for path, _ in files]
-
-
-def _charts(report: Report) -> list[tuple[str, Chart | Sheet]]:
-    return [(one.heading, one.body) for one in report.sections if isinstance(one.body, Chart)]
-
-
-def _drawn(
-    where: str, drawings: Sequence[tuple[str, Chart | Sheet]], kind: str
-) -> list[tuple[pathlib.PurePosixPath, bytes]]:
-    """Drawings with their headings as files, numbered in their order."""
-    return [
-        (
-            pathlib.PurePosixPath(where, f"{number:02d}_{slug(heading)[:80]}.{kind}"),
-            drawing.image(kind),
-        )
-        for number, (heading, drawing) in enumerate(drawings, 1)
-    ]
 
 
 def _json(document: Any) -> str:
