@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 from math import comb
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_jax.evals import chair
+from vlm_jax.evals.base import Example
 from vlm_jax.evals.comparison import statistics_of
+from vlm_jax.evals.power import foresight
 from vlm_jax.evals.statistics import (
     Interval,
     bootstrap,
@@ -178,8 +181,23 @@ def test_the_detectable_change_of_a_size_needs_that_size(discordant, items):
     assert items_needed(discordant, effect) == pytest.approx(items, abs=1)
 
 
-def test_few_items_detect_no_more_than_can_change():
-    assert detectable_change(0.05, 10) == 0.05
+@pytest.mark.parametrize(("discordant", "items"), [(0.05, 10), (0.05, 60), (0.1, 60), (0.2, 2)])
+def test_of_few_items_no_change_is_found(discordant, items):
+    """Three of 60 pairs that differ, all in one direction, have a p of .25."""
+    assert math.isnan(detectable_change(discordant, items))
+
+
+def test_what_a_benchmark_can_show_is_said_of_few_items_too():
+    def said(count):
+        questions = [Example(n, (), "?", {}) for n in range(count)]
+        return foresight("b", SimpleNamespace(examples=lambda: questions, item=lambda one: one.id))
+
+    assert "80 % power: none, none, 15.2 points if 5, 10, 20 %" in said(60)
+    assert "80 % power: 2.8, 3.9, 5.6 points if 5, 10, 20 %" in said(500)
+    assert said(2) == (
+        "b: 2 answers, too few: no paired change is found with 80 % power if 5, 10, 20 % of the "
+        "answers change."
+    )
 
 
 @pytest.mark.parametrize(

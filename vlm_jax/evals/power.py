@@ -1,5 +1,7 @@
 """What a comparison can find, said before it runs."""
 
+import math
+
 from vlm_jax.evals.base import Suite
 from vlm_jax.evals.statistics import detectable_change
 
@@ -13,13 +15,19 @@ def foresight(name: str, suite: Suite) -> str:
     Answers are taken to be independent; those on one image are alike, so that it is a bound.
 
     ("pope", 3,000 questions) -> "pope: 3,000 answers on 500 items; ... 1.1, 1.6, 2.3 points if 5,
-    10, 20 % of the answers change."
+    10, 20 % of the answers change."; "none" where not even all of them in one direction are found.
     """
     examples = list(suite.examples())
     count, items = len(examples), len({suite.item(example) for example in examples})
-    least = ", ".join(f"{100 * detectable_change(share, count):.1f}" for share in SHARES)
+    found = [detectable_change(share, count) for share in SHARES]
     shares = ", ".join(f"{100 * share:g}" for share in SHARES)
     answers = f"{count:,} answers" + (f" on {items:,} items" if items != count else "")
+    if all(map(math.isnan, found)):
+        return (
+            f"{name}: {answers}, too few: no paired change is found with 80 % power if {shares} % "
+            "of the answers change."
+        )
+    least = ", ".join("none" if math.isnan(one) else f"{100 * one:.1f}" for one in found)
     return (
         f"{name}: {answers}; least paired change that is found with 80 % power: {least} points if "
         f"{shares} % of the answers change."

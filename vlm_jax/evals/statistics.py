@@ -269,8 +269,9 @@ def detectable_change(
 ) -> float:
     """The least difference of paired proportions that is found, where a share of pairs differs.
 
-    It solves effect = z sqrt((discordant - effect^2) / items), and is at most `discordant`, as no
-    more pairs differ: where 10 % of 500 pairs differ, a change of 3.9 points is found.
+    It solves effect = z sqrt((discordant - effect^2) / items): where 10 % of 500 pairs differ, a
+    change of 3.9 points is found. NaN where none is, if all of these pairs differ in one direction:
+    of 60 pairs 5 % are three.
 
     Args:
         discordant: share of items whose outcome differs between the arms, from 0 to 1.
@@ -283,7 +284,8 @@ def detectable_change(
     """
     paired_error(discordant, 0, items)
     z = _both_quantiles(power, level)
-    return min(discordant, z * math.sqrt(discordant / (items + z**2)))
+    effect = z * math.sqrt(discordant / (items + z**2))
+    return effect if effect <= discordant else math.nan
 
 
 def items_needed(
