@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tests.attention.dense import dense_logits
-from vlm_jax.attention.parts.energy_rescale import ENERGY_FACTORS, EPSILON
-from vlm_jax.attention.parts.projection import LARGEST_SCALE
+from vlm_jax.attention.causal_projection import EPSILON, LARGEST_SCALE
+from vlm_jax.attention.parts.energy_rescale import ENERGY_FACTORS
 from vlm_jax.attention.segment import MASKED, Segment, Visibility, kinds_of
 from vlm_jax.attention.steering import (
     EnergyRescale,

@@ -23,7 +23,7 @@ from tests.attention.steered import (
     widen,
 )
 from vlm_jax.attention import Segment, Visibility, attend
-from vlm_jax.attention.parts.projection import LARGEST_SCALE
+from vlm_jax.attention.causal_projection import LARGEST_SCALE
 from vlm_jax.attention.steering import (
     EnergyRescale,
     HeadGains,

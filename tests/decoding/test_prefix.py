@@ -10,7 +10,7 @@ from tests.decoding.conftest import SLOTS, generate
 from tests.decoding.test_steered import drawn, leaf
 from tests.prefixes import cut
 from tests.reference import IMAGES
-from vlm_jax.attention.parts.projection import LARGEST_SCALE
+from vlm_jax.attention.causal_projection import LARGEST_SCALE
 from vlm_jax.attention.steering import Lens, Steering
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.decoding.generate import PART, compile_ahead

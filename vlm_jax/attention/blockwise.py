@@ -31,6 +31,7 @@ class Tap:
         masses: whether to sum the weights on image keys.
         squares: whether to sum squared weights.
         own: whether a reader that has it at hand returns each row's weight on its own key.
+        projection: a `CausalProjection` for a reader that can do it to a lone causal segment.
     """
 
     rows_bt: Bool[Array, "B T"] | None = None
@@ -39,6 +40,7 @@ class Tap:
     masses: bool = dataclasses.field(default=False, metadata={"static": True})
     squares: bool = dataclasses.field(default=False, metadata={"static": True})
     own: bool = dataclasses.field(default=False, metadata={"static": True})
+    projection: Any = None
 
     @classmethod
     def together(cls, taps: Sequence["Tap"]) -> "Tap | None":
@@ -51,6 +53,7 @@ class Tap:
             masses=any(tap.masses for tap in taps),
             squares=any(tap.squares for tap in taps),
             own=any(tap.own for tap in taps),
+            projection=next((tap.projection for tap in taps if tap.projection is not None), None),
         )
 
 
@@ -65,6 +68,7 @@ class Read:
         image_btn: float [B, T, N] share of the segment's weights on image keys, or None.
         squares_btn: float [B, T, N] sum of the squared weights within the segment, or None.
         own_btn: float [B, T, N] weight of each row on its own key; the tiles leave it out.
+        projected: whether the output is projected, as the tap said; the tiles leave that out, too.
     """
 
     out_btnh: Float[Array, "B T N O"]
@@ -72,6 +76,7 @@ class Read:
     image_btn: Any = None
     squares_btn: Any = None
     own_btn: Any = None
+    projected: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

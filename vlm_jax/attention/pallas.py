@@ -9,6 +9,8 @@ lse_i = log sum_s exp(z_is),
     squares_i = sum_s exp(z_is - lse_i)^2                       (Tap.squares)
     own_i     = exp(z_ii - lse_i)                               (Tap.own)
 
+and the rows of a causal segment are projected before they are written (Tap.projection).
+
 A step reads `rows` queries of all G heads that share a key head, and a block of its keys. Queries
 of a window are few, so that one step reads many windows.
 """
@@ -27,13 +29,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Read, Tap
+from vlm_jax.attention.pallas_projection import LANES, BlockProjection
 from vlm_jax.attention.segment import MASKED, NEVER, Segment, Visibility, by_key_head, kinds_of
 from vlm_jax.batch import Kind
 
 ROWS, HEADS = "data", "model"
 """Axes of the mesh, of rows of the batch and of heads."""
 
-LANES = 128
 _QUERIES, _KEYS = 1024, 512  # 2 MiB of float32 logits, of the 16 that a program has
 _GROUP = 16  # query heads of a key head that one step can read
 _WIDTH = 256  # of a head
@@ -100,9 +102,11 @@ class _Inputs:
         q_bkgth: queries by the key head that they read; where several devices share a key head,
             by the device that has them (`_shared`).
         k_bksh, v_bksh: keys, values.
-        rows_b8t: of queries order, group, and 1 where logits are scaled; int32.
+        rows_b8t: of queries order, group, 1 where logits are scaled and where rows are counted and
+            projected; int32.
         keys_b8s: of keys order, group and kind; int32.
         gains_b2n: factors on the logits of image and system keys.
+        projection_b2n: heads whose rows are projected, and beta.
     """
 
     q_bkgth: Array
@@ -111,6 +115,7 @@ class _Inputs:
     rows_b8t: Any
     keys_b8s: Any
     gains_b2n: Any
+    projection_b2n: Any
 
     @classmethod
     def of(
@@ -133,15 +138,19 @@ class _Inputs:
         both = lambda a, b: (None, None) if a is None or b is None else (a, b)
         orders, groups = both(queries.order, keys.order), both(queries.group, keys.group)
         kinds = kinds_of(segment) if gained or tap.masses else None
-        rows = keys_of = gains = None
-        if gained or not causal:
-            rows = _stack([orders[0], groups[0], tap.rows_bt], batch, length)
+        rows = keys_of = gains = projection = None
+        project = tap.projection if causal else None
+        if gained or project or not causal:
+            counted = None if project is None else project.rows_bt
+            rows = _stack([orders[0], groups[0], tap.rows_bt, counted], batch, length)
         if kinds is not None or not causal:
             keys_of = _stack([orders[1], groups[1], kinds], batch, segment.length)
+        of_heads = lambda *given: jnp.stack([jnp.broadcast_to(a, (batch, heads)) for a in given], 1)
         if gained:
-            of_heads = [jnp.broadcast_to(a, (batch, heads)) for a in (tap.image_bn, tap.system_bn)]
-            gains = jnp.stack(of_heads, axis=1)
-        return cls(q_bkgth, segment.k_bksh, segment.values_bksh, rows, keys_of, gains)
+            gains = of_heads(tap.image_bn, tap.system_bn)
+        if project is not None:
+            projection = of_heads(project.on_bn, project.beta_bn)
+        return cls(q_bkgth, segment.k_bksh, segment.values_bksh, rows, keys_of, gains, projection)
 
 
 def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read:
@@ -156,9 +165,10 @@ def _shared(read: Callable[[_Inputs], Read], inputs: _Inputs, mesh: Any) -> Read
     rows, over = ROWS if batch % mesh.shape[ROWS] == 0 else None, HEADS if split else None
     wide, narrow = PartitionSpec(rows, HEADS if split_keys else None), PartitionSpec(rows)
     by_head = PartitionSpec(rows, over)
+    factors = PartitionSpec(rows, None, over)
     lies: dict[str, Any] = dict(
         q_bkgth=by_head, k_bksh=wide, v_bksh=wide, rows_b8t=narrow, keys_b8s=narrow,
-        gains_b2n=PartitionSpec(rows, None, over),
+        gains_b2n=factors, projection_b2n=factors,
     )  # fmt: skip
     lies |= {name: None for name, array in vars(inputs).items() if array is None}
 
@@ -245,9 +255,10 @@ def _read(
     """Returns what one device reads, heads before rows, as the kernel writes it."""
     batch, kv_heads, group, length, dim = inputs.q_bkgth.shape
     heads, width, blocks = kv_heads * group, inputs.v_bksh.shape[-1], _Blocks.of(inputs, causal)
-    gains = None
-    if inputs.gains_b2n is not None:
-        gains = inputs.gains_b2n.reshape(batch, 2, kv_heads, group, 1, 1).swapaxes(1, 2)
+    gains, projection = (
+        None if a is None else a.reshape(batch, 2, kv_heads, group, 1, 1).swapaxes(1, 2)
+        for a in (inputs.gains_b2n, inputs.projection_b2n)
+    )
     one, rows, keys = blocks.batch, blocks.rows, blocks.keys
     padded_rows = _pad(inputs.rows_b8t, rows * blocks.row_blocks, 0)
     padded_keys = _pad(inputs.keys_b8s, keys * blocks.key_blocks, NEVER)
@@ -255,13 +266,15 @@ def _read(
     at_row = lambda b, k, i, j: (b, 0, i)
     at_key = lambda b, k, i, j: (b, 0, blocks.key_block(i, j))
     slot = lambda b, k, i, j: (b, k, blocks.key_block(i, j), 0)
+    at_head = lambda b, k, i, j: (b, k, 0, 0, 0, 0)
     specs = [
         (inputs.q_bkgth, pl.BlockSpec((one, 1, group, rows, dim), at_queries)),
         (inputs.k_bksh, pl.BlockSpec((one, 1, keys, dim), slot)),
         (inputs.v_bksh, pl.BlockSpec((one, 1, keys, width), slot)),
         (padded_rows, pl.BlockSpec((one, 8, rows), at_row)),
         (padded_keys, pl.BlockSpec((one, 8, keys), at_key)),
-        (gains, pl.BlockSpec((one, 1, 2, group, 1, 1), lambda b, k, i, j: (b, k, 0, 0, 0, 0))),
+        (gains, pl.BlockSpec((one, 1, 2, group, 1, 1), at_head)),
+        (projection, pl.BlockSpec((one, 1, 2, group, 1, 1), at_head)),
     ]  # fmt: skip
     given = [(array, spec) for array, spec in specs if array is not None]
     out_shape = (
@@ -270,9 +283,10 @@ def _read(
             (batch, kv_heads, blocks.row_blocks, _STATS, group * rows), jnp.float32
         ),
     )
+    projecting = None if projection is None else BlockProjection(group, rows, keys)
     step = _Step(
-        blocks, scale, tap, group, inputs.k_bksh.shape[2],
-        inputs.rows_b8t is not None, inputs.keys_b8s is not None,
+        blocks, scale, tap, group, inputs.k_bksh.shape[2], projecting,
+        inputs.rows_b8t is not None, inputs.keys_b8s is not None, gains is not None,
     )  # fmt: skip
     out_bkgth, stats = pl.pallas_call(
         step,
@@ -286,9 +300,15 @@ def _read(
         scratch_shapes=[
             pltpu.VMEM((one, group * rows, LANES), jnp.float32),
             pltpu.VMEM((one, group * rows, width), jnp.float32),
+            *(projecting.scratch(one, width, inputs.v_bksh.dtype) if projecting else ()),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+            dimension_semantics=(
+                "parallel",
+                "parallel",
+                "arbitrary" if projecting else "parallel",
+                "arbitrary",
+            )
         ),
         cost_estimate=_cost(inputs, blocks, out_shape),
         interpret=interpret,
@@ -308,6 +328,7 @@ def _read(
         stat(_IMAGE, tap.masses),
         stat(_SQUARES, tap.squares),
         stat(_OWN, tap.own and causal),
+        projected=projecting is not None,
     )
 
 
@@ -320,15 +341,21 @@ class _Step:
     tap: Tap
     group: int
     slots: int
+    projecting: BlockProjection | None
     has_rows: bool
     has_keys: bool
+    has_gains: bool
 
     def __call__(self, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
-        *others, out_ref, stats_ref, sums_ref, values_ref = refs
-        others = list(others)
-        rows_ref = others.pop(0) if self.has_rows else None
-        keys_ref = others.pop(0) if self.has_keys else None
-        gains_ref = others.pop(0) if others else None
+        others, project = list(refs), self.projecting
+
+        def take(there: Any) -> Any:
+            return others.pop(0) if there else None
+
+        rows_ref, keys_ref = take(self.has_rows), take(self.has_keys)
+        gains_ref, projection_ref = take(self.has_gains), take(project)
+        out_ref, stats_ref, sums_ref, values_ref, *kept_refs = others
+        kept = lambda b: [ref.at[b] for ref in kept_refs]
         i, j = pl.program_id(2), pl.program_id(3)
 
         @pl.when(j == 0)
@@ -336,6 +363,11 @@ class _Step:
             lane = jax.lax.broadcasted_iota(jnp.int32, sums_ref.shape, 2)
             sums_ref[...] = jnp.where(lane == _TOP, MASKED, 0.0)
             values_ref[...] = jnp.zeros_like(values_ref)
+
+        if project:
+            pl.when((i == 0) & (j == 0))(lambda: project.start(kept_refs))
+            for b in range(self.blocks.batch):
+                project.add_values((i, j), v_ref.at[b, 0], rows_ref[b], kept(b))
 
         def add() -> None:
             for b in range(self.blocks.batch):
@@ -354,12 +386,17 @@ class _Step:
                 sums = sums_ref[b]
                 top, total = sums[:, _TOP : _TOP + 1], sums[:, _TOTAL : _TOTAL + 1]
                 out = jnp.where(top > 0.5 * MASKED, values_ref[b] / total, 0.0)
-                out_ref[b, 0] = out.reshape(out_ref.shape[2:]).astype(out_ref.dtype)
+                if not project:
+                    out_ref[b, 0] = out.reshape(out_ref.shape[2:]).astype(out_ref.dtype)
                 lane = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 1)
                 shares = sums / total
                 shares = jnp.where(lane == _SQUARES, shares / total, shares)
                 shares = jnp.where(lane == _TOP, top + jnp.log(total), shares)
-                stats_ref[b, 0, 0] = shares.T[:_STATS]
+                stats = stats_ref[b, 0, 0] = shares.T[:_STATS]
+                if project:
+                    own, squares = (stats[at : at + 1] for at in (_OWN, _SQUARES))
+                    how = projection_ref[b, 0]
+                    project.project(out, own, squares, rows_ref[b], how, kept(b), out_ref.at[b, 0])
 
     def _add(
         self, at: tuple[Array, Array], read: Sequence[Array], known: Sequence[Any],
@@ -427,6 +464,9 @@ def _cost(inputs: _Inputs, blocks: _Blocks, outputs: Any) -> pl.CostEstimate:
     batch, kv_heads, group, _, dim = inputs.q_bkgth.shape
     width, steps = inputs.v_bksh.shape[-1], blocks.steps
     pairs = batch * kv_heads * group * blocks.rows * blocks.keys * len(steps)
+    flops = 2 * pairs * (dim + width)
+    if inputs.projection_b2n is not None:
+        flops += 2 * inputs.v_bksh.size * LANES + 5 * outputs[0].size
     fetched = 1 + sum(a != b for a, b in itertools.pairwise(steps))
     padded = lambda size: -(-size // LANES) * LANES
     key = (padded(dim) + padded(width)) * inputs.k_bksh.dtype.itemsize
@@ -434,6 +474,4 @@ def _cost(inputs: _Inputs, blocks: _Blocks, outputs: Any) -> pl.CostEstimate:
     for array in (inputs.q_bkgth, *outputs, inputs.rows_b8t, inputs.keys_b8s):
         if array is not None:
             moved += array.size // array.shape[-1] * padded(array.shape[-1]) * array.dtype.itemsize
-    return pl.CostEstimate(
-        flops=2 * pairs * (dim + width), transcendentals=pairs, bytes_accessed=moved
-    )
+    return pl.CostEstimate(flops=flops, transcendentals=pairs, bytes_accessed=moved)

@@ -1,6 +1,7 @@
 """Steered attention of a prompt: tiles for all rows, one edited row a sample for the last."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Tap
 from vlm_jax.attention.fused import read_segments
-from vlm_jax.attention.parts.base import Prompt
+from vlm_jax.attention.parts.base import Part, Prompt
 from vlm_jax.attention.row import read_row, readings_of
 from vlm_jax.attention.segment import Segment, Visibility, by_key_head, merge
 from vlm_jax.attention.steering import Readings, Rows, State, Steering
@@ -47,8 +48,7 @@ def steered_prefill(
     prompt = Prompt(q_btnh, segments, queries, rows, scale, before)
     for part in parts:
         prompt.q_btnh = part.queries(prompt.q_btnh, prompt)
-    taps = [part.tap(prompt) for part in parts]
-    tap = Tap.together([one for one in taps if one is not None])
+    tap = _tap(parts, prompt)
     prompt.reads = read_segments(
         prompt.q_btnh, segments, queries, causal=causal, scale=scale, tap=tap
     )
@@ -71,6 +71,17 @@ def steered_prefill(
     for part in parts:
         out = part.prompt_end(out, prompt, row)
     return out, row.state, readings_of(row)
+
+
+def _tap(parts: Iterable[Part], prompt: Prompt) -> Tap | None:
+    """Returns what parts ask of the reader; it projects rows if no part changes them before."""
+    found, changed = [], False
+    for part in parts:
+        tap = part.tap(prompt)
+        if tap is not None:
+            found.append(dataclasses.replace(tap, projection=None) if changed else tap)
+        changed |= type(part).prompt_rows is not Part.prompt_rows
+    return Tap.together(found)
 
 
 def _column(index_b: Array | None, dims: int) -> Array:

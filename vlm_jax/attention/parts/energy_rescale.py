@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vlm_jax.attention.causal_projection import EPSILON
 from vlm_jax.attention.parts.base import DecodeRow, Part, Prompt, Values, choice, host, part
 from vlm_jax.attention.segment import kinds_of
 from vlm_jax.batch import Kind
-
-EPSILON = 1e-8
-"""Added to what both rescales divide by, as in the released AIR*."""
 
 ENERGY_FACTORS = 0.8, 1.25
 """Limits of the energy rescale, as in the released AIR*."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -11,9 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vlm_jax.attention.blockwise import Tap
+from vlm_jax.attention.causal_projection import (
+    CausalProjection,
+    frobenius_scale,
+    own_weights,
+    project_causal,
+)
 from vlm_jax.attention.parts.base import DecodeRow, Part, Prompt, State, Values, choice, host, part
-from vlm_jax.attention.parts.energy_rescale import EPSILON
-from vlm_jax.attention.segment import Segment, Visibility, by_key_head, kinds_of
+from vlm_jax.attention.segment import Segment, Visibility, kinds_of
 from vlm_jax.batch import Kind
 
 NAME = "projection"
@@ -94,7 +98,19 @@ class Projection(Part):
 
     def tap(self, prompt: Prompt):
         """See `Part.tap`."""
-        return Tap(squares=True, own=True) if self.counts else None
+        if not self.counts:
+            return None
+        project = None
+        if self.prefill == "causal" and _counted_before(prompt) is None:
+            project = self._causal(prompt)
+        return Tap(squares=True, own=True, projection=project)
+
+    def _causal(self, prompt: Prompt) -> CausalProjection:
+        """Returns what becomes of the rows before the last one."""
+        counted_bt, last_b = prompt.rows.real_bt, prompt.rows.last_b
+        if last_b is not None:
+            counted_bt = counted_bt & (jnp.arange(counted_bt.shape[1]) < last_b[:, None])
+        return CausalProjection(self.on, self.beta, counted_bt)
 
     def prompt_rows(self, out_btnh, prompt: Prompt, state: State):
         """Counts the rows before the last one; projects them where `prefill` is "causal".
@@ -105,7 +121,7 @@ class Projection(Part):
         if not self.counts:
             return out_btnh
         keys = _Keys.of(prompt.segments, out_btnh.shape[1])
-        counted = None if prompt.before is None else prompt.before.get(NAME)
+        counted = _counted_before(prompt)
         if keys.earlier and counted is None:
             raise ValueError(
                 "A projection with zero_trace='running' or prefill='causal' counts the rows of a "
@@ -114,16 +130,16 @@ class Projection(Part):
             )
         trace_btn = prompt.reads[-1].own_btn
         if trace_btn is None:
-            own_btn = _diagonal(prompt.q_btnh, keys.own, prompt.scale)
-            trace_btn = jnp.exp(own_btn - prompt.lse_btn)
+            trace_btn = own_weights(prompt.q_btnh, keys.own.k_bksh, prompt.lse_btn, prompt.scale)
         squares = [m * m * read.squares_btn for m, read in zip(prompt.masses, prompt.reads)]
         squares_btn = functools.reduce(jnp.add, squares)
-        first_bt, last_b = prompt.rows.real_bt, prompt.rows.last_b
-        if last_b is not None:
-            first_bt = first_bt & (jnp.arange(out_btnh.shape[1]) < last_b[:, None])
-        read = _Counted(trace_btn, squares_btn, first_bt, counted)
-        if self.prefill == "causal":
-            out_btnh = _project_causal(out_btnh, keys, read, self, prompt.q_btnh.dtype)
+        project = self._causal(prompt)
+        read = _Counted(trace_btn, squares_btn, project.rows_bt, counted)
+        if self.prefill == "causal" and not prompt.reads[-1].projected:
+            out_btnh = project_causal(
+                out_btnh, keys.own.values_bksh, keys.earlier_values(), read.running(), project,
+                dtype=prompt.q_btnh.dtype,
+            )  # fmt: skip
         state[NAME] = read.moments()
         return out_btnh
 
@@ -158,26 +174,9 @@ class Projection(Part):
         return out_btnh
 
 
-LARGEST_SCALE = 8.0
-"""Limit of the Frobenius rescale. The map of a prompt's first few rows is nearly diagonal, the
-first row's is: all that zero trace leaves of it is rounding, which must not be blown up. Maps of
-whole prompts are far from it (about 1.01 to 1.1)."""
-
-
-BLOCK = 128
-"""Rows whose running sums one product makes."""
-
-
-def frobenius_scale(squares: Array, trace: Array, count: Array) -> Array:
-    """Returns sqrt(||A||^2 / ||A - tr(A)/n I||^2), at most `LARGEST_SCALE`.
-
-    Args:
-        squares: ||A||^2.
-        trace: tr(A).
-        count: n.
-    """
-    rest = jnp.maximum(squares - trace * trace / count, 0.0)
-    return jnp.minimum(jnp.sqrt(squares / (rest + EPSILON)), LARGEST_SCALE)
+def _counted_before(prompt: Prompt) -> Moments | None:
+    """Returns what the calls that read the earlier keys have counted."""
+    return None if prompt.before is None else prompt.before.get(NAME)
 
 
 def _count(moments: Moments, weights, own_b1s) -> Moments:
@@ -213,23 +212,6 @@ def _own(segments: Sequence[Segment], queries: Visibility) -> Array:
     orders = [segment.keys.order for segment in segments]
     assert all(order is not None for order in orders)
     return jnp.concatenate(orders, axis=-1)[:, None] == queries.order[:, :, None]  # type: ignore[arg-type]
-
-
-def _diagonal(q_btnh: Array, own: Segment, scale: float | None) -> Array:
-    """Logits of each row on its own key, [B, T, N].
-
-    Rows whose logits have gains are text, and the logits of text keys have none.
-    """
-    batch, length, heads, dim = q_btnh.shape
-    kv_heads = own.k_bksh.shape[1]
-    kind = jnp.promote_types(q_btnh.dtype, jnp.float32)
-    logits = jnp.einsum(
-        "btkgh,bkth->btkg",
-        q_btnh.reshape(batch, length, kv_heads, heads // kv_heads, dim),
-        own.k_bksh,
-        preferred_element_type=kind,
-    ).reshape(batch, length, heads)
-    return logits * (dim**-0.5 if scale is None else scale)
 
 
 def _heads(v_bksh: Array, heads: int) -> Array:
@@ -298,53 +280,6 @@ class _Counted:
         if self.earlier is None:
             return own
         return [a[:, None] + b for a, b in zip(jax.tree.leaves(self.earlier), own)]
-
-
-def _project_causal(out_btnh, keys: _Keys, read: _Counted, part, kind) -> Array:
-    """Projects each row before the last with the traces and norms of the rows up to it.
-
-    Arrays are laid out as kernels write rows, by key head and group, in blocks of rows, so that
-    values are spread to no query head. Sums of the values up to a row are those of the blocks
-    before, and within its block a product with a triangle of ones. Barriers keep compilers from
-    storing the values, and the rows on their way to the output's product, as float32 as well.
-
-    Args:
-        out_btnh: the rows as they were read.
-        keys: all that they see.
-        read: their traces and squares.
-        part: the projection.
-        kind: dtype of what becomes of the rows.
-    """
-    v_bksh = jax.lax.optimization_barrier(keys.own.values_bksh)
-    batch, length, heads, dim = out_btnh.shape
-    kv_heads, dtype = v_bksh.shape[1], out_btnh.dtype
-    size = math.gcd(length, BLOCK)
-    blocks = length // size
-    rows = (batch, kv_heads, heads // kv_heads, blocks, size)
-    by_head = lambda a: by_key_head(a, kv_heads).reshape(*rows, -1)
-    out = by_head(out_btnh)
-    trace, squares, count = (by_head(a[..., None]) for a in read.running())
-    count = jnp.maximum(count, 1.0)
-    per_head = lambda a: jnp.broadcast_to(a, (batch, heads)).reshape(*rows[:3], 1, 1, 1)
-    beta, on = per_head(part.beta), per_head(part.on > 0)
-    eta = frobenius_scale(squares, trace, count)
-    mean = (count - trace) / (count * count)
-    real = read.first_bt.reshape(batch, 1, blocks, size, 1)
-    values = v_bksh.reshape(batch, kv_heads, blocks, size, dim)
-    within = jnp.einsum(
-        "ts,bknsh->bknth",
-        jnp.tril(jnp.ones((size, size), values.dtype)),
-        jnp.where(real, values, 0),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=dtype,
-    )
-    before = jnp.cumsum(jnp.pad(within[:, :, :-1, -1], ((0, 0), (0, 0), (1, 0), (0, 0))), axis=2)
-    before = (before + keys.earlier_values())[:, :, None, :, None]
-    edited = (1 - beta) * eta * (out - trace / count * values[:, :, None].astype(dtype))
-    edited = edited + beta * eta * mean * (within[:, :, None] + before)
-    edited = jnp.where(on & real[:, :, None], edited, out)
-    edited = jax.lax.optimization_barrier(edited.astype(kind)).astype(dtype)
-    return jnp.moveaxis(edited.reshape(batch, heads, length, dim), 1, 2)
 
 
 def _project_official(out, v_bksh, moments: Moments, prompt: Prompt, part) -> Array:
