@@ -162,3 +162,24 @@ def rotate(x_btnh: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> 
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_btnh.dtype)
+
+
+@functools.partial(jax.jit, inline=True)
+def rotate_patches(
+    x_bpnh: Float[Array, "B P N H"], angles: Float[Array, "B P H/2"]
+) -> Float[Array, "B P N H"]:
+    """Rotates as `rotate` does, heads of a vision tower: their widths are 64 to 80.
+
+    On TPU XLA would write halves of such heads as float32, one by one, and join them again. There a
+    product with a permutation puts the halves in each other's place, exactly.
+    """
+
+    def by_product(x: Array, angles: Array) -> Array:
+        width, wide = x.shape[-1], jnp.promote_types(x.dtype, jnp.float32)
+        swap_hh = jnp.roll(jnp.eye(width, dtype=x.dtype), width // 2, axis=1)
+        swapped = jnp.einsum("bpnh,hj->bpnj", x, swap_hh, precision=jax.lax.Precision.HIGHEST)
+        cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+        cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+        return (x.astype(wide) * cos + swapped.astype(wide) * sin).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x_bpnh, angles, tpu=by_product, default=rotate)

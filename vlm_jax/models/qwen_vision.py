@@ -21,7 +21,7 @@ from vlm_jax.models.layers import (
     ones,
     patch_angles,
     rms_norm,
-    rotate,
+    rotate_patches,
     weight,
     zeros,
 )
@@ -54,7 +54,7 @@ class QwenVisionLayer(nnx.Module):
         """
         normed = rms_norm(x_bpd, self.norm1_d[...], self.eps)
         q, k, v = heads(normed, self.wqkv_d3nh[...], self.bqkv_3nh[...])
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate_patches(q, angles), rotate_patches(k, angles)
         segment = Segment(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), queries)
         out = attend(q, [all_keys(segment, across)], queries)
         x_bpd = x_bpd + jnp.einsum("bpnh,nhd->bpd", out, self.wo_nhd[...]) + self.bo_d[...]
