@@ -44,8 +44,8 @@ LONG = ("train", "sweep", "identify")
 SOURCES = {"configs/fold.py": "qwen2_5_vl-0"}
 FEW = 4  # items of a benchmark
 SANDBOX = ("photo.jpg", "val2014", "instances_val2014.json", "captions_val2014.json",
-           "coco_pope_adversarial.json", "captions.jsonl", "pairs.jsonl", "dev.jsonl",
-           "test.jsonl")  # fmt: skip
+           "train2014", "instances_train2014.json", "coco_pope_adversarial.json",
+           "captions.jsonl", "pairs.jsonl", "dev.jsonl", "test.jsonl")  # fmt: skip
 
 # Pages that a page reads as text.
 TEXTS = ("guide.md", "serving.md", "tpu_pods.md", "tutorials/evaluate.md", "tutorials/heads.md")
@@ -89,6 +89,8 @@ def sandbox(tmp_path_factory) -> pathlib.Path:
             ],
         },
     )
+    for name in ("{}2014", "instances_{}2014.json"):
+        (folder / name.format("train")).symlink_to(folder / name.format("val"))
     questions = [
         {
             "question_id": n,

@@ -14,6 +14,7 @@ from vlm_jax.evals import pope
 from vlm_jax.evals.comparison import compare
 from vlm_jax.evals.results import Results
 from vlm_jax.evals.tallies import tabulate_sums
+from vlm_jax.report.comparison import frontier_table
 from vlm_jax.report.page import page
 from vlm_jax.report.run import report_of
 from vlm_jax.report.sheet import sheets
@@ -137,6 +138,15 @@ def test_tables_for_latex(report, folder):
     assert len({first, *parts}) == len(report.tables) + len(
         list((folder / "figures").glob("*.pdf"))
     )
+
+
+def test_biases_that_change_nothing_are_told():
+    arms = {name: {"broken": [tallies(120, 180)]} for name in ("unedited", "arm")}
+    sweep = {bias: {"broken": tallies(120, 180)} for bias in (0.0, 2.0)}
+    metrics = {"broken": comparison().metrics["broken"]}
+    same = frontier_table(compare(arms, metrics, sweep=sweep, draws=20))
+    assert "No bias changed a caption" in same.notes[-1]
+    assert len(frontier_table(comparison()).notes) == 1
 
 
 def test_long_tables_go_on_on_the_next_sheet():

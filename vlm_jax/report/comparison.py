@@ -296,11 +296,17 @@ def frontier_table(comparison: Comparison) -> Table:
         for p in comparison.points
     ]
     pooled = " + ".join(comparison.pooled)
+    notes = ["A plain bias on the logits that end a caption; 0 is the model without it."]
+    if len({(p.recall, p.metric, p.length) for p in comparison.points}) == 1 < len(rows):
+        notes.append(
+            "No bias changed a caption, so nothing is known of saying less: name words that end "
+            "or lengthen this model's captions by config.frontier.tokens."
+        )
     return Table(
         f"Say-less frontier of {baseline_name(comparison)} ({pooled})",
         ["bias", "recall", "C_S", "length (words)"],
         rows,
-        ["A plain bias on the logits that end a caption; 0 is the model without it."],
+        notes,
     )
 
 

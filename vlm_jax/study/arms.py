@@ -261,8 +261,8 @@ class ArmReader:
             return dict(entry)
         if not pathlib.Path(self.heads).is_file():
             raise ConfigError(
-                f"heads={IDENTIFIED!r} needs the file {self.heads}; make it with --job=identify, "
-                "or name another by config.heads."
+                f"heads={IDENTIFIED!r} needs the file {self.heads}; make it with --job=identify "
+                "(of images of your own: --config=chair_identify), or name another by config.heads."
             )
         return {**entry, "heads": self.heads}
 
