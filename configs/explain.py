@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
                 "heads": (),  # whose tokens' imbalance is told: "identified", a set, or pairs
                 "count": 4,  # heads of a set
                 "contribution": "value",  # what imbalance compares with; or "uniform", "erasure"
-                "maps": (),  # steps of an answer whose rows of these heads are kept whole
+                "maps": (),  # steps of an answer whose rows of these heads are kept whole, with
+                # the box of the picture that each image token covers
             },
             # What answers take from sets of heads; what policies A to D should do.
             "editing": {

@@ -1,7 +1,7 @@
 """Where heads look while an answer is written: masses, imbalance, entropy and row variance."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from vlm_jax.report.tables import Table
 from vlm_jax.settings import listed, one_of, setting, whole
 from vlm_jax.steering.heads import Head, HeadSets, check_heads, mask_of, shape_of
 from vlm_jax.steering.named import IDENTIFIED, resolve_heads
+from vlm_jax.study.looking import token_regions
 
 CONTRIBUTIONS = {
     "value": "||W_O v|| of the token, what a unit of attention there adds",
@@ -46,7 +47,8 @@ class MassesSettings:
         contribution: a word of `CONTRIBUTIONS`, the information that the imbalance compares with.
             No open source defines it. "erasure" reads the sequence once more for each of its
             tokens.
-        maps: steps of an answer whose rows of these heads are kept whole; () keeps none.
+        maps: steps of an answer whose rows of these heads are kept whole, beside what part of the
+            picture each image token covers; () keeps none.
     """
 
     answers: int = setting(16, whole, low=1, high=1 << 20)
@@ -68,6 +70,7 @@ class ReadAnswer:
         tokens: how many of them are the answer.
         rows: of the steps that chose the answer's tokens.
         imbalance_hs: of the heads that were asked for, see `analysis.rows.imbalance`.
+        regions: place of an image token -> its box, see `study.looking.token_regions`.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ReadAnswer:
     tokens: int
     rows: AttentionRows
     imbalance_hs: np.ndarray
+    regions: Mapping[int, Sequence[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -133,6 +137,7 @@ class FoundMasses(Finding):
             "variance": [[[float(f"{v:.6g}") for v in n] for n in ln] for ln in rows.variance_qln],
             "tai": _finite(one.imbalance_hs),
             "maps": {str(step): rows.weights_qhs[step].round(6).tolist() for step in steps},
+            "regions": None if one.regions is None else _boxes(one.regions),
         }
 
     def tables(self) -> list[Table]:
@@ -235,6 +240,7 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
                 len(answer.tokens),
                 rows,
                 imbalance(rows.weights_qhs, information, query_q),
+                token_regions(model.processor, example.images, batch) if settings.maps else None,
             )
         )
     return FoundMasses(found, heads, sets, settings)
@@ -242,6 +248,8 @@ def run(subject: Subject, settings: MassesSettings) -> FoundMasses:
 
 def _heads(subject: Subject, settings: MassesSettings, sets: HeadSets | None) -> tuple[Head, ...]:
     given = settings.heads
+    if isinstance(given, tuple | list) and len(given) == 1 and isinstance(given[0], str):
+        (given,) = given  # as `heads=identified` on the command line is read
     if isinstance(given, str) and given:
         named = sets if given == IDENTIFIED else resolve_heads(given, subject.config)
         if named is None:
@@ -251,6 +259,10 @@ def _heads(subject: Subject, settings: MassesSettings, sets: HeadSets | None) ->
             )
         return tuple(named.sensitive[: settings.count])
     return check_heads("heads", given or (), shape_of(subject.config))
+
+
+def _boxes(regions: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    return {str(place): _finite(np.asarray(box)) for place, box in regions.items()}
 
 
 def _finite(values: np.ndarray) -> Any:

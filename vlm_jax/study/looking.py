@@ -185,6 +185,33 @@ def _packed(maps_ms: np.ndarray, masses_mc: np.ndarray) -> dict[str, Any]:
     }
 
 
+def token_regions(
+    processor: Processor, images: Sequence[Any], batch: Batch
+) -> dict[int, tuple[float, ...]] | None:
+    """Returns what each image token of a batch's only sample covers: its place -> its box.
+
+    A box is left, top, right and bottom as shares of the picture, below 0 or above 1 in what is
+    padded, and NaN for learned tokens that cover nothing. None where there is not one picture, or
+    where tokens are no places of it (those of a Q-Former).
+    """
+    if len(images) != 1:
+        return None
+    on_image_s = np.asarray(batch.kinds_bt[0]) == Kind.IMAGE
+    picture = images[0]
+    size = picture.size if isinstance(picture, Image.Image) else _size(picture)
+    if size is None:
+        return None
+    regions_m4 = processor.regions(*size)
+    if regions_m4 is None:
+        grid = _grid(np.asarray(batch.positions_bt3[0])[on_image_s])
+        if grid is None:
+            return None
+        left, top, right, bottom = _box(size, grid, processor)
+        regions_m4 = grid_regions(*grid, (left, top, right, bottom))
+    boxes = (tuple(map(float, box)) for box in np.asarray(regions_m4))
+    return dict(zip(np.flatnonzero(on_image_s).tolist(), boxes, strict=True))
+
+
 def _placed(
     model: VLM, size: tuple[int, int], batch: Batch, on_image_s: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray] | None:
