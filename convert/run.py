@@ -4,6 +4,7 @@ import dataclasses
 
 import convert as _convert
 from vlm_jax.errors import ConfigError, UserError
+from vlm_jax.hub import called
 from vlm_jax.settings import one_of, read, setting, switch
 from vlm_jax.study.request import Request
 
@@ -74,4 +75,5 @@ def verify(request: Request) -> None:
     print(found)
     found.check()
     changed = "changed as certified and nowhere else" if found.heads else "unchanged"
-    print(f"\n{found.edited} is {found.original}, {changed}.")
+    edited, original = map(called, (found.edited, found.original))
+    print(f"\n{edited} is {original}, {changed}.")

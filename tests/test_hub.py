@@ -147,3 +147,8 @@ def test_a_path_is_never_looked_for_on_the_hub(name, message, tmp_path, monkeypa
     with pytest.raises(CheckpointError) as error:
         hub.resolve(name)
     assert message in str(error.value)
+
+
+def test_a_shipped_folder_is_called_by_its_name(tmp_path):
+    assert hub.called(hub.resolve("llava-0")) == "llava-0"
+    assert hub.called(tmp_path / "llava-0") == str(tmp_path / "llava-0")

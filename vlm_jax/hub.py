@@ -23,6 +23,11 @@ def shipped() -> list[str]:
     return sorted(path.name for path in SHIPPED.iterdir() if (path / "config.json").is_file())
 
 
+def called(folder: pathlib.Path) -> str:
+    """Returns how a user calls a model's folder: a shipped one by its name."""
+    return folder.name if folder.parent == SHIPPED else str(folder)
+
+
 def resolve(name: str | os.PathLike[str], weights: bool = True) -> pathlib.Path:
     """Returns the folder of a model.
 

@@ -11,7 +11,6 @@ shows what the block above it printed: all of it, or some of its paragraphs, wit
 import contextlib
 import dataclasses
 import io
-import os
 import pathlib
 import re
 import shlex
@@ -22,7 +21,6 @@ import tomllib
 from collections.abc import Iterator
 
 from tests.docs.commands import ROOT, Block, blocks
-from vlm_jax import hub
 from vlm_jax.cli import main
 
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -61,7 +59,6 @@ def title(paragraph: str) -> str:
 
 def tidy(text: str) -> str:
     """Returns what a command printed, less what is of one machine: folders, times, warnings."""
-    text = text.replace(f"{hub.SHIPPED}{os.sep}", "")
     return "\n".join(_TIMES.sub("", line).rstrip() for line in text.strip("\n").splitlines())
 
 
