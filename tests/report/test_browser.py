@@ -127,7 +127,12 @@ def test_a_word_shows_where_the_model_looked(desktop):
 
 
 def test_benchmarks_of_questions(desktop):
+    assert desktop.locator(".examples .key").is_visible()
+    chip(desktop, "lost an object").click()
     desktop.get_by_label("benchmark", exact=True).select_option("pope")
+    assert not desktop.locator(".examples .key").is_visible()
+    assert not chip(desktop, "lost an object").count()
+    assert chip(desktop, "all").get_attribute("aria-pressed") == "true"
     assert "\u2713 right" in desktop.locator("article dt").first.inner_text()
     assert chip(desktop, "removed a mistake").inner_text().split()[-1] == "12"
     desktop.get_by_label("benchmark", exact=True).select_option("broken")

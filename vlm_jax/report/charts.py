@@ -348,7 +348,8 @@ def maps(
         "mark": {"type": "point", "shape": "circle", "size": 40, "strokeWidth": 1.5, "stroke": INK},
         "encoding": {**places, **_TIP},
     }
-    columns = max(1, min(len(panels), 880 // (cell * len(rows[0]) + 60)))
+    fit = max(1, min(len(panels), 880 // (cell * len(rows[0]) + 60)))
+    columns = -(-len(panels) // -(-len(panels) // fit))  # as many rows, filled: four are 2 x 2
     spec: Spec = {
         "data": {"values": _cells(panels, largest, (y_label, x_label), outlined)},
         "facet": _facet(list(panels)),

@@ -244,7 +244,10 @@ function browse(root) {
       const text = before && [item.id, item.question || "", before.text, after.text].join(" ").toLowerCase();
       return before && words.every((word) => text.includes(word));
     });
-    const kinds = others.length ? Object.keys(CHANGES) : ["all"];
+    const captions = benchmark().items.some((item) => !item.question);
+    root.querySelector(".key").hidden = !captions; // of words that a question's answer does not mark
+    const kinds = (others.length ? Object.keys(CHANGES) : ["all"]).filter((kind) => captions || kind !== "lost an object");
+    if (!kinds.includes(change)) change = "all";
     const groups = Object.fromEntries(kinds.map((kind) => [kind, said.filter((item) => CHANGES[kind](...pair(item)))]));
     const focused = chips.contains(document.activeElement);
     chips.replaceChildren(...kinds.map((kind) => element("button",
