@@ -30,7 +30,7 @@ from vlm_jax.edits import Certificate
 from vlm_jax.errors import ConfigError
 from vlm_jax.listing import html_table
 from vlm_jax.masses import read_masses, refuse_two_passes
-from vlm_jax.methods import find_method, treat
+from vlm_jax.methods import settings_of, treat
 from vlm_jax.models import Params, Prefix
 from vlm_jax.parallel import lay_out, put
 from vlm_jax.processing import ImageSource, Processor
@@ -110,7 +110,7 @@ class VLM:
         """
         self.prefixes, self.images = DeviceStore(limit_bytes), DeviceStore(limit_bytes)
 
-    def apply(self, method: str, /, **settings: Any) -> "VLM":
+    def apply(self, method: str | Callable[..., Any], /, **settings: Any) -> "VLM":
         """Returns the model with a method applied; this one stays as it is.
 
         `vlm_jax.methods()` lists the methods and their settings. Methods add up:
@@ -118,7 +118,8 @@ class VLM:
         compiled before the first answer, and an edit compiles nothing at all.
 
         Args:
-            method: its name.
+            method: its name; or a function of the model's config and of settings that returns a
+                `Steering`, as attention methods are: `vlm.apply(mine, gain=1.2)`.
             settings: what it takes. heads="identified" is the model folder's `heads.json`, which
                 the shipped models have and `--job=identify` makes.
 
@@ -178,7 +179,13 @@ class VLM:
         return other
 
     def sweep(
-        self, method: str, /, *, images: Any = None, prompts: Any = None, **settings: Any
+        self,
+        method: str | Callable[..., Any],
+        /,
+        *,
+        images: Any = None,
+        prompts: Any = None,
+        **settings: Any,
     ) -> SideBySide:
         """Returns the answers to some questions with a method at many settings.
 
@@ -189,7 +196,7 @@ class VLM:
         compile nothing.
 
         Args:
-            method: its name.
+            method: its name, or a function; see `apply`.
             images, prompts: as for `generate`.
             settings: of the method, where a list is several values and a tuple one; several lists
                 are all of their combinations. What is no setting of the method is one of
@@ -200,7 +207,7 @@ class VLM:
             PromptError: see `generate`.
         """
         call = read_call(images, prompts)
-        own = set(find_method(method).settings)
+        own = set(settings_of(method))
         options = {name: settings.pop(name) for name in set(settings) & _OPTIONS - own}
         limit = self.room(call.images, call.prompts, _changed(None, options).max_new_tokens)
         return sweep(self, method, settings, call, {**options, "max_new_tokens": limit})

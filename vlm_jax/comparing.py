@@ -257,7 +257,9 @@ def _redrawn(model: VLM, seed: int) -> VLM:
     """
     known, drawn = methods(), model.untreated()
     for treatment in model.treatments:
-        word, own = known[treatment.method].random_control, treatment.control
+        listed = treatment.method in known  # or a function of the user's
+        word = known[treatment.method].random_control if listed else ""
+        own = treatment.control
         if own or not word:
             why = f"is a control itself ({own})" if own else "draws nothing at random"
             raise ConfigError(f"{treatment.method} {why}.")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax.attention.steering import Steering
 from vlm_jax.decoding import named
 from vlm_jax.edits import EDITS
 from vlm_jax.errors import ConfigError
@@ -23,6 +24,7 @@ from vlm_jax.settings import nearest, read, refuse_unknown
 from vlm_jax.steering import methods as attention
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.named import identified
+from vlm_jax.steering.validate import validate
 from vlm_jax.treatments import (
     Decoded,
     Edited,
@@ -71,13 +73,24 @@ def methods() -> Listing[Method]:
     return Listing(listed, "method", {**columns, "settings": settings})
 
 
-def treat(name: str, model: TreatedModel, settings: Mapping[str, Any]) -> Treatment:
+def treat(
+    name: str | Callable[..., Steering], model: TreatedModel, settings: Mapping[str, Any]
+) -> Treatment:
     """Returns the treatment that a name and settings mean for a model.
 
+    Args:
+        name: of a method; or a function as an attention method is one, of the model's config and
+            settings.
+        model: that is treated.
+        settings: of the method.
+
     Raises:
-        ConfigError: there is no such method, it has no such setting, or a value cannot be.
+        ConfigError: there is no such method, it has no such setting, or a value cannot be; or the
+            function returns no steering.
         EditError: an edit does not fit the model.
     """
+    if inspect.isfunction(name):
+        return _of_function(name, model, settings)
     method = find_method(name)
     refuse_unknown(settings, method.settings, f"method {name!r}")
     return method.treatment(model, {key: _plain(key, value) for key, value in settings.items()})
@@ -89,18 +102,34 @@ def _plain(name: str, value: Any) -> Any:
     return value.tolist() if listed or isinstance(value, np.generic) else value
 
 
-def find_method(name: str) -> Method:
+def find_method(name: Any) -> Method:
     """Returns a method by its name; no other is imported.
 
     Raises:
         ConfigError: there is none of this name.
     """
     makers = _makers()
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"a method is given by its name, or as a function, not as {type(name).__name__}; a "
+            "function is called with the model's config and the settings, and returns a Steering."
+        )
     if name not in makers:
         raise ConfigError(
             f"there is no method {name!r}{nearest(name, makers)}; there are {', '.join(makers)}."
         )
     return makers[name](name)
+
+
+def settings_of(method: str | Callable[..., Any]) -> list[str]:
+    """Returns the names of the settings of a method, by its name, or that is a function.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if inspect.isfunction(method):
+        return list(inspect.signature(method).parameters)[1:]
+    return list(find_method(method).settings)
 
 
 def steered(name: str, settings: Mapping[str, Any], steering: Any) -> Steered:
@@ -114,6 +143,26 @@ def summary_of(function: Callable[..., Any]) -> str:
     """The first sentence of a docstring, on one line."""
     text = inspect.getdoc(function) or ""
     return " ".join(text.split("\n\n")[0].split())
+
+
+def _of_function(
+    function: Callable[..., Any], model: TreatedModel, settings: Mapping[str, Any]
+) -> Steered:
+    """The treatment of an attention method that has no name yet.
+
+    Raises:
+        ConfigError: it has no such setting, or does not return a steering of the model.
+    """
+    # The dot keeps it apart from methods that are found by their name.
+    called = f"{function.__module__}.{function.__name__}"
+    refuse_unknown(settings, settings_of(function), f"method {called!r}")
+    given = {key: _plain(key, value) for key, value in settings.items()}
+    folder = None if model.folder is None else model.folder.path
+    steering = function(model.config, **identified(given, folder))
+    if not isinstance(steering, Steering):
+        raise ConfigError(f"{called} must return a Steering, not {type(steering).__name__}.")
+    validate(steering, model.config.decoder)
+    return steered(called, given, steering)
 
 
 def _makers() -> dict[str, Callable[[str], Method]]:

@@ -8,7 +8,7 @@ settings, heads=((3, 1), (3, 2)) is one. Several lists are all of their combinat
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def grid(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def sweep(
     model: TreatedModel,
-    method: str,
+    method: str | Callable[..., Any],
     settings: Mapping[str, Any],
     call: Call,
     options: Mapping[str, Any],

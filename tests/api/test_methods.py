@@ -17,6 +17,7 @@ from vlm_jax.checkpoint import CERTIFICATE, SIDECAR
 from vlm_jax.errors import CheckpointError, ConfigError, EditError
 from vlm_jax.jobs import edit as edit_job
 from vlm_jax.jobs import fold as fold_job
+from vlm_jax.steering import building
 from vlm_jax.steering.config import read_method
 from vlm_jax.steering.methods import METHODS
 from vlm_jax.steering.named import identified
@@ -107,6 +108,41 @@ def test_a_wrong_call_is_one_line(shipped_llava, name, settings, message):
     with pytest.raises((ConfigError, EditError), match=message) as caught:
         shipped_llava.apply(name, **settings)
     assert "\n" not in str(caught.value)
+
+
+def doubled(config, *, heads=(), gain=2.0):
+    """Doubles what heads add."""
+    on_ln = building.listed(config, heads, None, "", 0)
+    return Steering(head_gains=HeadGains(building.leaf(np.where(on_ln, gain, 1))))
+
+
+def test_a_function_is_a_method(shipped_llava, scenes):
+    mine = shipped_llava.apply(doubled, heads="identified", gain=3.0)
+    heads = identified(AIR, shipped_llava.folder.path)["heads"]
+    given = doubled(shipped_llava.config, heads=heads, gain=3.0)
+    [direct] = shipped_llava.answer([[scenes[0]]], [PROMPT], steering=given, max_new_tokens=8)
+    assert mine.generate(scenes[0], PROMPT, max_new_tokens=8) == direct.text
+    assert str(mine.treatments[0]).endswith("test_methods.doubled(heads='identified', gain=3.0)")
+    few = vlm_jax.benchmark("testbed_chair", set="broken", split="dev", n=2)
+    scored = vlm_jax.compare(shipped_llava, {"mine": mine}, few, draws=1)
+    assert "mine has no random control" in str(scored.tables[0])
+    asked = {"images": scenes[0], "prompts": PROMPT, "max_new_tokens": 8}
+    swept = shipped_llava.sweep(doubled, heads="identified", gain=[1.5, 3.0], **asked)
+    assert direct.text in str(swept)
+    with pytest.raises(ConfigError, match=r"has no setting 'gian'.*did you mean 'gain'"):
+        shipped_llava.apply(doubled, gian=1)
+    with pytest.raises(ConfigError, match=r"wrong must return a Steering, not list"):
+        shipped_llava.apply(wrong)
+
+
+def wrong(config):
+    return [config]
+
+
+@pytest.mark.parametrize("method", [{"method": "air"}, ["air"], None, Steering()])
+def test_what_is_no_name_is_one_line(shipped_llava, method):
+    with pytest.raises(ConfigError, match="a method is given by its name, or as a function, not"):
+        shipped_llava.apply(method)
 
 
 def test_methods_that_set_the_same_part_are_named(shipped_llava):
