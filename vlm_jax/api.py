@@ -56,7 +56,8 @@ class VLM:
     Attributes:
         treatments: what `apply` has added, in order.
         steering: what they do to attention together, leaves [1, L, N]; None: nothing.
-        generator: the compiled programs, shared by treated copies.
+        generator: the compiled programs, shared by treated copies and by models of the same
+            architecture on the same mesh that `vlm_jax.load` returned.
         prefixes: prompts through their last image that earlier calls have read; none are kept
             until `keep_prefixes` gives them room.
         images: the features of these prompts' images, likewise, shared with copies whose decoder

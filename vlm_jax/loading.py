@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from vlm_jax import checkpoint, hub
 from vlm_jax.api import VLM
+from vlm_jax.decoding.generate import generator_of
 from vlm_jax.decoding.settings import unfollowed
 from vlm_jax.errors import ConfigError
 from vlm_jax.models import abstract
@@ -94,4 +95,5 @@ def load(
     line = unfollowed(processor.generation)
     if line:
         _log.warning("%s", line)
-    return VLM(folder.config, params, processor, mesh, folder=folder)
+    generator = generator_of(folder.config, mesh)
+    return VLM(folder.config, params, processor, mesh, generator, folder)

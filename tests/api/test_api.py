@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import vlm_jax
+from tests.compiles import counted
 from tests.reference import IMAGES, PROMPTS, picture
 from vlm_jax.decoding import DecodeSettings
 from vlm_jax.errors import CheckpointError, ConfigError, PromptError, UserError
@@ -75,6 +76,14 @@ def test_other_weights_compile_nothing(vlm):
     assert ask(other) != before
     assert vlm.generator.compilations == programs
     assert ask(vlm) == before
+
+
+def test_models_of_one_architecture_share_what_they_compile(vlm):
+    ask = lambda model: model.generate(IMAGES[:1], PROMPTS[:1], max_new_tokens=6)
+    before, again = ask(vlm), vlm_jax.load(vlm.folder)
+    with counted() as compiled:
+        assert ask(again) == before
+    assert not compiled
 
 
 def test_a_limit_past_the_slots_of_a_bucket_is_kept(vlm):

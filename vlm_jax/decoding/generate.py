@@ -5,8 +5,10 @@ Prompts are read by one program and decoded by another, which takes the cache of
 """
 
 import dataclasses
+import functools
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -388,6 +390,23 @@ class Generator:
         owners = owners[:: math.gcd(sharing, batch.size // self.mesh.shape["data"])]
         in_order = np.array_equal(owners, np.arange(count))
         return prefix, None if in_order else put.rows(owners)
+
+
+_in_use: weakref.WeakValueDictionary[tuple[VLMConfig, Mesh], Generator]
+_in_use = weakref.WeakValueDictionary()
+
+
+@functools.lru_cache(maxsize=1)
+def generator_of(config: VLMConfig, mesh: Mesh) -> Generator:
+    """Returns the generator that models of one architecture on one mesh share.
+
+    What was compiled for one serves the next: a model's edited folder, another training seed. It
+    stays as long as a model has it, and the last one without any.
+    """
+    found = _in_use.get((config, mesh))
+    if found is None:
+        found = _in_use[config, mesh] = Generator(config, mesh)
+    return found
 
 
 def compile_ahead(name: str, program: Any, *args: Any, **static: Any) -> Any:
