@@ -40,9 +40,11 @@ SHORT = {
     "identify": ["--config.identify.chunk=4"],
 }
 LONG = ("train", "sweep", "identify")
+# Each method of these compiles programs of its own for each family.
+ALL_METHODS = "--config=configs/testbed_methods.py"
 # A page that needs more of a model than every shipped one has: classes of heads are in this one's.
 SOURCES = {"configs/fold.py": "qwen2_5_vl-0"}
-FEW = 4  # items of a benchmark
+FEW = 4  # pictures of a benchmark of files
 SANDBOX = ("photo.jpg", "val2014", "instances_val2014.json", "captions_val2014.json",
            "train2014", "instances_train2014.json", "coco_pope_adversarial.json",
            "captions.jsonl", "pairs.jsonl", "dev.jsonl", "test.jsonl")  # fmt: skip
@@ -157,23 +159,38 @@ def job_of(words: list[str]) -> str:
     return next(word.split("=")[1] for word in words if word.startswith("--job="))
 
 
+def few_models(words: list[str]) -> list[str]:
+    """A command on shipped models of several families, on one of each, or on two of one."""
+    given = next((word for word in words if word.startswith("--source=")), "")
+    names = given.removeprefix("--source=").split(",")
+    firsts = {name.rpartition("-")[0]: name for name in reversed(names)}
+    if len(firsts) < 2 or not set(names) <= set(hub.shipped()):
+        return words
+    every = any(word.startswith(ALL_METHODS) for word in words)
+    few = names[:2] if every else reversed(firsts.values())
+    return [f"--source={','.join(few)}" if word == given else word for word in words]
+
+
 def shortened(words: list[str]) -> list[str]:
     """A command of a job that takes long, on few items."""
     job = listing.jobs()[job_of(words)]
     named, changes, _ = _split(words)
     config: Any = configs.read(named or job.config, changes)
-    short = [*words, *SHORT.get(job.name, [])]
+    short = list(SHORT.get(job.name, []))
     for section in ("benchmarks", "test"):
         for name, benchmark in config.get(section, {}).items():
             if "n" in benchmark:
-                short.append(f"--config.{section}.{name}.n={FEW}")
+                short.append(f"--config.{section}.{name}.n={FEW // 2}")
     if job.name in ("evaluate", "generate", "sweep"):
         short.append("--config.max_new_tokens=8")
+    if job.name in ("evaluate", "sweep") and config.frontier.biases:
+        short.append("--config.frontier.biases=(1.0,)")
     if job.name == "sweep":
         short += [
             f"--config.sweep.{key}={v[:1]!r}" for key, v in config.sweep.items() if len(v) > 1
         ]
-    return short
+    given = {word.partition("=")[0] for word in short}
+    return [word for word in words if word.partition("=")[0] not in given] + short
 
 
 def run(words: list[str], folder: pathlib.Path) -> str:
@@ -285,7 +302,7 @@ def run_all(
         source = f"--source={SOURCES.get(place, 'llava-0')}"
         words = [word.replace("--source=<folder>", source) for word in words]
         words = [word.replace("=<folder>", f"=folder-{number}") for word in words]
-        here.run(shortened(stand_in(words, folder)))
+        here.run(few_models(shortened(stand_in(words, folder))))
 
 
 @pytest.mark.parametrize(("place", "all_words"), places(long=False), ids=lambda v: str(v)[:30])
