@@ -35,7 +35,7 @@ def blocks(documented) -> str:
     return "\n".join(code)
 
 
-LONG = {"generate", "sweep", "comparing", "compare"}
+LONG = {"generate", "sweep", "comparing"}
 """Also run, in other words, by README, docs/guide.md and examples/."""
 
 

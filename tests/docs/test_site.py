@@ -179,7 +179,6 @@ def test_pages_are_quiet_and_no_wider_than_a_phone(site):
                     assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
 
 
-@pytest.mark.slow
 def test_the_site_is_searched_from_disk(site):
     with chromium() as browser, visit(browser, site / "index.html") as page:
         page.click("input.md-search__input")

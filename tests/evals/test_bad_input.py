@@ -46,7 +46,6 @@ def outcome(name, answers, truth, tmp_path):
     return {key: one.value for key, one in found.metrics.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("side", ["answers", "truth"])
 @pytest.mark.parametrize("name", SMALL)
 def test_any_field_of_any_value(name, side, tmp_path):

@@ -38,7 +38,6 @@ def path(tmp_path):
     return tmp_path / "work" / "answers.jsonl"
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_moments_leaves_what_an_undisturbed_one_leaves(tmp_path):
     whole = tmp_path / "whole.jsonl"
     expected = run(whole, FakeModel(fails={5, 31}), max_failures=3)

@@ -212,7 +212,10 @@ FAMILIES = ("qwen3_vl", "llava_next", "internvl_chat", "instructblip", "deepseek
 MATCHERS = ("clip", "siglip", "blip")
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *MATCHERS])
+@pytest.fixture(
+    scope="module",
+    params=[*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MATCHERS)],
+)
 def other(request, tmp_path_factory):
     """A folder of another family, or of a model that matches texts and images."""
     root, name = tmp_path_factory.mktemp(request.param), request.param
@@ -224,7 +227,6 @@ def other(request, tmp_path_factory):
     return getattr(rooms.get(name, tiny), name)(root / "hf")
 
 
-@pytest.mark.slow
 @examples(60)
 @given(data=st.data())
 def test_what_other_folders_say(other, data):
