@@ -30,7 +30,7 @@ os.environ.setdefault(
 import jaxtyping
 import pytest
 
-from tests import compiles, typecheck
+from tests import compiles, turns, typecheck
 from tests.eight import started
 
 # What collection imports stays: it is not searched for garbage before the tests start.
@@ -53,8 +53,20 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves the bits of two programs to the test that compiles them as users do."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--turn`: what runs often takes a part of the slow tests each time."""
+    parser.addoption("--turn", help="K/N: of the slow tests one N-th, by file; K: any number")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out slow tests whose turn it is not, and leaves bits to those who have them.
+
+    The bits of two programs are compared by the test that compiles them as users do.
+    """
+    if config.getoption("turn"):
+        others = set(turns.others(items, config.getoption("turn")))
+        config.hook.pytest_deselected(items=list(others))
+        items[:] = [item for item in items if item not in others]
     if "optimization_level=0" in os.environ["XLA_FLAGS"]:
         elsewhere = pytest.mark.skip(reason="tests/test_as_users_compile.py runs it")
         for item in items:
