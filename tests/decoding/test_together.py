@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import vlm_jax
+from tests import tiny
 from tests.decoding.test_strategies import IMAGES, PROMPTS, SETTINGS, oracle, tokens
 from tests.docs.test_site import script
 from vlm_jax.decoding import named
@@ -17,14 +19,22 @@ def site():
 
 
 @pytest.fixture(scope="module")
-def trials(site, llava_vlm):
-    decoder = llava_vlm.config.decoder
+def small(tmp_path_factory):
+    """A model of two layers: every set of methods is compiled."""
+    layers = dict(num_hidden_layers=2)
+    folder = tmp_path_factory.mktemp("together") / "llava"
+    return vlm_jax.load(tiny.llava(folder, text=layers, vision=layers))
+
+
+@pytest.fixture(scope="module")
+def trials(site, small):
+    decoder = small.config.decoder
     return site.trials(decoder.num_layers, decoder.num_heads, decoder.hidden_size)
 
 
 @pytest.fixture(scope="module")
-def refusals(site, llava_vlm):
-    return site.refusals(llava_vlm)
+def refusals(site, small):
+    return site.refusals(small)
 
 
 def treated(vlm, trials, labels):
@@ -55,7 +65,7 @@ def sets_of(labels, refusals):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", named.names())
-def test_all_else_acts_together_in_any_order(llava_vlm, site, trials, refusals, method):
+def test_all_else_acts_together_in_any_order(small, site, trials, refusals, method):
     """A method of decoding beside an edit and every method of attention that goes with it."""
     able = [
         label
@@ -65,9 +75,7 @@ def test_all_else_acts_together_in_any_order(llava_vlm, site, trials, refusals, 
     seen = set()
     for chosen in sets_of(able, refusals):
         together = ["qk", *chosen, method]
-        ask = lambda labels: treated(llava_vlm, trials, labels).ask(
-            IMAGES[:2], PROMPTS[:2], OPTIONS
-        )
+        ask = lambda labels: treated(small, trials, labels).ask(IMAGES[:2], PROMPTS[:2], OPTIONS)
         found, back = ask(together), ask(together[::-1])
         assert all(one.tokens for one in found)
         assert [one.tokens for one in found] == [one.tokens for one in back]
