@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from tests.evals.small import GRADES, SMALL
-from vlm_jax.errors import UserError
+from vlm_jax.errors import AnswersError, UserError
 from vlm_jax.evals import sheets
+from vlm_jax.evals.pictures import find_images
 from vlm_jax.evals.score import score
 
 NAN = float("nan")
@@ -172,10 +173,17 @@ def test_answers_to_other_questions_and_second_answers(name, tmp_path):
     "cell", ["@" * 80, "QUJD" * 30, b"\x00" * 99, {"bytes": b"GIF89a"}, 7, [1]]
 )
 def test_a_cell_that_is_no_picture_is_one_line(cell, tmp_path):
-    from vlm_jax.errors import AnswersError
     from vlm_jax.evals.pictures import embedded
     from vlm_jax.evals.records import Record
 
     row = Record(tmp_path / "t.parquet", 3, {"image": cell}, "row")
     with pytest.raises(AnswersError, match=r"t\.parquet row 3: image is (no picture|not base64)"):
         embedded(row)
+
+
+def test_a_file_in_the_place_of_a_folder_of_images_is_called_one(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(AnswersError, match=r"a\.jpg is a file; name the folder"):
+        find_images(tmp_path / "a.jpg")
+    with pytest.raises(AnswersError, match=r"b\.jpg does not exist"):
+        find_images(tmp_path / "b.jpg")

@@ -31,13 +31,16 @@ def find_images(source: ImageSource, by_path: bool = False) -> dict[ImageId, Any
         by_path: whether ids are paths below the folder ("VD/chart/0_1.png") instead of names.
 
     Raises:
-        AnswersError: no such folder, no image in it, or two files of one image id.
+        AnswersError: no such folder, a file, no image in it, or two files of one image id.
     """
     if isinstance(source, Mapping):
         return dict(source) if by_path else {image_id(key): one for key, one in source.items()}
     folder = Path(source)
     if not folder.is_dir():
-        raise AnswersError(f"image folder {folder} does not exist")
+        what = (
+            "is a file; name the folder that it lies in" if folder.is_file() else "does not exist"
+        )
+        raise AnswersError(f"image folder {folder} {what}")
     found: dict[ImageId, Path] = {}
     for path in sorted(folder.rglob("*") if by_path else folder.iterdir()):
         if path.suffix.lower() not in _SUFFIXES:
