@@ -91,9 +91,10 @@ class Progress:
             return
         seconds = time.monotonic() - self._begun
         if not failed and not (self._brief and seconds < _TERMINAL_SECONDS):
-            line = f"{self._prefix()}{self._amount(self.done)} in {duration(seconds)}"
+            whole = self.done - self.failed
+            line = f"{self._prefix()}{self._amount(whole)} in {duration(seconds)}"
             lost = f", {self.failed} failed" if self.failed else ""
-            self._show(f"{line} ({self._rate(self.done, seconds)}){lost}", last=True)
+            self._show(f"{line} ({self._rate(whole, seconds)}){lost}", last=True)
         elif self._terminal and self._width:
             self._write("\n")
 

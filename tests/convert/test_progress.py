@@ -91,6 +91,14 @@ def test_a_first_step_that_compiles_says_nothing_of_the_rest(clock):
     ]
 
 
+def test_what_failed_is_not_counted_as_done(clock):
+    out = io.StringIO()
+    with Progress(5, "answers", stream=out) as meter:
+        clock[0] += 4
+        meter.advance(5, failed=3)
+    assert out.getvalue() == "2 answers in 4.0 s (0.5 answers/s), 3 failed\n"
+
+
 def test_silent_and_failed(clock):
     out = Terminal()
     with Progress(5, "steps", enabled=False, stream=out) as meter:
