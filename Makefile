@@ -16,7 +16,7 @@ CLIENTS_VENV ?= .venv-clients
 PLAN ?= .plan
 ENDS ?= out/ends
 
-.PHONY: demo real clients test test-turn test-all test-plan ends ends-oldest ends-newest plan-env lint types docs bench clean
+.PHONY: demo real clients test test-all test-plan ends ends-oldest ends-newest plan-env lint types docs bench clean
 
 $(VENV)/.product: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: vlm_jax needs Python 3.11, 3.12 or 3.13 (set PYTHON=...)"; exit 1; }
@@ -78,16 +78,10 @@ clients: $(VENV)/.product $(CLIENTS_VENV)/.done
 	$(BIN)/python scripts/clients.py ours $(CLIENTS)
 	PYTHONPATH=scripts/vllm_cpu $(CLIENTS_VENV)/bin/python scripts/clients.py theirs $(CLIENTS)
 
-# What guards a user: run before every commit.
+# What guards a user: run before every commit. With TURN, any number, every fourth file of the slow
+# tests, too: .ci/run takes the commit's hash, so that a few commits have all of them.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not plan"
-
-# These and every fourth file of the slow tests; TURN, any number, says which. .ci/run takes the
-# commit's hash, so that a few commits have all of them.
-TURN ?= 0
-
-test-turn: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not plan" --turn $(TURN)/4
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(TURN),-m "not plan" --turn $(TURN)/4,-m "not slow and not plan")
 
 # All of it: also random kills, every mesh, every row of the benchmarks, plans, and other engines
 # where vLLM can be installed.
