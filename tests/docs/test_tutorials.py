@@ -7,6 +7,7 @@ from tests.docs.notebooks import NOTEBOOKS, run
 from tests.docs.tutorials import TUTORIALS, paragraphs, walk
 
 QUICK = ("index", "edit_and_export")
+SLOW = pytest.mark.slow, pytest.mark.timeout(900)
 
 
 def check(page, folder):
@@ -18,7 +19,7 @@ def check(page, folder):
 
 @pytest.mark.parametrize(
     "page",
-    [p if p.stem in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in TUTORIALS],
+    [p if p.stem in QUICK else pytest.param(p, marks=SLOW) for p in TUTORIALS],
     ids=lambda page: page.stem,
 )
 def test_a_tutorial_shows_what_happens(page, tmp_path):
