@@ -29,10 +29,10 @@ def installed(monkeypatch):
         real = plugins.installed
         fake = lambda group: points if group == lookup.FAMILIES.group else real(group)
         monkeypatch.setattr(plugins, "installed", fake)
-        lookup._others.cache_clear()
+        lookup._loaded.cache_clear()
 
     yield install
-    lookup._others.cache_clear()
+    lookup._loaded.cache_clear()
 
 
 def test_every_family_says_what_it_is():
@@ -106,3 +106,22 @@ def test_no_package_replaces_a_family_of_ours(installed, monkeypatch):
     monkeypatch.setattr(FAMILY.__class__, "name", "llava")
     installed("llava = tests.families.outside:FAMILY")
     assert find("llava").line.startswith("LLaVA")
+
+
+def test_a_package_that_becomes_importable_is_found(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="'late' is not supported"):
+        find("late")
+    about = tmp_path / "late-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: late\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        f"[{lookup.FAMILIES.group}]\nlate = late_family:FAMILY\n"
+    )
+    (tmp_path / "late_family.py").write_text(
+        "from vlm_jax.families import find\n\n\n"
+        "class Late(type(find('llava'))):\n"
+        "    name, model_types = 'late', ('late',)\n\n\n"
+        "FAMILY = Late()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("late").name == "late"

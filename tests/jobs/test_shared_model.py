@@ -9,6 +9,7 @@ import pytest
 
 from tests.jobs.conftest import stand_in
 from vlm_jax import checkpoint
+from vlm_jax.decoding import Generator
 from vlm_jax.edits.qk import QKEdit
 from vlm_jax.edits.qk.folder import edit_folder
 from vlm_jax.errors import EditError
@@ -18,6 +19,12 @@ from vlm_jax.jobs import evaluate
 from vlm_jax.loading import load
 from vlm_jax.study.arms import plan_edits
 from vlm_jax.study.request import Request
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch):
+    """Models find nothing that another test has compiled for their architecture."""
+    monkeypatch.setattr("vlm_jax.loading.generator_of", Generator)
 
 
 def picture_chair(offset: int = 0) -> Chair:

@@ -21,7 +21,7 @@ def lowered(folder, monkeypatch, method=None, acting=None, **generation) -> dict
     """The programs of a treated model, before XLA has them."""
     texts = {}
 
-    def keep(recorder, name, lower):
+    def keep(recorder, name, lower, given=()):
         if name in ("prefill", "decode"):
             texts[name] = lower().as_text()
 

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +26,13 @@ def _own() -> dict[str, Family]:
     return {family.name: family for family in found}
 
 
-@functools.cache
 def _others() -> dict[str, Family]:
-    """Returns the families that other packages bring, by name."""
+    """Returns the families that other packages bring, by name; loaded once a search path."""
+    return _loaded(tuple(sys.path))
+
+
+@functools.cache
+def _loaded(search_path: tuple[str, ...]) -> dict[str, Family]:
     others = FAMILIES.others()
     found = usable(others, lambda name: FAMILIES.load(others[name]))
     return {family.name: family for family in found.values()}
