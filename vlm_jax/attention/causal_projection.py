@@ -72,6 +72,12 @@ def factors(trace: Array, squares: Array, count: Array, beta: Array) -> tuple[Ar
     return (1 - beta) * eta, trace / count, beta * eta * mean
 
 
+def counted(trace_btn: Array, squares_btn: Array, rows_bt: Array) -> list[Array]:
+    """Returns traces, squares and numbers [B, T, N] of rows, zero of those that are not counted."""
+    values = trace_btn, squares_btn, jnp.ones_like(trace_btn)
+    return [jnp.where(rows_bt[..., None], a, 0.0) for a in values]
+
+
 def own_weights(
     q_btnh: Array, k_bkth: Array, lse_btn: Array, scale: float | None = None
 ) -> Float[Array, "B T N"]:

@@ -19,7 +19,12 @@ from absl import logging
 from jaxtyping import Array, Float
 
 from vlm_jax.attention.blockwise import Read, Tap, segment_attention
-from vlm_jax.attention.causal_projection import CausalProjection, own_weights, project_causal
+from vlm_jax.attention.causal_projection import (
+    CausalProjection,
+    counted,
+    own_weights,
+    project_causal,
+)
 from vlm_jax.attention.pallas import fits as kernel_fits
 from vlm_jax.attention.pallas import kernel_attention
 from vlm_jax.attention.segment import Segment, Visibility
@@ -203,9 +208,8 @@ def _apart(kernel: str) -> list[float]:
 def _projected(read: Read, q_btnh: Array, segment: Segment, projection: CausalProjection) -> Read:
     """Returns what was read in tiles, projected, with each row's weight on its own key."""
     own_btn = own_weights(q_btnh, segment.k_bksh, read.lse_btn)
-    counts = projection.rows_bt[..., None]
-    summed = own_btn, read.squares_btn, jnp.ones_like(own_btn)
-    running = [jnp.cumsum(jnp.where(counts, a, 0.0), axis=1) for a in summed]
+    rows = counted(own_btn, read.squares_btn, projection.rows_bt)
+    running = [jnp.cumsum(a, axis=1) for a in rows]
     out_btnh = project_causal(
         read.out_btnh, segment.values_bksh, 0.0, running, projection, dtype=read.out_btnh.dtype
     )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from vlm_jax.attention.blockwise import Tap
 from vlm_jax.attention.causal_projection import (
     CausalProjection,
+    counted,
     frobenius_scale,
     own_weights,
     project_causal,
@@ -121,8 +122,8 @@ class Projection(Part):
         if not self.counts:
             return out_btnh
         keys = _Keys.of(prompt.segments, out_btnh.shape[1])
-        counted = _counted_before(prompt)
-        if keys.earlier and counted is None:
+        before = _counted_before(prompt)
+        if keys.earlier and before is None:
             raise ValueError(
                 "A projection with zero_trace='running' or prefill='causal' counts the rows of a "
                 "prompt from the first on, but some were read by a call that did not: pass the "
@@ -134,7 +135,7 @@ class Projection(Part):
         squares = [m * m * read.squares_btn for m, read in zip(prompt.masses, prompt.reads)]
         squares_btn = functools.reduce(jnp.add, squares)
         project = self._causal(prompt)
-        read = _Counted(trace_btn, squares_btn, project.rows_bt, counted)
+        read = _Counted(trace_btn, squares_btn, project.rows_bt, before)
         if self.prefill == "causal" and not prompt.reads[-1].projected:
             out_btnh = project_causal(
                 out_btnh, keys.own.values_bksh, keys.earlier_values(), read.running(), project,
@@ -266,8 +267,7 @@ class _Counted:
 
     def _first(self) -> list[Array]:
         """Returns traces, squares and counts [B, T, N], zero from the last row on."""
-        values = self.trace_btn, self.squares_btn, jnp.ones_like(self.trace_btn)
-        return [jnp.where(self.first_bt[..., None], a, 0.0) for a in values]
+        return counted(self.trace_btn, self.squares_btn, self.first_bt)
 
     def moments(self) -> Moments:
         """Returns the moments of all rows before the last."""
